@@ -1,0 +1,1 @@
+"""Runtime side: ONNX files in, built, verified, timed and deployed engines out."""

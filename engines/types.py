@@ -1,0 +1,68 @@
+"""What every engine has in common: feeds, runners, tensors, and what a build leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Feeds = Mapping[str, NDArray[Any]]  # input name -> array, every model input present
+Outputs = dict[str, NDArray[np.float32]]  # output name -> float32 array
+
+
+class Runner(Protocol):
+    """A loaded engine (or torch model): feeds in, named float32 outputs out; owns its returned arrays."""
+
+    def __call__(self, feeds: Feeds) -> Outputs: ...
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One engine input or output. `shape` holds an int for a fixed and a name (or None) for a dynamic dimension."""
+
+    name: str
+    dtype: str  # numpy spelling: int64, float32, float16
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class NotInt8:
+    """One matrix multiplication that does not run in INT8, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """What the built engine really runs in INT8, read back from the engine: (running, total) per group."""
+
+    encoder_linear: tuple[int, int]
+    attention_matmul: tuple[int, int]
+    not_int8: tuple[NotInt8, ...]
+    inferred: tuple[str, ...] = ()  # names whose precision is concluded from a fused block, not read per op
+
+    def as_json(self) -> dict[str, Any]:
+        """The ``int8`` object of build.json."""
+        return {
+            "encoder_linear": list(self.encoder_linear),
+            "attention_matmul": list(self.attention_matmul),
+            "not_int8": [asdict(item) for item in self.not_int8],
+            "inferred": list(self.inferred),
+        }
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """Files of a built engine and its interface. `int8` is None for a floating-point engine."""
+
+    target: str  # openvino | onnxruntime | tensorrt
+    files: tuple[Path, ...]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    int8: Int8Report | None
+    settings: Mapping[str, Any]  # threads, precision hint, runtime version… as recorded in build.json
