@@ -1,0 +1,11 @@
+"""Latency of an INT8 engine and its FP32 rivals, measured interleaved in one run.
+
+Read in this order: `workload` (what is fed), `interleave` (what is timed when), `report` (benchmark.json),
+`table` (the screen), `machine` (what it ran on; call it as ``engines.bench.machine.machine()``).
+"""
+
+from engines.bench.interleave import BenchSettings, Contestant
+from engines.bench.report import bench, speedups
+from engines.bench.table import render_table
+
+__all__ = ["BenchSettings", "Contestant", "bench", "render_table", "speedups"]

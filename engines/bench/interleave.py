@@ -1,0 +1,251 @@
+"""The timing scheme: every contestant in turn, round after round, so that machine drift hits all of them alike.
+
+* A **round** times each contestant once on the same batch; batches rotate through the workload. Only the call is
+  timed (input in host memory to output in host memory); the batch exists before, outputs are freed after.
+* The **order** within a round follows a Williams design (E. J. Williams, 1949): over a cycle of rounds every
+  contestant holds every place and follows every other one equally often, so none always runs in the wake of the
+  slowest (its caches, clock frequency, spinning threads).
+* **Warm-up** calls come first and are not counted; their outputs must be non-empty and finite. Under a budget, a
+  contestant gets further warm-up calls only while its share (a quarter of the budget, divided equally) lasts, but
+  always one.
+* **Without a budget** every contestant runs in all `samples` rounds.
+* **With a budget** (wall time from the first warm-up call) a slow contestant must not use it up. Samples are planned
+  from the warm-up costs c by Neyman's allocation, n proportional to 1/sqrt(c) — the least total variance for a given
+  time when relative spreads are alike (W. G. Cochran, *Sampling Techniques*, 3rd ed., section 5.5). A contestant
+  that gets fewer samples runs every 2nd, 4th, 8th… round. Powers of two nest: whenever a slow contestant runs, all
+  faster ones run in the same round, so each of its samples can be paired for a speedup. Rounds go on until the next
+  one would not fit or `samples` is reached.
+* Everyone gets at least three samples, even when that exceeds the budget (the report says so).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines.types import Feeds, Outputs, Runner
+from qdq.errors import BuildError, ConfigError
+
+Clock = Callable[[], int]  # nanoseconds, monotonic
+Progress = Callable[[int, int], None]  # (done, total)
+
+MIN_SAMPLES = 3  # fewest that give a median which one outlier cannot move
+WARMUP_SHARE = 0.25  # of the budget
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One runner in the race. The FP32 baseline of an engine is named ``<engine>-fp32``."""
+
+    name: str  # int8, openvino-fp32, onnxruntime-fp32, torch-fp32
+    engine: str  # openvino | onnxruntime | tensorrt | torch
+    run: Runner
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """Shape and extent of a benchmark.
+
+    `threads` is what the engines were loaded with (0: their own default); it is only recorded.
+    Raises ConfigError for values that cannot be measured.
+    """
+
+    batch: int = 40
+    sequence: int = 128
+    budget_s: float | None = 20.0  # None: no limit, all `samples` rounds
+    warmup: int = 3
+    samples: int = 100
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"batch": 1, "sequence": 1, "warmup": 1, "samples": MIN_SAMPLES, "threads": 0}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"benchmark {name} is {getattr(self, name)}; it must be at least {minimum}")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise ConfigError(f"benchmark budget is {self.budget_s} s; give a positive number of seconds or none")
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What was measured. `samples` maps contestant name to {round: nanoseconds}."""
+
+    samples: Mapping[str, Mapping[int, int]]
+    warmup: Mapping[str, int]  # calls per contestant
+    every: Mapping[str, int]  # the contestant ran every n-th round
+    rounds: int
+    elapsed_ns: int  # warm-up included
+
+
+def interleave(
+    contestants: Sequence[Contestant],
+    workload: Sequence[Feeds],
+    settings: BenchSettings,
+    clock: Clock,
+    progress: Progress | None = None,
+) -> Timings:
+    """Time all contestants by the scheme above.
+
+    `progress` counts milliseconds of the budget, or rounds when there is none. Raises BuildError naming the
+    contestant whose outputs are empty or not finite.
+    """
+    race = _Race(contestants, workload, settings, clock, progress)
+    with _garbage_collection_paused():
+        race.warm_up()
+        race.count()
+    return Timings(
+        samples=dict(zip(race.names, race.timed, strict=True)),
+        warmup=dict(zip(race.names, map(len, race.warm), strict=True)),
+        every=dict(zip(race.names, race.strides, strict=True)),
+        rounds=race.rounds,
+        elapsed_ns=race.elapsed(),
+    )
+
+
+class _Race:
+    """The state of one run; contestants are indexed by position."""
+
+    def __init__(
+        self,
+        contestants: Sequence[Contestant],
+        workload: Sequence[Feeds],
+        settings: BenchSettings,
+        clock: Clock,
+        progress: Progress | None,
+    ) -> None:
+        self.contestants, self.workload, self.settings = contestants, workload, settings
+        self.clock, self.progress = clock, progress
+        self.names = [contestant.name for contestant in contestants]
+        self.budget_ns = math.inf if settings.budget_s is None else settings.budget_s * 1e9
+        self.warm: list[list[int]] = [[] for _ in contestants]
+        self.timed: list[dict[int, int]] = [{} for _ in contestants]
+        self.strides = [1] * len(contestants)
+        self.rounds = 0
+        self.start = clock()
+
+    def elapsed(self) -> int:
+        return self.clock() - self.start
+
+    def warm_up(self) -> None:
+        share = WARMUP_SHARE * self.budget_ns / len(self.contestants)
+        for turn in range(self.settings.warmup):
+            for index, contestant in enumerate(self.contestants):
+                spent = self.warm[index]
+                if turn and sum(spent) + min(spent) > share:
+                    continue
+                duration, outputs = self._time(index, turn)
+                _check_outputs(contestant.name, outputs)
+                spent.append(duration)
+            self._show(turn + 1)
+
+    def count(self) -> None:
+        remaining = self.budget_ns - self.elapsed()
+        self.strides = plan_strides([min(spent) for spent in self.warm], remaining, self.settings.samples)
+        turns: Counter[tuple[int, ...]] = Counter()
+        while self.rounds < self.settings.samples:
+            field = self._field()
+            if not self._fits(field) and self._everyone_has_enough():
+                break
+            # Order and batch turn once per round of this same field: by round number, a contestant of stride 4 among
+            # four would always meet the same order and the same batch.
+            turn = turns[field]
+            turns[field] += 1
+            for place in balanced_order(len(field), turn):
+                self.timed[field[place]][self.rounds], outputs = self._time(field[place], turn)
+                del outputs  # freed here, not inside the next timed call
+            self.rounds += 1
+            self._show(self.settings.warmup + self.rounds)
+        self._show(self.settings.warmup + self.settings.samples, finished=True)
+
+    def _field(self) -> tuple[int, ...]:
+        """Who runs in this round: by stride; everyone when only the minimum keeps the race going."""
+        everyone = range(len(self.contestants))
+        if self.elapsed() >= self.budget_ns:
+            return tuple(everyone)
+        return tuple(index for index in everyone if self.rounds % self.strides[index] == 0)
+
+    def _fits(self, field: Sequence[int]) -> bool:
+        # By the dearest call so far: ending a round early costs little, overrunning the budget breaks a promise.
+        dearest = [max(self.timed[index].values() or self.warm[index]) for index in field]
+        return self.elapsed() + sum(dearest) <= self.budget_ns
+
+    def _everyone_has_enough(self) -> bool:
+        return min(map(len, self.timed)) >= MIN_SAMPLES
+
+    def _time(self, index: int, turn: int) -> tuple[int, Outputs]:
+        run, feeds = self.contestants[index].run, self.workload[turn % len(self.workload)]
+        begin = self.clock()
+        outputs = run(feeds)
+        return max(1, self.clock() - begin), outputs  # never 0: a coarse clock must not divide a speedup by it
+
+    def _show(self, rounds: int, finished: bool = False) -> None:
+        if self.progress is None:
+            return
+        total = self.settings.warmup + self.settings.samples
+        if self.settings.budget_s is not None:
+            total = max(1, round(self.settings.budget_s * 1e3))
+            rounds = min(total, round(self.elapsed() / 1e6))
+        self.progress(total if finished else rounds, total)
+
+
+def balanced_order(size: int, turn: int) -> list[int]:
+    """Row `turn` of a Williams design for `size` contestants: cycle of `size` rows when even, 2 x `size` when odd."""
+    zigzag = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(size)]
+    order = [(entry + turn) % size for entry in zigzag]
+    return order[::-1] if size % 2 and (turn // size) % 2 else order
+
+
+def plan_strides(costs: Sequence[float], remaining: float, samples: int) -> list[int]:
+    """For each contestant, run every n-th round (a power of two), so that a good number of rounds fits `remaining`.
+
+    `costs` and `remaining` share one unit of time. The fastest always runs every round; nobody is planned below three
+    samples, so a hopeless budget comes back as equal strides.
+    """
+    strides = [1] * len(costs)
+    if math.isinf(remaining):
+        return strides
+    roots = [math.sqrt(max(cost, 1)) for cost in costs]
+    rounds = int(min(samples, max(MIN_SAMPLES, remaining / (min(roots) * sum(roots)))))
+
+    def use(index: int) -> float:
+        return math.ceil(rounds / strides[index]) * costs[index]
+
+    while sum(map(use, range(len(costs)))) > remaining:
+        # Rounds 0, n, 2n must exist for three samples. The fastest is the pace-maker and is never thinned.
+        thinnable = [i for i in range(len(costs)) if costs[i] > min(costs) and 4 * strides[i] + 1 <= rounds]
+        if not thinnable:
+            break
+        strides[max(thinnable, key=use)] *= 2
+    return strides
+
+
+def _check_outputs(name: str, outputs: Outputs) -> None:
+    if not outputs:
+        raise BuildError(f"contestant '{name}' returned no outputs in warm-up; rebuild its engine before timing it")
+    for output, array in outputs.items():
+        if not array.size:
+            raise BuildError(f"contestant '{name}': output '{output}' is empty (shape {list(array.shape)}); rebuild it")
+        if not np.isfinite(array).all():
+            raise BuildError(
+                f"contestant '{name}': output '{output}' holds NaN or Inf on the benchmark text; timing a broken "
+                "engine says nothing, look at accuracy.json and rebuild it"
+            )
+
+
+@contextlib.contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """As `timeit` does: a full collection with torch loaded takes long enough to show up as a p99."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

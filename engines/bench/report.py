@@ -1,0 +1,113 @@
+"""benchmark.json: percentiles, throughput and paired speedups of an interleaved run.
+
+* Percentiles interpolate linearly between order statistics (numpy's default, Hyndman & Fan type 7). p99 is null under
+  100 samples and p95 under 20: no sample would lie beyond them. p90 is always given; read it with `samples` beside it.
+* `sequences_per_s` is batch / mean latency in seconds (multiple choice: one sequence is one question with all choices).
+* `speedup[base]` is the median, over the rounds in which both ran, of base latency / own latency in that round
+  (> 1: faster than that base). Pairs from one round see the same machine, so a slow drift cancels; the ratio of two p50
+  values does not have that property. Bases are the contestants whose name ends in ``-fp32``, itself included.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engines.bench.interleave import BenchSettings, Clock, Contestant, Progress, Timings, interleave
+from engines.bench.machine import machine
+from engines.bench.workload import check_workload, describe_workload
+from engines.types import Feeds
+from qdq.config import nearest
+from qdq.errors import ConfigError
+
+BASE_SUFFIX = "-fp32"
+PERCENTILES = {"p50": (50, 1), "p90": (90, 1), "p95": (95, 20), "p99": (99, 100)}  # name: (percentile, fewest samples)
+
+
+def bench(
+    contestants: Sequence[Contestant],
+    workload: Sequence[Feeds],
+    settings: BenchSettings,
+    versions: Mapping[str, str],
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter_ns,
+) -> dict[str, Any]:
+    """Time all contestants interleaved on `workload` and return the benchmark.json object (times in milliseconds).
+
+    `workload`: batches of shape [batch, sequence] (multiple choice [batch, choices, sequence]). `progress` counts
+    milliseconds of the budget, or rounds without one. Raises ConfigError for a bad line-up or workload and BuildError
+    for a contestant that returns nothing, NaN or Inf.
+    """
+    _check_line_up(contestants)
+    check_workload(workload, settings.batch, settings.sequence)
+    timings = interleave(contestants, workload, settings, clock, progress)
+    elapsed_s = timings.elapsed_ns / 1e9
+    return {
+        "batch": settings.batch,
+        "sequence": settings.sequence,
+        "threads": settings.threads,
+        "budget_s": settings.budget_s,
+        "budget_exceeded": settings.budget_s is not None and elapsed_s > settings.budget_s,
+        "elapsed_s": elapsed_s,
+        "rounds": timings.rounds,
+        "workload": describe_workload(workload),
+        "contestants": {c.name: _entry(c, timings, settings.batch) for c in contestants},
+        "machine": machine(),
+        "versions": dict(versions),
+    }
+
+
+def _check_line_up(contestants: Sequence[Contestant]) -> None:
+    names = [contestant.name for contestant in contestants]
+    if not names:
+        raise ConfigError("the benchmark has no contestants; give it at least one engine")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(
+            f"two contestants are called '{repeated[0]}'; names are keys of benchmark.json, make them unique"
+        )
+
+
+def _entry(contestant: Contestant, timings: Timings, batch: int) -> dict[str, Any]:
+    own = timings.samples[contestant.name]
+    latency_ms = summarize([ns / 1e6 for ns in own.values()])
+    bases = [name for name in timings.samples if name.endswith(BASE_SUFFIX)]
+    return {
+        "engine": contestant.engine,
+        "samples": len(own),
+        "every": timings.every[contestant.name],
+        "warmup": timings.warmup[contestant.name],
+        "latency_ms": latency_ms,
+        "sequences_per_s": batch / (sum(own.values()) / len(own) / 1e9),
+        "speedup": {base: paired_speedup(timings.samples[base], own) for base in bases},
+    }
+
+
+def summarize(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and percentiles of `values`, by the rules in the module docstring."""
+    summary: dict[str, float | None] = {"mean": float(np.mean(values))}
+    for name, (percentile, fewest) in PERCENTILES.items():
+        enough = len(values) >= fewest
+        summary[name] = float(np.percentile(values, percentile, method="linear")) if enough else None
+    return summary
+
+
+def paired_speedup(base: Mapping[int, int], own: Mapping[int, int]) -> float:
+    """Median of base / own over the rounds both hold; there is one, since everyone runs in round 0."""
+    return statistics.median(base[turn] / own[turn] for turn in sorted(base.keys() & own.keys()))
+
+
+def speedups(report: Mapping[str, Any], base: str) -> dict[str, float]:
+    """Speedup of every contestant of a benchmark.json object over contestant `base` (> 1: faster than `base`).
+
+    Raises ConfigError when `base` did not run or is not an FP32 baseline.
+    """
+    contestants = report["contestants"]
+    bases = sorted({name for entry in contestants.values() for name in entry["speedup"]})
+    if base not in bases:
+        raise ConfigError(f"no speedups over '{base}' in this benchmark; {nearest(base, bases)}")
+    return {name: entry["speedup"][base] for name, entry in contestants.items()}

@@ -1,0 +1,246 @@
+"""accuracy.json: how far an engine's outputs and answers are from the FP32 model's, on the same batches.
+
+What is compared, per text:
+
+* cosine over the text's output vector: one row of ``sentence_embedding`` or of [batch, classes] ``logits``; all
+  non-padded positions, flattened, of a token-level output; start and end logits of the non-padded positions together
+  for question answering. With two classes the cosine is a weak statistic: adding the same amount to both logits moves
+  it without changing any answer, and it is near 1 for most pairs of confident answers. Read the agreement there.
+* errors over the same elements (padded positions never count);
+* agreement: share of equal answers. One answer per text is the arg max of its logits, per non-padded token the arg max
+  there, and for question answering start and end position together. Feature extraction and a single logit (regression)
+  have no answers.
+
+Batches are streamed; only running sums are kept, and float64 copies exist for one text at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.metrics import ErrorSum, Share, Vector, cosine
+from engines.types import Feeds, Outputs, Runner
+from qdq.config import choice
+from qdq.errors import DataError, ParityError
+
+# Task -> what one answer is given for; None: the task gives no answers.
+ANSWER_FOR: dict[str, str | None] = {
+    "feature-extraction": None,
+    "text-classification": "text",
+    "next-sentence-prediction": "text",
+    "multiple-choice": "text",
+    "token-classification": "token",
+    "fill-mask": "token",
+    "language-modeling": "token",
+    "question-answering": "span",
+}
+ANSWER_OUTPUTS = {None: (), "text": ("logits",), "token": ("logits",), "span": ("start_logits", "end_logits")}
+LABELLED = ("text-classification", "next-sentence-prediction", "multiple-choice")  # one label per text
+LOGITS = ("logits", "start_logits", "end_logits")
+
+Sample = dict[str, Vector]  # one text's outputs without padding, in float64
+
+
+def compare(
+    reference: Runner,
+    candidate: Runner,
+    batches: Sequence[Feeds],
+    task: str,
+    labels: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run both on every batch and return the accuracy.json object.
+
+    `labels`: one class index per text, in the order of the batches; they give ``metric`` (accuracy in [0, 1] of both
+    sides, and the drop in points) for tasks with one label per text, else ``metric_reason`` says why not. `progress`
+    is called after each batch. Raises ConfigError for an unknown task, DataError for missing text or unusable labels,
+    ParityError when names or shapes of outputs differ or a value is NaN or Inf.
+    """
+    choice(task, ANSWER_FOR, "task")
+    _check_texts(batches, labels)
+    tally = _Tally(task, labels)
+    for index, feeds in enumerate(batches):
+        expected, actual = reference(feeds), candidate(feeds)
+        where = f"batch {index}"
+        _check_interface(expected, actual, len(feeds["input_ids"]), where)
+        _check_answers(expected, task, where)
+        mask = feeds.get("attention_mask")
+        # Not zipped over lists: one text of a [batch, sequence, vocabulary] output is copied at a time.
+        for left, right in zip(_texts(expected, mask, task, where), _texts(actual, mask, task, where), strict=True):
+            _check_finite(left, "the FP32 model", where)
+            _check_finite(right, "the engine", where)
+            tally.add(left, right)
+        if progress is not None:
+            progress(index + 1, len(batches))
+    return tally.as_json()
+
+
+@dataclass
+class _Tally:
+    """Running statistics over texts."""
+
+    task: str
+    labels: Sequence[int] | None
+    cosines: list[float] = field(default_factory=list)
+    errors: dict[str, ErrorSum] = field(default_factory=dict)
+    agreement: Share = field(default_factory=Share)
+    correct: tuple[Share, Share] = field(default_factory=lambda: (Share(), Share()))  # reference, candidate
+
+    def add(self, expected: Sample, actual: Sample) -> None:
+        position = len(self.cosines)
+        self.cosines.append(cosine(_joined(expected), _joined(actual)))
+        for name, values in expected.items():
+            self.errors.setdefault(name, ErrorSum()).add(values, actual[name])
+        answers = _answers(expected, self.task), _answers(actual, self.task)
+        if answers[0] is None or answers[1] is None:
+            return
+        self.agreement.add(np.all(answers[0] == answers[1], axis=0))
+        if self.labels is not None and self.task in LABELLED:
+            if position == 0:  # all of them now: a bad last label must not cost a whole run
+                _check_labels(self.labels, expected["logits"].size)
+            for share, answer in zip(self.correct, answers, strict=True):
+                share.add(np.all(answer == self.labels[position], axis=0))
+
+    def as_json(self) -> dict[str, Any]:
+        outputs = {name: errors.as_json() for name, errors in self.errors.items()}
+        total = ErrorSum.merged(self.errors.values()).as_json()
+        logits = ErrorSum.merged(errors for name, errors in self.errors.items() if name in LOGITS)
+        metric, reason = self._metric()
+        return {
+            "task": self.task,
+            "samples": len(self.cosines),
+            "cosine_mean": float(np.mean(self.cosines)),
+            "cosine_min": min(self.cosines),
+            "max_abs_error": total["max_abs_error"],
+            "mean_abs_error": total["mean_abs_error"],
+            "logit_mse": logits.as_json()["mse"] if logits.elements else None,
+            "outputs": outputs,
+            "agreement": self.agreement.value(),
+            "agreement_of": self.agreement.of,
+            "agreement_unit": ANSWER_FOR[self.task] if self.agreement.of else None,
+            "metric": metric,
+            "metric_reason": reason,
+        }
+
+    def _metric(self) -> tuple[dict[str, Any] | None, str | None]:
+        """The metric, or the reason why there is none."""
+        if self.labels is None:
+            return None, "no labels were given"
+        if self.task not in LABELLED:
+            return None, f"labels are not used for {self.task}"
+        fp32, int8 = (share.value() for share in self.correct)
+        if fp32 is None or int8 is None:
+            return None, "the model has a single logit (regression), so there is no accuracy"
+        return {"name": "accuracy", "fp32": fp32, "int8": int8, "drop_points": (fp32 - int8) * 100}, None
+
+
+def _check_texts(batches: Sequence[Feeds], labels: Sequence[int] | None) -> None:
+    texts = sum(len(feeds["input_ids"]) for feeds in batches)
+    if not texts:
+        raise DataError("there is no text to compare the engine with the FP32 model on; give at least one text")
+    if labels is not None and len(labels) != texts:
+        raise DataError(f"{len(labels)} labels for {texts} texts; give one label per text, in the same order")
+    for index, feeds in enumerate(batches):
+        mask = feeds.get("attention_mask")
+        if mask is not None and not mask.any(axis=tuple(range(1, mask.ndim))).all():
+            raise DataError(f"batch {index} holds a text without tokens (its attention_mask is all 0); leave it out")
+
+
+def _check_interface(expected: Outputs, actual: Outputs, texts: int, where: str) -> None:
+    if expected.keys() != actual.keys():
+        raise ParityError(
+            f"{where}: the engine returns {sorted(actual)}, the FP32 model {sorted(expected)}; "
+            "they are not the same model, export and build again"
+        )
+    for name, values in expected.items():
+        if values.shape != actual[name].shape:
+            raise ParityError(
+                f"{where}: output '{name}' has shape {list(actual[name].shape)} from the engine and "
+                f"{list(values.shape)} from the FP32 model; export and build again"
+            )
+        if values.shape[:1] != (texts,):
+            raise ParityError(
+                f"{where}: output '{name}' has shape {list(values.shape)} for {texts} texts; export again"
+            )
+
+
+def _check_answers(outputs: Outputs, task: str, where: str) -> None:
+    if not outputs:
+        raise ParityError(f"{where}: the engine and the FP32 model return no outputs; export and build again")
+    for name in ANSWER_OUTPUTS[ANSWER_FOR[task]]:
+        if name not in outputs:
+            raise ParityError(f"{where}: {task} needs output '{name}', found {sorted(outputs)}; check the task")
+
+
+def _texts(outputs: Outputs, mask: NDArray[Any] | None, task: str, where: str) -> Iterator[Sample]:
+    """One sample per text. Token-level outputs ([B, S, C]; [B, S] for question answering) lose padded positions."""
+    token_level = {name: values.ndim == 3 or task == "question-answering" for name, values in outputs.items()}
+    for name, values in outputs.items():
+        if token_level[name] and mask is not None and values.shape[:2] != mask.shape:
+            raise ParityError(
+                f"{where}: output '{name}' has shape {list(values.shape)}, which does not start with batch and "
+                f"sequence of attention_mask, {list(mask.shape)}; export the model again"
+            )
+    keep = None if mask is None else mask.astype(bool)
+    for index in range(len(next(iter(outputs.values())))):
+        yield {
+            name: (values[index][keep[index]] if token_level[name] and keep is not None else values[index]).astype(
+                np.float64
+            )
+            for name, values in outputs.items()
+        }
+
+
+def _check_finite(sample: Sample, who: str, where: str) -> None:
+    for name, values in sample.items():
+        if not np.isfinite(values).all():
+            raise ParityError(
+                f"{where}: output '{name}' of {who} holds NaN or Inf; look for a scale of 0 or an overflow in FP16, "
+                "then calibrate and build again"
+            )
+
+
+def _joined(sample: Sample) -> Vector:
+    """One text's output vector: all outputs flattened, in the order of their names."""
+    return np.concatenate([sample[name].ravel() for name in sorted(sample)])
+
+
+def _answers(sample: Sample, task: str) -> NDArray[np.int64] | None:
+    """Answers of one text, [parts, answers]: a span has two parts that must both be equal, everything else one."""
+    unit = ANSWER_FOR[task]
+    if unit == "span":
+        return np.array([[sample["start_logits"].argmax()], [sample["end_logits"].argmax()]])
+    if unit is None or sample["logits"].shape[-1] == 1:
+        return None
+    return np.atleast_1d(sample["logits"].argmax(axis=-1))[np.newaxis]
+
+
+def _check_labels(labels: Sequence[int], classes: int) -> None:
+    for position, label in enumerate(labels):
+        if not 0 <= label < classes:
+            raise DataError(
+                f"label {label} of text {position} is out of range; the model has classes 0 to {classes - 1}, "
+                "name the column that holds them"
+            )
+
+
+def relate(report: dict[str, Any]) -> str:
+    """Two to four lines of at most 80 columns that say what an accuracy.json object means."""
+    texts = f"{report['samples']} text{'s' if report['samples'] != 1 else ''}"
+    lines = [
+        f"cosine to FP32 {report['cosine_mean']:.4f} mean, {report['cosine_min']:.4f} worst, over {texts}",
+        f"outputs differ by {report['mean_abs_error']:.3g} on average, {report['max_abs_error']:.3g} at most",
+    ]
+    if report["agreement"] is not None:
+        count, unit = report["agreement_of"], report["agreement_unit"]
+        lines.append(f"same answer as FP32 for {report['agreement']:.2%} of {count} {unit}{'s' if count != 1 else ''}")
+    if report["metric"] is not None:
+        metric = report["metric"]
+        change = f"{abs(metric['drop_points']):.2f} points {'lower' if metric['drop_points'] >= 0 else 'higher'}"
+        lines.append(f"{metric['name']} {metric['fp32']:.4f} in FP32, {metric['int8']:.4f} in the engine: {change}")
+    return "\n".join(lines) + "\n"

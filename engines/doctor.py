@@ -1,0 +1,165 @@
+"""What this machine can build, run and benchmark for each target, and the command for everything it lacks.
+
+Packages are looked up, never imported, so the answer comes at once and does not depend on a heavy import succeeding.
+The exception is the TensorRT probe, which loads things in child processes. No host or user name is reported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from engines.bench.machine import machine
+from engines.tensorrt.probe import Probe, probe
+
+WIDTH = 80  # the report fits a plain terminal
+FREE_DISK_GIB = 4.0  # an installation takes about 2.5 GiB, a base-size model with its engines under 1
+
+SETUP = "make setup"
+COMMANDS: Mapping[str, str] = {  # what gets a package, where it is not SETUP
+    "datasets": ".venv/bin/pip install '.[train]'",
+    "accelerate": ".venv/bin/pip install '.[train]'",
+}
+SERVER = "see https://github.com/triton-inference-server/server (a container image)"
+MODULES: Mapping[str, str] = {  # distribution name -> module, where they differ
+    "onnx-graphsurgeon": "onnx_graphsurgeon",
+    "pytorch-quantization": "pytorch_quantization",
+}
+PACKAGES = (  # in the order of the report
+    *("torch", "transformers", "pytorch-quantization", "onnx", "onnx-graphsurgeon", "onnxscript", "openvino"),
+    *("onnxruntime", "tritonclient", "polygraphy", "tensorrt", "pycuda", "datasets", "accelerate"),
+)
+# load, inject, calibrate, export and lower: everything before a target's own engine
+CORE = ("torch", "transformers", "pytorch-quantization", "onnx", "onnx-graphsurgeon", "onnxscript")
+MARKS = {True: "yes", False: "no", None: "-"}
+INT8_ISA = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")  # any one makes INT8 kernels pay
+
+
+@dataclass(frozen=True)
+class Target:
+    """What can be done for one target here, None where it means nothing; `missing` holds (what, how to get it)."""
+
+    build: bool | None
+    run: bool | None
+    benchmark: bool | None
+    missing: tuple[tuple[str, str], ...] = ()
+
+
+def doctor(folder: Path = Path()) -> dict[str, Any]:
+    """The report as JSON-ready data; `folder` is where artifacts would go (its free disk space is reported).
+
+    Keys: python, packages {name: version or null}, machine, disk_free_gib, targets {name: {build, run, benchmark,
+    missing [[what, command]]}}, warnings. A package that is installed but broken is not detected.
+    """
+    packages = {name: installed_version(name) for name in PACKAGES}
+    found = machine()
+    free = round(shutil.disk_usage(folder).free / 2**30, 1)
+    tensorrt = probe()
+    server = shutil.which("tritonserver") is not None
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "machine": {**found, "gpu": tensorrt.gpu or found["gpu"]},
+        "disk_free_gib": free,
+        "targets": {name: asdict(target) for name, target in targets(packages, tensorrt, server).items()},
+        "warnings": warnings(found["isa"], free),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed package, found without importing it; None when it is not there."""
+    if importlib.util.find_spec(MODULES.get(package, package)) is None:
+        return None
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"  # a module without package data, such as one on PYTHONPATH
+
+
+def targets(packages: Mapping[str, str | None], tensorrt: Probe, server: bool) -> dict[str, Target]:
+    """What is possible per target, from the installed packages, the TensorRT probe and whether a Triton server is here."""
+
+    def lacking(*names: str) -> tuple[tuple[str, str], ...]:
+        return tuple((name, COMMANDS.get(name, SETUP)) for name in names if packages.get(name) is None)
+
+    def cpu(engine: str) -> Target:
+        core, runtime = lacking(*CORE), lacking(engine)
+        contestants = lacking("onnxruntime", "torch", "transformers")  # the bench measures against these
+        built = not core and not runtime
+        return Target(built, not runtime, built and not contestants, _unique(core + runtime + contestants))
+
+    trt_missing = tuple(_split(sentence) for sentence in tensorrt.missing)
+    on_gpu = tensorrt.ready
+    trt_core = lacking(*CORE)
+    triton = lacking("tritonclient") + (() if server else (("a Triton server", SERVER),))
+    training = lacking("torch", "transformers", "pytorch-quantization", "datasets", "accelerate")
+    return {
+        "openvino": cpu("openvino"),
+        "onnxruntime": cpu("onnxruntime"),
+        "tensorrt": Target(on_gpu and not trt_core, on_gpu, on_gpu and not trt_core, trt_core + trt_missing),
+        "triton repository": Target(packages.get("tritonclient") is not None, server, None, triton),
+        "training": Target(None, not training, None, training),
+    }
+
+
+def warnings(isa: Iterable[str], free_gib: float) -> list[str]:
+    """Sentences about what works but will disappoint."""
+    sentences = []
+    if not set(isa) & set(INT8_ISA):
+        sentences.append(
+            "This CPU shows no INT8 instructions (avx512_vnni, avx_vnni, amx_int8; Arm: asimddp, i8mm): "
+            "INT8 may not be faster than FP32 here."
+        )
+    if free_gib < FREE_DISK_GIB:
+        sentences.append(f"Only {free_gib:g} GiB of disk are free; {FREE_DISK_GIB:g} GiB are comfortable.")
+    return sentences
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report as plain text, at most 80 columns wide."""
+    hardware = report["machine"]
+    lines = [
+        *_field("Python", report["python"]),
+        *_field("CPU", f"{hardware['cpu']}, {hardware['cores']} cores usable"),
+        *_field("INT8", ", ".join(name for name in hardware["isa"] if name in INT8_ISA) or "no instructions seen"),
+        *_field("GPU", hardware["gpu"] or "none"),
+        *_field("Disk", f"{report['disk_free_gib']:g} GiB free"),
+        *_field("Packages", ", ".join(f"{name} {version or '-'}" for name, version in report["packages"].items())),
+        "",
+        f"{'target':<20}{'build':<8}{'run':<8}bench",
+    ]
+    for name, target in report["targets"].items():
+        marks = "".join(f"{MARKS[target[can]]:<8}" for can in ("build", "run", "benchmark"))
+        lines.append(f"{name:<20}{marks}".rstrip())
+    for name, target in report["targets"].items():
+        if target["missing"]:
+            lines += ["", f"{name} lacks:"]
+            lines += [line for what, command in target["missing"] for line in _item(f"{what}: {command}")]
+    for sentence in report["warnings"]:
+        lines += ["", *textwrap.wrap(f"Warning: {sentence}", WIDTH)]
+    return "\n".join(lines) + "\n"
+
+
+def _field(name: str, value: str) -> list[str]:
+    return textwrap.wrap(value, WIDTH, initial_indent=f"{name:<10}", subsequent_indent=" " * 10)
+
+
+def _item(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ")
+
+
+def _split(sentence: str) -> tuple[str, str]:
+    """A probe's "obstacle: command" as its two parts."""
+    what, _, command = sentence.rpartition(": ")
+    return (what, command) if what else (sentence, "")
+
+
+def _unique(items: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple(dict.fromkeys(items))

@@ -1,0 +1,66 @@
+"""Run a TensorRT plan through polygraphy: feeds in, float32 outputs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from engines.types import Feeds, Outputs
+from qdq.errors import BuildError
+
+
+class TensorRTRunner:
+    """A loaded plan on the GPU; call it with feeds, close it (or use `with`) to free the GPU memory.
+
+    Copies inputs to the GPU and outputs back on every call, so its latency includes both transfers; trtexec.sh measures
+    without them. Raises BuildError when the plan cannot be loaded here or a feed does not fit its profile.
+    """
+
+    def __init__(self, plan: Path) -> None:
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+        from polygraphy.exception import PolygraphyException
+
+        try:
+            serialized = plan.read_bytes()
+        except OSError as error:
+            raise BuildError(f"{plan} cannot be read ({error.strerror}); build the engine first") from error
+        self._plan = plan
+        self._failure: type[Exception] = PolygraphyException
+        self._runner: Any = TrtRunner(EngineFromBytes(serialized))
+        try:
+            self._runner.activate()
+        except PolygraphyException as error:
+            raise BuildError(
+                f"{plan} cannot be loaded: {_first_line(error)}; a plan only runs on the GPU model and TensorRT version "
+                "that built it, build it again on this machine"
+            ) from error
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Outputs by name, float32, owned by the caller (polygraphy reuses its own buffers)."""
+        try:
+            outputs = self._runner.infer(dict(feeds))
+        except self._failure as error:
+            shapes = {name: array.shape for name, array in feeds.items()}
+            raise BuildError(f"{self._plan} cannot run inputs {shapes}: {_first_line(error)}") from error
+        return {name: np.array(value, dtype=np.float32) for name, value in outputs.items()}
+
+    def close(self) -> None:
+        """Free engine and buffers; calling twice is harmless."""
+        if self._runner is not None:
+            self._runner.deactivate()
+            self._runner = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

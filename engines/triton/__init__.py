@@ -1,0 +1,13 @@
+"""A built engine as a Triton Inference Server model repository, written and read back through Triton's own schema.
+
+``write_repository`` turns a `BuiltEngine` into ``model_repository/<name>/`` (version folder, ``config.pbtxt``, warm-up
+samples, labels) and ``check_repository`` compares what lies there with the engine. Neither needs a server or a GPU.
+"""
+
+from __future__ import annotations
+
+from engines.triton.check import check_repository
+from engines.triton.repository import write_repository
+from engines.triton.settings import TritonSettings, preferred_sizes
+
+__all__ = ["TritonSettings", "check_repository", "preferred_sizes", "write_repository"]

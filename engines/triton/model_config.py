@@ -1,0 +1,105 @@
+"""``config.pbtxt`` through Triton's own protobuf schema: built from an engine, rendered, and parsed back."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from engines.triton.interface import LABELS_FILE, batches, data_type, dims, label_output
+from engines.triton.settings import PLATFORMS, TritonSettings
+from engines.triton.warmup import WarmupSample
+from engines.types import BuiltEngine, TensorInfo
+from qdq.errors import DeployError, Unavailable
+
+
+def schema() -> tuple[Any, Any]:
+    """(Triton's ``model_config_pb2``, protobuf's ``text_format``). Raises Unavailable when tritonclient is absent."""
+    try:  # by name, because neither package ships types
+        return (
+            importlib.import_module("tritonclient.grpc.model_config_pb2"),
+            importlib.import_module("google.protobuf.text_format"),
+        )
+    except ImportError as error:
+        raise Unavailable(
+            f"a Triton model repository is written through tritonclient's schema, which is not installed ({error}); "
+            "run pip install 'qdq[triton]'"
+        ) from error
+
+
+def build_config(
+    engine: BuiltEngine, settings: TritonSettings, model_file: str, samples: list[WarmupSample]
+) -> Any:  # an inference.ModelConfig message
+    """The ModelConfig of `engine` under `settings`; `model_file` is the name in the version folder."""
+    pb2, _ = schema()
+    batched = batches(settings.backend)
+    config = pb2.ModelConfig(
+        name=settings.name,
+        platform=PLATFORMS[settings.backend],
+        backend=settings.backend,
+        default_model_filename=model_file,
+        max_batch_size=settings.max_batch_size if batched else 0,
+    )
+    labelled = label_output(engine, settings.labels)  # refuses labels that fit no output
+    if not batched:
+        labelled = None  # without its own batch dimension Triton ranks classes over the whole request, not per sample
+    for info in engine.inputs:
+        config.input.add(**_tensor(pb2, info, batched))
+    for info in engine.outputs:
+        label_file = LABELS_FILE if info.name == labelled else ""
+        config.output.add(label_filename=label_file, **_tensor(pb2, info, batched))
+    if batched and settings.max_batch_size > 1:
+        config.dynamic_batching.preferred_batch_size.extend(settings.preferred_batch_sizes)
+        config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    group = pb2.ModelInstanceGroup
+    kind = group.KIND_GPU if settings.backend == "tensorrt" else group.KIND_CPU
+    config.instance_group.add(count=settings.instances, kind=kind)
+    for key, value in parameters(settings).items():
+        config.parameters[key].string_value = value
+    for sample in samples:
+        _add_warmup(pb2, config, sample)
+    return config
+
+
+def parameters(settings: TritonSettings) -> dict[str, str]:
+    """Backend parameters in the spelling of each backend's README; Triton passes them on without checking."""
+    if settings.backend == "openvino":
+        # One stream per instance, as the backend's README does in both its latency and its throughput example.
+        threads = {} if settings.threads is None else {"INFERENCE_NUM_THREADS": str(settings.threads)}
+        return {"NUM_STREAMS": str(settings.instances), **threads}
+    return {} if settings.threads is None else {"intra_op_thread_count": str(settings.threads)}
+
+
+def render(config: Any) -> str:
+    """Text form: fields in schema order and map keys sorted, so the same configuration gives the same bytes."""
+    _, text_format = schema()
+    return str(text_format.MessageToString(config, as_utf8=True))
+
+
+def read_config(path: Path) -> Any:
+    """Parse a ``config.pbtxt``. Raises DeployError with line and column for a text the schema refuses."""
+    pb2, text_format = schema()
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text_format.Parse(text, pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeployError(f"{path} cannot be read ({error}); write the repository again") from error
+    except text_format.ParseError as error:
+        raise DeployError(f"{path} is not a Triton model configuration (line:column {error}); correct it") from error
+
+
+def _tensor(pb2: Any, info: TensorInfo, batched: bool) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "data_type": pb2.DataType.Value(data_type(info.name, info.dtype)),
+        "dims": dims(info, batched=batched),
+    }
+
+
+def _add_warmup(pb2: Any, config: Any, sample: WarmupSample) -> None:
+    message = config.model_warmup.add(name=sample.name, batch_size=sample.batch_size)
+    for item in sample.inputs:
+        entry = message.inputs[item.name]
+        entry.data_type = pb2.DataType.Value(data_type(item.name, item.dtype))
+        entry.dims.extend(item.dims)
+        entry.input_data_file = item.file

@@ -1,0 +1,95 @@
+"""What a user chooses about serving one model with Triton, validated and never rewritten."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from qdq.config import choice
+from qdq.errors import ConfigError
+
+Backend = Literal["onnxruntime", "openvino", "tensorrt"]
+
+# The platform goes with the backend in Triton's own table; OpenVINO has no platform spelling there.
+PLATFORMS: Mapping[str, str] = {"onnxruntime": "onnxruntime_onnx", "openvino": "", "tensorrt": "tensorrt_plan"}
+
+# Which backends can serve the files a target leaves behind: both CPU targets keep a lowered ONNX file.
+BACKENDS_OF_TARGET: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("onnxruntime", "openvino"),
+    "onnxruntime": ("onnxruntime", "openvino"),
+    "tensorrt": ("tensorrt",),
+}
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class TritonSettings:
+    """Serving settings of one model. Raises ConfigError for a value Triton would refuse or silently misread.
+
+    `max_batch_size` counts samples per execution and `max_queue_delay_us` is in microseconds. The `openvino` backend
+    cannot form batches of varying size, so there `max_batch_size` sets only the largest warm-up sample, and preferred
+    sizes and delay are not written (docs/triton.md says why).
+    """
+
+    name: str  # model name = folder name inside the repository
+    backend: Backend
+    max_batch_size: int = 40
+    preferred_batch_sizes: tuple[int, ...] = (8, 16, 40)  # strictly increasing, each <= max_batch_size
+    max_queue_delay_us: int = 500
+    instances: int = 1
+    threads: int | None = None  # CPU threads per instance; None leaves the runtime's default
+    labels: tuple[str, ...] = ()  # class names of a [B,C] classification output, in class order
+
+    def __post_init__(self) -> None:
+        if not is_safe_name(self.name):
+            raise ConfigError(
+                f"Triton model name '{self.name}' is not a plain folder name; use letters, digits, '_', '-' and '.', "
+                "not starting with '.'"
+            )
+        choice(self.backend, PLATFORMS, "Triton backend")
+        _at_least(1, self.max_batch_size, "max_batch_size")
+        _at_least(1, self.instances, "instances")
+        _at_least(0, self.max_queue_delay_us, "max_queue_delay_us")
+        self._check_preferred()
+        self._check_threads()
+        self._check_labels()
+
+    def _check_preferred(self) -> None:
+        sizes = self.preferred_batch_sizes
+        increasing = list(sizes) == sorted(set(sizes))
+        if not increasing or any(size < 1 or size > self.max_batch_size for size in sizes):
+            raise ConfigError(
+                f"preferred_batch_sizes {sizes} must be strictly increasing and lie in 1..{self.max_batch_size} "
+                "(max_batch_size)"
+            )
+
+    def _check_threads(self) -> None:
+        if self.threads is None:
+            return
+        _at_least(1, self.threads, "threads")
+        if self.backend == "tensorrt":
+            raise ConfigError("threads has no meaning for the tensorrt backend, which runs on a GPU; leave it out")
+
+    def _check_labels(self) -> None:
+        # Triton's label file holds one name per line, so a name must be exactly one non-empty line.
+        for label in self.labels:
+            if not label or len(label.splitlines()) != 1 or label.splitlines()[0] != label:
+                raise ConfigError(f"label {label!r} must be one non-empty line, because labels.txt has one per line")
+
+
+def preferred_sizes(max_batch_size: int) -> tuple[int, ...]:
+    """The default preferred batch sizes that fit `max_batch_size`: 8, 16 and the maximum itself."""
+    return (*(size for size in (8, 16) if size < max_batch_size), max_batch_size)
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether `name` is one path component that no shell, URL or file system reads as anything else."""
+    return _SAFE_NAME.fullmatch(name) is not None
+
+
+def _at_least(least: int, value: int, what: str) -> None:
+    if value < least:
+        raise ConfigError(f"{what} is {value}; it must be at least {least}")

@@ -1,0 +1,134 @@
+"""Stage 4, export: an injected, calibrated module in, the canonical QDQ graph out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+from export.names import IR_VERSION, OPSET
+from export.tidy import TidyReport, tidy
+from qdq.artifacts import atomic_path
+from qdq.errors import ExportError
+
+if TYPE_CHECKING:
+    import torch
+
+EXTERNAL_DATA_BYTES = 2 * 1024**3 - 64 * 1024**2  # protobuf's 2 GiB limit, less room for the graph itself
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How the canonical graph is written.
+
+    Attributes:
+        int8_weights: store INT8 codes + DequantizeLinear; False stores FP32 weights + QuantizeLinear/DequantizeLinear.
+        external_data_bytes: initializers go to ``<name>.data`` beside the model when they exceed this many bytes.
+    """
+
+    int8_weights: bool = True
+    external_data_bytes: int = EXTERNAL_DATA_BYTES
+
+
+def export_onnx(
+    module: torch.nn.Module,
+    example: dict[str, torch.Tensor],
+    outputs: Sequence[str],
+    path: Path,
+    settings: ExportSettings | None = None,
+) -> TidyReport:
+    """Export `module` (called with the tensors of `example` by name) to `path` with dynamic batch and sequence.
+
+    Args:
+        module: injected and calibrated, in eval mode; returns a tuple in the order of `outputs`.
+        example: input name to int64 [B, S] (or [B, N, S]) with B >= 2, S >= 2: a size of one would be specialised.
+        outputs: names of the graph outputs.
+        path: file to write, atomically, together with its ``.data`` file when that is needed.
+
+    Raises ExportError when torch cannot trace the module or the graph does not hold what was injected.
+    """
+    settings = settings or ExportSettings()
+    model = _trace(module, example, outputs)
+    report = tidy(model, settings.int8_weights)
+    save(model, path, settings.external_data_bytes)
+    return report
+
+
+def _trace(module: torch.nn.Module, example: dict[str, torch.Tensor], outputs: Sequence[str]) -> ir.Model:
+    import torch
+
+    if any(size < 2 for tensor in example.values() for size in tensor.shape):
+        raise ExportError("the export example needs at least two of every dimension, or torch fixes that size")
+    dimensions = [torch.export.Dim(name) for name in _dimension_names(next(iter(example.values())).dim())]
+    shapes = {name: dict(enumerate(dimensions)) for name in example}
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                module,
+                kwargs=dict(example),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(example),
+                output_names=list(outputs),
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+        except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            raise ExportError(f"torch.onnx.export could not trace the model: {str(error).splitlines()[0]}") from error
+    assert program is not None  # dynamo=True always returns a program
+    model: ir.Model = program.model
+    return model
+
+
+def _dimension_names(rank: int) -> tuple[str, ...]:
+    return ("batch", "sequence") if rank == 2 else ("batch", "choices", "sequence")
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says about itself (missing torchvision, renamed dimensions); errors still raise."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def save(model: ir.Model, path: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
+    """Write a model atomically, with one external data file when its initializers are too large for protobuf."""
+    model.ir_version = IR_VERSION
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    proto = ir.to_proto(model)
+    data = path.with_name(path.name + ".data")
+    with atomic_path(path) as partial:
+        if size <= external_data_bytes:
+            onnx.save(proto, partial)
+        else:
+            _save_external(proto, partial, data)
+    if size <= external_data_bytes:
+        data.unlink(missing_ok=True)  # an earlier, larger model's
+
+
+def _save_external(proto: onnx.ModelProto, partial: Path, data: Path) -> None:
+    with atomic_path(data) as partial_data:
+        onnx.save(
+            proto, partial, save_as_external_data=True, location=partial_data.name, size_threshold=1024,
+            convert_attribute=False,
+        )
+    reloaded = onnx.load(partial, load_external_data=False)
+    for tensor in reloaded.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data.name
+    onnx.save(reloaded, partial)

@@ -1,0 +1,133 @@
+"""Stage 2, inject: a loaded encoder in, the same encoder with TensorQuantizers and its placement out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from qdq.errors import ModelError
+from qdq.inject.attention import IMPLEMENTATION, register
+from qdq.inject.families import Family, family_of
+from qdq.inject.placement import Candidate, Placement, Zone, decide
+from qdq.inject.quantizer import Layout, QuantLinear, TensorQuantizer
+from qdq.inject.spec import QuantSpec
+
+__all__ = ["Placement", "QuantSpec", "candidates", "inject", "quantizers"]
+
+MATMUL_LAYOUTS: dict[str, Layout] = {"q": "heads", "k": "heads", "a": "scores", "v": "heads"}
+
+
+def inject(model: PreTrainedModel, spec: QuantSpec) -> Placement:
+    """Insert quantizers into `model` in place and return the decision for every candidate point.
+
+    The model's outputs do not change until quantizers are calibrated and enabled, apart from float32 rounding of
+    the folded 1/sqrt(d). Raises ModelError for an unsupported family, for cross-attention, and for a model that is
+    already injected.
+    """
+    family = family_of(model.config.model_type)
+    if model.config._attn_implementation == IMPLEMENTATION:
+        raise ModelError("this model already carries quantizers; load the checkpoint again before injecting")
+    if getattr(model.config, "add_cross_attention", False):
+        raise ModelError("cross-attention is not supported; use an encoder checkpoint (add_cross_attention: false)")
+    register()
+    model.config._attn_implementation = IMPLEMENTATION
+    model.config.use_cache = False
+    _replace_blocks(model, family)
+    _fold_attention_scale(model, family)
+    found = list(candidates(model, family))
+    points = tuple(decide(candidate, spec) for candidate in found)
+    placed = {candidate.name for candidate, point in zip(found, points, strict=True) if point.placed}
+    _place(model, [candidate for candidate in found if candidate.name in placed], spec)
+    return Placement(points)
+
+
+def quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Every placed quantizer by point name, in model order; a shared one appears once."""
+    found = (module for module in model.modules() if isinstance(module, TensorQuantizer))
+    return {module.point: module for module in found}
+
+
+def candidates(model: PreTrainedModel, family: Family) -> Iterator[Candidate]:
+    """Every place a quantizer could stand, in model order. Works on a model whose blocks are replaced."""
+    for path, module in model.named_modules():
+        zone = _zone(model, family, path)
+        if isinstance(module, nn.Linear):
+            yield Candidate(path, "_input_quantizer", "linear_input", zone)
+            yield Candidate(path, "_weight_quantizer", "linear_weight", zone)
+        if zone == "encoder" and type(module).__name__ in family.attention:
+            for operand in MATMUL_LAYOUTS:
+                yield Candidate(path, f"matmul_{operand}_input_quantizer", "matmul", zone, operand)
+        if zone == "encoder" and type(module).__name__ in family.residual:
+            for operand in ("local", "residual"):
+                yield Candidate(path, f"add_{operand}_input_quantizer", "residual", zone, operand)
+
+
+def base_path(model: PreTrainedModel) -> str:
+    """Dotted prefix of the bare encoder inside a task model, "" when the model is the encoder itself."""
+    prefix: str = model.base_model_prefix
+    return f"{prefix}." if hasattr(model, prefix) else ""
+
+
+def _zone(model: PreTrainedModel, family: Family, path: str) -> Zone:
+    base = base_path(model)
+    if path.startswith(f"{base}{family.layers}."):
+        return "encoder"
+    if path.startswith(f"{base}pooler"):
+        return "pooler"
+    return "embeddings" if base == "" or path.startswith(base) else "head"
+
+
+def _replace_blocks(model: PreTrainedModel, family: Family) -> None:
+    """Swap the residual-adding modules, innermost first, so that a replaced parent adopts replaced children."""
+    paths = [path for path, module in model.named_modules() if type(module).__name__ in family.replacements]
+    for path in sorted(paths, key=lambda path: -path.count(".")):
+        if _zone(model, family, path) == "encoder":
+            source = model.get_submodule(path)
+            _set(model, path, family.replacements[type(source).__name__](source))
+
+
+def _fold_attention_scale(model: PreTrainedModel, family: Family) -> None:
+    """Multiply 1/sqrt(d) into the query projections; exact in real arithmetic, and what fused attention wants."""
+    for module in model.modules():
+        if type(module).__name__ not in family.attention:
+            continue
+        query = getattr(module, family.query)
+        with torch.no_grad():
+            query.weight.mul_(module.scaling)
+            if query.bias is not None:
+                query.bias.mul_(module.scaling)
+        module.scaling = 1.0  # type: ignore[assignment]
+        for operand in MATMUL_LAYOUTS:
+            setattr(module, f"matmul_{operand}_input_quantizer", None)
+
+
+def _place(model: PreTrainedModel, placed: list[Candidate], spec: QuantSpec) -> None:
+    linears: dict[str, dict[str, TensorQuantizer]] = {}
+    for candidate in placed:
+        quantizer = _quantizer(candidate, spec)
+        if candidate.kind in ("linear_input", "linear_weight"):
+            linears.setdefault(candidate.module, {})[candidate.kind] = quantizer
+        else:
+            setattr(model.get_submodule(candidate.module), candidate.attribute, quantizer)
+    for path, pair in linears.items():
+        linear = model.get_submodule(path)
+        assert isinstance(linear, nn.Linear)  # a linear candidate was found on it
+        _set(model, path, QuantLinear(linear, pair.get("linear_input"), pair.get("linear_weight")))
+
+
+def _quantizer(candidate: Candidate, spec: QuantSpec) -> TensorQuantizer:
+    if candidate.kind == "linear_weight":
+        axis = 0 if spec.per_channel_weights else None
+        return TensorQuantizer(candidate.name, spec.weight_bits, axis, "weight")
+    layout: Layout = MATMUL_LAYOUTS[candidate.operand] if candidate.kind == "matmul" else "tokens"
+    if candidate.zone in ("pooler", "head"):
+        layout = "pooled"  # padding is not tracked outside the encoder; a head over all tokens counts them all
+    return TensorQuantizer(candidate.name, spec.activation_bits, None, layout)
+
+
+def _set(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

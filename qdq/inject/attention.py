@@ -1,0 +1,85 @@
+"""Attention with quantized matmul operands, reached through transformers' own attention interface.
+
+The four quantizers are attributes of the attention module (QDQBERT's names); the function below is registered under
+one name together with its mask function, so no model source is patched and other models in the process are untouched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import bidirectional_mask_function
+
+from qdq.inject.quantizer import quantize
+
+IMPLEMENTATION = "qdq"  # value of config._attn_implementation on an injected model
+
+# Large enough to erase a masked position after softmax, small enough for FP16 (float32's minimum is not).
+MASKED_SCORE = -1.0e4
+
+
+def register() -> None:
+    """Make the implementation known to transformers; calling it again changes nothing."""
+    AttentionInterface.register(IMPLEMENTATION, attention_forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, additive_mask)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention over [B, heads, S, d] operands; returns ([B, S, heads, d], probabilities).
+
+    `scaling` is 1.0 on an injected model: 1/sqrt(d) was folded into the query projection.
+    """
+    scores = attention_scores(module, query, key)
+    if scaling is not None and scaling != 1.0:
+        scores = scores * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    return weigh_values(module, scores, value, dropout)
+
+
+def attention_scores(module: nn.Module, query: Tensor, key: Tensor) -> Tensor:
+    """First attention matmul with its two operand quantizers: [B, heads, S, S]."""
+    query = quantize(module.matmul_q_input_quantizer, query)  # type: ignore[arg-type]
+    key = quantize(module.matmul_k_input_quantizer, key)  # type: ignore[arg-type]
+    return torch.matmul(query, key.transpose(-1, -2))
+
+
+def weigh_values(module: nn.Module, scores: Tensor, value: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+    """Softmax and the second attention matmul with its two operand quantizers."""
+    probabilities = nn.functional.softmax(scores, dim=-1)
+    dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    dropped = quantize(module.matmul_a_input_quantizer, dropped)  # type: ignore[arg-type]
+    value = quantize(module.matmul_v_input_quantizer, value)  # type: ignore[arg-type]
+    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probabilities
+
+
+def additive_mask(
+    attention_mask: Tensor | None = None,
+    mask_function: Any = bidirectional_mask_function,
+    q_length: int | Tensor = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """Additive score mask: [B, 1, 1, S] for an encoder, [B, 1, S, S] for a causal language-model head.
+
+    transformers' own eager mask is [B, 1, S, S] in both cases and brings GatherND, Range and Where into the graph.
+    """
+    allowed = None if attention_mask is None else attention_mask[:, None, None, :].to(dtype)
+    if mask_function is not bidirectional_mask_function:
+        positions = torch.arange(q_length, device=device)
+        causal = (positions[None, :] <= positions[:, None]).to(dtype)[None, None]
+        allowed = causal if allowed is None else allowed * causal
+    return None if allowed is None else (1.0 - allowed) * MASKED_SCORE

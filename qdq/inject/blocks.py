@@ -1,0 +1,180 @@
+"""Encoder blocks with quantized residual adds: drop-in replacements for the few modules that do the adding.
+
+Each takes over the children of the transformers module it replaces, under the same names, so parameter names and
+checkpoints stay as they are. Quantizer attributes start as None (not placed) and are filled by `inject`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import apply_chunking_to_forward
+
+from qdq.inject.attention import attention_scores, weigh_values
+from qdq.inject.quantizer import quantize
+
+
+def adopt(target: nn.Module, source: nn.Module) -> None:
+    """Move the children of `source` under `target` and take its training mode."""
+    for name, child in source.named_children():
+        setattr(target, name, child)
+    target.train(source.training)
+
+
+class ResidualAdd(nn.Module):
+    """``local + residual`` with a quantizer on each operand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_local_input_quantizer: nn.Module | None = None
+        self.add_residual_input_quantizer: nn.Module | None = None
+
+    def add(self, local: Tensor, residual: Tensor) -> Tensor:
+        """[B, S, H] + [B, S, H]."""
+        return quantize(self.add_local_input_quantizer, local) + quantize(self.add_residual_input_quantizer, residual)
+
+    def forward(self, local: Tensor, residual: Tensor) -> Tensor:
+        """Same as `add`, for use as a child module."""
+        return self.add(local, residual)
+
+
+class ResidualOutput(ResidualAdd):
+    """BERT's SelfOutput and Output: dense, dropout, add, LayerNorm. Children: dense, dropout, LayerNorm."""
+
+    dense: nn.Module
+    dropout: nn.Module
+    LayerNorm: nn.Module
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        adopt(self, source)
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        """[B, S, in], [B, S, H] to [B, S, H]."""
+        normalized: Tensor = self.LayerNorm(self.add(self.dropout(self.dense(hidden_states)), input_tensor))
+        return normalized
+
+
+class DistilBertBlock(nn.Module):
+    """DistilBERT's TransformerBlock. Children: attention, sa_layer_norm, ffn, output_layer_norm, and the two adds."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        adopt(self, source)
+        self.attention_add = ResidualAdd()
+        self.ffn_add = ResidualAdd()
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """[B, S, H] to [B, S, H]."""
+        attention, _ = self.attention(hidden_states, attention_mask=attention_mask, **kwargs)
+        attention = self.sa_layer_norm(self.attention_add(attention, hidden_states))
+        output: Tensor = self.output_layer_norm(self.ffn_add(self.ffn(attention), attention))
+        return output
+
+
+class AlbertAttention(ResidualAdd):
+    """ALBERT's attention block: projections, attention, dense, add, LayerNorm."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        adopt(self, source)
+        self.config = source.config
+        self.attention_head_size: int = source.attention_head_size  # type: ignore[assignment]
+        self.scaling: float = source.scaling  # type: ignore[assignment]
+        self.is_causal = False
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """[B, S, H] to ([B, S, H], probabilities)."""
+        query, key, value = (
+            split_heads(projection(hidden_states), self.attention_head_size)
+            for projection in (self.query, self.key, self.value)
+        )
+        scores = attention_scores(self, query, key)
+        if self.scaling != 1.0:
+            scores = scores * self.scaling
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        context, probabilities = weigh_values(self, scores, value, self.attention_dropout.p)
+        projected = self.output_dropout(self.dense(context.flatten(2)))
+        return self.LayerNorm(self.add(projected, hidden_states)), probabilities
+
+
+class AlbertLayer(ResidualAdd):
+    """ALBERT's layer: attention, feed-forward, add, LayerNorm; one instance serves every depth of its group."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        adopt(self, source)
+        self.chunk_size: int = source.chunk_size_feed_forward  # type: ignore[assignment]
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """[B, S, H] to [B, S, H]."""
+        attention, _ = self.attention(hidden_states, attention_mask, **kwargs)
+        local = apply_chunking_to_forward(self.feed_forward, self.chunk_size, 1, attention)
+        output: Tensor = self.full_layer_layer_norm(self.add(local, attention))
+        return output
+
+    def feed_forward(self, attention: Tensor) -> Tensor:
+        """[B, S, H] to [B, S, H]."""
+        output: Tensor = self.ffn_output(self.activation(self.ffn(attention)))
+        return output
+
+
+class MPNetSelfAttention(nn.Module):
+    """MPNet's attention, which adds a relative position bias to the scores and does not use the interface."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        adopt(self, source)
+        self.attention_head_size: int = source.attention_head_size  # type: ignore[assignment]
+        self.scaling = 1.0 / math.sqrt(self.attention_head_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...]:
+        """[B, S, H] to ([B, S, H],) or with the probabilities."""
+        query, key, value = (
+            split_heads(projection(hidden_states), self.attention_head_size) for projection in (self.q, self.k, self.v)
+        )
+        scores = attention_scores(self, query, key)
+        if self.scaling != 1.0:
+            scores = scores * self.scaling
+        for bias in (position_bias, attention_mask):
+            scores = scores if bias is None else scores + bias
+        context, probabilities = weigh_values(self, scores, value, self.dropout.p)
+        output = self.o(context.flatten(2))
+        return (output, probabilities) if output_attentions else (output,)
+
+
+class MPNetAttention(ResidualAdd):
+    """MPNet's attention block: attention, dropout, add, LayerNorm."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        adopt(self, source)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...]:
+        """[B, S, H] to ([B, S, H], …)."""
+        attended = self.attn(hidden_states, attention_mask, position_bias, output_attentions=output_attentions)
+        return (self.LayerNorm(self.add(self.dropout(attended[0]), hidden_states)), *attended[1:])
+
+
+def split_heads(x: Tensor, head_size: int) -> Tensor:
+    """[B, S, H] to [B, heads, S, head_size]."""
+    return x.view(*x.shape[:-1], -1, head_size).transpose(1, 2)

@@ -1,0 +1,196 @@
+"""TensorQuantizer as this project needs it: the only module that touches pytorch-quantization.
+
+pytorch-quantization 2.1.3 supplies the classes and their calibration protocol; what differs here, and why:
+
+- values are ``clamp(round(x / scale)) * scale``, exactly ONNX's definition (theirs multiply by the reciprocal);
+- the scale is rounded to an FP16-representable value, so a TensorRT graph with FP16 scales computes the same codes;
+- in an ONNX export the pair is written as real QuantizeLinear/DequantizeLinear nodes;
+- calibrators are our own, statistics can skip padded positions, and nothing calls ``.cuda()``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pytorch_quantization.nn import QuantLinear as _QuantLinear
+from pytorch_quantization.nn import TensorQuantizer as _TensorQuantizer
+from pytorch_quantization.tensor_quant import QuantDescriptor
+from torch import Tensor, nn
+
+from qdq.calibrate.calibrators import Calibrator, MaxCalibrator
+from qdq.errors import CalibrationError, ExportError
+
+Layout = Literal["tokens", "heads", "scores", "pooled", "weight"]
+
+SMALLEST_NORMAL_FP16 = 2.0**-14
+SMALLEST_FP16 = 2.0**-24
+LARGEST_FP16 = 65504.0
+
+
+def scale_of(amax: Tensor, bits: int) -> Tensor:
+    """Scale of symmetric `bits`-wide codes for `amax`, float32, rounded to an FP16-representable value.
+
+    An all-zero channel gets 2**-14 (the smallest normal FP16) because a scale must be positive. Below that FP16 is
+    subnormal and coarse, so the scale is rounded up there: nothing is clipped that amax covers.
+    """
+    ideal = amax.detach().to(torch.float32) / (2 ** (bits - 1) - 1)
+    nearest = ideal.clamp(max=LARGEST_FP16).half().float()
+    upward = (ideal / SMALLEST_FP16).ceil().clamp(min=1) * SMALLEST_FP16
+    scale = torch.where(ideal < SMALLEST_NORMAL_FP16, upward, nearest)
+    return torch.where(ideal == 0, torch.full_like(scale, SMALLEST_NORMAL_FP16), scale)
+
+
+class FakeQuantize(torch.autograd.Function):
+    """``clamp(round(x / scale), low, high) * scale`` with a straight-through gradient inside the clipping range."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        codes = torch.round(x / scale)
+        ctx.save_for_backward((codes >= low) & (codes <= high))
+        return codes.clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None
+
+
+class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstream
+    """One quantization point.
+
+    Args:
+        point: the point's name, as in placement.json; it names errors and ONNX nodes.
+        bits: code width.
+        axis: channel axis of a per-channel weight, None for per-tensor.
+        layout: which dimensions of the input are batch and sequence, so that padding can be left out of statistics.
+    """
+
+    def __init__(self, point: str, bits: int = 8, axis: int | None = None, layout: Layout = "tokens") -> None:
+        super().__init__(QuantDescriptor(num_bits=bits, axis=axis, calib_method="max"))
+        self.point = point
+        self.layout: Layout = layout
+        self.token_mask: Tensor | None = None  # [B, S], set around a calibration forward
+        self._calibrator: Calibrator = MaxCalibrator()
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """The statistics collector in use."""
+        return self._calibrator
+
+    @calibrator.setter
+    def calibrator(self, calibrator: Calibrator) -> None:
+        self._calibrator = calibrator
+
+    def current_amax(self, inputs: Tensor) -> Tensor:
+        """The calibrated amax, or the dynamic one of `inputs` while there is none. Shape [] or [C,1…]."""
+        return self._amax if hasattr(self, "_amax") else weight_amax(inputs, self._axis)
+
+    def set_amax(self, amax: Tensor) -> None:
+        """Store an amax (scalar, or per channel shaped to broadcast). Raises CalibrationError unless finite."""
+        if not bool(torch.isfinite(amax).all()) or bool((amax < 0).any()):
+            raise CalibrationError(f"{self.point}: amax is not finite and non-negative; calibrate this point again")
+        self.register_buffer("_amax", amax.detach().to(torch.float32).clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Fake-quantize `inputs` (any shape, float32), collecting statistics first when calibration is enabled."""
+        if self._disabled:
+            return inputs
+        if self._if_calib:
+            mask = broadcast_mask(self.token_mask, inputs, self.layout)
+            self._calibrator.update(inputs.detach(), mask)
+        if not self._if_quant:
+            return inputs
+        scale = scale_of(self.current_amax(inputs), self._num_bits)
+        if torch.onnx.is_in_onnx_export():
+            return self._symbolic_pair(inputs, scale)
+        return self._fake_quantize(inputs, scale)
+
+    def _fake_quantize(self, inputs: Tensor, scale: Tensor) -> Tensor:
+        high = 2 ** (self._num_bits - 1) - 1
+        result: Tensor = FakeQuantize.apply(inputs, scale, -high - 1, high)
+        return result
+
+    def _symbolic_pair(self, inputs: Tensor, scale: Tensor) -> Tensor:
+        """The same computation as ONNX nodes; weights become INT8 initializers after export."""
+        if not hasattr(self, "_amax"):
+            raise ExportError(f"{self.point}: no calibrated amax; run calibration before export")
+        if self._num_bits < 8:  # QuantizeLinear saturates at 8 bits, so the narrower codes are fixed beforehand
+            inputs = self._fake_quantize(inputs, scale)
+        flat = scale.reshape(-1) if self._axis is not None else scale.reshape(())
+        zero = torch.zeros_like(flat, dtype=torch.int8)
+        attributes = {"axis": self._axis} if self._axis is not None else {}
+        codes = torch.onnx.ops.symbolic(
+            "QuantizeLinear", (inputs, flat, zero), attributes, dtype=torch.int8, shape=inputs.shape, version=20
+        )
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", (codes, flat, zero), attributes, dtype=torch.float32, shape=inputs.shape, version=20
+        )
+
+    # The calibration protocol of pytorch-quantization, as QDQBERT's documentation spells it.
+    def enable_calib(self) -> None:
+        """Collect statistics in the following forwards."""
+        self._if_calib = True
+
+    def disable_calib(self) -> None:
+        """Stop collecting."""
+        self._if_calib = False
+
+    def load_calib_amax(self, *args: Any, **kwargs: Any) -> None:
+        """Freeze the amax from the collected statistics and stop collecting.
+
+        Raises CalibrationError naming the point when it saw no data, NaN or infinity, or nothing but zeros. The
+        options of pytorch-quantization's calibrators are refused: the calibrator is configured when it is made.
+        """
+        if args or kwargs:
+            raise CalibrationError(f"{self.point}: load_calib_amax takes no options here; choose the calibrator instead")
+        self.set_amax(torch.tensor(self._calibrator.amax(self.point)))
+        self.disable_calib()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take `_amax` from a state dict as it is. Upstream calls `.cuda()` here, which a CPU machine cannot."""
+        if f"{prefix}_amax" in state_dict:
+            self.set_amax(state_dict[f"{prefix}_amax"])
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
+
+
+class QuantLinear(_QuantLinear):  # type: ignore[misc]  # untyped upstream
+    """Linear with an optional quantizer on its input and on its weight; shares the parameters of `linear`."""
+
+    def __init__(self, linear: nn.Linear, inputs: TensorQuantizer | None, weight: TensorQuantizer | None) -> None:
+        nn.Linear.__init__(self, 1, 1, bias=False, device="meta")  # parameters come from `linear`
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self._input_quantizer = inputs
+        self._weight_quantizer = weight
+        self.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        return nn.functional.linear(
+            quantize(self._input_quantizer, input), quantize(self._weight_quantizer, self.weight), self.bias
+        )
+
+
+def quantize(quantizer: nn.Module | None, x: Tensor) -> Tensor:
+    """Apply a point that may not be placed."""
+    return x if quantizer is None else quantizer(x)
+
+
+def weight_amax(weight: Tensor, axis: int | None) -> Tensor:
+    """Largest magnitude, scalar or per channel of `axis` with kept dimensions."""
+    if axis is None:
+        return weight.detach().abs().amax()
+    others = [dimension for dimension in range(weight.dim()) if dimension != axis]
+    return weight.detach().abs().amax(dim=others, keepdim=True)
+
+
+def broadcast_mask(mask: Tensor | None, x: Tensor, layout: Layout) -> Tensor | None:
+    """The [B, S] token mask shaped to broadcast against `x`, or None when every element counts."""
+    if mask is None or layout in ("pooled", "weight"):
+        return None
+    if layout == "tokens":
+        return mask[:, :, None]
+    if layout == "heads":
+        return mask[:, None, :, None]
+    return mask[:, None, :, None] & mask[:, None, None, :]
