@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.bench.machine import machine
-from engines.tensorrt.probe import Probe, probe
+from engines.tensorrt.availability import Probe, probe
 
 WIDTH = 80  # the report fits a plain terminal
 FREE_DISK_GIB = 4.0  # an installation takes about 2.5 GiB, a base-size model with its engines under 1
@@ -26,6 +26,7 @@ SETUP = "make setup"
 COMMANDS: Mapping[str, str] = {  # what gets a package, where it is not SETUP
     "datasets": ".venv/bin/pip install '.[train]'",
     "accelerate": ".venv/bin/pip install '.[train]'",
+    "seqeval": ".venv/bin/pip install '.[train]'",
 }
 SERVER = "see https://github.com/triton-inference-server/server (a container image)"
 MODULES: Mapping[str, str] = {  # distribution name -> module, where they differ
@@ -34,7 +35,7 @@ MODULES: Mapping[str, str] = {  # distribution name -> module, where they differ
 }
 PACKAGES = (  # in the order of the report
     *("torch", "transformers", "pytorch-quantization", "onnx", "onnx-graphsurgeon", "onnxscript", "openvino"),
-    *("onnxruntime", "tritonclient", "polygraphy", "tensorrt", "pycuda", "datasets", "accelerate"),
+    *("onnxruntime", "tritonclient", "polygraphy", "tensorrt", "pycuda", "datasets", "accelerate", "seqeval"),
 )
 # load, inject, calibrate, export and lower: everything before a target's own engine
 CORE = ("torch", "transformers", "pytorch-quantization", "onnx", "onnx-graphsurgeon", "onnxscript")
@@ -53,14 +54,16 @@ class Target:
 
 
 def doctor(folder: Path = Path()) -> dict[str, Any]:
-    """The report as JSON-ready data; `folder` is where artifacts would go (its free disk space is reported).
+    """The report as JSON-ready data; `folder` is where artifacts would go (its free disk space is reported; it need
+    not exist).
 
     Keys: python, packages {name: version or null}, machine, disk_free_gib, targets {name: {build, run, benchmark,
     missing [[what, command]]}}, warnings. A package that is installed but broken is not detected.
     """
     packages = {name: installed_version(name) for name in PACKAGES}
     found = machine()
-    free = round(shutil.disk_usage(folder).free / 2**30, 1)
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = round(shutil.disk_usage(existing).free / 2**30, 1)
     tensorrt = probe()
     server = shutil.which("tritonserver") is not None
     return {
@@ -84,7 +87,7 @@ def installed_version(package: str) -> str | None:
 
 
 def targets(packages: Mapping[str, str | None], tensorrt: Probe, server: bool) -> dict[str, Target]:
-    """What is possible per target, from the installed packages, the TensorRT probe and whether a Triton server is here."""
+    """What is possible per target, from the installed packages, the TensorRT probe, and whether Triton is here."""
 
     def lacking(*names: str) -> tuple[tuple[str, str], ...]:
         return tuple((name, COMMANDS.get(name, SETUP)) for name in names if packages.get(name) is None)
@@ -99,7 +102,7 @@ def targets(packages: Mapping[str, str | None], tensorrt: Probe, server: bool) -
     on_gpu = tensorrt.ready
     trt_core = lacking(*CORE)
     triton = lacking("tritonclient") + (() if server else (("a Triton server", SERVER),))
-    training = lacking("torch", "transformers", "pytorch-quantization", "datasets", "accelerate")
+    training = lacking("torch", "transformers", "pytorch-quantization", "datasets", "accelerate", "seqeval")
     return {
         "openvino": cpu("openvino"),
         "onnxruntime": cpu("onnxruntime"),

@@ -6,7 +6,6 @@ Reading streams and stops early; every fault is a DataError naming file, line an
 from __future__ import annotations
 
 import difflib
-import importlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -102,18 +101,21 @@ def _rows(path: str) -> Iterator[Row]:
     if not path.strip():
         raise ConfigError("the data path is empty; give a file, a folder or datasets:NAME")
     place = Path(path).expanduser()
-    if not place.exists():
-        raise DataError(f"{path} does not exist{_sibling(place)}")
-    if place.is_dir() and any((place / name).exists() for name in ("dataset_dict.json", "state.json")):
-        return _dataset_rows(f"datasets:{place}")  # written by save_to_disk
-    files = files_below(place) if place.is_dir() else [place]
+    try:
+        if not place.exists():
+            raise DataError(f"{path} does not exist{_sibling(place)}")
+        if _is_saved_dataset(place):
+            return _dataset_rows(f"datasets:{place}")
+        files = files_below(place) if place.is_dir() else [place]
+    except OSError as error:  # no rights, a name too long
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path and its rights") from error
     return itertools.chain.from_iterable(read_rows(file) for file in files)
 
 
 def _sibling(place: Path) -> str:
     folder = place.parent
     if not folder.is_dir():
-        return f"; neither does the folder {folder}; check the path"
+        return f", nor does the folder {folder}; check the path"
     close = difflib.get_close_matches(place.name, sorted(p.name for p in folder.iterdir()), n=1, cutoff=0.4)
     return f"; did you mean {folder / close[0]}?" if close else "; check the path"
 
@@ -143,18 +145,22 @@ def _string(row: Row, column: str) -> str:
     return value.encode("utf-8", "replace").decode()  # tokenizers refuse unpaired surrogates, which JSON escapes allow
 
 
+def _is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` wrote this folder with save_to_disk."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
 def _dataset_rows(spec: str) -> Iterator[Row]:
     """Rows of ``datasets:NAME_OR_FOLDER[:split]``; without a split "train", or the only or first one."""
     name, _, split = spec.removeprefix("datasets:").partition(":")
     try:
-        datasets = importlib.import_module("datasets")
+        import datasets  # optional: the extra "train"
     except ImportError:
         raise ConfigError(
             f"{spec}: needs the datasets package; run pip install '.[train]', or give JSON lines, TSV, CSV or text"
         ) from None
-    saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json"))
     try:
-        data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+        data = datasets.load_from_disk(name) if _is_saved_dataset(Path(name)) else datasets.load_dataset(name)
     except (OSError, ValueError) as error:
         raise DataError(f"{spec}: cannot be loaded ({error}); check the name, the split and the network") from error
     if hasattr(data, "keys"):  # a DatasetDict: split name -> Dataset

@@ -1,4 +1,4 @@
-"""Row streams of text files: JSON lines, JSON documents, TSV, CSV, token-per-line and plain text, read one row at a time.
+"""Read text files row by row: JSON lines, JSON documents, TSV, CSV, token-per-line and plain text.
 
 Every fault is a DataError that names the file, the line and what to do. Nothing here knows which column is the text;
 that is `qdq.data`.

@@ -8,8 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engines.tensorrt.probe import probe
-from engines.tensorrt.read_back import MatmulNames, load_layer_info, read_back
+from engines.tensorrt.availability import probe
+from engines.tensorrt.precision import MatmulNames, load_layer_info, read_back
 from engines.tensorrt.script import LAYER_INFO, PLAN, SCRIPT, write_build_files
 from engines.tensorrt.settings import TensorRTSettings, profile_shapes
 from engines.types import BuiltEngine, TensorInfo
@@ -127,7 +127,8 @@ def _build_plan(lowered: Path, inputs: Sequence[TensorInfo], settings: TensorRTS
         engine = load_engine()
         inspector = engine.create_engine_inspector()
         return plan, str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-    except PolygraphyException as error:
+    except (PolygraphyException, RuntimeError, TypeError) as error:
+        # The last two come from TensorRT's bindings: shapes that do not fit, a builder the driver is too old for.
         raise BuildError(
             f"TensorRT {trt.__version__} cannot build {lowered}: {error}; its own messages are above, and "
             f"'python {SCRIPT}' beside the model shows them again"

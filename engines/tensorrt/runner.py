@@ -28,14 +28,14 @@ class TensorRTRunner:
         except OSError as error:
             raise BuildError(f"{plan} cannot be read ({error.strerror}); build the engine first") from error
         self._plan = plan
-        self._failure: type[Exception] = PolygraphyException
+        self._failure: type[Exception] = PolygraphyException  # kept, so that calls need no import
         self._runner: Any = TrtRunner(EngineFromBytes(serialized))
         try:
             self._runner.activate()
         except PolygraphyException as error:
             raise BuildError(
-                f"{plan} cannot be loaded: {_first_line(error)}; a plan only runs on the GPU model and TensorRT version "
-                "that built it, build it again on this machine"
+                f"{plan} cannot be loaded: {_first_line(error)}; a plan only runs on the GPU model and TensorRT "
+                "version that built it, build it again on this machine"
             ) from error
 
     def __call__(self, feeds: Feeds) -> Outputs:

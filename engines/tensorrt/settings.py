@@ -73,7 +73,8 @@ def axes_of(tensor: TensorInfo) -> tuple[int | str, ...]:
     rank = len(tensor.shape)
     if rank not in (2, 3):
         raise BuildError(
-            f"input '{tensor.name}' has rank {rank}; an encoder input is [batch, sequence] or [batch, choices, sequence]"
+            f"input '{tensor.name}' has rank {rank}; an encoder input is [batch, sequence] or [batch, choices, "
+            "sequence]"
         )
     names = ("batch", "sequence") if rank == 2 else AXES
     return tuple(size if isinstance(size, int) else name for size, name in zip(tensor.shape, names, strict=True))

@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Calibration: collectors of activation statistics (calibrators), the pass that feeds them (calibrate), its table."""

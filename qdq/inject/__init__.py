@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -90,15 +89,12 @@ def _replace_blocks(model: PreTrainedModel, family: Family) -> None:
 
 
 def _fold_attention_scale(model: PreTrainedModel, family: Family) -> None:
-    """Multiply 1/sqrt(d) into the query projections; exact in real arithmetic, and what fused attention wants."""
-    for module in model.modules():
+    """Move 1/sqrt(d) from the scores to the query projection; exact in real arithmetic, what fused attention wants."""
+    for module in list(model.modules()):
         if type(module).__name__ not in family.attention:
             continue
         query = getattr(module, family.query)
-        with torch.no_grad():
-            query.weight.mul_(module.scaling)
-            if query.bias is not None:
-                query.bias.mul_(module.scaling)
+        setattr(module, family.query, QuantLinear(query, output_scale=float(module.scaling)))  # type: ignore[arg-type]
         module.scaling = 1.0  # type: ignore[assignment]
         for operand in MATMUL_LAYOUTS:
             setattr(module, f"matmul_{operand}_input_quantizer", None)
@@ -115,7 +111,8 @@ def _place(model: PreTrainedModel, placed: list[Candidate], spec: QuantSpec) -> 
     for path, pair in linears.items():
         linear = model.get_submodule(path)
         assert isinstance(linear, nn.Linear)  # a linear candidate was found on it
-        _set(model, path, QuantLinear(linear, pair.get("linear_input"), pair.get("linear_weight")))
+        scale = linear.output_scale if isinstance(linear, QuantLinear) else 1.0
+        _set(model, path, QuantLinear(linear, pair.get("linear_input"), pair.get("linear_weight"), scale))
 
 
 def _quantizer(candidate: Candidate, spec: QuantSpec) -> TensorQuantizer:

@@ -10,6 +10,8 @@ pytorch-quantization 2.1.3 supplies the classes and their calibration protocol; 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -155,21 +157,60 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
 
 
 class QuantLinear(_QuantLinear):  # type: ignore[misc]  # untyped upstream
-    """Linear with an optional quantizer on its input and on its weight; shares the parameters of `linear`."""
+    """Linear with an optional quantizer on its input and on its weight; shares the parameters of `linear`.
 
-    def __init__(self, linear: nn.Linear, inputs: TensorQuantizer | None, weight: TensorQuantizer | None) -> None:
+    `output_scale` multiplies weight and bias before anything else. A query projection carries attention's 1/sqrt(d)
+    there, so the stored parameters stay the checkpoint's own; `folded` bakes it in for an export.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        inputs: TensorQuantizer | None = None,
+        weight: TensorQuantizer | None = None,
+        output_scale: float = 1.0,
+    ) -> None:
         nn.Linear.__init__(self, 1, 1, bias=False, device="meta")  # parameters come from `linear`
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self._input_quantizer = inputs
         self._weight_quantizer = weight
+        self.output_scale = output_scale
         self.train(linear.training)
+
+    @property
+    def effective_weight(self) -> Tensor:
+        """The weight that is quantized and multiplied: [out, in]."""
+        weight: Tensor = self.weight
+        return weight if self.output_scale == 1.0 else weight * self.output_scale
+
+    @property
+    def effective_bias(self) -> Tensor | None:
+        """The bias that is added: [out]."""
+        bias: Tensor | None = self.bias
+        return bias if bias is None or self.output_scale == 1.0 else bias * self.output_scale
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        return nn.functional.linear(
-            quantize(self._input_quantizer, input), quantize(self._weight_quantizer, self.weight), self.bias
-        )
+        weight = quantize(self._weight_quantizer, self.effective_weight)
+        return nn.functional.linear(quantize(self._input_quantizer, input), weight, self.effective_bias)
+
+
+@contextmanager
+def folded(model: nn.Module) -> Iterator[None]:
+    """Bake every `output_scale` into its parameters for the duration, so that a trace sees plain constants."""
+    scaled = [module for module in model.modules() if isinstance(module, QuantLinear) and module.output_scale != 1.0]
+    kept = [(module.weight, module.bias, module.output_scale) for module in scaled]
+    try:
+        for module in scaled:
+            weight, bias = module.effective_weight.detach(), module.effective_bias
+            module.weight = nn.Parameter(weight)
+            module.bias = None if bias is None else nn.Parameter(bias.detach())
+            module.output_scale = 1.0
+        yield
+    finally:
+        for module, (weight, bias, scale) in zip(scaled, kept, strict=True):
+            module.weight, module.bias, module.output_scale = weight, bias, scale
 
 
 def quantize(quantizer: nn.Module | None, x: Tensor) -> Tensor:

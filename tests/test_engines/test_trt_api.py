@@ -52,7 +52,10 @@ PRODUCERS = {
     "inspector": {"create_engine_inspector"},
 }
 # Variables of the generated script that hold no TensorRT object.
-OTHERS = frozenset("argparse os sys arguments options handle path partial problem information RANGES".split())
+OTHERS = frozenset(
+    {"argparse", "os", "sys", "arguments", "options", "handle", "model", "path", "partial", "problem", "information"}
+    | {"RANGES"}
+)
 
 
 def root_name(node: ast.AST) -> str | None:
@@ -80,7 +83,7 @@ def names_used(
         assert root is None or root in variables or root in known, f"line {node.lineno}: unknown variable '{root}'"
         if root == "trt":
             yield from _module_name(node)
-        elif root in variables:
+        elif root is not None and root in variables:
             assert isinstance(node.value, ast.Name), f"line {node.lineno}: assign '{root}.…' to a known variable first"
             yield variables[root], node.attr
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-CHILD = Path(__file__).with_name("probe_child.py")
+CHILD = Path(__file__).with_name("availability_child.py")
 TIMEOUT_S = 60.0  # importing tensorrt for the first time reads about 1 GB of libraries
 MINIMUM_TENSORRT = 10
 MINIMUM_CAPABILITY = 7.5  # Turing (T4): the oldest GPU with INT8 tensor cores, and the oldest TensorRT 10.5+ accepts

@@ -47,4 +47,4 @@ def module(name: str) -> tuple[str | None, str]:
 
 if __name__ == "__main__":
     answer, reason = gpu() if sys.argv[1] == "gpu" else module(sys.argv[1])
-    print(json.dumps({"answer": answer, "reason": reason}))
+    sys.stdout.write(json.dumps({"answer": answer, "reason": reason}) + "\n")

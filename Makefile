@@ -1,0 +1,136 @@
+#| QDQ compiler: checkpoint in, measured INT8 engine and Triton repository out.
+#|
+#|   make engine     compile MODEL for this machine; everything lands in build/
+#|   make bench      time that engine against FP32, without a time budget
+#|   make test       run the tests           (ARGS="-k name" chooses some)
+#|   make lint       ruff check and ruff format --check
+#|   make type       mypy --strict
+#|   make setup      create .venv (the targets above do so when needed)
+#|   make clean      remove build/ and caches; make distclean: .venv too
+#|   make lock       renew constraints.txt from the ranges in pyproject.toml
+#|
+#| Variables of engine and bench (`.venv/bin/qdq compile --help` has details):
+#|   MODEL=        hub id or folder      (default: the bundled all-MiniLM-L6-v2)
+#|   TASK=         feature-extraction, text-classification, ... (default: read
+#|                 from the checkpoint)
+#|   TARGET=       openvino, onnxruntime, tensorrt or auto      (default: auto)
+#|   CALIB= EVAL=  calibration and evaluation text: a file or folder
+#|   TEXT_COLUMNS= LABEL_COLUMN=  their columns          (default: detected)
+#|   BATCH= SEQ=   benchmark shape                       (default: 40 x 128)
+#|   OUT=          work directory                (default: build/<model name>)
+#|   PLACEMENT= CALIBRATOR= SAMPLES= THREADS= HINT=  quantization and runtime
+#|
+#| Variables of setup:
+#|   PYTHON=       interpreter, 3.11 or newer                 (default: python3)
+#|   TORCH_INDEX=  package index for torch alone. On Linux, PyTorch's CPU index
+#|                 https://download.pytorch.org/whl/cpu saves gigabytes.
+#|   PIP_FLAGS=    pip's options    (default: -qq; empty shows its progress)
+#|
+#| `make` reports any failure as 2. The line above it has qdq's own code: 1
+#| failed, 2 usage, 3 done as far as this machine can (its text says what is
+#| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup engine bench test lint type clean distclean lock
+
+VENV := .venv
+PYTHON ?= python3
+PIP_FLAGS ?= -qq
+EXTRAS := cpu,triton,train,dev
+
+# ---- options: make variable = qdq option -------------------------------------------------------------------------------
+ENGINE_OPTIONS := MODEL=model TASK=task TARGET=target CALIB=calibration EVAL=eval-data TEXT_COLUMNS=text-columns \
+  LABEL_COLUMN=label-column PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples BATCH=batch SEQ=sequence \
+  THREADS=threads HINT=precision-hint OUT=out
+BENCH_OPTIONS := $(ENGINE_OPTIONS)
+
+# What the user typed reaches qdq through the environment and quoted there, so neither make ($(value) does not expand)
+# nor the shell ever reads it as code: a model name is text, whatever it holds.
+variable = $(firstword $(subst =, ,$(1)))
+option = $(lastword $(subst =, ,$(1)))
+$(foreach pair,$(ENGINE_OPTIONS) TORCH_INDEX=,$(eval override $(call variable,$(pair)) := $$(value $(call variable,$(pair)))))
+export $(foreach pair,$(ENGINE_OPTIONS) TORCH_INDEX=,$(call variable,$(pair)))
+flags = $(foreach pair,$(1),$${$(call variable,$(pair)):+--$(call option,$(pair))="$$$(call variable,$(pair))"})
+
+# Bytecode is written when a module is first imported, not for all of torch at installation: half a minute less. A machine
+# that forbids it would compile torch anew at every start.
+unexport PYTHONDONTWRITEBYTECODE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@sed -n 's/^#| \{0,1\}//p' Makefile
+
+# ---- the compiler ------------------------------------------------------------------------------------------------------
+engine: setup
+	@$(VENV)/bin/qdq compile $(call flags,$(ENGINE_OPTIONS)); code=$$?; \
+	if [ $$code -eq 3 ]; then echo "qdq exited with 3: done as far as this machine can; see above for what it lacks"; fi; \
+	exit $$code
+
+bench: engine
+	@$(VENV)/bin/qdq bench $(call flags,$(BENCH_OPTIONS))
+
+# ---- checks ------------------------------------------------------------------------------------------------------------
+test: setup
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: setup
+	@$(VENV)/bin/python -m ruff check .
+	@$(VENV)/bin/python -m ruff format --check .
+
+type: setup
+	@$(VENV)/bin/python -m mypy
+
+# ---- installation ------------------------------------------------------------------------------------------------------
+# .venv/.installing exists from before the first change until everything has been imported once, and becomes the stamp by
+# being renamed. A set-up that was interrupted leaves it behind and starts again from nothing; a change of the pins (or a
+# .venv made by hand) only adds what differs. A second make waits for the first one's lock, then finds the stamp.
+STAMP := $(VENV)/.installed
+STARTED := $(VENV)/.installing
+PINS := pyproject.toml constraints.txt requirements-demo.txt
+TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml) $${TORCH_INDEX:+--index-url="$$TORCH_INDEX"}
+PIP = $(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS)
+
+setup: $(STAMP)
+
+ifndef SETUP_LOCKED
+$(STAMP): $(PINS)
+	@$(if $(shell command -v flock),flock Makefile) $(MAKE) --no-print-directory SETUP_LOCKED=1 $(STAMP)
+else
+$(STAMP): $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is missing or older than 3.11; name another one: make setup PYTHON=python3.11"; exit 1; }
+	@if [ -e $(STARTED) ] || ! $(VENV)/bin/python -c '' 2>/dev/null; then \
+	  echo "[1/4] creating $(VENV)"; \
+	  rm -rf $(VENV)/bin $(VENV) && mkdir $(VENV) && touch $(STARTED) && $(PYTHON) -m venv $(VENV) || \
+	    { echo "cannot create $(VENV); if python's venv module is what is missing, on Debian: apt install python3-venv"; exit 1; } \
+	fi
+	@rm -f $(STAMP) && touch $(STARTED)
+	@echo "[2/4] installing torch (200 MB; gigabytes if its CUDA build is taken: see TORCH_INDEX in 'make help')"
+	@$(PIP) -c constraints.txt setuptools
+	@$(PIP) --no-deps $(TORCH)
+	@echo "[3/4] installing everything else, as pinned in constraints.txt (400 MB)"
+	@$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@$(PIP) --no-deps --require-hashes -r requirements-demo.txt
+	@echo "[4/4] importing it once"
+	@$(VENV)/bin/python -W ignore -c 'import torch.onnx, transformers.models.bert.modeling_bert, onnxscript, onnx_graphsurgeon, \
+	  pytorch_quantization.nn, polygraphy, onnxruntime, openvino'
+	@mv $(STARTED) $(STAMP)
+endif
+
+# A new lock: what pip chooses today within pyproject.toml's ranges. "+cpu" names a build of torch, not a version.
+lock: LOCKED := build/lock
+lock:
+	@$(PYTHON) -m venv --clear $(LOCKED)
+	@$(LOCKED)/bin/pip install $(PIP_FLAGS) --upgrade setuptools
+	@$(LOCKED)/bin/pip install $(PIP_FLAGS) --no-deps $(TORCH)
+	@$(LOCKED)/bin/pip install $(PIP_FLAGS) --no-build-isolation -e '.[$(EXTRAS)]'
+	@echo "# Every package of 'make setup', written by 'make lock' with $$($(LOCKED)/bin/python --version)." > $(LOCKED)/new
+	@$(LOCKED)/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' >> $(LOCKED)/new
+	@mv $(LOCKED)/new constraints.txt
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) *.egg-info

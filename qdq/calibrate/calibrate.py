@@ -1,0 +1,168 @@
+"""Stage 3, calibrate: an injected module and text batches in, an amax on every quantizer and the table out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qdq.calibrate.calibrators import CALIBRATORS, DEFAULT_PERCENTILE, make_calibrator
+from qdq.calibrate.table import CalibrationTable
+from qdq.config import choice
+from qdq.errors import CalibrationError, ConfigError
+from qdq.inject import quantizers
+from qdq.inject.families import Family
+from qdq.inject.quantizer import QuantLinear, TensorQuantizer, weight_amax
+from qdq.inject.spec import QuantSpec
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How activation ranges are chosen. `percentile` is read by the percentile calibrator only."""
+
+    algorithm: str = "percentile"
+    percentile: float = DEFAULT_PERCENTILE
+
+    def __post_init__(self) -> None:
+        choice(self.algorithm, CALIBRATORS, "calibrator")
+        if not 0 < self.percentile <= 100:
+            raise ConfigError(f"percentile: {self.percentile} is outside (0, 100]")
+
+
+def calibrate(
+    module: nn.Module,
+    batches: Sequence[Mapping[str, Tensor]],
+    spec: QuantSpec,
+    settings: CalibrationSettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> CalibrationTable:
+    """Run `batches` in floating point, choose an amax for every activation point and freeze every weight amax.
+
+    Args:
+        module: injected; called as ``module(**batch)``.
+        batches: int64 [B, S] (or [B, N, S]) tensors by input name; "attention_mask" marks what counts.
+        spec: fuse_qkv, clip_gelu and recalibrate_weights are applied here.
+        settings: the calibrator.
+        progress: called with (done, total) batches.
+
+    Statistics are maxima and integer counts, so the table does not depend on how texts are grouped into batches
+    beyond the float rounding of the matrix multiplications themselves. Raises CalibrationError naming the points
+    that saw no data, NaN or infinity, or only zeros.
+    """
+    points = quantizers(module)
+    activations = {name: point for name, point in points.items() if point.layout != "weight"}
+    samples, tokens = _collect(module, batches, points, settings, progress)
+    _load_all(activations)
+    freeze_weights(module, spec.recalibrate_weights)
+    if spec.fuse_qkv:
+        _fuse_qkv(module, per_tensor_weights=not spec.per_channel_weights)
+    for point in points.values():
+        point.enable_quant()
+    percentile = settings.percentile if settings.algorithm == "percentile" else None
+    return summarise(module, settings.algorithm, percentile, samples, tokens)
+
+
+def _collect(
+    module: nn.Module,
+    batches: Sequence[Mapping[str, Tensor]],
+    points: Mapping[str, TensorQuantizer],
+    settings: CalibrationSettings,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[int, int]:
+    """One floating-point pass; returns (texts, counted positions)."""
+    for point in points.values():
+        point.disable_quant()
+        if point.layout != "weight":
+            point.calibrator = make_calibrator(settings.algorithm, settings.percentile)
+            point.enable_calib()
+    samples = tokens = 0
+    try:
+        with torch.no_grad():
+            for done, batch in enumerate(batches, start=1):
+                mask = batch["attention_mask"].bool().flatten(0, -2)
+                for point in points.values():
+                    point.token_mask = mask
+                module(**batch)
+                samples += batch["attention_mask"].shape[0]
+                tokens += int(mask.sum())
+                if progress:
+                    progress(done, len(batches))
+    finally:
+        for point in points.values():
+            point.token_mask = None
+            point.disable_calib()
+    return samples, tokens
+
+
+def _load_all(activations: Mapping[str, TensorQuantizer]) -> None:
+    """Freeze every activation amax; all unusable points are named in one error."""
+    problems = []
+    for point in activations.values():
+        try:
+            point.load_calib_amax()
+        except CalibrationError as error:
+            problems.append(str(error))
+    if problems:
+        more = f" (and {len(problems) - 1} more points)" if len(problems) > 1 else ""
+        raise CalibrationError(problems[0] + more)
+
+
+def freeze_weights(module: nn.Module, recalibrate: bool = True) -> None:
+    """Set every weight amax to the largest magnitude per channel; keep imported ones unless `recalibrate`."""
+    for owner in module.modules():
+        if isinstance(owner, QuantLinear) and owner._weight_quantizer is not None:
+            point = owner._weight_quantizer
+            if recalibrate or point.amax is None:
+                point.set_amax(weight_amax(owner.effective_weight, point.axis))
+
+
+def clip_gelu(model: nn.Module, family: Family, bound: float) -> int:
+    """Clamp the amax behind every GELU to `bound` (QDQBERT's --clip-gelu); returns how many points changed."""
+    changed = 0
+    for name, point in quantizers(model).items():
+        amax = point.amax
+        if name.endswith(f".{family.gelu_output}.input_quantizer") and amax is not None and float(amax) > bound:
+            point.set_amax(torch.tensor(bound))
+            changed += 1
+    return changed
+
+
+def _fuse_qkv(module: nn.Module, per_tensor_weights: bool) -> None:
+    """q, k and v matmul operands share their largest amax, and so do per-tensor weights (QDQBERT's --fuse-qkv)."""
+    for owner in module.modules():
+        operands = [getattr(owner, f"matmul_{operand}_input_quantizer", None) for operand in "qkv"]
+        _share([operand for operand in operands if isinstance(operand, TensorQuantizer)])
+        if per_tensor_weights and hasattr(owner, "matmul_q_input_quantizer"):
+            linears = [child for name, child in owner.named_children() if name in QKV_NAMES]
+            weights = [child._weight_quantizer for child in linears if isinstance(child, QuantLinear)]
+            _share([weight for weight in weights if weight is not None])
+
+
+# The q, k and v projections under the names the supported families give them.
+QKV_NAMES = frozenset({"query", "key", "value", "q_lin", "k_lin", "v_lin", "q", "k", "v"})
+
+
+def _share(points: list[TensorQuantizer]) -> None:
+    if points:
+        largest = torch.stack([point.amax for point in points]).amax()
+        for point in points:
+            point.set_amax(largest)
+
+
+def summarise(
+    module: nn.Module, algorithm: str, percentile: float | None, samples: int, tokens: int
+) -> CalibrationTable:
+    """The table of what is frozen on `module` now."""
+    activations: dict[str, float] = {}
+    weights: dict[str, tuple[float, ...]] = {}
+    for name, point in quantizers(module).items():
+        if point.amax is None:
+            raise CalibrationError(f"{name}: has no amax; calibrate before summarising")
+        if point.layout == "weight":
+            weights[name] = tuple(point.amax.flatten().tolist())
+        else:
+            activations[name] = float(point.amax)
+    zero = {name: amax.count(0.0) for name, amax in weights.items() if 0.0 in amax}
+    return CalibrationTable(activations, weights, zero, algorithm, percentile, samples, tokens)

@@ -1,0 +1,71 @@
+"""The sentence-transformers head of a folder: from token states to one sentence embedding."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qdq.errors import ModelError
+
+Mode = Literal["cls", "mean", "max", "mean_sqrt_len"]
+MODES: dict[str, Mode] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+}
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How token states become a sentence embedding (sentence-transformers' Pooling and Normalize modules)."""
+
+    mode: Mode
+    normalize: bool
+
+    def apply(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, S, H] states and [B, S] mask to [B, H]; padded positions do not count."""
+        pooled = self._pool(states, attention_mask[:, :, None].to(states.dtype))
+        return torch.nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        if self.mode == "cls":
+            return states[:, 0]
+        if self.mode == "max":
+            return (states + (mask - 1.0) * 1e9).amax(dim=1)
+        length = mask.sum(dim=1).clamp(min=1e-9)
+        return (states * mask).sum(dim=1) / (length if self.mode == "mean" else length.sqrt())
+
+
+def read_pooling(folder: Path) -> Pooling | None:
+    """The pooling head a folder describes, or None without one. Raises ModelError for a head we cannot compute."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return None
+    entries = _json(modules)
+    kinds = [str(entry.get("type", "")).rpartition(".")[2] for entry in entries]
+    unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+    if unknown:
+        raise ModelError(
+            f"{modules}: sentence-transformers module '{unknown[0]}' is not supported (Transformer, Pooling and "
+            "Normalize are); remove modules.json to compile the bare encoder"
+        )
+    if "Pooling" not in kinds:
+        return None
+    settings = _json(folder / entries[kinds.index("Pooling")].get("path", "1_Pooling") / "config.json")
+    active = [mode for key, mode in MODES.items() if settings.get(key)]
+    if len(active) != 1:
+        raise ModelError(f"{folder}: pooling must be exactly one of {', '.join(MODES)}; found {active or 'none'}")
+    return Pooling(active[0], "Normalize" in kinds)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error}); copy the checkpoint again") from error
