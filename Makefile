@@ -38,7 +38,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= -qq
 EXTRAS := cpu,triton,train,dev
 
-# ---- options: make variable = qdq option -------------------------------------------------------------------------------
+# ---- options: make variable = qdq option ----------------------------------------
 ENGINE_OPTIONS := MODEL=model TASK=task TARGET=target CALIB=calibration EVAL=eval-data TEXT_COLUMNS=text-columns \
   LABEL_COLUMN=label-column PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples BATCH=batch SEQ=sequence \
   THREADS=threads HINT=precision-hint OUT=out
@@ -48,8 +48,9 @@ BENCH_OPTIONS := $(ENGINE_OPTIONS)
 # nor the shell ever reads it as code: a model name is text, whatever it holds.
 variable = $(firstword $(subst =, ,$(1)))
 option = $(lastword $(subst =, ,$(1)))
-$(foreach pair,$(ENGINE_OPTIONS) TORCH_INDEX=,$(eval override $(call variable,$(pair)) := $$(value $(call variable,$(pair)))))
-export $(foreach pair,$(ENGINE_OPTIONS) TORCH_INDEX=,$(call variable,$(pair)))
+TYPED := $(foreach pair,$(ENGINE_OPTIONS),$(call variable,$(pair))) TORCH_INDEX
+$(foreach name,$(TYPED),$(eval override $(name) := $$(value $(name))))
+export $(TYPED)
 flags = $(foreach pair,$(1),$${$(call variable,$(pair)):+--$(call option,$(pair))="$$$(call variable,$(pair))"})
 
 # Bytecode is written when a module is first imported, not for all of torch at installation: half a minute less. A machine
@@ -60,7 +61,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@sed -n 's/^#| \{0,1\}//p' Makefile
 
-# ---- the compiler ------------------------------------------------------------------------------------------------------
+# ---- the compiler ----------------------------------------
 engine: setup
 	@$(VENV)/bin/qdq compile $(call flags,$(ENGINE_OPTIONS)); code=$$?; \
 	if [ $$code -eq 3 ]; then echo "qdq exited with 3: done as far as this machine can; see above for what it lacks"; fi; \
@@ -69,7 +70,7 @@ engine: setup
 bench: engine
 	@$(VENV)/bin/qdq bench $(call flags,$(BENCH_OPTIONS))
 
-# ---- checks ------------------------------------------------------------------------------------------------------------
+# ---- checks ----------------------------------------
 test: setup
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
@@ -80,7 +81,7 @@ lint: setup
 type: setup
 	@$(VENV)/bin/python -m mypy
 
-# ---- installation ------------------------------------------------------------------------------------------------------
+# ---- installation ----------------------------------------
 # .venv/.installing exists from before the first change until everything has been imported once, and becomes the stamp by
 # being renamed. A set-up that was interrupted leaves it behind and starts again from nothing; a change of the pins (or a
 # .venv made by hand) only adds what differs. A second make waits for the first one's lock, then finds the stamp.
@@ -102,7 +103,7 @@ $(STAMP): $(PINS)
 	@if [ -e $(STARTED) ] || ! $(VENV)/bin/python -c '' 2>/dev/null; then \
 	  echo "[1/4] creating $(VENV)"; \
 	  rm -rf $(VENV)/bin $(VENV) && mkdir $(VENV) && touch $(STARTED) && $(PYTHON) -m venv $(VENV) || \
-	    { echo "cannot create $(VENV); if python's venv module is what is missing, on Debian: apt install python3-venv"; exit 1; } \
+	    { echo "cannot create $(VENV); if python's venv module is missing, on Debian: apt install python3-venv"; exit 1; } \
 	fi
 	@rm -f $(STAMP) && touch $(STARTED)
 	@echo "[2/4] installing torch (200 MB; gigabytes if its CUDA build is taken: see TORCH_INDEX in 'make help')"
@@ -112,8 +113,8 @@ $(STAMP): $(PINS)
 	@$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@$(PIP) --no-deps --require-hashes -r requirements-demo.txt
 	@echo "[4/4] importing it once"
-	@$(VENV)/bin/python -W ignore -c 'import torch.onnx, transformers.models.bert.modeling_bert, onnxscript, onnx_graphsurgeon, \
-	  pytorch_quantization.nn, polygraphy, onnxruntime, openvino'
+	@$(VENV)/bin/python -W ignore -c 'import torch.onnx, transformers.models.bert.modeling_bert, pytorch_quantization.nn, \
+	  onnxscript, onnx_graphsurgeon, polygraphy, onnxruntime, openvino'
 	@mv $(STARTED) $(STAMP)
 endif
 

@@ -38,6 +38,16 @@ class NotInt8:
 
 
 @dataclass(frozen=True)
+class MatmulNames:
+    """ONNX node names of the multiplications to look for in an engine, and what is known of them beforehand."""
+
+    linears: tuple[str, ...]  # MatMul/Gemm nodes of the encoder's linear layers
+    matmuls: tuple[str, ...]  # the two attention MatMul nodes of every layer
+    floats: tuple[NotInt8, ...] = ()  # pooler, head and other multiplications outside the encoder blocks
+    unquantized: tuple[NotInt8, ...] = ()  # of linears and matmuls: those without Q/DQ on both operands
+
+
+@dataclass(frozen=True)
 class Int8Report:
     """What the built engine really runs in INT8, read back from the engine: (running, total) per group."""
 

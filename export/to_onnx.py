@@ -106,29 +106,40 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def save(model: ir.Model, path: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
-    """Write a model atomically, with one external data file when its initializers are too large for protobuf."""
+    """Write an onnx_ir model, see `save_proto`."""
     model.ir_version = IR_VERSION
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    proto = ir.to_proto(model)
+    save_proto(ir.to_proto(model), path, external_data_bytes)
+
+
+def save_proto(proto: onnx.ModelProto, path: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
+    """Write a model atomically, with ``<name>.data`` beside it when its initializers are too large for protobuf.
+
+    Raises DeployError when the folder cannot be written.
+    """
     data = path.with_name(path.name + ".data")
+    external = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > external_data_bytes
     with atomic_path(path) as partial:
-        if size <= external_data_bytes:
-            onnx.save(proto, partial)
-        else:
+        if external:
             _save_external(proto, partial, data)
-    if size <= external_data_bytes:
+        else:
+            onnx.save(proto, partial)
+    if not external:
         data.unlink(missing_ok=True)  # an earlier, larger model's
 
 
 def _save_external(proto: onnx.ModelProto, partial: Path, data: Path) -> None:
     with atomic_path(data) as partial_data:
         onnx.save(
-            proto, partial, save_as_external_data=True, location=partial_data.name, size_threshold=1024,
+            proto,
+            partial,
+            save_as_external_data=True,
+            location=partial_data.name,
+            size_threshold=1024,
             convert_attribute=False,
         )
-    reloaded = onnx.load(partial, load_external_data=False)
-    for tensor in reloaded.graph.initializer:
+    renamed = onnx.load(partial, load_external_data=False)
+    for tensor in renamed.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = data.name
-    onnx.save(reloaded, partial)
+    onnx.save(renamed, partial)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from engines.tensorrt.availability import Probe, probe
 from engines.tensorrt.builder import build, collect
-from engines.tensorrt.precision import MatmulNames, load_layer_info, read_back
+from engines.tensorrt.precision import load_layer_info, read_back
 from engines.tensorrt.runner import TensorRTRunner
 from engines.tensorrt.script import write_build_files
 from engines.tensorrt.settings import TensorRTSettings
 
 __all__ = [
-    "MatmulNames",
     "Probe",
     "TensorRTRunner",
     "TensorRTSettings",

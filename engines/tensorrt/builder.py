@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.tensorrt.availability import probe
-from engines.tensorrt.precision import MatmulNames, load_layer_info, read_back
+from engines.interface import interface
+from engines.tensorrt.precision import load_layer_info, read_back
 from engines.tensorrt.script import LAYER_INFO, PLAN, SCRIPT, write_build_files
 from engines.tensorrt.settings import TensorRTSettings, profile_shapes
-from engines.types import BuiltEngine, TensorInfo
+from engines.types import BuiltEngine, MatmulNames, TensorInfo
 from qdq.artifacts import atomic_path, write_text
 from qdq.errors import BuildError, Unavailable
 
@@ -62,34 +63,6 @@ def collect(lowered: Path, folder: Path, settings: TensorRTSettings, names: Matm
     files = (plan, layer_info) if layer_info.is_file() else (plan,)
     recorded = {**settings.as_json(), "tensorrt": _tensorrt_version()}
     return BuiltEngine("tensorrt", files, inputs, outputs, report, recorded)
-
-
-def interface(model: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """Inputs and outputs of an ONNX file; the engine's are the same, a strongly typed build changes none.
-
-    Raises BuildError when the file cannot be read.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load(model, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise BuildError(f"{model} cannot be read as ONNX ({error}); run the lower stage again") from error
-    weights = {initializer.name for initializer in graph.initializer}
-    inputs = tuple(_tensor_info(value) for value in graph.input if value.name not in weights)
-    return inputs, tuple(_tensor_info(value) for value in graph.output)
-
-
-def _tensor_info(value: Any) -> TensorInfo:
-    from onnx import helper
-
-    tensor = value.type.tensor_type
-    dimensions = (
-        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)  # None: dynamic without a name
-        for dim in tensor.shape.dim
-    )
-    return TensorInfo(value.name, helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, tuple(dimensions))
 
 
 def _build_plan(lowered: Path, inputs: Sequence[TensorInfo], settings: TensorRTSettings) -> tuple[Any, str]:

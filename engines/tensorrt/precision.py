@@ -38,15 +38,6 @@ ATTENTION = re.compile(r"mha|fused_attention|iattention", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class MatmulNames:
-    """ONNX node names of the multiplications to look for, and those left in float on purpose with their reason."""
-
-    linears: tuple[str, ...]  # MatMul/Gemm nodes of the encoder's linear layers
-    matmuls: tuple[str, ...]  # the two attention MatMul nodes of every layer
-    floats: tuple[NotInt8, ...] = ()  # pooler, head and declined points
-
-
-@dataclass(frozen=True)
 class Kernel:
     """One layer of the engine, reduced to what the rules need."""
 

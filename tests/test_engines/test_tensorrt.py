@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from engines import tensorrt
-from engines.tensorrt import MatmulNames, TensorRTSettings, availability, probe, read_back, write_build_files
+from engines.tensorrt import TensorRTSettings, availability, probe, read_back, write_build_files
 from engines.tensorrt.availability import Probe
-from engines.tensorrt.builder import interface
+from engines.interface import interface
 from engines.tensorrt.settings import profile_shapes
-from engines.types import NotInt8, TensorInfo
+from engines.types import MatmulNames, NotInt8, TensorInfo
 from qdq.errors import BuildError, ConfigError, DeployError, Unavailable
 
 PAIR = [TensorInfo("input_ids", "int64", ("batch", "sequence")), TensorInfo("attention_mask", "int64", ("b", None))]

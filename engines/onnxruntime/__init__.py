@@ -1,0 +1,8 @@
+"""ONNX Runtime target: build, run, and read back which multiplications run in INT8."""
+
+from __future__ import annotations
+
+from engines.onnxruntime.build import OnnxRuntimeSettings, build
+from engines.onnxruntime.runner import OnnxRuntimeRunner
+
+__all__ = ["OnnxRuntimeRunner", "OnnxRuntimeSettings", "build"]

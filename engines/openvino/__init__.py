@@ -1,0 +1,8 @@
+"""OpenVINO target: build the IR, run it, and read back which multiplications run in INT8."""
+
+from __future__ import annotations
+
+from engines.openvino.build import OpenVINOSettings, build
+from engines.openvino.runner import OpenVINORunner
+
+__all__ = ["OpenVINORunner", "OpenVINOSettings", "build"]

@@ -1,0 +1,74 @@
+"""The pass contract, and reading and writing the graphs passes work on.
+
+A pass states *before / after / leaves alone* in its docstring, edits a graphsurgeon graph in place and returns what it
+changed and what it declined with the reason. Running it again on its own output changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+
+from export.names import IR_VERSION
+from export.to_onnx import save_proto
+from qdq.errors import PassError
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A candidate the pass looked at and left alone."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass did: the nodes it changed and the candidates it declined."""
+
+    changed: tuple[str, ...] = ()
+    declined: tuple[Declined, ...] = ()
+
+    @property
+    def modified(self) -> bool:
+        """Whether the graph is another one now."""
+        return bool(self.changed)
+
+    def as_json(self) -> dict[str, Any]:
+        """One row of passes.json."""
+        return {
+            "modified": self.modified,
+            "changed": list(self.changed),
+            "declined": [asdict(item) for item in self.declined],
+        }
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A named step of a target's pipeline and the reason it is there."""
+
+    name: str
+    why: str
+    run: Callable[[gs.Graph], PassResult]
+
+
+def load_graph(path: Path) -> gs.Graph:
+    """Read an ONNX file as a graphsurgeon graph. Raises PassError when it cannot be read."""
+    try:
+        return gs.import_onnx(onnx.load(path))
+    except (OSError, DecodeError) as error:
+        raise PassError(f"{path}: cannot be read as ONNX ({error}); run the export stage again") from error
+
+
+def save_graph(graph: gs.Graph, path: Path) -> None:
+    """Write a graph atomically, checked, with the pinned IR version that graphsurgeon does not keep."""
+    proto = gs.export_onnx(graph)
+    proto.ir_version = IR_VERSION
+    del proto.graph.value_info[:]  # stale after type changes; every reader infers its own
+    save_proto(proto, path)
