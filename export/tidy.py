@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from qdq import __version__
 from qdq.errors import ExportError
 
 SCOPES = "pkg.torch.onnx.name_scopes"
+PRODUCER = "qdq"
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,10 @@ def tidy(model: ir.Model, int8_weights: bool = True) -> TidyReport:
     """Rewrite `model` in place into the canonical form described above. Raises ExportError naming a stray node."""
     graph = model.graph
     before = len(graph)
-    _name_nodes(graph)
+    if model.producer_name != PRODUCER:  # a tidy graph has its names, and no scopes left to make them from
+        _name_nodes(graph)
     reshapes = _constant_reshapes(graph)
+    _fold_narrow_weights(graph)
     weights = _fold_weights(graph) if int8_weights else 0
     _remove_dead(graph)
     _name_initializers(graph)
@@ -74,6 +78,11 @@ def _point(module: str) -> str:
     return f"{path}.{last.lstrip('_')}" if last.endswith("_quantizer") else module
 
 
+def _owner(node: ir.Node) -> str:
+    """Point that a named Q or DQ belongs to, also for the repeated pair of a shared layer (``….quantize_1``)."""
+    return str(node.name).rpartition(".")[0]
+
+
 def _operation(node: ir.Node) -> str:
     return {QUANTIZE: "quantize", DEQUANTIZE: "dequantize"}.get(node.op_type, node.op_type)
 
@@ -102,11 +111,48 @@ def _copying_shape(source: list[object], target: list[object]) -> list[int] | No
     for index, dim in enumerate(target):
         if isinstance(dim, int):
             dims.append(dim)
-        elif index < len(source) and str(source[index]) == str(dim):
+        elif index < len(source) and _is_named(dim) and str(source[index]) == str(dim):
             dims.append(0)
         else:
             return None
     return dims
+
+
+def _is_named(dim: object) -> bool:
+    return getattr(dim, "value", None) is not None  # two unknown dimensions need not be the same one
+
+
+# What the fake-quantizer of a weight narrower than 8 bits traces to; the exporter folds it only for small weights.
+NARROWING: dict[str, Callable[..., np.ndarray]] = {
+    "Div": np.divide,
+    "Round": np.rint,
+    "Clip": np.clip,
+    "Mul": np.multiply,
+}
+
+
+def _fold_narrow_weights(graph: ir.Graph) -> None:
+    """Weight -> Div -> Round -> Clip -> Mul -> Q becomes a constant -> Q; chains that read an activation stay."""
+    for node in graph:
+        source = node.inputs[0] if node.op_type == QUANTIZE else None
+        if source is None or source.const_value is not None:
+            continue
+        values = _narrowed(source)
+        if values is not None:
+            node.replace_input_with(0, _initializer(graph, _owner(node) + ".narrowed", values))
+
+
+def _narrowed(value: ir.Value | None) -> np.ndarray | None:
+    """Value of a constant, or of a chain of NARROWING ops over constants; None when it depends on an input."""
+    if value is None or value.const_value is not None:
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+    producer = value.producer()
+    if producer is None or producer.op_type not in NARROWING:
+        return None
+    operands = [_narrowed(operand) for operand in producer.inputs]
+    if any(operand is None for operand in operands):
+        return None
+    return NARROWING[producer.op_type](*operands)
 
 
 def _fold_weights(graph: ir.Graph) -> int:
@@ -117,7 +163,7 @@ def _fold_weights(graph: ir.Graph) -> int:
             continue
         dequantize = _only_user(node, DEQUANTIZE)
         codes, scale, axis = quantized_codes(node)
-        point = node.name.removesuffix(".quantize")
+        point = _owner(node)
         transpose = _only_user(dequantize, "Transpose") if len(dequantize.outputs[0].uses()) == 1 else None
         if transpose is not None:
             codes, axis = codes.T, 1 - axis
@@ -157,9 +203,8 @@ def _only_user(node: ir.Node, op_type: str) -> ir.Node:
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape = ir.Shape(array.shape)
-    value.dtype = value.const_value.dtype if value.const_value is not None else None
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -179,7 +224,7 @@ def _name_initializers(graph: ir.Graph) -> None:
     """``<point>.scale``, ``<point>.zero_point``; parameters lose the wrapper's ``model.`` prefix."""
     for node in graph:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
-            point = node.name.rpartition(".")[0]
+            point = _owner(node)
             _own_parameter(graph, node, 1, point + SCALE)
             _own_parameter(graph, node, 2, point + ZERO_POINT)
     for name, value in list(graph.initializers.items()):
@@ -199,11 +244,11 @@ def _own_parameter(graph: ir.Graph, node: ir.Node, index: int, name: str) -> Non
     existing = graph.initializers.get(name)
     node.replace_input_with(index, existing or _initializer(graph, name, np.asarray(_constant(node, index))))
     if not value.uses() and value.name in graph.initializers:
-        del graph.initializers[value.name]
+        del graph.initializers[str(value.name)]
 
 
 def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    del graph.initializers[value.name]  # type: ignore[arg-type]
+    del graph.initializers[str(value.name)]
     value.name = name
     graph.register_initializer(value)
 
@@ -219,4 +264,4 @@ def _strip_metadata(model: ir.Model) -> None:
             value.metadata_props.clear()
     graph.name = "qdq"
     graph.doc_string = model.doc_string = None
-    model.producer_name, model.producer_version = "qdq", __version__
+    model.producer_name, model.producer_version = PRODUCER, __version__

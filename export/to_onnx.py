@@ -55,6 +55,7 @@ def export_onnx(
     Raises ExportError when torch cannot trace the module or the graph does not hold what was injected.
     """
     settings = settings or ExportSettings()
+    _check_calibrated(module)
     model = _trace(module, example, outputs)
     report = tidy(model, settings.int8_weights)
     save(model, path, settings.external_data_bytes)
@@ -81,10 +82,25 @@ def _trace(module: torch.nn.Module, example: dict[str, torch.Tensor], outputs: S
                 verbose=False,
             )
         except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-            raise ExportError(f"torch.onnx.export could not trace the model: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"torch.onnx.export could not trace the model: {_root_cause(error)}") from error
     assert program is not None  # dynamo=True always returns a program
     model: ir.Model = program.model
     return model
+
+
+def _check_calibrated(module: torch.nn.Module) -> None:
+    """The exporter tries several ways to trace and forgets why the first failed, so this cannot be left to it."""
+    points = [part for part in module.modules() if hasattr(part, "point") and not getattr(part, "_disabled", False)]
+    bare = [str(part.point) for part in points if not hasattr(part, "_amax")]
+    if bare:
+        raise ExportError(f"{len(bare)} point(s) have no amax, the first is {bare[0]}; calibrate before export")
+
+
+def _root_cause(error: BaseException) -> str:
+    """First line of the innermost cause: the exporter's own message is advice for its developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _dimension_names(rank: int) -> tuple[str, ...]:

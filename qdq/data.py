@@ -161,7 +161,7 @@ def _dataset_rows(spec: str) -> Iterator[Row]:
         ) from None
     try:
         data = datasets.load_from_disk(name) if _is_saved_dataset(Path(name)) else datasets.load_dataset(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{spec}: cannot be loaded ({error}); check the name, the split and the network") from error
     if hasattr(data, "keys"):  # a DatasetDict: split name -> Dataset
         splits = sorted(data.keys())

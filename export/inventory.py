@@ -1,0 +1,115 @@
+"""What a graph multiplies: encoder linears, attention matmuls and everything else, by node name.
+
+Works from the ONNX graph alone, so canonical, FP32 and lowered graphs are counted by one rule, and "36 of 36 encoder
+linears run in INT8" means the same 36 for every target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from export.names import DEQUANTIZE, in_encoder
+
+MULTIPLICATIONS = ("MatMul", "Gemm")
+
+# Between a DequantizeLinear and the operand it serves these only move or retype values.
+LAYOUT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
+class GraphIndex:
+    """Who produces, who reads and what is constant in a graph whose nodes are topologically sorted."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.nodes = {node.name: node for node in graph.node}
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.producers = {output: node for node in graph.node for output in node.output if output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for tensor in node.input:
+                self.readers.setdefault(tensor, []).append(node)
+        self._constants = set(self.initializers) - {value.name for value in graph.input}
+        for node in graph.node:  # in order, not recursively: a deep encoder exceeds Python's recursion limit
+            if all(not tensor or tensor in self._constants for tensor in node.input):
+                self._constants.update(node.output)
+
+    def is_constant(self, tensor: str) -> bool:
+        """Whether `tensor` depends on no graph input: an initializer, or one behind DQ, Transpose, Mul and so on."""
+        return tensor in self._constants
+
+    def dequantizer(self, tensor: str) -> onnx.NodeProto | None:
+        """The DequantizeLinear whose values `tensor` carries, seen through layout ops; None for a float tensor."""
+        node = self.producers.get(tensor)
+        while node is not None and node.op_type in LAYOUT:
+            node = self.producers.get(node.input[0])
+        return node if node is not None and node.op_type == DEQUANTIZE else None
+
+    def quantized_operands(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        """Which of the two factors of a MatMul or Gemm come from a DequantizeLinear: (), (0,), (1,) or (0, 1)."""
+        return tuple(index for index, tensor in enumerate(node.input[:2]) if self.dequantizer(tensor) is not None)
+
+
+@dataclass(frozen=True)
+class Other:
+    """A multiplication that is neither an encoder linear nor an attention matmul, and why it is not."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Every MatMul and Gemm of a graph, in graph order.
+
+    Attributes:
+        encoder_linear: names of multiplications by a constant inside an encoder block.
+        attention_matmul: names of multiplications of two computed tensors inside an encoder block.
+        other: all others (pooler, task head, embedding projection…), each with the reason.
+        quantized: for every name above the indices of the operands behind a DequantizeLinear; () is float.
+    """
+
+    encoder_linear: tuple[str, ...]
+    attention_matmul: tuple[str, ...]
+    other: tuple[Other, ...]
+    quantized: Mapping[str, tuple[int, ...]]
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether both factors of `name` are dequantized, so that an engine can multiply INT8 codes."""
+        return self.quantized[name] == (0, 1)
+
+
+def inventory(model: onnx.ModelProto) -> Inventory:
+    """Sort every MatMul and Gemm of `model` into the three groups. External data need not be loaded."""
+    index = GraphIndex(model.graph)
+    linears: list[str] = []
+    matmuls: list[str] = []
+    others: list[Other] = []
+    quantized = {}
+    for node in model.graph.node:
+        if node.op_type not in MULTIPLICATIONS:
+            continue
+        quantized[node.name] = index.quantized_operands(node)
+        constants = sum(index.is_constant(tensor) for tensor in node.input[:2])
+        if not in_encoder(node.name) or constants == 2:
+            others.append(Other(node.name, _reason(node.name, constants, quantized[node.name])))
+        elif constants:
+            linears.append(node.name)
+        else:
+            matmuls.append(node.name)
+    return Inventory(tuple(linears), tuple(matmuls), tuple(others), quantized)
+
+
+def _reason(name: str, constants: int, quantized: tuple[int, ...]) -> str:
+    if constants == 2:
+        return "product of two constants: constant folding removes it"
+    if constants == 0:
+        what = "product of two computed tensors"
+    elif "pooler" in name:
+        what = "pooler"
+    else:
+        what = "embedding projection" if "embed" in name else "task head"
+    state = {(): "float in this graph", (0, 1): "quantized"}.get(quantized, "one operand float in this graph")
+    return f"{what}, outside the encoder blocks; {state}"

@@ -1,0 +1,375 @@
+"""Three executions of one graph compared: torch fake-quant, ONNX Runtime without optimizations, numpy arithmetic.
+
+Per point on identical inputs the INT8 codes must agree; end to end the task's answer must. A difference per point is a
+wrong scale, axis or rounding; a difference only end to end is a wrong connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from export.inventory import GraphIndex
+from export.names import DEQUANTIZE, QUANTIZE
+from qdq.config import choice
+from qdq.errors import DataError, ParityError, Unavailable
+
+Array = NDArray[Any]
+Execute = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # input name -> array to output name -> array
+FakeQuantize = Callable[[Array], Array]  # float values to their dequantized values, as torch's TensorQuantizer does
+
+# One step: x / scale may round to the other side of a tie when a runtime multiplies by the reciprocal instead.
+MAX_STEP = 1
+MIN_EQUAL = 0.999
+# A near-tie of two logits may fall the other way after an INT8 code did; two answers of a hundred may.
+ANSWER_TOLERANCE = 0.02
+MIN_COSINE = 0.999
+POINTS_PER_RUN = 16  # exposed tensors stay alive to the end of a run; 16 at batch 8 x 128 of BERT-base are about 100 MB
+
+ANSWERS: Mapping[str, str | None] = {  # task -> what one answer is given for; None: no answers, cosine decides
+    "feature-extraction": None,
+    "text-classification": "text",
+    "next-sentence-prediction": "text",
+    "multiple-choice": "text",
+    "token-classification": "token",
+    "fill-mask": "token",
+    "language-modeling": "token",
+    "question-answering": "span",
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two executions' codes of one point compare: share of equal ones, and the largest difference in steps."""
+
+    equal: float
+    max_step: int
+
+    @property
+    def ok(self) -> bool:
+        """Within the tolerances of this module."""
+        return self.max_step <= MAX_STEP and self.equal >= MIN_EQUAL
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """One activation QuantizeLinear: its point, how many elements were compared, and with what outcome."""
+
+    point: str
+    elements: int
+    numpy: Agreement  # ONNX Runtime against numpy
+    torch: Agreement | None  # ONNX Runtime against torch's quantizer, when one was given
+
+
+@dataclass(frozen=True)
+class PointParity:
+    """Result of `point_parity`, in graph order."""
+
+    points: tuple[PointResult, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts and the worst of each statistic, then every point."""
+        found = [a for result in self.points for a in (result.numpy, result.torch) if a is not None]
+        return {
+            "elements": sum(result.elements for result in self.points),
+            "max_step": max((agreement.max_step for agreement in found), default=0),
+            "min_equal": min((agreement.equal for agreement in found), default=1.0),
+            "points": [asdict(result) for result in self.points],
+        }
+
+
+def quantized_codes(x: Array, scale: Array, zero_point: Array) -> Array:
+    """``saturate(round_half_even(x / scale) + zero_point)`` as ONNX defines QuantizeLinear, per tensor.
+
+    `x` float32 of any shape; the codes have the dtype of `zero_point`.
+    """
+    limits = np.iinfo(zero_point.dtype)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and saturates
+        rounded = np.rint(x / scale)
+    codes: Array = np.clip(rounded + float(zero_point), limits.min, limits.max).astype(zero_point.dtype)
+    return codes
+
+
+def point_parity(
+    model_path: Path,
+    feeds: Mapping[str, Array],
+    quantize: Mapping[str, FakeQuantize] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    points_per_run: int = POINTS_PER_RUN,
+) -> PointParity:
+    """Compare the codes of every activation point on the very inputs ONNX Runtime gave it.
+
+    Args:
+        model_path: a QDQ graph; external data beside it.
+        feeds: one batch, input name to int64 [B, S] (or [B, N, S]).
+        quantize: point name -> torch's fake-quantizer of that point; None compares with numpy only.
+        progress: called with (points done, points) after each run.
+        points_per_run: how many points are exposed at a time, which bounds memory.
+
+    Raises ParityError naming every point beyond one step or below 99.9 % equal codes, a point whose input holds NaN,
+    or one that `quantize` lacks.
+    """
+    model = _load(model_path)
+    points = _activation_points(model, model_path.parent)
+    results: dict[str, PointResult] = {}
+    # Backwards, so that what lies behind the last point of a run can be cut off for good.
+    for end in range(len(points), 0, -points_per_run):
+        chunk = points[max(0, end - points_per_run) : end]
+        for point, x, codes in _exposed(model, chunk, feeds, model_path.parent):
+            results[point.node] = _compare_point(point, x, codes, quantize)
+        if progress is not None:
+            progress(len(results), len(points))
+    parity = PointParity(tuple(results[point.node] for point in points))
+    _raise_if_apart(parity)
+    return parity
+
+
+@dataclass(frozen=True)
+class _Point:
+    name: str  # as in placement.json
+    node: str
+    position: int  # in the graph's node list
+    source: str  # tensor it quantizes
+    codes: str  # tensor it makes
+    scale: Array
+    zero_point: Array
+
+
+def _activation_points(model: onnx.ModelProto, folder: Path) -> list[_Point]:
+    index = GraphIndex(model.graph)
+    points = []
+    for position, node in enumerate(model.graph.node):
+        if node.op_type == QUANTIZE and not index.is_constant(node.input[0]):
+            scale, zero = (onnx.numpy_helper.to_array(index.initializers[name], str(folder)) for name in node.input[1:])
+            name = node.name.rpartition(".")[0]
+            points.append(_Point(name, node.name, position, node.input[0], node.output[0], scale, zero))
+    return points
+
+
+def _exposed(
+    model: onnx.ModelProto, chunk: Sequence[_Point], feeds: Mapping[str, Array], folder: Path
+) -> Iterator[tuple[_Point, Array, Array]]:
+    """Inputs and codes of some points from one run; cuts `model` behind the last of them."""
+    del model.graph.node[chunk[-1].position + 1 :]
+    del model.graph.output[:]
+    names = list(dict.fromkeys(name for point in chunk for name in (point.source, point.codes)))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    values = dict(zip(names, _run(_session(model.SerializeToString(), folder), feeds, names), strict=True))
+    for point in chunk:
+        yield point, values[point.source], values[point.codes]
+
+
+def _compare_point(point: _Point, x: Array, codes: Array, quantize: Mapping[str, FakeQuantize] | None) -> PointResult:
+    if np.isnan(x).any():
+        raise ParityError(f"{point.name}: its input holds NaN; check the checkpoint's weights")
+    expected = quantized_codes(x, point.scale, point.zero_point)
+    torch = None
+    if quantize is not None:
+        if point.name not in quantize:
+            raise ParityError(f"{point.name}: in the graph but not in the module; export this module again")
+        steps = np.rint(quantize[point.name](x) / point.scale) + float(point.zero_point)
+        torch = _agreement(codes, steps)
+    return PointResult(point.name, x.size, _agreement(codes, expected), torch)
+
+
+def _agreement(left: Array, right: Array) -> Agreement:
+    steps = np.abs(left.astype(np.int64) - right.astype(np.int64))
+    return Agreement(float(np.mean(steps == 0)) if steps.size else 1.0, int(steps.max(initial=0)))
+
+
+def _raise_if_apart(parity: PointParity) -> None:
+    apart = []
+    for result in parity.points:
+        for other, agreement in (("numpy", result.numpy), ("torch", result.torch)):
+            if agreement is not None and not agreement.ok:
+                share = f"{agreement.equal:.3%} of {result.elements} codes equal, {agreement.max_step} step(s) apart"
+                apart.append(f"{result.point}: ONNX Runtime and {other} have {share}")
+    if apart:
+        listed = "\n".join(f"- {line}" for line in apart)
+        raise ParityError(
+            f"{len(apart)} point(s) differ on identical inputs (at most {MAX_STEP} step and at least {MIN_EQUAL:.1%} "
+            f"equal are expected); the graph is not the calibrated module's, export again:\n{listed}"
+        )
+
+
+def weight_parity(model_path: Path, weights: Mapping[str, Array]) -> int:
+    """Check the INT8 weights in the graph against numpy's codes of the float `weights`; returns how many.
+
+    `weights`: weight point name -> float32 [out, in], already narrowed when the point has fewer than 8 bits. Raises
+    ParityError naming every point whose stored codes are not exactly these, or that the graph does not hold.
+    """
+    model, folder = _load(model_path), str(model_path.parent)
+    index = GraphIndex(model.graph)
+    wrong = []
+    for point, weight in weights.items():
+        node = index.nodes.get(f"{point}.dequantize")
+        if node is None or node.op_type != DEQUANTIZE or node.input[0] not in index.initializers:
+            raise ParityError(f"{point}: the graph holds no INT8 weight of this name; export this module again")
+        codes, scale, zero = (onnx.numpy_helper.to_array(index.initializers[name], folder) for name in node.input)
+        columns = scale[:, None] if scale.ndim else scale  # one scale per row of the float weight
+        expected = quantized_codes(weight, columns, zero.reshape(-1)[0])
+        # A weight in front of a MatMul is stored transposed, in front of a Gemm as it is.
+        if not any(np.array_equal(codes, candidate) for candidate in (expected, expected.T)):
+            wrong.append(point)
+    if wrong:
+        raise ParityError(f"INT8 weights differ from round(weight / scale) at {', '.join(wrong)}; export again")
+    return len(weights)
+
+
+@dataclass
+class _Tally:
+    """Running statistics over texts."""
+
+    unit: str | None
+    cosines: list[float] = field(default_factory=list)
+    single: list[tuple[float, float]] = field(default_factory=list)  # regression: one logit per text
+    equal: int = 0
+    answers: int = 0
+    max_abs_error: float = 0.0
+
+    def add(self, expected: Mapping[str, Array], actual: Mapping[str, Array]) -> None:
+        left, right = (
+            np.concatenate([sample[name].ravel() for name in sorted(sample)]) for sample in (expected, actual)
+        )
+        self.max_abs_error = max(self.max_abs_error, float(np.abs(left - right).max()))
+        if left.size == 1:
+            self.single.append((float(left[0]), float(right[0])))
+            return
+        self.cosines.append(_cosine(left, right))
+        if self.unit is not None:
+            same = np.ones((), bool)
+            for name in expected:
+                axis = -1 if self.unit != "span" else None
+                same = same & (expected[name].argmax(axis=axis) == actual[name].argmax(axis=axis))
+            self.equal, self.answers = self.equal + int(same.sum()), self.answers + same.size
+
+    def as_json(self, task: str) -> dict[str, Any]:
+        if self.single:  # the cosine of two numbers is their sign, so all texts make one vector
+            left, right = np.array(self.single).T
+            self.cosines = [_cosine(left, right)]
+        return {
+            "task": task,
+            "max_abs_error": self.max_abs_error,
+            "cosine_mean": float(np.mean(self.cosines)),
+            "cosine_min": min(self.cosines),
+            "answers": self.answers,
+            "agreement": self.equal / self.answers if self.answers else None,
+        }
+
+
+def end_to_end_parity(
+    reference: Execute,
+    model_path: Path,
+    batches: Sequence[Mapping[str, Array]],
+    task: str,
+    tolerance: float = ANSWER_TOLERANCE,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Compare the torch fake-quant module (`reference`) with ONNX Runtime, optimizations off, on whole batches.
+
+    Returns ``{"task", "max_abs_error", "cosine_mean", "cosine_min", "answers", "agreement"}``; padded positions of
+    token-level outputs do not count. The answer is the arg max per text, per token, or start and end of a span.
+
+    Raises ParityError when answers agree in less than ``1 - tolerance``, or, for a task without answers (embeddings,
+    regression), when the mean cosine is below 0.999; ConfigError for an unknown task, DataError without texts.
+    """
+    unit = ANSWERS[choice(task, ANSWERS, "task")]
+    if not batches:
+        raise DataError("there is no text to compare on; give at least one batch")
+    session = _session(str(model_path), model_path.parent)
+    names = [output.name for output in session.get_outputs()]
+    tally = _Tally(unit)
+    for done, feeds in enumerate(batches, start=1):
+        expected = reference(feeds)
+        actual = dict(zip(names, _run(session, feeds, names), strict=True))
+        _check_shapes(expected, actual)
+        for left, right in zip(_texts(expected, feeds, unit), _texts(actual, feeds, unit), strict=True):
+            tally.add(left, right)
+        if progress is not None:
+            progress(done, len(batches))
+    report = tally.as_json(task)
+    _raise_if_different(report, tolerance)
+    return report
+
+
+def _check_shapes(expected: Mapping[str, Array], actual: Mapping[str, Array]) -> None:
+    left, right = ({name: list(value.shape) for name, value in side.items()} for side in (expected, actual))
+    if left != right:
+        raise ParityError(f"the module returns {left}, the graph {right}; export this module again")
+
+
+def _texts(outputs: Mapping[str, Array], feeds: Mapping[str, Array], unit: str | None) -> Iterator[dict[str, Array]]:
+    """Outputs of one text at a time in float64, without the padded positions of token-level outputs."""
+    mask = feeds["attention_mask"].astype(bool)
+    for row in range(len(mask)):
+        yield {
+            name: (values[row][mask[row]] if values.ndim == 3 or unit == "span" else values[row]).astype(np.float64)
+            for name, values in outputs.items()
+        }
+
+
+def _cosine(left: Array, right: Array) -> float:
+    norms = float(np.linalg.norm(left) * np.linalg.norm(right))
+    return float(left @ right) / norms if norms else float(np.array_equal(left, right))
+
+
+def _raise_if_different(report: Mapping[str, Any], tolerance: float) -> None:
+    advice = "export again; point_parity names a point that differs"
+    if report["agreement"] is not None and report["agreement"] < 1.0 - tolerance:
+        raise ParityError(
+            f"the fake-quant module and ONNX Runtime give the same answer to {report['agreement']:.1%} of "
+            f"{report['answers']} (at least {1.0 - tolerance:.1%} expected); {advice}"
+        )
+    if report["agreement"] is None and not report["cosine_mean"] >= MIN_COSINE:
+        raise ParityError(
+            f"outputs of the fake-quant module and ONNX Runtime have a mean cosine of {report['cosine_mean']:.5f} "
+            f"(at least {MIN_COSINE} expected); {advice}"
+        )
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise ParityError(f"{path}: cannot be read as ONNX ({error}); run the export stage again") from error
+
+
+def _session(model: str | bytes, folder: Path) -> Any:
+    """An InferenceSession that runs the graph node by node as it is written."""
+    try:
+        import onnxruntime as ort
+        from onnxruntime.capi import onnxruntime_pybind11_state as errors
+    except ImportError as error:
+        raise Unavailable("parity needs ONNX Runtime, which is not installed; pip install .[cpu]") from error
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3  # initializers of the nodes cut off are unused, and it would say so of each
+    if isinstance(model, bytes):
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except (
+        errors.Fail,
+        errors.InvalidGraph,
+        errors.InvalidArgument,
+        errors.NoSuchFile,
+        errors.NotImplemented,
+    ) as error:
+        raise ParityError(f"ONNX Runtime cannot load the graph in {folder}: {error}; export again") from error
+
+
+def _run(session: Any, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
+    """Outputs `names` for the inputs the graph has. Raises ParityError for a missing input."""
+    wanted = [value.name for value in session.get_inputs()]
+    missing = [name for name in wanted if name not in feeds]
+    if missing:
+        raise ParityError(f"the batch lacks input(s) {', '.join(missing)} of the graph; encode it for this model")
+    outputs: list[Array] = session.run(list(names), {name: feeds[name] for name in wanted})
+    return outputs

@@ -1,0 +1,128 @@
+"""What a user can ask of a compile run, with every default and detection rule; no heavy imports."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qdq.config import choice
+from qdq.errors import ConfigError
+
+TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
+PRECISION_HINTS = ("f32", "bf16", "f16")
+CALIBRATORS = ("max", "percentile")
+TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+PLACEMENT_NAMES = ("linear", "linear+qk", "qdqbert", "ft1", "ft2", "ft3", "trt")
+
+DEFAULT_PLACEMENT = {"openvino": "linear+qk", "onnxruntime": "linear+qk", "tensorrt": "qdqbert"}
+LARGEST_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Options of `qdq compile` as typed; `resolve` fills in what is None.
+
+    Attributes:
+        model: hub id, folder or checkpoint; None is the bundled all-MiniLM-L6-v2.
+        task: Hugging Face task name; None detects it from the checkpoint's architecture.
+        target: openvino, onnxruntime, tensorrt; auto is tensorrt when a GPU and its module are there, else openvino.
+        calibration: file, folder or ``datasets:`` source; None is the bundled English text.
+        eval_data: likewise; None is what `calibration` has left after the calibration samples, or bundled text.
+        text_columns, label_column: column names; detected when empty.
+        placement: named placement; None is linear+qk for CPU targets and qdqbert for TensorRT.
+        spec: JSON or YAML file with a QuantSpec, instead of a named placement.
+        calibrator, percentile: how activation ranges are chosen.
+        samples: calibration texts.
+        eval_samples: most texts compared with FP32.
+        batch, sequence: benchmark shape; sequence is also where texts are truncated.
+        threads: inference threads; 0 is every core this process may use.
+        precision_hint: what OpenVINO computes non-INT8 layers in.
+        triton_backend: None is tensorrt for plans and onnxruntime otherwise.
+        bench_seconds: time budget of the benchmark inside compile.
+        out: work directory; None is build/<model name>.
+    """
+
+    model: str | None = None
+    task: str | None = None
+    target: str = "auto"
+    calibration: str | None = None
+    eval_data: str | None = None
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    placement: str | None = None
+    spec: str | None = None
+    calibrator: str = "percentile"
+    percentile: float = 99.99
+    samples: int = 128
+    eval_samples: int = 512
+    batch: int = 40
+    sequence: int = 128
+    threads: int = 0
+    precision_hint: str = "f32"
+    triton_backend: str | None = None
+    bench_seconds: float = 20.0
+    out: str | None = None
+    allow_pickle: bool = False
+
+    def validate(self) -> None:
+        """Raise ConfigError for the first value that cannot be meant, naming the nearest valid one."""
+        choice(self.target, TARGETS, "--target")
+        choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
+        choice(self.calibrator, CALIBRATORS, "--calibrator")
+        if self.placement is not None:
+            choice(self.placement, PLACEMENT_NAMES, "--placement")
+        if self.triton_backend is not None:
+            choice(self.triton_backend, TRITON_BACKENDS, "--triton-backend")
+        if self.placement is not None and self.spec is not None:
+            raise ConfigError("--placement and --spec both say what to quantize; give one (a spec can name a placement)")
+        for name, least, most in (
+            ("samples", 1, 1_000_000),
+            ("eval_samples", 1, 1_000_000),
+            ("batch", 1, LARGEST_BATCH),
+            ("sequence", 4, 1_000_000),
+            ("threads", 0, 4096),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ConfigError(f"--{name.replace('_', '-')}: {value} is outside {least}..{most}")
+        if not 0 < self.percentile <= 100:
+            raise ConfigError(f"--percentile: {self.percentile} is outside (0, 100]")
+        if not self.bench_seconds > 0:
+            raise ConfigError(f"--bench-seconds: {self.bench_seconds} must be positive")
+        if len(self.text_columns) > 2:
+            raise ConfigError(f"--text-columns: at most two (text and pair), found {len(self.text_columns)}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON value of every option."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def resolve(options: CompileOptions, model_name: str) -> CompileOptions:
+    """`options` with target, placement, threads and out decided for this machine and model."""
+    target = detect_target() if options.target == "auto" else options.target
+    placement = options.placement or (None if options.spec else DEFAULT_PLACEMENT[target])
+    return replace(
+        options,
+        target=target,
+        placement=placement,
+        threads=options.threads or available_cores(),
+        out=options.out or str(Path("build") / model_name),
+    )
+
+
+def detect_target() -> str:
+    """tensorrt when a CUDA GPU and the tensorrt module are both present, else openvino."""
+    import importlib.util
+
+    if importlib.util.find_spec("tensorrt") is None:
+        return "openvino"
+    from engines.tensorrt import probe
+
+    return "tensorrt" if probe().ready else "openvino"
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,110 @@
+"""The work directory: one run at a time, whole files only, and which stages are still valid.
+
+manifest.json remembers, per stage, a hash of its inputs and the hashes of its outputs. A stage is skipped when both
+still match, so an interrupted run continues at the first stage that is not whole, and a changed input redoes exactly
+what depends on it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from qdq import __version__
+from qdq.artifacts import read_json, sha256_file, sha256_json, sha256_tree, sweep_partials, write_failure, write_json
+from qdq.errors import DeployError
+
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+SEED = 0
+PRESENT = "present"  # recorded instead of a hash for an output whose content differs from run to run
+
+
+class WorkDirectory:
+    """A locked work directory, used as a context manager.
+
+    Raises DeployError when the folder cannot be written or another run holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+        self.manifest: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise write_failure(self.path, error) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = None
+            raise DeployError(
+                f"{self.path}: another qdq run is working here; wait for it, or choose another --out (OUT=)"
+            ) from None
+        sweep_partials(self.path)
+        self.manifest = self._read_manifest()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _read_manifest(self) -> dict[str, Any]:
+        empty = {"qdq": __version__, "seed": SEED, "versions": {}, "options": {}, "stages": {}}
+        if not (self.path / MANIFEST).is_file():
+            return empty
+        found = read_json(self.path / MANIFEST)
+        return found if isinstance(found, dict) and found.get("qdq") == __version__ else empty
+
+    def fresh(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether `stage` was completed with the same inputs and its outputs are still what it wrote."""
+        record = self.manifest["stages"].get(stage)
+        if not record or record["inputs"] != sha256_json(inputs):
+            return False
+        return all(
+            (self.path / name).exists() if digest == PRESENT else _hash(self.path / name) == digest
+            for name, digest in record["outputs"].items()
+        )
+
+    def complete(
+        self, stage: str, inputs: Mapping[str, Any], outputs: Sequence[Path], varying: Sequence[Path] = ()
+    ) -> None:
+        """Record `stage` as done. `varying` outputs hold timings: only their presence is recorded."""
+        digests = {path.relative_to(self.path).as_posix(): _hash(path) for path in outputs}
+        digests |= {path.relative_to(self.path).as_posix(): PRESENT for path in varying}
+        self.manifest["stages"][stage] = {"inputs": sha256_json(inputs), "outputs": digests}
+        self.write_manifest()
+
+    def forget(self, stage: str) -> None:
+        """Drop the record of a stage that is about to run, so that a kill in the middle cannot leave it valid."""
+        if self.manifest["stages"].pop(stage, None) is not None:
+            self.write_manifest()
+
+    def write_manifest(self) -> None:
+        """Write manifest.json."""
+        write_json(self.path / MANIFEST, self.manifest)
+
+
+def _hash(path: Path) -> str:
+    """Content hash of a file or folder, "" when it is not there."""
+    if path.is_dir():
+        return sha256_tree(path)
+    return sha256_file(path) if path.is_file() else ""
+
+
+def fingerprint(path: Path) -> str:
+    """Content hash of a stage's input artifact. Raises DeployError when it is missing."""
+    digest = _hash(path)
+    if not digest:
+        raise DeployError(f"{path} does not exist; run the stage that writes it first ('qdq --help' lists the stages)")
+    return digest

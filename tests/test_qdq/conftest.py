@@ -1,0 +1,153 @@
+"""Small random checkpoints and texts that the tests of the PyTorch side build for themselves; no network, no downloads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from qdq.model import quiet_transformers
+from qdq.tasks import TASKS
+
+SUBJECTS = ("the cat", "a small dog", "our teacher", "the old river", "my young brother", "every good engine")
+VERBS = ("finds", "likes", "sees", "never leaves", "slowly follows", "wants")
+OBJECTS = ("the blue house", "a warm meal", "some fresh bread", "this long road", "the new city", "a quiet garden")
+ENDINGS = (".", "in the morning .", "again and again .", "when it rains !", "but why ?", "without a reason .")
+
+ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "mpnet")  # padding has id 1, positions start behind it
+WITH_TOKEN_TYPES = ("bert", "electra", "ernie", "albert")
+
+CheckpointFactory = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny models are slower on more threads, and a sum's order then stays the same."""
+    torch.set_num_threads(1)
+
+
+def english() -> tuple[str, ...]:
+    """36 varied sentences; every word is in the tiny tokenizer's vocabulary."""
+    pairs = list(product(range(6), range(6)))
+    return tuple(
+        f"{SUBJECTS[i]} {VERBS[j]} {OBJECTS[(i + j) % 6]} {ENDINGS[(2 * i + j) % 6]}"
+        + (f" {SUBJECTS[j]} {VERBS[i]} {OBJECTS[(i + 2 * j) % 6]} ." if (i + j) % 3 == 0 else "")
+        for i, j in pairs
+    )
+
+
+def vocabulary(model_type: str) -> dict[str, int]:
+    """Special tokens, the words of `english()`, and reserved words up to 120 entries."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    if model_type in ROBERTA_LIKE:
+        special = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]
+    words = sorted({word for text in english() for word in text.split()})
+    entries = [*special, *words]
+    entries += [f"reserved{index}" for index in range(120 - len(entries))]
+    return {entry: index for index, entry in enumerate(entries)}
+
+
+def tiny_tokenizer(model_type: str = "bert") -> PreTrainedTokenizerFast:
+    """A lower-casing word-level tokenizer with BERT's special tokens."""
+    words = vocabulary(model_type)
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, words[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    types = ["token_type_ids"] if model_type in WITH_TOKEN_TYPES else []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        model_input_names=["input_ids", *types, "attention_mask"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def tiny_config(model_type: str, **changes: Any) -> Any:
+    """Two layers, hidden size 32, two heads, 64 usable positions; weights large enough for attention to matter."""
+    words = vocabulary(model_type)
+    names = {
+        "hidden_size": "dim" if model_type == "distilbert" else "hidden_size",
+        "num_hidden_layers": "n_layers" if model_type == "distilbert" else "num_hidden_layers",
+        "num_attention_heads": "n_heads" if model_type == "distilbert" else "num_attention_heads",
+        "intermediate_size": "hidden_dim" if model_type == "distilbert" else "intermediate_size",
+    }
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    values: dict[str, Any] = {names[key]: value for key, value in sizes.items()}
+    values |= {"vocab_size": 120, "initializer_range": 0.15, "pad_token_id": words["[PAD]"]}
+    values["max_position_embeddings"] = 66 if model_type in ROBERTA_LIKE else 64
+    if model_type in ROBERTA_LIKE:
+        values |= {"bos_token_id": words["[CLS]"], "eos_token_id": words["[SEP]"]}
+    if model_type in ("electra", "albert"):
+        values["embedding_size"] = 16
+    return AutoConfig.for_model(model_type, **(values | changes))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFactory:
+    """Factory ``(model_type="bert", task="text-classification", **config) -> folder`` of a small random checkpoint.
+
+    Built once per arguments with a fixed seed and shared by the session: copy a folder before changing it.
+    """
+    built: dict[tuple[Any, ...], Path] = {}
+
+    def build(model_type: str = "bert", task: str = "text-classification", **config: Any) -> Path:
+        key = (model_type, task, *sorted((name, repr(value)) for name, value in config.items()))
+        if key not in built:
+            folder = tmp_path_factory.mktemp(f"tiny-{model_type}-{task}") / f"tiny-{model_type}"
+            _save(folder, model_type, task, config)
+            built[key] = folder
+        return built[key]
+
+    return build
+
+
+def _save(folder: Path, model_type: str, task: str, changes: dict[str, Any]) -> None:
+    decoder = {"is_decoder": True} if task == "language-modeling" else {}
+    with torch.random.fork_rng(), quiet_transformers():
+        torch.manual_seed(20)
+        model = getattr(transformers, TASKS[task].auto_class).from_config(tiny_config(model_type, **decoder, **changes))
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # biases start at zero and norms at one: nothing would notice their loss
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(folder)
+        tiny_tokenizer(model_type).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def sentences() -> tuple[str, ...]:
+    """36 varied English sentences out of the tiny vocabulary."""
+    return english()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sentences as plain text, one per line."""
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    path.write_text("\n".join(english()) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def jsonl_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sentences as JSON lines with the keys ``text`` and ``label`` (0 or 1)."""
+    path = tmp_path_factory.mktemp("text") / "sentences.jsonl"
+    rows = (json.dumps({"text": text, "label": index % 2}) for index, text in enumerate(english()))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,60 @@
+"""The Makefile hands what the user typed to qdq as text: nothing in it is expanded or executed on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = "a b;\"c'd$(touch x)`touch y`$(shell touch z)$HOME"
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The Makefile beside a finished set-up whose qdq prints its arguments and exits with $STUB_EXIT."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-demo.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    stub = tmp_path / ".venv/bin/qdq"
+    stub.parent.mkdir(parents=True)
+    stub.write_text('#!/bin/sh\nfor argument; do printf "<%s>\\n" "$argument"; done\nexit ${STUB_EXIT:-0}\n')
+    stub.chmod(0o755)
+    (tmp_path / ".venv/.installed").touch()
+    return tmp_path
+
+
+def make(tree: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(
+        ["make", *arguments], cwd=tree, env=clean | environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_hostile_model_name_arrives_as_typed(tree: Path) -> None:
+    before = {path.name for path in tree.iterdir()}
+    assert make(tree, "engine", f"MODEL={HOSTILE}", "OUT=-o p").stdout.splitlines() == [
+        "<compile>",
+        f"<--model={HOSTILE}>",
+        "<--out=-o p>",
+    ]
+    assert f"<--task={HOSTILE}>" in make(tree, "engine", TASK=HOSTILE).stdout
+    assert {path.name for path in tree.iterdir()} == before
+
+
+def test_only_what_was_set_is_passed(tree: Path) -> None:
+    assert make(tree, "engine").stdout.splitlines() == ["<compile>"]
+
+
+def test_exit_code_three_is_explained(tree: Path) -> None:
+    done = make(tree, "engine", STUB_EXIT="3")
+    assert done.returncode == 2 and "qdq exited with 3: done as far as this machine can" in done.stdout
+
+
+def test_help_is_the_default_and_fits_a_terminal(tree: Path) -> None:
+    lines = make(tree).stdout.splitlines()
+    assert any("make engine" in line for line in lines) and max(map(len, lines)) <= 80
