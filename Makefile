@@ -7,6 +7,7 @@
 #|   make type       mypy --strict
 #|   make setup      create .venv (the targets above do so when needed)
 #|   make clean      remove build/ and caches; make distclean: .venv too
+#|   make results    measure README.md's tables anew
 #|   make lock       renew constraints.txt from the ranges in pyproject.toml
 #|
 #| Variables of engine and bench (`.venv/bin/qdq compile --help` has details):
@@ -31,7 +32,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine bench test lint type clean distclean lock
+.PHONY: help setup engine bench test lint type clean distclean lock results
 
 VENV := .venv
 PYTHON ?= python3
@@ -69,6 +70,24 @@ engine: setup
 
 bench: engine
 	@$(VENV)/bin/qdq bench $(call flags,$(BENCH_OPTIONS))
+
+# The figures of README.md, measured by these commands on an otherwise idle machine. Models and data beside the
+# repository are research-only and may be absent; their rows then stay as they are.
+SHARED := ../shared
+RESULT = $(VENV)/bin/qdq compile --json --bench-seconds 60 --out build/results/$(1)
+results: setup
+	@mkdir -p docs/results
+	rm -rf build/results
+	@set -e; for target in openvino onnxruntime; do \
+	  $(call RESULT,all-MiniLM-L6-v2) --target $$target > build/outcome.json; \
+	  mv build/outcome.json docs/results/all-MiniLM-L6-v2-$$target.json; \
+	  if [ -d $(SHARED)/models ]; then \
+	    $(call RESULT,minilm-mrpc) --target $$target --model $(SHARED)/models/minilm-mrpc \
+	      --calibration $(SHARED)/data/mrpc/train.tsv --eval-data $(SHARED)/data/mrpc/dev.tsv > build/outcome.json; \
+	    mv build/outcome.json docs/results/minilm-mrpc-$$target.json; \
+	  fi; \
+	done
+	@$(VENV)/bin/python -m qdq.readme
 
 # ---- checks ----------------------------------------
 test: setup

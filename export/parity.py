@@ -7,42 +7,27 @@ wrong scale, axis or rounding; a difference only end to end is a wrong connectio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 
+from export.answers import end_to_end_parity
 from export.inventory import GraphIndex
 from export.names import DEQUANTIZE, QUANTIZE
-from qdq.config import choice
-from qdq.errors import DataError, ParityError, Unavailable
+from export.unoptimized import Array, load_graph, open_unoptimized, run
+from qdq.errors import ParityError
 
-Array = NDArray[Any]
-Execute = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # input name -> array to output name -> array
+__all__ = ["PointParity", "end_to_end_parity", "point_parity", "quantized_codes", "weight_parity"]
+
 FakeQuantize = Callable[[Array], Array]  # float values to their dequantized values, as torch's TensorQuantizer does
 
 # One step: x / scale may round to the other side of a tie when a runtime multiplies by the reciprocal instead.
 MAX_STEP = 1
 MIN_EQUAL = 0.999
-# A near-tie of two logits may fall the other way after an INT8 code did; two answers of a hundred may.
-ANSWER_TOLERANCE = 0.02
-MIN_COSINE = 0.999
 POINTS_PER_RUN = 16  # exposed tensors stay alive to the end of a run; 16 at batch 8 x 128 of BERT-base are about 100 MB
-
-ANSWERS: Mapping[str, str | None] = {  # task -> what one answer is given for; None: no answers, cosine decides
-    "feature-extraction": None,
-    "text-classification": "text",
-    "next-sentence-prediction": "text",
-    "multiple-choice": "text",
-    "token-classification": "token",
-    "fill-mask": "token",
-    "language-modeling": "token",
-    "question-answering": "span",
-}
 
 
 @dataclass(frozen=True)
@@ -116,7 +101,7 @@ def point_parity(
     Raises ParityError naming every point beyond one step or below 99.9 % equal codes, a point whose input holds NaN,
     or one that `quantize` lacks.
     """
-    model = _load(model_path)
+    model = load_graph(model_path)
     points = _activation_points(model, model_path.parent)
     results: dict[str, PointResult] = {}
     # Backwards, so that what lies behind the last point of a run can be cut off for good.
@@ -161,7 +146,7 @@ def _exposed(
     del model.graph.output[:]
     names = list(dict.fromkeys(name for point in chunk for name in (point.source, point.codes)))
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    values = dict(zip(names, _run(_session(model.SerializeToString(), folder), feeds, names), strict=True))
+    values = dict(zip(names, run(open_unoptimized(model.SerializeToString(), folder), feeds, names), strict=True))
     for point in chunk:
         yield point, values[point.source], values[point.codes]
 
@@ -205,7 +190,7 @@ def weight_parity(model_path: Path, weights: Mapping[str, Array]) -> int:
     `weights`: weight point name -> float32 [out, in], already narrowed when the point has fewer than 8 bits. Raises
     ParityError naming every point whose stored codes are not exactly these, or that the graph does not hold.
     """
-    model, folder = _load(model_path), str(model_path.parent)
+    model, folder = load_graph(model_path), str(model_path.parent)
     index = GraphIndex(model.graph)
     wrong = []
     for point, weight in weights.items():
@@ -221,155 +206,3 @@ def weight_parity(model_path: Path, weights: Mapping[str, Array]) -> int:
     if wrong:
         raise ParityError(f"INT8 weights differ from round(weight / scale) at {', '.join(wrong)}; export again")
     return len(weights)
-
-
-@dataclass
-class _Tally:
-    """Running statistics over texts."""
-
-    unit: str | None
-    cosines: list[float] = field(default_factory=list)
-    single: list[tuple[float, float]] = field(default_factory=list)  # regression: one logit per text
-    equal: int = 0
-    answers: int = 0
-    max_abs_error: float = 0.0
-
-    def add(self, expected: Mapping[str, Array], actual: Mapping[str, Array]) -> None:
-        left, right = (
-            np.concatenate([sample[name].ravel() for name in sorted(sample)]) for sample in (expected, actual)
-        )
-        self.max_abs_error = max(self.max_abs_error, float(np.abs(left - right).max()))
-        if left.size == 1:
-            self.single.append((float(left[0]), float(right[0])))
-            return
-        self.cosines.append(_cosine(left, right))
-        if self.unit is not None:
-            same = np.ones((), bool)
-            for name in expected:
-                axis = -1 if self.unit != "span" else None
-                same = same & (expected[name].argmax(axis=axis) == actual[name].argmax(axis=axis))
-            self.equal, self.answers = self.equal + int(same.sum()), self.answers + same.size
-
-    def as_json(self, task: str) -> dict[str, Any]:
-        if self.single:  # the cosine of two numbers is their sign, so all texts make one vector
-            left, right = np.array(self.single).T
-            self.cosines = [_cosine(left, right)]
-        return {
-            "task": task,
-            "max_abs_error": self.max_abs_error,
-            "cosine_mean": float(np.mean(self.cosines)),
-            "cosine_min": min(self.cosines),
-            "answers": self.answers,
-            "agreement": self.equal / self.answers if self.answers else None,
-        }
-
-
-def end_to_end_parity(
-    reference: Execute,
-    model_path: Path,
-    batches: Sequence[Mapping[str, Array]],
-    task: str,
-    tolerance: float = ANSWER_TOLERANCE,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Compare the torch fake-quant module (`reference`) with ONNX Runtime, optimizations off, on whole batches.
-
-    Returns ``{"task", "max_abs_error", "cosine_mean", "cosine_min", "answers", "agreement"}``; padded positions of
-    token-level outputs do not count. The answer is the arg max per text, per token, or start and end of a span.
-
-    Raises ParityError when answers agree in less than ``1 - tolerance``, or, for a task without answers (embeddings,
-    regression), when the mean cosine is below 0.999; ConfigError for an unknown task, DataError without texts.
-    """
-    unit = ANSWERS[choice(task, ANSWERS, "task")]
-    if not batches:
-        raise DataError("there is no text to compare on; give at least one batch")
-    session = _session(str(model_path), model_path.parent)
-    names = [output.name for output in session.get_outputs()]
-    tally = _Tally(unit)
-    for done, feeds in enumerate(batches, start=1):
-        expected = reference(feeds)
-        actual = dict(zip(names, _run(session, feeds, names), strict=True))
-        _check_shapes(expected, actual)
-        for left, right in zip(_texts(expected, feeds, unit), _texts(actual, feeds, unit), strict=True):
-            tally.add(left, right)
-        if progress is not None:
-            progress(done, len(batches))
-    report = tally.as_json(task)
-    _raise_if_different(report, tolerance)
-    return report
-
-
-def _check_shapes(expected: Mapping[str, Array], actual: Mapping[str, Array]) -> None:
-    left, right = ({name: list(value.shape) for name, value in side.items()} for side in (expected, actual))
-    if left != right:
-        raise ParityError(f"the module returns {left}, the graph {right}; export this module again")
-
-
-def _texts(outputs: Mapping[str, Array], feeds: Mapping[str, Array], unit: str | None) -> Iterator[dict[str, Array]]:
-    """Outputs of one text at a time in float64, without the padded positions of token-level outputs."""
-    mask = feeds["attention_mask"].astype(bool)
-    for row in range(len(mask)):
-        yield {
-            name: (values[row][mask[row]] if values.ndim == 3 or unit == "span" else values[row]).astype(np.float64)
-            for name, values in outputs.items()
-        }
-
-
-def _cosine(left: Array, right: Array) -> float:
-    norms = float(np.linalg.norm(left) * np.linalg.norm(right))
-    return float(left @ right) / norms if norms else float(np.array_equal(left, right))
-
-
-def _raise_if_different(report: Mapping[str, Any], tolerance: float) -> None:
-    advice = "export again; point_parity names a point that differs"
-    if report["agreement"] is not None and report["agreement"] < 1.0 - tolerance:
-        raise ParityError(
-            f"the fake-quant module and ONNX Runtime give the same answer to {report['agreement']:.1%} of "
-            f"{report['answers']} (at least {1.0 - tolerance:.1%} expected); {advice}"
-        )
-    if report["agreement"] is None and not report["cosine_mean"] >= MIN_COSINE:
-        raise ParityError(
-            f"outputs of the fake-quant module and ONNX Runtime have a mean cosine of {report['cosine_mean']:.5f} "
-            f"(at least {MIN_COSINE} expected); {advice}"
-        )
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise ParityError(f"{path}: cannot be read as ONNX ({error}); run the export stage again") from error
-
-
-def _session(model: str | bytes, folder: Path) -> Any:
-    """An InferenceSession that runs the graph node by node as it is written."""
-    try:
-        import onnxruntime as ort
-        from onnxruntime.capi import onnxruntime_pybind11_state as errors
-    except ImportError as error:
-        raise Unavailable("parity needs ONNX Runtime, which is not installed; pip install .[cpu]") from error
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3  # initializers of the nodes cut off are unused, and it would say so of each
-    if isinstance(model, bytes):
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except (
-        errors.Fail,
-        errors.InvalidGraph,
-        errors.InvalidArgument,
-        errors.NoSuchFile,
-        errors.NotImplemented,
-    ) as error:
-        raise ParityError(f"ONNX Runtime cannot load the graph in {folder}: {error}; export again") from error
-
-
-def _run(session: Any, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
-    """Outputs `names` for the inputs the graph has. Raises ParityError for a missing input."""
-    wanted = [value.name for value in session.get_inputs()]
-    missing = [name for name in wanted if name not in feeds]
-    if missing:
-        raise ParityError(f"the batch lacks input(s) {', '.join(missing)} of the graph; encode it for this model")
-    outputs: list[Array] = session.run(list(names), {name: feeds[name] for name in wanted})
-    return outputs

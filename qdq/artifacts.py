@@ -27,8 +27,17 @@ def to_json(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write `value` as canonical JSON, atomically. Raises DeployError when the folder cannot be written."""
-    return write_text(path, to_json(value))
+    """Write `value` as canonical JSON, atomically.
+
+    Raises DeployError when the folder cannot be written, or when `value` holds NaN or infinity, which JSON has not.
+    """
+    try:
+        text = to_json(value)
+    except ValueError as error:
+        raise DeployError(
+            f"cannot write {path}: {error}; a result is NaN or infinite, check the model's outputs"
+        ) from error
+    return write_text(path, text)
 
 
 def read_json(path: Path) -> Any:
@@ -37,7 +46,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DeployError(f"{path} does not exist; run the stage that writes it first") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DeployError(f"{path} cannot be read as JSON ({error}); delete it and run again") from error
 
 
@@ -65,7 +74,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise write_failure(path, error) from error
     finally:
-        partial.unlink(missing_ok=True) if not partial.is_dir() else shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
 
 
 @contextlib.contextmanager
@@ -80,16 +89,36 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{path.name}-", dir=path.parent))
         partial.chmod(0o755)
         yield partial
-        retired = path.parent / f"{PARTIAL_PREFIX}retired-{os.getpid()}-{path.name}"
-        if path.exists():
-            os.replace(path, retired)
-        os.replace(partial, path)
-        shutil.rmtree(retired, ignore_errors=True)
+        _swap(partial, path)
     except OSError as error:
         raise write_failure(path, error) from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, path: Path) -> None:
+    """Put `partial` in the place of `path`, which moves away first: no single step replaces a folder."""
+    retired = path.parent / f"{PARTIAL_PREFIX}retired-{os.getpid()}-{path.name}"
+    if not path.exists():
+        os.replace(partial, path)
+        return
+    os.replace(path, retired)
+    try:
+        os.replace(partial, path)
+    except OSError:
+        os.replace(retired, path)
+        raise
+    _remove(retired)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder if it is there; an error on the way out would hide the one that matters."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def write_failure(path: Path, error: OSError) -> DeployError:
@@ -106,9 +135,9 @@ def _sync(path: Path) -> None:
 
 def sweep_partials(folder: Path) -> int:
     """Remove what killed runs left behind in `folder` (call only while holding its lock); return how many."""
-    found = [p for p in folder.rglob(f"{PARTIAL_PREFIX}*")] if folder.is_dir() else []
+    found = list(folder.rglob(f"{PARTIAL_PREFIX}*")) if folder.is_dir() else []
     for partial in found:
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        _remove(partial)
     return len(found)
 
 

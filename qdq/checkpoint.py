@@ -6,35 +6,46 @@ the same folder as the floating-point model, and QDQBERT state dicts, which use 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from qdq.artifacts import atomic_folder, read_json, write_json
+from qdq.artifacts import atomic_folder, write_failure, write_json
 from qdq.calibrate.table import CalibrationTable
-from qdq.errors import CalibrationError, ModelError
+from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.inject import Placement, inject, quantizers
-from qdq.inject.quantizer import QuantLinear
+from qdq.inject.quantizer import QuantLinear, TensorQuantizer
 from qdq.inject.spec import QuantSpec, spec_from_mapping
 from qdq.model import LoadedModel, load_model, quiet_transformers
+from qdq.source import read_object, weight_files
 
 QUANT_SPEC = "quant_spec.json"
 AMAX_SUFFIX = "_amax"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 POOLING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
 
 def write_checkpoint(loaded: LoadedModel, spec: QuantSpec, table: CalibrationTable, folder: Path) -> None:
-    """Write the calibrated, injected model of `loaded` to `folder`, as a whole or not at all."""
+    """Write the calibrated, injected model of `loaded` to `folder`, as a whole or not at all.
+
+    Raises DeployError when the place cannot be written or the disk is full.
+    """
     with atomic_folder(folder) as partial:
-        with quiet_transformers():
-            loaded.model.save_pretrained(partial)
-            loaded.tokenizer.save_pretrained(partial)
-        _copy_pooling(loaded.folder, partial)
+        try:
+            with quiet_transformers():
+                loaded.model.save_pretrained(partial)
+        except SafetensorError as error:  # what a full disk is to safetensors
+            raise write_failure(folder, OSError(str(error))) from error
+        _copy_tokenizer(loaded, partial)
+        if loaded.pooling is not None:
+            _copy_pooling(loaded.folder, partial)
         calibration = {
             "algorithm": table.algorithm,
             "percentile": table.percentile,
@@ -44,14 +55,23 @@ def write_checkpoint(loaded: LoadedModel, spec: QuantSpec, table: CalibrationTab
         write_json(partial / QUANT_SPEC, {"spec": spec.as_json(), "task": loaded.task.name, "calibration": calibration})
 
 
+def _copy_tokenizer(loaded: LoadedModel, target: Path) -> None:
+    """The source's own files: saving the tokenizer object would store the truncation and padding of its last call."""
+    for name in sorted({*loaded.tokenizer.vocab_files_names.values(), *TOKENIZER_FILES}):
+        if (loaded.folder / name).is_file():
+            shutil.copyfile(loaded.folder / name, target / name)
+
+
 def _copy_pooling(source: Path, target: Path) -> None:
-    if (source / "modules.json").is_file():
-        for name in POOLING_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, target / name)
-        for config in source.glob("*_*/config.json"):  # 1_Pooling and its kind
-            (target / config.parent.name).mkdir()
-            shutil.copyfile(config, target / config.parent.name / "config.json")
+    """The files that describe a sentence-transformers head, where `read_pooling` looks for them."""
+    for name in POOLING_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    for module in json.loads((source / "modules.json").read_text(encoding="utf-8")):
+        folder = str(module.get("path", ""))
+        if folder and Path(folder).name == folder and (source / folder / "config.json").is_file():
+            (target / folder).mkdir()
+            shutil.copyfile(source / folder / "config.json", target / folder / "config.json")
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -60,11 +80,15 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def read_spec(folder: Path) -> tuple[QuantSpec, dict[str, Any]]:
-    """The spec a checkpoint was injected with, and the whole content of its quant_spec.json."""
-    content = read_json(folder / QUANT_SPEC)
-    if not isinstance(content, dict) or not isinstance(content.get("spec"), dict):
-        raise ModelError(f"{folder / QUANT_SPEC}: has no 'spec'; write the checkpoint again")
-    return spec_from_mapping(content["spec"], str(folder / QUANT_SPEC)), content
+    """The spec a checkpoint was injected with, and the whole content of its quant_spec.json. Raises ModelError."""
+    path = folder / QUANT_SPEC
+    content = read_object(path)
+    if not isinstance(content.get("spec"), dict) or not isinstance(content.get("task"), str):
+        raise ModelError(f"{path}: has no 'spec' or no 'task'; write the checkpoint again with 'qdq calibrate'")
+    try:
+        return spec_from_mapping(content["spec"], str(path)), content
+    except ConfigError as error:
+        raise ModelError(f"{error}; write the checkpoint again with 'qdq calibrate'") from error
 
 
 def load_checkpoint(folder: Path) -> tuple[LoadedModel, QuantSpec, Placement]:
@@ -75,31 +99,53 @@ def load_checkpoint(folder: Path) -> tuple[LoadedModel, QuantSpec, Placement]:
     if not is_checkpoint(folder):
         raise ModelError(f"{folder}: is not a calibrated checkpoint, it has no {QUANT_SPEC}; run 'qdq calibrate' first")
     spec, content = read_spec(folder)
-    loaded = load_model(str(folder), task=content.get("task"))
+    loaded = load_model(str(folder), task=content["task"])
     placement = inject(loaded.model, spec)
     load_amax(loaded.model, read_amax(folder))
     return loaded, spec, placement
 
 
-def read_amax(folder: Path) -> dict[str, Tensor]:
-    """Every ``…_amax`` tensor of a folder's safetensors files."""
+def has_amax(folder: Path, allow_pickle: bool = False) -> bool:
+    """Whether a checkpoint folder brings any `_amax`: one of ours (`is_checkpoint`), or QDQBERT's to be imported."""
+    return bool(read_amax(folder, allow_pickle))
+
+
+def read_amax(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """Every ``…_amax`` tensor of a folder's weight files. Raises ModelError for a damaged or refused file."""
     found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder, allow_pickle):
         try:
-            with safe_open(path, framework="pt") as handle:
-                found.update({key: handle.get_tensor(key) for key in handle.keys() if key.endswith(AMAX_SUFFIX)})
-        except (SafetensorError, OSError) as error:
+            found |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError, AttributeError) as error:
             raise ModelError(f"{path}: cannot be read ({error}); copy the checkpoint again") from error
     return found
 
 
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as handle:
+        return {key: handle.get_tensor(key) for key in handle.keys() if key.endswith(AMAX_SUFFIX)}  # noqa: SIM118
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {key: value for key, value in state.items() if key.endswith(AMAX_SUFFIX)}
+
+
 def load_amax(model: nn.Module, amax: Mapping[str, Tensor]) -> None:
-    """Set every placed quantizer from our own checkpoint's tensors. Raises CalibrationError naming a missing one."""
+    """Set every placed quantizer from our own checkpoint's tensors.
+
+    Raises CalibrationError naming a point whose amax is missing, of another shape, or not finite.
+    """
     paths = {id(module): path for path, module in model.named_modules()}
+    shapes = _amax_shapes(model)
     for name, point in quantizers(model).items():
         key = f"{paths[id(point)]}.{AMAX_SUFFIX}"
         if key not in amax:
             raise CalibrationError(f"{name}: the checkpoint has no amax for it; calibrate again")
+        if amax[key].shape != shapes[name]:
+            raise CalibrationError(
+                f"{name}: the checkpoint's amax is {list(amax[key].shape)}, not {list(shapes[name])}; calibrate again"
+            )
         point.set_amax(amax[key])
 
 
@@ -108,9 +154,10 @@ def import_qdqbert(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[
 
     QDQBERT divides scores by sqrt(d) after the first matmul, we scale the query projection before it, so the amax of
     ``matmul_q`` and of the query weight are scaled the same way. A leading ``bert.`` may differ on either side.
+    Raises ModelError where the number of values is not what the placed point has (per channel or per tensor).
     """
-    factors = _query_factors(model)
-    points = {_bare(path): (path, module) for path, module in model.named_modules() if hasattr(module, "set_amax")}
+    factors, shapes = _query_factors(model), _amax_shapes(model)
+    points = {_bare(path): (path, module) for path, module in _named_quantizers(model)}
     imported, unmatched = [], []
     for key, value in state.items():
         if not key.endswith(AMAX_SUFFIX):
@@ -119,11 +166,32 @@ def import_qdqbert(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[
         if point is None:
             unmatched.append(key)
             continue
-        axis = point.axis
-        shaped = value.reshape(-1, 1) if axis is not None else value.reshape(())
-        point.set_amax(shaped.to(torch.float32) * factors.get(path, 1.0))
+        shape = shapes[point.point]
+        if value.numel() != shape.numel():
+            raise ModelError(
+                f"{key}: holds {value.numel()} values and the point has {shape.numel()}; set per_channel_weights in "
+                "the quant spec to what the checkpoint was calibrated with"
+            )
+        point.set_amax(value.reshape(shape).to(torch.float32) * factors.get(path, 1.0))
         imported.append(point.point)
     return imported, unmatched
+
+
+def _named_quantizers(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, TensorQuantizer)]
+
+
+def _amax_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Point name -> shape of its amax: [out, 1] for a per-channel weight, [] for everything else."""
+    shapes = {name: torch.Size() for name in quantizers(model)}
+    for module in model.modules():
+        if (
+            isinstance(module, QuantLinear)
+            and (point := module._weight_quantizer) is not None
+            and point.axis is not None
+        ):
+            shapes[point.point] = torch.Size((module.out_features, 1))
+    return shapes
 
 
 def _query_factors(model: nn.Module) -> dict[str, float]:

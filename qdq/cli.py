@@ -221,7 +221,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--placement", metavar="NAME", help=f"{placements} (default: {cpu} on CPU, {gpu} for TensorRT)")
     add("--spec", metavar="FILE", help="QuantSpec as JSON or YAML, instead of --placement")
     add("--calibrator", metavar="NAME", default=d.calibrator, help=f"max or percentile (default: {d.calibrator})")
-    add("--percentile", metavar="P", type=float, default=d.percentile, help=f"(default: {d.percentile})")
+    add("--percentile", metavar="P", type=float, help="(default: 99.999, or 99.99 with quantized residual adds)")
     add("--samples", metavar="N", type=int, default=d.samples, help=f"calibration texts (default: {d.samples})")
     add("--eval-samples", metavar="N", type=int, default=d.eval_samples, help=f"(default: at most {d.eval_samples})")
     add("--batch", metavar="N", type=int, default=d.batch, help=f"benchmark batch (default: {d.batch})")

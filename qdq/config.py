@@ -40,7 +40,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     try:
         value = json.loads(text) if path.suffix == ".json" else _yaml(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'} ({error})") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping of option names to values, found {type(value).__name__}")

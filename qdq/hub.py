@@ -2,58 +2,104 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from threading import Thread
 
 from qdq.errors import ModelError
 
 REACH_SECONDS = 4.0
-WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # config, weights, vocabularies, sentencepiece; no pickles
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # config, weights, vocabularies, sentencepiece
+PICKLED = ("pytorch_model*.bin",)
 
 
-def download(name: str) -> Path:
-    """Local snapshot folder of hub id `name`: the cached one, else downloaded. Raises ModelError."""
-    if not HUB_ID.match(name):
-        raise ModelError(f"model '{name}': no such folder, and not a hub id such as org/name; check the path")
+def download(name: str, allow_pickle: bool = False) -> Path:
+    """Local snapshot folder of hub id `name`: the cached one, else downloaded.
+
+    Pickled weights are fetched with `allow_pickle` only. Raises ModelError for a name the hub does not know, weights
+    that may not be read, and a hub that does not answer (within five seconds).
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    wanted = [*WANTED, *PICKLED] if allow_pickle else list(WANTED)
     try:
-        return Path(snapshot_download(name, allow_patterns=list(WANTED), local_files_only=True))
+        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        if _weights([path.name for path in folder.iterdir()], allow_pickle):
+            return folder  # other programs cache single files, such as the configuration alone
+    except HFValidationError as error:
+        raise ModelError(
+            f"model '{name}': no such folder, and not a hub id such as org/name; check the path"
+        ) from error
     except LocalEntryNotFoundError:
-        _require_reachable(name)
+        pass
+    files = _listing(name)
+    if not _weights(files, allow_pickle):
+        raise ModelError(_no_weights(name, files))
     try:
-        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
-    except (HfHubHTTPError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model '{name}': cannot be downloaded from the hub ({first})") from error
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (_http_error(), OSError) as error:
+        raise ModelError(f"model '{name}': cannot be downloaded from the hub ({_first_line(error)})") from error
 
 
-def _require_reachable(name: str) -> None:
-    """Ask the hub for the model's metadata in a thread: name resolution alone can hang far beyond any timeout."""
-    outcome: list[BaseException | None] = []
+def _weights(files: list[str], allow_pickle: bool) -> bool:
+    return any(file.endswith(".safetensors") or (allow_pickle and _pickled(file)) for file in files)
+
+
+def _pickled(file: str) -> bool:
+    return file.startswith("pytorch_model") and file.endswith(".bin")
+
+
+def _no_weights(name: str, files: list[str]) -> str:
+    if any(map(_pickled, files)):
+        return (
+            f"model '{name}': has weights stored as pickle only, which can run code when read; use a safetensors "
+            "version of it, or pass --allow-pickle if you trust its source"
+        )
+    return f"model '{name}': has no safetensors weights on the hub; choose another model"
+
+
+def _listing(name: str) -> list[str]:
+    """The model's file names, asked for in a thread: name resolution alone can hang far beyond any timeout."""
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    outcome: list[list[str] | Exception] = []
 
     def ask() -> None:
         from huggingface_hub import HfApi
 
         try:
-            HfApi().model_info(name, timeout=REACH_SECONDS)
-            outcome.append(None)
-        except Exception as error:  # the thread's edge: whatever it is, the caller reports it by name
+            siblings = HfApi().model_info(name, timeout=REACH_SECONDS).siblings
+            outcome.append([sibling.rfilename for sibling in siblings or []])
+        except (_http_error(), OSError, ValueError, RuntimeError) as error:  # raised below, in the caller's thread
             outcome.append(error)
 
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS)
-    problem = outcome[0] if outcome else TimeoutError(f"no answer within {REACH_SECONDS:.0f} s")
-    if problem is None:
-        return
-    if type(problem).__name__ == "RepositoryNotFoundError":
-        raise ModelError(f"model '{name}': no such folder here and no such model on the hub; check the spelling")
-    first = (str(problem).splitlines() or [type(problem).__name__])[0]
+    answer = outcome[0] if outcome else TimeoutError(f"no answer within {REACH_SECONDS:.0f} s")
+    if isinstance(answer, list):
+        return answer
+    if isinstance(answer, RepositoryNotFoundError):
+        raise ModelError(
+            f"model '{name}': no such folder here and no such model on the hub; check the spelling "
+            "(a private model needs HF_TOKEN)"
+        ) from answer
+    if isinstance(answer, HfHubHTTPError):
+        raise ModelError(
+            f"model '{name}': no such folder here, and the hub refuses it ({_first_line(answer)})"
+        ) from answer
     raise ModelError(
-        f"model '{name}': no such folder here, and the model hub cannot be reached ({first}); "
+        f"model '{name}': no such folder here, and the model hub cannot be reached ({_first_line(answer)}); "
         "download the checkpoint on another machine and give its folder"
-    )
+    ) from answer
+
+
+def _http_error() -> type[Exception]:
+    """The base error of whichever HTTP client this version of the hub library uses: no answer, or a refusal."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    return HTTPError
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

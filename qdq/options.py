@@ -33,7 +33,8 @@ class CompileOptions:
         text_columns, label_column: column names; detected when empty.
         placement: named placement; None is linear+qk for CPU targets and qdqbert for TensorRT.
         spec: JSON or YAML file with a QuantSpec, instead of a named placement.
-        calibrator, percentile: how activation ranges are chosen.
+        calibrator, percentile: how activation ranges are chosen; percentile None is 99.999, or 99.99 when residual adds
+            are quantized (their outliers are larger and matter less than the bulk).
         samples: calibration texts.
         eval_samples: most texts compared with FP32.
         batch, sequence: benchmark shape; sequence is also where texts are truncated.
@@ -54,7 +55,7 @@ class CompileOptions:
     placement: str | None = None
     spec: str | None = None
     calibrator: str = "percentile"
-    percentile: float = 99.99
+    percentile: float | None = None
     samples: int = 128
     eval_samples: int = 512
     batch: int = 40
@@ -87,7 +88,7 @@ class CompileOptions:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ConfigError(f"--{name.replace('_', '-')}: {value} is outside {least}..{most}")
-        if not 0 < self.percentile <= 100:
+        if self.percentile is not None and not 0 < self.percentile <= 100:
             raise ConfigError(f"--percentile: {self.percentile} is outside (0, 100]")
         if not self.bench_seconds > 0:
             raise ConfigError(f"--bench-seconds: {self.bench_seconds} must be positive")

@@ -281,7 +281,7 @@ def artifacts(run: Run) -> list[str]:
 def show(options: CompileOptions, screen: Screen) -> None:
     """The resolved configuration, before any work."""
     placement = options.placement or f"from {options.spec}"
-    calibrator = f"percentile {options.percentile}" if options.calibrator == "percentile" else options.calibrator
+    calibrator = f"{options.calibrator} {options.percentile or ''}".strip()
     rows = {
         "model": options.model or "all-MiniLM-L6-v2 (bundled default)",
         "target": f"{options.target}, {options.threads} threads, precision hint {options.precision_hint}",

@@ -20,6 +20,8 @@ MODES: dict[str, Mode] = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
 }
 
+OUT_OF_REACH = 1.0e4  # more than any LayerNorm output, and a value FP16 has
+
 
 @dataclass(frozen=True)
 class Pooling:
@@ -37,8 +39,8 @@ class Pooling:
         if self.mode == "cls":
             return states[:, 0]
         if self.mode == "max":
-            return (states + (mask - 1.0) * 1e9).amax(dim=1)
-        length = mask.sum(dim=1).clamp(min=1e-9)
+            return (states + (mask - 1.0) * OUT_OF_REACH).amax(dim=1)
+        length = mask.sum(dim=1).clamp(min=1.0)  # a row without tokens gives zeros
         return (states * mask).sum(dim=1) / (length if self.mode == "mean" else length.sqrt())
 
 
@@ -48,6 +50,8 @@ def read_pooling(folder: Path) -> Pooling | None:
     if not modules.is_file():
         return None
     entries = _json(modules)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ModelError(f"{modules}: is not a list of sentence-transformers modules; copy the checkpoint again")
     kinds = [str(entry.get("type", "")).rpartition(".")[2] for entry in entries]
     unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
     if unknown:

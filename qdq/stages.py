@@ -115,7 +115,7 @@ def calibrate(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> N
     import torch
 
     from qdq.artifacts import write_json
-    from qdq.calibrate.calibrate import CalibrationSettings
+    from qdq.calibrate.calibrate import CalibrationSettings, default_percentile
     from qdq.calibrate.calibrate import calibrate as calibrate_points
     from qdq.checkpoint import write_checkpoint
     from qdq.encode import calibration_batches, check_language
@@ -133,11 +133,12 @@ def calibrate(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> N
         CHOICES if loaded.task.choices else None,
     )
     batches = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
-    settings = CalibrationSettings(run.options.calibrator, run.options.percentile)
+    settings = CalibrationSettings(run.options.calibrator, run.options.percentile or default_percentile(spec))
     table = calibrate_points(loaded.module(), batches, spec, settings, stage.progress)
     write_json(run.work.path / "calibration.json", {**table.as_json(), "source": texts.source})
     write_checkpoint(loaded, spec, table, run.checkpoint)
-    stage.say(f"{table.algorithm} over {table.tokens} tokens of {texts.source}")
+    how = f"percentile {table.percentile}" if table.percentile else table.algorithm
+    stage.say(f"{how} over {table.tokens} tokens of {texts.source}")
     if table.zero_channels:
         run.screen.warn(f"{sum(table.zero_channels.values())} all-zero weight channels got the floor scale 2**-14")
 

@@ -66,9 +66,10 @@ def task_named(name: str) -> Task:
 
 def detect_task(architectures: list[str] | None, where: str) -> Task:
     """The task a checkpoint was saved for, by its architecture's class name. Raises ModelError when that says nothing."""
+    by_suffix = {suffix: task for task in TASKS.values() for suffix in task.suffixes}
     for architecture in architectures or []:
-        for task in TASKS.values():
-            if architecture.endswith(task.suffixes):
-                return task
+        matching = [suffix for suffix in by_suffix if architecture.endswith(suffix)]
+        if matching:
+            return by_suffix[max(matching, key=len)]  # "BertLMHeadModel" ends with "Model" too
     stated = ", ".join(architectures or []) or "none"
     raise ModelError(f"{where}: cannot tell the task from its architectures ({stated}); give --task (TASK=)")

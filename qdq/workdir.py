@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from qdq import __version__
 from qdq.artifacts import read_json, sha256_file, sha256_json, sha256_tree, sweep_partials, write_failure, write_json
-from qdq.errors import DeployError
+from qdq.errors import DeployError, QdqError
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -42,29 +42,43 @@ class WorkDirectory:
         except OSError as error:
             raise write_failure(self.path, error) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._acquire(self._lock)
+            sweep_partials(self.path)
+            self.manifest = self._read_manifest()
+        except QdqError:
+            self._release()
+            raise
+        return self
+
+    def _acquire(self, lock: int) -> None:
+        """The kernel releases the lock when the process ends, however it ends."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
-            self._lock = None
             raise DeployError(
                 f"{self.path}: another qdq run is working here; wait for it, or choose another --out (OUT=)"
             ) from None
-        sweep_partials(self.path)
-        self.manifest = self._read_manifest()
-        return self
+        except OSError as error:  # some network file systems have no locks
+            raise write_failure(self.path / LOCK, error) from error
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
+        self._release()
 
     def _read_manifest(self) -> dict[str, Any]:
         empty = {"qdq": __version__, "seed": SEED, "versions": {}, "options": {}, "stages": {}}
         if not (self.path / MANIFEST).is_file():
             return empty
         found = read_json(self.path / MANIFEST)
-        return found if isinstance(found, dict) and found.get("qdq") == __version__ else empty
+        if not isinstance(found, dict) or found.get("qdq") != __version__ or not isinstance(found.get("stages"), dict):
+            return empty  # another version may compute other files from the same inputs
+        return found
 
     def fresh(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Whether `stage` was completed with the same inputs and its outputs are still what it wrote."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from qdq.calibrate.calibrators import CALIBRATORS, DEFAULT_PERCENTILE, make_calibrator
 from qdq.calibrate.table import CalibrationTable
 from qdq.config import choice
 from qdq.errors import CalibrationError, ConfigError
 from qdq.inject import quantizers
-from qdq.inject.families import Family
+from qdq.inject.families import Family, family_of
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, weight_amax
 from qdq.inject.spec import QuantSpec
 
@@ -31,6 +33,15 @@ class CalibrationSettings:
             raise ConfigError(f"percentile: {self.percentile} is outside (0, 100]")
 
 
+def default_percentile(spec: QuantSpec) -> float:
+    """99.99 (QDQBERT's recipe) when residual adds are quantized, else 99.999.
+
+    Residual streams have outliers hundreds of times their bulk, which must be clipped; linear inputs have few, and
+    clipping those costs more than the coarser scale (measured: docs/accuracy.md).
+    """
+    return DEFAULT_PERCENTILE if spec.residual else 99.999
+
+
 def calibrate(
     module: nn.Module,
     batches: Sequence[Mapping[str, Tensor]],
@@ -41,7 +52,7 @@ def calibrate(
     """Run `batches` in floating point, choose an amax for every activation point and freeze every weight amax.
 
     Args:
-        module: injected; called as ``module(**batch)``.
+        module: injected, holding a transformers model; called as ``module(**batch)``.
         batches: int64 [B, S] (or [B, N, S]) tensors by input name; "attention_mask" marks what counts.
         spec: fuse_qkv, clip_gelu and recalibrate_weights are applied here.
         settings: the calibrator.
@@ -53,9 +64,11 @@ def calibrate(
     """
     points = quantizers(module)
     activations = {name: point for name, point in points.items() if point.layout != "weight"}
+    freeze_weights(module, spec.recalibrate_weights)  # first: a damaged weight would make every later point NaN
     samples, tokens = _collect(module, batches, points, settings, progress)
     _load_all(activations)
-    freeze_weights(module, spec.recalibrate_weights)
+    if spec.clip_gelu is not None:
+        clip_gelu(module, _family(module), spec.clip_gelu)
     if spec.fuse_qkv:
         _fuse_qkv(module, per_tensor_weights=not spec.per_channel_weights)
     for point in points.values():
@@ -110,12 +123,28 @@ def _load_all(activations: Mapping[str, TensorQuantizer]) -> None:
 
 
 def freeze_weights(module: nn.Module, recalibrate: bool = True) -> None:
-    """Set every weight amax to the largest magnitude per channel; keep imported ones unless `recalibrate`."""
+    """Set every weight amax to the largest magnitude per channel; keep those that are there unless `recalibrate`.
+
+    Raises CalibrationError naming a weight that holds NaN or infinity.
+    """
     for owner in module.modules():
         if isinstance(owner, QuantLinear) and owner._weight_quantizer is not None:
             point = owner._weight_quantizer
             if recalibrate or point.amax is None:
-                point.set_amax(weight_amax(owner.effective_weight, point.axis))
+                amax = weight_amax(owner.effective_weight, point.axis)
+                if not bool(torch.isfinite(amax).all()):
+                    raise CalibrationError(
+                        f"{point.point}: the weight holds NaN or infinity; copy the checkpoint again"
+                    )
+                point.set_amax(amax)
+
+
+def _family(module: nn.Module) -> Family:
+    """The family of the transformers model inside `module`."""
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            return family_of(part.config.model_type)
+    raise CalibrationError("clip_gelu: the module holds no transformers model to find GELU in; leave clip_gelu out")
 
 
 def clip_gelu(model: nn.Module, family: Family, bound: float) -> int:
@@ -123,7 +152,8 @@ def clip_gelu(model: nn.Module, family: Family, bound: float) -> int:
     changed = 0
     for name, point in quantizers(model).items():
         amax = point.amax
-        if name.endswith(f".{family.gelu_output}.input_quantizer") and amax is not None and float(amax) > bound:
+        behind_gelu = re.search(rf"{family.gelu_output}\.input_quantizer$", name)
+        if behind_gelu and amax is not None and float(amax) > bound:
             point.set_amax(torch.tensor(bound))
             changed += 1
     return changed

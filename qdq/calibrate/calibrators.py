@@ -85,7 +85,7 @@ class PercentileCalibrator:
             return  # nothing to count, or an error at amax()
         if largest > LARGEST_FP16:
             x = x.clamp(-LARGEST_FP16, LARGEST_FP16)
-        patterns = x.half().view(torch.int16).bitwise_and_(0x7FFF)  # without the sign: the magnitude's pattern
+        patterns = x.half().view(torch.int16) & 0x7FFF  # without the sign: the magnitude's pattern
         self.counts += torch.bincount(patterns.reshape(-1), minlength=FINITE_FP16_MAGNITUDES)
         self.counts[0] -= ignored
 

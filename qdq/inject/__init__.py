@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 from torch import nn
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from qdq.errors import ModelError
 from qdq.inject.attention import IMPLEMENTATION, register
+from qdq.inject.blocks import replace_gelus
 from qdq.inject.families import Family, family_of
 from qdq.inject.placement import Candidate, Placement, Zone, decide
 from qdq.inject.quantizer import Layout, QuantLinear, TensorQuantizer
@@ -22,9 +24,9 @@ MATMUL_LAYOUTS: dict[str, Layout] = {"q": "heads", "k": "heads", "a": "scores", 
 def inject(model: PreTrainedModel, spec: QuantSpec) -> Placement:
     """Insert quantizers into `model` in place and return the decision for every candidate point.
 
-    The model's outputs do not change until quantizers are calibrated and enabled, apart from float32 rounding of
-    the folded 1/sqrt(d). Raises ModelError for an unsupported family, for cross-attention, and for a model that is
-    already injected.
+    Until it is calibrated a quantizer takes its range from each tensor it sees, as in pytorch-quantization. With
+    quantizers disabled the outputs are the original ones, apart from float32 rounding. Raises ModelError for an
+    unsupported family, for cross-attention, and for a model that is already injected.
     """
     family = family_of(model.config.model_type)
     if model.config._attn_implementation == IMPLEMENTATION:
@@ -32,8 +34,10 @@ def inject(model: PreTrainedModel, spec: QuantSpec) -> Placement:
     if getattr(model.config, "add_cross_attention", False):
         raise ModelError("cross-attention is not supported; use an encoder checkpoint (add_cross_attention: false)")
     register()
+    _own_config(model)
     model.config._attn_implementation = IMPLEMENTATION
     model.config.use_cache = False
+    replace_gelus(model)
     _replace_blocks(model, family)
     _fold_attention_scale(model, family)
     found = list(candidates(model, family))
@@ -77,6 +81,15 @@ def _zone(model: PreTrainedModel, family: Family, path: str) -> Zone:
     if path.startswith(f"{base}pooler"):
         return "pooler"
     return "embeddings" if base == "" or path.startswith(base) else "head"
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """Give the model a configuration of its own: another model built from the same object must not change with it."""
+    shared = model.config
+    own = copy.deepcopy(shared)
+    for module in model.modules():
+        if vars(module).get("config") is shared:
+            module.config = own  # type: ignore[assignment]  # torch types attributes as parameters or modules
 
 
 def _replace_blocks(model: PreTrainedModel, family: Family) -> None:

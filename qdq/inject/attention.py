@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import bidirectional_mask_function
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
+from qdq.errors import ModelError
 from qdq.inject.quantizer import quantize
 
 IMPLEMENTATION = "qdq"  # value of config._attn_implementation on an injected model
@@ -27,7 +28,7 @@ def register() -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, additive_mask)
 
 
-def attention_forward(
+def attention_forward(  # noqa: PLR0913  # the signature is transformers' attention interface
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -68,7 +69,7 @@ def weigh_values(module: nn.Module, scores: Tensor, value: Tensor, dropout: floa
 def additive_mask(
     attention_mask: Tensor | None = None,
     mask_function: Any = bidirectional_mask_function,
-    q_length: int | Tensor = 0,
+    q_length: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     **kwargs: Any,
@@ -76,9 +77,12 @@ def additive_mask(
     """Additive score mask: [B, 1, 1, S] for an encoder, [B, 1, S, S] for a causal language-model head.
 
     transformers' own eager mask is [B, 1, S, S] in both cases and brings GatherND, Range and Where into the graph.
+    Raises ModelError for any other pattern (packed sequences, sliding windows).
     """
+    if mask_function not in (bidirectional_mask_function, causal_mask_function):
+        raise ModelError("attention over packed sequences or windows is not supported; pass an attention_mask [B, S]")
     allowed = None if attention_mask is None else attention_mask[:, None, None, :].to(dtype)
-    if mask_function is not bidirectional_mask_function:
+    if mask_function is causal_mask_function:
         positions = torch.arange(q_length, device=device)
         causal = (positions[None, :] <= positions[:, None]).to(dtype)[None, None]
         allowed = causal if allowed is None else allowed * causal

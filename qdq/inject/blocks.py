@@ -7,6 +7,7 @@ checkpoints stay as they are. Quantizer attributes start as None (not placed) an
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ def adopt(target: nn.Module, source: nn.Module) -> None:
     target.train(source.training)
 
 
-class ResidualAdd(nn.Module):
-    """``local + residual`` with a quantizer on each operand."""
+class Residual(nn.Module):
+    """A module that adds ``local + residual``, with a quantizer on each operand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,12 +36,16 @@ class ResidualAdd(nn.Module):
         """[B, S, H] + [B, S, H]."""
         return quantize(self.add_local_input_quantizer, local) + quantize(self.add_residual_input_quantizer, residual)
 
+
+class ResidualAdd(Residual):
+    """The add alone, as a child of a block whose source adds inline."""
+
     def forward(self, local: Tensor, residual: Tensor) -> Tensor:
-        """Same as `add`, for use as a child module."""
+        """[B, S, H] + [B, S, H]."""
         return self.add(local, residual)
 
 
-class ResidualOutput(ResidualAdd):
+class ResidualOutput(Residual):
     """BERT's SelfOutput and Output: dense, dropout, add, LayerNorm. Children: dense, dropout, LayerNorm."""
 
     dense: nn.Module
@@ -60,6 +65,11 @@ class ResidualOutput(ResidualAdd):
 class DistilBertBlock(nn.Module):
     """DistilBERT's TransformerBlock. Children: attention, sa_layer_norm, ffn, output_layer_norm, and the two adds."""
 
+    attention: nn.Module
+    sa_layer_norm: nn.Module
+    ffn: nn.Module
+    output_layer_norm: nn.Module
+
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
         adopt(self, source)
@@ -74,8 +84,16 @@ class DistilBertBlock(nn.Module):
         return output
 
 
-class AlbertAttention(ResidualAdd):
+class AlbertAttention(Residual):
     """ALBERT's attention block: projections, attention, dense, add, LayerNorm."""
+
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    attention_dropout: nn.Dropout
+    dense: nn.Module
+    output_dropout: nn.Module
+    LayerNorm: nn.Module
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
@@ -103,8 +121,14 @@ class AlbertAttention(ResidualAdd):
         return self.LayerNorm(self.add(projected, hidden_states)), probabilities
 
 
-class AlbertLayer(ResidualAdd):
+class AlbertLayer(Residual):
     """ALBERT's layer: attention, feed-forward, add, LayerNorm; one instance serves every depth of its group."""
+
+    attention: nn.Module
+    ffn: nn.Module
+    activation: nn.Module
+    ffn_output: nn.Module
+    full_layer_layer_norm: nn.Module
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
@@ -126,6 +150,12 @@ class AlbertLayer(ResidualAdd):
 
 class MPNetSelfAttention(nn.Module):
     """MPNet's attention, which adds a relative position bias to the scores and does not use the interface."""
+
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    o: nn.Module
+    dropout: nn.Dropout
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
@@ -155,8 +185,12 @@ class MPNetSelfAttention(nn.Module):
         return (output, probabilities) if output_attentions else (output,)
 
 
-class MPNetAttention(ResidualAdd):
+class MPNetAttention(Residual):
     """MPNet's attention block: attention, dropout, add, LayerNorm."""
+
+    attn: nn.Module
+    dropout: nn.Module
+    LayerNorm: nn.Module
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
@@ -173,6 +207,25 @@ class MPNetAttention(ResidualAdd):
         """[B, S, H] to ([B, S, H], …)."""
         attended = self.attn(hidden_states, attention_mask, position_bias, output_attentions=output_attentions)
         return (self.LayerNorm(self.add(self.dropout(attended[0]), hidden_states)), *attended[1:])
+
+
+# transformers class name -> the `approximate` of the torch module that computes the same as one Gelu node; written out
+# in Python (gelu_new is ALBERT's default) it becomes a chain of Pow, Mul, Add and Tanh in the graph.
+GELUS: Mapping[str, str] = {
+    "GELUActivation": "none",
+    "NewGELUActivation": "tanh",
+    "FastGELUActivation": "tanh",
+    "AccurateGELUActivation": "tanh",
+    "GELUTanh": "tanh",
+}
+
+
+def replace_gelus(model: nn.Module) -> None:
+    """Swap every GELU module of `model` for torch's own; equal up to float32 rounding."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child).__name__ in GELUS:
+                setattr(module, name, nn.GELU(approximate=GELUS[type(child).__name__]))
 
 
 def split_heads(x: Tensor, head_size: int) -> Tensor:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
-from qdq.config import nearest
 from qdq.errors import ModelError
 from qdq.inject import blocks
 
@@ -24,7 +23,7 @@ class Family:
         attention: class names (after replacement) that own the four matmul operands.
         query: attribute of the query projection on such a module, where 1/sqrt(d) is folded in.
         residual: class names (after replacement) that own the two residual operands.
-        gelu_output: suffix of the linear whose input is the activation function's output.
+        gelu_output: regular expression for the end of the path of the linear that reads the activation function.
         token_types: whether the family has a `token_type_ids` input.
         position_offset: positions the embedding table loses to padding (RoBERTa starts at padding_idx + 1).
     """
@@ -37,7 +36,6 @@ class Family:
     gelu_output: str
     token_types: bool = True
     position_offset: int = 0
-    notes: str = field(default="", compare=False)
 
 
 def _bert_like(prefix: str, token_types: bool = True, position_offset: int = 0) -> Family:
@@ -47,7 +45,7 @@ def _bert_like(prefix: str, token_types: bool = True, position_offset: int = 0) 
         attention=(f"{prefix}SelfAttention",),
         query="query",
         residual=("ResidualOutput",),
-        gelu_output="output.dense",
+        gelu_output=r"(?<!attention)\.output\.dense",
         token_types=token_types,
         position_offset=position_offset,
     )
@@ -67,7 +65,7 @@ FAMILIES: Mapping[str, Family] = {
         attention=("DistilBertSelfAttention",),
         query="q_lin",
         residual=("ResidualAdd",),
-        gelu_output="ffn.lin2",
+        gelu_output=r"\.ffn\.lin2",
         token_types=False,
     ),
     "albert": Family(
@@ -76,7 +74,7 @@ FAMILIES: Mapping[str, Family] = {
         attention=("AlbertAttention",),
         query="query",
         residual=("AlbertAttention", "AlbertLayer"),
-        gelu_output="ffn_output",
+        gelu_output=r"\.ffn_output",
     ),
     "mpnet": Family(
         layers="encoder.layer",
@@ -88,7 +86,7 @@ FAMILIES: Mapping[str, Family] = {
         attention=("MPNetSelfAttention",),
         query="q",
         residual=("MPNetAttention", "ResidualOutput"),
-        gelu_output="output.dense",
+        gelu_output=r"\.output\.dense",
         token_types=False,
         position_offset=2,
     ),
@@ -98,5 +96,8 @@ FAMILIES: Mapping[str, Family] = {
 def family_of(model_type: str) -> Family:
     """The family of a checkpoint's `model_type`. Raises ModelError listing the supported ones."""
     if model_type not in FAMILIES:
-        raise ModelError(f"model family '{model_type}' is not supported; {nearest(model_type, FAMILIES)}")
+        raise ModelError(
+            f"model family '{model_type}' is not supported; supported families: {', '.join(FAMILIES)}. "
+            "Give a checkpoint of one of these"
+        )
     return FAMILIES[model_type]

@@ -110,7 +110,7 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
 
     def _fake_quantize(self, inputs: Tensor, scale: Tensor) -> Tensor:
         high = 2 ** (self._num_bits - 1) - 1
-        result: Tensor = FakeQuantize.apply(inputs, scale, -high - 1, high)
+        result: Tensor = FakeQuantize.apply(inputs, scale, -high - 1, high)  # type: ignore[no-untyped-call]
         return result
 
     def _symbolic_pair(self, inputs: Tensor, scale: Tensor) -> Tensor:
@@ -118,6 +118,8 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         if not hasattr(self, "_amax"):
             raise ExportError(f"{self.point}: no calibrated amax; run calibration before export")
         if self._num_bits < 8:  # QuantizeLinear saturates at 8 bits, so the narrower codes are fixed beforehand
+            if self.layout != "weight":
+                raise ExportError(f"{self.point}: {self._num_bits}-bit activations have no ONNX form; use 8 bits")
             inputs = self._fake_quantize(inputs, scale)
         flat = scale.reshape(-1) if self._axis is not None else scale.reshape(())
         zero = torch.zeros_like(flat, dtype=torch.int8)
@@ -145,7 +147,7 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         options of pytorch-quantization's calibrators are refused: the calibrator is configured when it is made.
         """
         if args or kwargs:
-            raise CalibrationError(f"{self.point}: load_calib_amax takes no options here; choose the calibrator instead")
+            raise CalibrationError(f"{self.point}: load_calib_amax takes no options; choose the calibrator instead")
         self.set_amax(torch.tensor(self._calibrator.amax(self.point)))
         self.disable_calib()
 
@@ -205,7 +207,7 @@ def folded(model: nn.Module) -> Iterator[None]:
         for module in scaled:
             weight, bias = module.effective_weight.detach(), module.effective_bias
             module.weight = nn.Parameter(weight)
-            module.bias = None if bias is None else nn.Parameter(bias.detach())
+            module.bias = None if bias is None else nn.Parameter(bias.detach())  # type: ignore[assignment]
             module.output_scale = 1.0
         yield
     finally:

@@ -108,7 +108,11 @@ def spec_from_mapping(values: Mapping[str, Any], where: str = "quant spec") -> Q
     if not isinstance(placement, str):
         raise ConfigError(f"{where}: placement: expected a name, found {placement!r}")
     choice(placement, PLACEMENTS, f"{where}: placement")
-    return from_mapping(QuantSpec, {**PLACEMENTS[placement], **values}, where)
+    try:
+        return from_mapping(QuantSpec, {**PLACEMENTS[placement], **values}, where)
+    except ConfigError as error:
+        message = str(error)  # QuantSpec's own checks do not know where the value was written
+        raise ConfigError(message if message.startswith(where) else f"{where}: {message}") from error
 
 
 def load_spec(path: Path) -> QuantSpec:

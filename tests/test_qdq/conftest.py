@@ -14,7 +14,7 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from qdq.model import quiet_transformers
+from qdq.model import LoadedModel, load_model, quiet_transformers
 from qdq.tasks import TASKS
 
 SUBJECTS = ("the cat", "a small dog", "our teacher", "the old river", "my young brother", "every good engine")
@@ -26,6 +26,7 @@ ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "mpnet")  # padding has i
 WITH_TOKEN_TYPES = ("bert", "electra", "ernie", "albert")
 
 CheckpointFactory = Callable[..., Path]
+Batch = dict[str, torch.Tensor]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -128,6 +129,26 @@ def _save(folder: Path, model_type: str, task: str, changes: dict[str, Any]) -> 
                 parameter.data += 0.1 * torch.randn_like(parameter)
         model.save_pretrained(folder)
         tiny_tokenizer(model_type).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def load_tiny(tiny_checkpoint: CheckpointFactory) -> Callable[..., LoadedModel]:
+    """Factory with the arguments of `tiny_checkpoint`; a freshly loaded model every time."""
+    return lambda *arguments, **config: load_model(str(tiny_checkpoint(*arguments, **config)))
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., Batch]:
+    """Factory ``(loaded, count=12) -> padded inputs`` of that many sentences of different lengths."""
+
+    def encoded(loaded: LoadedModel, count: int = 12) -> Batch:
+        tokens = loaded.tokenizer(list(english()[:count]), padding=True, return_tensors="pt")
+        inputs = {name: tokens[name] for name in loaded.inputs}
+        if loaded.task.choices:
+            return {name: tensor.unflatten(0, (-1, 2)) for name, tensor in inputs.items()}
+        return inputs
+
+    return encoded
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,87 @@
+"""The documentation tells the truth: README commands, executed how-to pages, generated tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qdq.readme import RESULTS, load_results, render
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("custom-model.md", "custom-data.md")
+CheckpointFactory = Callable[..., Path]
+
+
+def blocks(page: Path) -> list[str]:
+    """The ```bash blocks of a page, in order; plain ``` blocks need a GPU, a server or the network."""
+    return re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def test_readme_tables_are_what_the_results_give() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert render(readme, load_results()) == readme, "run 'make results', or 'python -m qdq.readme' after editing"
+
+
+def test_results_are_outcomes_of_compile() -> None:
+    assert list(RESULTS.glob("*.json"))
+    for path in RESULTS.glob("*.json"):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        assert result["exit_code"] == 0
+        assert result["benchmark"]["contestants"]["int8"]["samples"] >= 3
+
+
+def test_readme_commands_are_make_targets() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^make (\w+)", readme, flags=re.MULTILINE)
+    assert commands[:2] == ["engine", "test"]
+    for command in commands:
+        subprocess.run(["make", "-n", command], cwd=ROOT, check=True, capture_output=True, timeout=60)
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/custom-model.md", "docs/custom-data.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{name} links to {target}"
+
+
+def test_documented_families_are_the_supported_ones() -> None:
+    from qdq.inject.families import FAMILIES
+
+    page = (ROOT / "docs" / "custom-model.md").read_text(encoding="utf-8")
+    for family in FAMILIES:
+        assert re.search(rf"\b{family}\b", page), f"docs/custom-model.md does not name {family}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_page_commands_run(page: str, tmp_path: Path, tiny_checkpoint: CheckpointFactory) -> None:
+    """Every ```bash block of a page runs as written, in a folder with a checkpoint and data of the names it uses."""
+    (tmp_path / "my-bert").symlink_to(tiny_checkpoint("bert", "text-classification"))
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    words = ["the", "cat", "sat", "dog", "ran", "house", "red", "big", "small", "tree", "bird", "sun"]
+    rows = [f"{words[i % 12]} {words[(i * 5 + 1) % 12]} number {i}\t{words[(i * 7) % 12]} {i} end" for i in range(120)]
+    for name, lines in (("train.tsv", rows[:80]), ("dev.tsv", rows[80:])):
+        body = "\n".join(f"{i % 2}\t{line}" for i, line in enumerate(lines))
+        (tmp_path / name).write_text(f"label\tsentence1\tsentence2\n{body}\n", encoding="utf-8")
+    found = blocks(ROOT / "docs" / page)
+    assert found
+    # The pages show users' commands; the test makes the benchmark short and the shape fit the tiny model.
+    small = "--bench-seconds 0.5 --batch 2 --sequence 32"
+    script = "\n".join(found).replace("qdq compile", f"qdq compile {small}")
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr
