@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.types import TensorInfo
+from engines.types import Feeds, TensorInfo
 from qdq.errors import BuildError
 
 
 def interface(model: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """Inputs and outputs of an ONNX file; the engine's are the same, a strongly typed build changes none.
+    """Inputs and outputs of an ONNX file; no build changes them. External data need not be there.
 
-    Raises BuildError when the file cannot be read.
+    Raises BuildError when the file cannot be read or holds no graph.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -21,9 +22,28 @@ def interface(model: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ..
         graph = onnx.load(model, load_external_data=False).graph
     except (OSError, DecodeError) as error:
         raise BuildError(f"{model} cannot be read as ONNX ({error}); run the lower stage again") from error
+    if not graph.output:  # an empty file parses as an empty model
+        raise BuildError(f"{model} holds no graph; run the lower stage again")
     weights = {initializer.name for initializer in graph.initializer}
     inputs = tuple(_tensor_info(value) for value in graph.input if value.name not in weights)
     return inputs, tuple(_tensor_info(value) for value in graph.output)
+
+
+def feeds_for(ranks: Mapping[str, int], feeds: Feeds) -> dict[str, Any]:
+    """What a model takes of `feeds`: its inputs, by name with their rank, all of one shape as every encoder's are.
+
+    Raises BuildError naming the input that is missing or does not fit. Not left to the runtimes: OpenVINO 2026.4
+    computes with whatever an earlier call left in a missing input, and on one thread it drops the error of a run that
+    failed and returns the results of the one before.
+    """
+    missing = [name for name in ranks if name not in feeds]
+    if missing:
+        raise BuildError(f"the batch lacks input(s) {', '.join(missing)} of the engine; encode it for this model")
+    wanted = {name: feeds[name] for name in ranks}
+    if len({array.shape for array in wanted.values()}) > 1 or any(feeds[name].ndim != ranks[name] for name in ranks):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in wanted.items())
+        raise BuildError(f"the engine takes inputs of one shape and rank {max(ranks.values())}; the batch has {shapes}")
+    return wanted
 
 
 def _tensor_info(value: Any) -> TensorInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,11 @@ from qdq.errors import DataError, ParityError
 
 Execute = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # input name -> array to output name -> array
 
-# A near-tie of two logits may fall the other way after an INT8 code did; two answers of a hundred may.
+# The two sum in another order, so a value on a rounding tie gets another code, and one step of a wide residual scale
+# spreads: max calibration of all twenty points of a fine-tuned MiniLM flips 2 answers of 96 although every code is
+# equal on identical inputs (percentile calibration: 0 of 96). A wrong connection flips far more.
 ANSWER_TOLERANCE = 0.02
+SIGMAS = 2  # room for chance in a small sample: a true rate of 2 % shows as 4 of 96 every now and then
 MIN_COSINE = 0.999
 
 ANSWERS: Mapping[str, str | None] = {  # task -> what one answer is given for; None: no answers, cosine decides
@@ -85,8 +89,9 @@ def end_to_end_parity(
     Returns ``{"task", "max_abs_error", "cosine_mean", "cosine_min", "answers", "agreement"}``; padded positions of
     token-level outputs do not count. The answer is the arg max per text, per token, or start and end of a span.
 
-    Raises ParityError when answers agree in less than ``1 - tolerance``, or, for a task without answers (embeddings,
-    regression), when the mean cosine is below 0.999; ConfigError for an unknown task, DataError without texts.
+    Raises ParityError when more answers differ than `tolerance` of them plus two standard deviations, or, for a task
+    without answers (embeddings, regression), when the mean cosine is below 0.999; ConfigError for an unknown task,
+    DataError without texts.
     """
     unit = ANSWERS[choice(task, ANSWERS, "task")]
     if not batches:
@@ -136,12 +141,15 @@ def _cosine(left: Array, right: Array) -> float:
 
 def _raise_if_different(report: Mapping[str, Any], tolerance: float) -> None:
     advice = "export again; point_parity names a point that differs"
-    if report["agreement"] is not None and report["agreement"] < 1.0 - tolerance:
-        raise ParityError(
-            f"the fake-quant module and ONNX Runtime give the same answer to {report['agreement']:.1%} of "
-            f"{report['answers']} (at least {1.0 - tolerance:.1%} expected); {advice}"
-        )
-    if report["agreement"] is None and not report["cosine_mean"] >= MIN_COSINE:
+    count, agreement = report["answers"], report["agreement"]
+    if agreement is not None:
+        expected = 1.0 - (tolerance + SIGMAS * math.sqrt(tolerance / count))
+        if agreement < expected:
+            raise ParityError(
+                f"the fake-quant module and ONNX Runtime give the same answer to {agreement:.1%} of {count} (at least "
+                f"{expected:.1%} expected); {advice}"
+            )
+    if agreement is None and not report["cosine_mean"] >= MIN_COSINE:
         raise ParityError(
             f"outputs of the fake-quant module and ONNX Runtime have a mean cosine of {report['cosine_mean']:.5f} "
             f"(at least {MIN_COSINE} expected); {advice}"

@@ -24,9 +24,8 @@ from qdq.inject import Placement, inject, quantizers
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer
 from qdq.inject.spec import QuantSpec, spec_from_mapping
 from qdq.model import LoadedModel, load_model, quiet_transformers
-from qdq.source import read_object, weight_files
+from qdq.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
 
-QUANT_SPEC = "quant_spec.json"
 AMAX_SUFFIX = "_amax"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 POOLING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
@@ -72,11 +71,6 @@ def _copy_pooling(source: Path, target: Path) -> None:
         if folder and Path(folder).name == folder and (source / folder / "config.json").is_file():
             (target / folder).mkdir()
             shutil.copyfile(source / folder / "config.json", target / folder / "config.json")
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` was written by `write_checkpoint`."""
-    return (folder / QUANT_SPEC).is_file()
 
 
 def read_spec(folder: Path) -> tuple[QuantSpec, dict[str, Any]]:

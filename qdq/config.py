@@ -90,7 +90,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if origin is typing.Literal:
         return choice(value, arguments, where) if isinstance(value, str) else _mismatch(value, hint, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else _mismatch(value, hint, where)  # beyond that it overflows
     if hint is type(None):
         return None if value is None else _mismatch(value, hint, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

@@ -7,7 +7,7 @@ from threading import Thread
 
 from qdq.errors import ModelError
 
-REACH_SECONDS = 4.0
+REACH_SECONDS = 3.5  # leaves room for start-up within the five
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # config, weights, vocabularies, sentencepiece
 PICKLED = ("pytorch_model*.bin",)
 
@@ -38,7 +38,7 @@ def download(name: str, allow_pickle: bool = False) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (_http_error(), OSError) as error:
-        raise ModelError(f"model '{name}': cannot be downloaded from the hub ({_first_line(error)})") from error
+        raise ModelError(f"model '{name}': cannot be downloaded from the hub ({_reason(error)})") from error
 
 
 def _weights(files: list[str], allow_pickle: bool) -> bool:
@@ -60,7 +60,7 @@ def _no_weights(name: str, files: list[str]) -> str:
 
 def _listing(name: str) -> list[str]:
     """The model's file names, asked for in a thread: name resolution alone can hang far beyond any timeout."""
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     outcome: list[list[str] | Exception] = []
 
@@ -76,20 +76,18 @@ def _listing(name: str) -> list[str]:
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS)
-    answer = outcome[0] if outcome else TimeoutError(f"no answer within {REACH_SECONDS:.0f} s")
+    answer = outcome[0] if outcome else TimeoutError(f"no answer within {REACH_SECONDS:g} s")
     if isinstance(answer, list):
         return answer
-    if isinstance(answer, RepositoryNotFoundError):
+    if isinstance(answer, RepositoryNotFoundError) and not isinstance(answer, GatedRepoError):
         raise ModelError(
             f"model '{name}': no such folder here and no such model on the hub; check the spelling "
             "(a private model needs HF_TOKEN)"
         ) from answer
     if isinstance(answer, HfHubHTTPError):
-        raise ModelError(
-            f"model '{name}': no such folder here, and the hub refuses it ({_first_line(answer)})"
-        ) from answer
+        raise ModelError(f"model '{name}': no such folder here, and the hub refuses it ({_reason(answer)})") from answer
     raise ModelError(
-        f"model '{name}': no such folder here, and the model hub cannot be reached ({_first_line(answer)}); "
+        f"model '{name}': no such folder here, and the model hub cannot be reached ({_reason(answer)}); "
         "download the checkpoint on another machine and give its folder"
     ) from answer
 
@@ -101,5 +99,6 @@ def _http_error() -> type[Exception]:
     return HTTPError
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """What the hub library says, on one line; a refusal's reason is on its third."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.artifacts import write_json
-from qdq.errors import DeployError
-from qdq.stages import CANONICAL, CHOICES, FLOAT, WORKLOAD_BATCHES, Run
+from qdq.artifacts import PARTIAL_PREFIX, write_json
+from qdq.engine import PLAN, open_engine, tensorrt_fp32
+from qdq.errors import DataError
+from qdq.run import CANONICAL, CHOICES, FLOAT, Run
 from qdq.screen import Stage
-from qdq.texts import Texts, evaluation_texts, label_indices
+from qdq.stages import check_shape
+from qdq.texts import label_indices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,10 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from engines.bench import Contestant
-    from engines.types import BuiltEngine, Runner
+    from engines.types import BuiltEngine
     from qdq.model import LoadedModel
 
 VERIFY_BATCH = 32
+WORKLOAD_BATCHES = 5  # different batches the benchmark rotates through
+BENCH_SAMPLES = 100  # most per contestant; p99 needs that many
 LABELLED_TASKS = ("text-classification", "next-sentence-prediction", "multiple-choice")
 
 
@@ -45,30 +51,12 @@ class TorchRunner:
         return {name: value.float().numpy() for name, value in zip(self._outputs, results, strict=True)}
 
 
-def open_engine(run: Run) -> Runner:
-    """The built engine of the run's target, ready to call."""
-    options = run.options
-    if options.target == "openvino":
-        from engines.openvino import OpenVINORunner, OpenVINOSettings
-
-        settings = OpenVINOSettings(options.threads, options.precision_hint)
-        return OpenVINORunner(run.target / "model.xml", settings)
-    if options.target == "onnxruntime":
-        from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
-
-        return OnnxRuntimeRunner(run.target / "model.onnx", OnnxRuntimeSettings(options.threads))
-    from engines.tensorrt import TensorRTRunner
-
-    return TensorRTRunner(run.target / "model.plan")
-
-
-def verify(run: Run, stage: Stage) -> dict[str, Any]:
+def verify(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 7: outputs, agreement and, with labels, the task metric; accuracy.json out."""
     from engines.compare import compare
     from qdq.encode import encode_batch, encode_choices
 
-    loaded = run.reference
-    texts = evaluation_texts(run.options, loaded.task.name)
+    loaded, texts = run.reference, run.evaluation
     encode = encode_choices if loaded.task.choices else encode_batch
     batches = [
         encode(
@@ -80,34 +68,52 @@ def verify(run: Run, stage: Stage) -> dict[str, Any]:
         )
         for start in range(0, len(texts.records), VERIFY_BATCH)
     ]
-    labels, why_no_metric = _labels(run, loaded, texts)
+    labels, why_no_metric = evaluation_labels(run, loaded)
     reference = TorchRunner(loaded, run.options.threads)
     report = compare(reference, open_engine(run), batches, loaded.task.name, labels, stage.progress)
     report |= {"source": texts.source} | ({"metric_reason": why_no_metric} if labels is None else {})
-    write_json(run.target / "accuracy.json", report)
     stage.say(f"cosine {report['cosine_mean']:.4f} mean, {report['cosine_min']:.4f} worst, over {texts.source}")
-    return report
+    return (write_json(run.target / "accuracy.json", report),)
 
 
-def _labels(run: Run, loaded: LoadedModel, texts: Texts) -> tuple[list[int] | None, str]:
+def evaluation_labels(run: Run, loaded: LoadedModel) -> tuple[list[int] | None, str]:
+    """Class index of every evaluation text, or None and the reason why there is no metric.
+
+    Raises DataError when the user named the label column and it does not hold the model's classes.
+    """
+    records, required = run.evaluation.records, run.options.label_column is not None
     if loaded.task.name not in LABELLED_TASKS:
         return None, f"there is no built-in metric for {loaded.task.name} on this kind of file"
-    classes = len(loaded.labels) or CHOICES
-    return label_indices(texts.records, loaded.labels, classes, required=run.options.label_column is not None)
+    if all(record.label is None for record in records):
+        reason = f"no text of {run.evaluation.source} has a label"
+        if required:
+            raise DataError(f"{reason}; give labelled text to --eval-data (EVAL=), or leave --label-column out")
+        return None, reason
+    return label_indices(records, loaded.labels, len(loaded.labels) or CHOICES, required)
 
 
-def workload(run: Run, count: int = WORKLOAD_BATCHES) -> list[Any]:
+def workload(run: Run, count: int) -> list[Any]:
     """Benchmark feeds of the run's batch and sequence from text that was not calibrated on."""
     from qdq.encode import workload_of_shape
 
     loaded, options = run.reference, run.options
-    texts = evaluation_texts(options, loaded.task.name)
+    check_shape(loaded, options.batch, options.sequence)
     shape = (options.batch, CHOICES, options.sequence) if loaded.task.choices else (options.batch, options.sequence)
-    return workload_of_shape(loaded.tokenizer, texts.records, loaded.inputs, shape, count)
+    return workload_of_shape(loaded.tokenizer, run.evaluation.records, loaded.inputs, shape, count)
 
 
-def bench(run: Run, stage: Stage, budget_s: float | None, samples: int) -> dict[str, Any]:
-    """Stage 8: INT8 and the FP32 baselines, interleaved; benchmark.json out."""
+def bench_in_budget(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 8 inside compile."""
+    return bench(run, stage, run.options.bench_seconds)
+
+
+def bench_in_full(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 8 on its own: as many samples as p99 needs, however long that takes."""
+    return bench(run, stage, None)
+
+
+def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
+    """INT8 and the FP32 baselines, interleaved; benchmark.json out."""
     from engines.bench import BenchSettings
     from engines.bench import bench as race
 
@@ -116,14 +122,14 @@ def bench(run: Run, stage: Stage, budget_s: float | None, samples: int) -> dict[
         batch=options.batch,
         sequence=options.sequence,
         budget_s=budget_s,
-        samples=samples,
+        samples=BENCH_SAMPLES,
         threads=options.threads,
     )
-    report = race(contestants(run), workload(run), settings, run.work.manifest["versions"], stage.progress)
-    write_json(run.target / "benchmark.json", report)
+    feeds = workload(run, WORKLOAD_BATCHES)
+    report = race(contestants(run), feeds, settings, run.work.manifest["versions"], stage.progress)
     int8 = report["contestants"]["int8"]
     stage.say(f"{int8['latency_ms']['p50']:.1f} ms, {int8['speedup']['onnxruntime-fp32']:.2f} x ONNX Runtime FP32")
-    return report
+    return (write_json(run.target / "benchmark.json", report),)
 
 
 def contestants(run: Run) -> list[Contestant]:
@@ -140,35 +146,21 @@ def contestants(run: Run) -> list[Contestant]:
         runner = OpenVINORunner(floating, OpenVINOSettings(options.threads, "f32"))
         entries.append(Contestant("openvino-fp32", "openvino", runner))
     if options.target == "tensorrt":
-        entries.append(Contestant("tensorrt-fp32", "tensorrt", _tensorrt_fp32(run)))
+        entries.append(Contestant("tensorrt-fp32", "tensorrt", tensorrt_fp32(run)))
     session = OnnxRuntimeRunner(floating, OnnxRuntimeSettings(options.threads))
     entries.append(Contestant("onnxruntime-fp32", "onnxruntime", session))
     entries.append(Contestant("torch-fp32", "torch", TorchRunner(run.reference, options.threads)))
     return entries
 
 
-def _tensorrt_fp32(run: Run) -> Runner:
-    """The FP32 graph as a plan of its own, in a folder of its own so that it replaces nothing."""
-    import shutil
-
-    from engines import tensorrt
-    from qdq.stages import tensorrt_settings
-
-    folder = run.target / "fp32"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run.work.path / FLOAT, folder / "model.onnx")
-    tensorrt.build(folder / "model.onnx", folder, tensorrt_settings(run))
-    return tensorrt.TensorRTRunner(folder / "model.plan")
-
-
-def deploy(run: Run, stage: Stage) -> Path:
+def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 9: the Triton model repository, written through Triton's schema and read back."""
     from engines.triton import TritonSettings, preferred_sizes, write_repository
 
     options, loaded = run.options, run.reference
     backend = options.triton_backend or ("tensorrt" if options.target == "tensorrt" else "onnxruntime")
     settings = TritonSettings(
-        name=read_name(run),
+        name=run.name,
         backend=backend,  # type: ignore[arg-type]  # validated by CompileOptions
         max_batch_size=options.batch,
         preferred_batch_sizes=preferred_sizes(options.batch),
@@ -177,10 +169,13 @@ def deploy(run: Run, stage: Stage) -> Path:
     )
     sample = {name: array[:1] for name, array in workload(run, 1)[0].items()}
     folder = run.target / "model_repository"
-    with tempfile.TemporaryDirectory(prefix="qdq-triton-") as scratch:
+    for earlier in run.replaced:  # a repository is never replaced by one of another model unless that was ours too
+        if earlier.name != run.name:
+            shutil.rmtree(earlier, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
         write_repository(served_engine(run, backend, Path(scratch)), settings, sample, folder)
     stage.say(f"Triton repository for the {backend} backend, read back")
-    return folder
+    return (folder / run.name,)
 
 
 def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
@@ -190,31 +185,20 @@ def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
     from engines.interface import interface
     from engines.types import BuiltEngine
 
-    target = run.options.target
-    inputs, outputs = interface(run.target / "model.onnx")
+    inputs, outputs = interface(run.lowered)
     if backend == "tensorrt":
-        files: tuple[Path, ...] = (run.target / "model.plan",)
-    elif backend == target == "openvino":
+        files: tuple[Path, ...] = (run.target / PLAN,)
+    elif backend == run.options.target == "openvino":
         files = (run.target / "model.xml", run.target / "model.bin")
     else:
         files = (_lowered_for(run, backend, scratch),)
-    return BuiltEngine(target if backend == target else backend, files, inputs, outputs, None, {})
+    return BuiltEngine(backend, files, inputs, outputs, None, {})
 
 
 def _lowered_for(run: Run, target: str, scratch: Path) -> Path:
     if target == run.options.target:
-        return run.target / "model.onnx"
+        return run.lowered
     from export.passes import lower
 
     lower(run.work.path / CANONICAL, target, scratch)
     return scratch / "model.onnx"
-
-
-def read_name(run: Run) -> str:
-    """The model's short name, as load recorded it."""
-    name = run.work.manifest.get("model", {}).get("name")
-    if not isinstance(name, str):
-        raise DeployError(f"{run.work.path / 'manifest.json'}: names no model; run 'qdq compile' or 'qdq calibrate' first")
-    return name
-
-

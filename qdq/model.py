@@ -35,7 +35,7 @@ QDQBERT = "qdqbert"  # transformers 5 dropped it; its checkpoints are BERT's par
 # head count divides by zero, a null where a table belongs has no attribute, and so on.
 UNREADABLE = (
     *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError),
-    *(SafetensorError, StrictDataclassError),
+    *(EOFError, SafetensorError, StrictDataclassError),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from qdq.config import choice
 from qdq.errors import ConfigError
+from qdq.tasks import TASKS
 
 TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
 PRECISION_HINTS = ("f32", "bf16", "f16")
@@ -69,6 +70,8 @@ class CompileOptions:
 
     def validate(self) -> None:
         """Raise ConfigError for the first value that cannot be meant, naming the nearest valid one."""
+        if self.task is not None:
+            choice(self.task, TASKS, "--task")
         choice(self.target, TARGETS, "--target")
         choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
         choice(self.calibrator, CALIBRATORS, "--calibrator")
@@ -77,7 +80,9 @@ class CompileOptions:
         if self.triton_backend is not None:
             choice(self.triton_backend, TRITON_BACKENDS, "--triton-backend")
         if self.placement is not None and self.spec is not None:
-            raise ConfigError("--placement and --spec both say what to quantize; give one (a spec can name a placement)")
+            raise ConfigError(
+                "--placement and --spec both say what to quantize; give one (a spec can name a placement)"
+            )
         for name, least, most in (
             ("samples", 1, 1_000_000),
             ("eval_samples", 1, 1_000_000),
@@ -100,10 +105,13 @@ class CompileOptions:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-def resolve(options: CompileOptions, model_name: str) -> CompileOptions:
-    """`options` with target, placement, threads and out decided for this machine and model."""
+def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) -> CompileOptions:
+    """`options` with target, placement, threads and out decided for this machine and model.
+
+    `own_spec`: the model is a checkpoint that says itself what is quantized, so no placement is chosen for it.
+    """
     target = detect_target() if options.target == "auto" else options.target
-    placement = options.placement or (None if options.spec else DEFAULT_PLACEMENT[target])
+    placement = options.placement or (None if options.spec or own_spec else DEFAULT_PLACEMENT[target])
     return replace(
         options,
         target=target,

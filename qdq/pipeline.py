@@ -1,295 +1,173 @@
-"""The whole flow on one page: which stage runs when, from which inputs, into which files."""
+"""The whole flow on one page: which stage runs when; `qdq.steps` says from which inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qdq import measure, stages
 from qdq.artifacts import read_json, sha256_file
-from qdq.errors import ConfigError, Unavailable
-from qdq.inject.spec import QuantSpec
-from qdq.options import CompileOptions, resolve
-from qdq.screen import Screen, Stage
-from qdq.stages import CANONICAL, FLOAT, Run
-from qdq.texts import source_fingerprint
+from qdq.errors import DeployError, Unavailable
+from qdq.options import TARGETS, CompileOptions, resolve
+from qdq.outcome import Outcome, artifacts, show
+from qdq.recall import recalled
+from qdq.run import CANONICAL, Run
+from qdq.screen import Screen
+from qdq.source import is_checkpoint, read_config, short_name
+from qdq.source import resolve as resolve_model
+from qdq.steps import STEPS, VARYING, Step
+from qdq.tasks import detect_task
 from qdq.versions import versions
-from qdq.workdir import WorkDirectory, fingerprint
-
-BENCH_SAMPLES = 100  # of `qdq bench`; p99 needs that many
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin", "1_Pooling/config.json")
-STAGES = ("inject", "calibrate", "export", "lower", "build", "verify", "bench", "deploy")
-
-
-@dataclass
-class Outcome:
-    """What a run did: exit code, artifacts, and the reports the screen shows."""
-
-    exit_code: int
-    out: str
-    target: str
-    artifacts: list[str] = field(default_factory=list)
-    missing: str = ""  # why the exit code is 3
-
-    def as_json(self) -> dict[str, Any]:
-        """For --json; the reports are read from their files."""
-        reports = {}
-        for name in ("build", "accuracy", "benchmark"):
-            path = Path(self.out) / self.target / f"{name}.json"
-            reports[name] = read_json(path) if str(path) in self.artifacts else None
-        return {
-            "exit_code": self.exit_code,
-            "out": self.out,
-            "target": self.target,
-            "artifacts": self.artifacts,
-            "missing": self.missing,
-            **reports,
-        }
+from qdq.workdir import MANIFEST, WorkDirectory
 
 
 def compile_model(options: CompileOptions, screen: Screen) -> Outcome:
     """Run every stage that is not up to date. Raises QdqError; Unavailable becomes exit code 3."""
-    from qdq.model import resolve as resolve_model
-
     options.validate()
-    folder, name = resolve_model(options.model)
-    typed, options = options, resolve(options, name)
-    show(options, screen)
-    with WorkDirectory(Path(options.out or "")) as work:
-        begin(work, options, name)
-        run = Run(options, work, screen)
-        _calibrated(run, folder, typed)
-        _stage(run, "export", {"checkpoint": fingerprint(run.checkpoint)}, stages.export, _graphs(run))
-        target = options.target
-        lowered = {"canonical": fingerprint(work.path / CANONICAL), "target": target}
-        _stage(run, "lower", lowered, stages.lower, [run.target / "model.onnx", run.target / "passes.json"])
-        try:
-            _built(run)
-        except Unavailable as error:
-            screen.line()
-            screen.line(str(error))
-            return Outcome(3, str(work.path), target, artifacts(run), str(error))
-        return Outcome(0, str(work.path), target, artifacts(run))
+    source, name = resolve_model(options.model, options.allow_pickle)
+    with WorkDirectory(Path(options.out or Path("build") / name)) as work:
+        run = begin(Run(options, work, screen, name, source))
+        return _finish(run, lambda: _all(run))
 
 
-def run_stage(name: str, options: CompileOptions, screen: Screen) -> Outcome:
-    """Run one stage again from the previous stage's files. Raises QdqError when those are missing."""
-    options.validate()
-    if options.out is None:
-        raise ConfigError("--out: name the work directory of an earlier run, such as build/all-MiniLM-L6-v2")
-    with WorkDirectory(Path(options.out)) as work:
-        options = recalled(options, work.manifest.get("options", {}))
-        folder, model = _model_of(options, work)
-        typed, options = options, resolve(options, model)
-        begin(work, options, model)
-        run = Run(options, work, screen)
-        try:
-            _single(run, name, folder, typed)
-        except Unavailable as error:
-            screen.line(str(error))
-            return Outcome(3, str(work.path), options.target, artifacts(run), str(error))
-        return Outcome(0, str(work.path), options.target, artifacts(run))
+def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
+    """Run one stage from the previous stage's files, whether or not it is up to date.
+
+    `typed`: CompileOptions by field name; everything else is as in the earlier run. Raises QdqError when there is no
+    such run, or its files are missing.
+    """
+    CompileOptions(**typed).validate()
+    first = name in ("inject", "calibrate")
+    out = Path(typed.get("out") or Path("build") / short_name(typed.get("model")))
+    if not first and not (out / MANIFEST).is_file():
+        raise DeployError(f"{out}: is not the work directory of an earlier run; run 'qdq compile' first, or name --out")
+    with WorkDirectory(out) as work:
+        earlier = work.manifest["options"]
+        if not first and not earlier:
+            raise DeployError(f"{out}: was made by another version of qdq; run 'qdq compile' again")
+        options = recalled(name, typed, earlier)
+        options.validate()
+        if first:
+            source, model = resolve_model(options.model, options.allow_pickle)
+            run = begin(Run(options, work, screen, model, source))
+        else:
+            run = begin(Run(options, work, screen, work.manifest["model"]["name"]))
+        return _finish(run, lambda: _single(run, name))
 
 
-def _single(run: Run, name: str, folder: Path, typed: CompileOptions) -> None:
-    """One stage, unconditionally."""
-    run.work.forget(_record(run, name))
-    if name == "inject":
-        loaded, (spec, _) = stages.load(run.options), _request(run.options, typed, folder)
-        with run.screen.stage("inject") as stage:
-            stages.inject(run, loaded, spec, stage)
-    elif name == "calibrate":
-        _calibrated(run, folder, typed)
-    elif name == "export":
-        _stage(run, "export", {"checkpoint": fingerprint(run.checkpoint)}, stages.export, _graphs(run))
-    elif name == "lower":
-        inputs = {"canonical": fingerprint(run.work.path / CANONICAL), "target": run.options.target}
-        _stage(run, "lower", inputs, stages.lower, [run.target / "model.onnx", run.target / "passes.json"])
-    elif name == "bench":
-        fingerprint(run.target / "build.json")
-        _stage(run, "bench", _bench_inputs(run), _bench(None), [], [run.target / "benchmark.json"])
-    else:
-        _built(run, only=name)
+def begin(run: Run) -> Run:
+    """Resolve the options, show them, check the texts, and note in the manifest what this run is about.
+
+    The manifest is written with the first completed stage, so a run that fails before leaves none.
+    """
+    options = run.options
+    if run.source is not None:
+        options = replace(options, task=options.task or detect_task(_architectures(run.source), str(run.source)).name)
+    own_spec = run.source is not None and is_checkpoint(run.source)
+    run.options = resolve(options, run.name, own_spec)
+    show(run)
+    if run.source is not None:  # a mistake in the last option must not cost minutes
+        _ = run.evaluation
+        if run.options.spec is not None:
+            stages.requested_spec(run)
+    run.work.manifest["versions"] = versions()
+    run.work.manifest["options"] = {key: value for key, value in run.options.as_json().items() if key != "out"}
+    run.work.manifest["model"] = {"name": run.name}
+    return run
 
 
-def begin(work: WorkDirectory, options: CompileOptions, model: str) -> None:
-    """Record what this run is about; written with the first completed stage."""
-    import torch
-
-    from qdq.workdir import SEED
-
-    torch.manual_seed(SEED)
-    torch.set_num_threads(options.threads)
-    work.manifest["versions"] = versions()
-    work.manifest["options"] = {key: value for key, value in options.as_json().items() if key != "out"}
-    work.manifest["model"] = {"name": model}
-    work.write_manifest()
+def _architectures(folder: Path) -> list[str]:
+    names = read_config(folder).get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def recalled(options: CompileOptions, earlier: Mapping[str, Any]) -> CompileOptions:
-    """`options` with everything the user did not type taken from the earlier run in the same directory."""
-    defaults = CompileOptions()
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in earlier.items()}
-    untyped = {
-        key: value for key, value in known.items() if hasattr(defaults, key) and getattr(options, key) == getattr(defaults, key)
-    }
-    return replace(options, **untyped)
+def _all(run: Run) -> None:
+    for step in STEPS:
+        run_step(run, step)
 
 
-def _model_of(options: CompileOptions, work: WorkDirectory) -> tuple[Path, str]:
-    from qdq.model import resolve as resolve_model
-
-    recorded = work.manifest.get("model", {}).get("name")
-    folder, name = resolve_model(options.model)
-    return folder, recorded or name
-
-
-def _calibrated(run: Run, folder: Path, typed: CompileOptions) -> None:
-    """Stages 1 to 3, one unit: injection lives in memory only."""
-    spec, imported = _request(run.options, typed, folder)
-    inputs = {
-        "model": {p.relative_to(folder).as_posix(): sha256_file(p) for g in MODEL_FILES for p in sorted(folder.glob(g))},
-        "task": run.options.task,
-        "spec": spec.as_json(),
-        "calibrator": [run.options.calibrator, run.options.percentile, run.options.samples, run.options.sequence],
-        "text": source_fingerprint(run.options, run.options.calibration),
-        "versions": run.work.manifest["versions"],
-    }
-    outputs = [run.work.path / "placement.json", run.work.path / "calibration.json", run.checkpoint]
-    if run.work.fresh("calibrate", inputs):
-        for name in ("load", "inject", "calibrate"):
+def run_step(run: Run, step: Step, force: bool = False) -> None:
+    """Run the parts of a step unless it is up to date, and record it when it is whole."""
+    record = run.record(step.name)
+    inputs = _inputs(run, step)
+    if not force and run.work.fresh(record, inputs):
+        for name, _ in step.parts:
             run.screen.skipped(name)
         return
-    run.work.forget("calibrate")
-    with run.screen.stage("load") as stage:
-        loaded = stages.load(run.options)
-        parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-        family = loaded.model.config.model_type
-        stage.say(f"{loaded.name}: {family}, {loaded.task.name}, {parameters / 1e6:.1f} M parameters")
-    with run.screen.stage("inject") as stage:
-        stages.inject(run, loaded, spec, stage)
-    with run.screen.stage("calibrate") as stage:
-        step = stages.import_calibration if imported else stages.calibrate
-        step(run, loaded, spec, stage)
-    run.work.complete("calibrate", inputs, outputs)
+    written: list[Path] = []
+    for name, function in step.parts:
+        with run.screen.stage(name, undisturbed=name == "bench") as stage:
+            if name == step.name:
+                outputs = run.work.manifest["stages"].get(record, {}).get("outputs", {})
+                run.replaced = tuple(run.work.path / path for path in outputs)
+                run.work.forget(record)
+            written += function(run, stage)
+    varying = [path for path in written if path.name in VARYING]
+    run.work.complete(record, inputs, [path for path in written if path.name not in VARYING], varying)
 
 
-def _request(options: CompileOptions, typed: CompileOptions, folder: Path) -> tuple[QuantSpec, bool]:
-    """What to quantize, and whether the amax come with the model.
-
-    A checkpoint of ours keeps its spec unless another placement is typed, and its amax unless other text is.
-    """
-    from qdq.checkpoint import is_checkpoint, read_spec
-
-    if is_checkpoint(folder) and typed.placement is None and typed.spec is None:
-        return read_spec(folder)[0], typed.calibration is None
-    return stages.requested_spec(options), False
+def _inputs(run: Run, step: Step) -> dict[str, Any]:
+    """Raises DeployError when a file of an earlier stage is missing."""
+    return {**step.inputs(run), "versions": run.work.manifest["versions"]}
 
 
-def _graphs(run: Run) -> list[Path]:
-    graphs = [run.work.path / CANONICAL, run.work.path / FLOAT]
-    return [path for graph in graphs for path in (graph, graph.with_name(graph.name + ".data")) if _exists(path, graph)]
+def _single(run: Run, name: str) -> None:
+    """One stage, unconditionally."""
+    steps = {step.name: step for step in STEPS}
+    if name == "inject":
+        for part, function in steps["calibrate"].parts[:2]:
+            with run.screen.stage(part) as stage:
+                function(run, stage)
+        stages.write_placement(run)
+    elif name == "bench":
+        run_step(run, replace(steps["bench"], parts=(("bench", measure.bench_in_full),)), force=True)
+    else:
+        run_step(run, steps[name], force=True)
+    if older := _outdated(run):
+        run.screen.warn(f"older than what they are made from: {', '.join(older)}; 'qdq compile' renews them")
 
 
-def _exists(path: Path, graph: Path) -> bool:
-    return path == graph or path.is_file()
+def _outdated(run: Run) -> list[str]:
+    """Recorded stages of this target whose inputs have changed since, or come from such a stage."""
+    found: list[str] = []
+    for step in STEPS[1:]:
+        record = run.record(step.name)
+        if record not in run.work.manifest["stages"]:
+            continue
+        inherited = any(name.rpartition("/")[2] in ("export", "lower", "build") for name in found)
+        try:
+            fresh = not inherited and run.work.fresh(record, _inputs(run, step))
+        except DeployError:  # a file it is made from has been removed
+            fresh = False
+        if not fresh:
+            found.append(record)
+    return found
 
 
-def _built(run: Run, only: str | None = None) -> None:
-    """Stages 6 to 9 for the run's target, or one of them."""
-    engine = {"lowered": fingerprint(run.target / "model.onnx"), "settings": _engine_settings(run)}
-    folder = run.target
-
-    def wanted(name: str) -> bool:
-        return only in (None, name)
-
-    if wanted("build"):
-        _stage(run, "build", engine, stages.build, [folder / "build.json"], _engine_files(run))
-    measured = {"build": fingerprint(folder / "build.json"), "checkpoint": fingerprint(run.checkpoint)}
-    measured |= {"text": _evaluation_fingerprint(run), "engine": engine}
-    if wanted("verify"):
-        _stage(run, "verify", measured, measure.verify, [folder / "accuracy.json"])
-    if wanted("bench"):
-        _stage(run, "bench", _bench_inputs(run), _bench(run.options.bench_seconds), [], [folder / "benchmark.json"])
-    if wanted("deploy"):
-        served = measured | {"backend": run.options.triton_backend, "batch": run.options.batch}
-        _stage(run, "deploy", served, measure.deploy, [folder / "model_repository"])
+def _finish(run: Run, work: Callable[[], None]) -> Outcome:
+    """Do the work and say what is there now; a target this machine lacks something for is an outcome, not a failure."""
+    code, missing = 0, ""
+    try:
+        work()
+    except Unavailable as error:
+        code, missing = 3, str(error)
+        run.screen.line(f"\n{error}")
+    run.work.write_manifest()
+    _warn_other_targets(run)
+    return Outcome(code, str(run.work.path), run.options.target, artifacts(run), missing, run.screen.warnings)
 
 
-def _bench(budget_s: float | None) -> Callable[[Run, Stage], Any]:
-    return lambda run, stage: measure.bench(run, stage, budget_s, BENCH_SAMPLES)
-
-
-def _bench_inputs(run: Run) -> dict[str, Any]:
-    shape = [run.options.batch, run.options.sequence]
-    engine = {"lowered": fingerprint(run.target / "model.onnx"), "settings": _engine_settings(run)}
-    return {"engine": engine, "shape": shape, "text": _evaluation_fingerprint(run)}
-
-
-def _engine_settings(run: Run) -> list[Any]:
-    options = run.options
-    shape = [options.batch, options.sequence] if options.target == "tensorrt" else []
-    return [options.target, options.threads, options.precision_hint, *shape, run.work.manifest["versions"]]
-
-
-def _engine_files(run: Run) -> list[Path]:
-    names = {"openvino": ("model.xml", "model.bin"), "tensorrt": ("model.plan",)}.get(run.options.target, ())
-    return [run.target / name for name in names]
-
-
-def _evaluation_fingerprint(run: Run) -> list[Any]:
-    options = run.options
-    sources = [source_fingerprint(options, path) for path in (options.calibration, options.eval_data)]
-    return [*sources, options.samples, options.eval_samples, options.sequence]
-
-
-def _record(run: Run, name: str) -> str:
-    """Key of a stage in the manifest; stages of a target carry its name."""
-    return name if name in ("inject", "calibrate", "export") else f"{run.options.target}/{name}"
-
-
-def _stage(
-    run: Run,
-    name: str,
-    inputs: Mapping[str, Any],
-    work: Callable[[Run, Stage], Any],
-    outputs: Sequence[Path],
-    varying: Sequence[Path] = (),
-) -> None:
-    """Run one stage unless it is up to date, and record it when it is whole."""
-    record = _record(run, name)
-    if run.work.fresh(record, inputs):
-        run.screen.skipped(name)
-        return
-    run.work.forget(record)
-    with run.screen.stage(name) as stage:
-        work(run, stage)
-    run.work.complete(record, inputs, outputs, varying)
-
-
-def artifacts(run: Run) -> list[str]:
-    """Every file and folder of this run that exists, in flow order."""
-    root = ("placement.json", "calibration.json", "checkpoint", CANONICAL, FLOAT, "manifest.json")
-    mine = ("model.onnx", "passes.json", *(p.name for p in _engine_files(run)), "build.json", "accuracy.json")
-    mine = (*mine, "benchmark.json", "build_engine.py", "trtexec.sh", "model_repository")
-    paths = [run.work.path / name for name in root] + [run.target / name for name in mine]
-    return [str(path) for path in paths if path.exists()]
-
-
-def show(options: CompileOptions, screen: Screen) -> None:
-    """The resolved configuration, before any work."""
-    placement = options.placement or f"from {options.spec}"
-    calibrator = f"{options.calibrator} {options.percentile or ''}".strip()
-    rows = {
-        "model": options.model or "all-MiniLM-L6-v2 (bundled default)",
-        "target": f"{options.target}, {options.threads} threads, precision hint {options.precision_hint}",
-        "placement": placement,
-        "calibrate": f"{calibrator}, {options.samples} texts of {options.calibration or 'the bundled English text'}",
-        "shape": f"batch {options.batch} x sequence {options.sequence}",
-        "out": options.out,
-    }
-    for name, value in rows.items():
-        screen.line(f"  {name:<10}{value}")
-    screen.line()
+def _warn_other_targets(run: Run) -> None:
+    """A target's folder keeps its files when another target's run changes the canonical graph: say so."""
+    canonical = run.work.path / CANONICAL
+    for target in TARGETS:
+        passes = run.work.path / target / "passes.json"
+        if target == run.options.target or not passes.is_file() or not canonical.is_file():
+            continue
+        if read_json(passes).get("canonical_sha256") != sha256_file(canonical):
+            run.screen.warn(
+                f"{run.work.path / target} was made from another {CANONICAL} than the present one; renew it with "
+                f"--target {target}"
+            )

@@ -1,23 +1,37 @@
-"""What a run shows while it works: stage lines, progress bars and notes, on standard error."""
+"""What a run shows while it works: stage lines, progress bars and notes, on standard error, at most 80 columns wide."""
 
 from __future__ import annotations
 
+import logging
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-Report = Callable[[int, int], None]  # (done, total)
+WIDTH = 80
+NAME = 12  # columns of a stage's or setting's name
+REDRAW_SECONDS = 0.5
+
+
+def wrap(text: str, indent: int = 0) -> str:
+    """`text` in lines of at most 80 columns, later ones indented; words and paths are never broken."""
+    lines = [
+        textwrap.fill(line, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    ]
+    return "\n".join(lines)
 
 
 class Stage:
     """The running stage: `say` sets its result text, `progress` moves its bar."""
 
-    def __init__(self, bar: Progress, title: str) -> None:
+    def __init__(self, bar: Progress) -> None:
         self._bar = bar
-        self._task = bar.add_task(title, total=None)
+        self._task = bar.add_task("", total=None)
+        self._drawn = 0.0
         self.result = ""
 
     def say(self, result: str) -> None:
@@ -25,36 +39,78 @@ class Stage:
         self.result = result
 
     def progress(self, done: int, total: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=done, total=total)
+        """Move the bar, and draw it when nothing else does."""
+        due = time.perf_counter() - self._drawn > REDRAW_SECONDS
+        self._bar.update(self._task, completed=done, total=total, refresh=due and not self._bar.live.auto_refresh)
+        if due:
+            self._drawn = time.perf_counter()
 
 
 class Screen:
-    """Stage lines and notes. `quiet` shows nothing but still accepts everything."""
+    """Stage lines and notes; keeps the warnings it has shown."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        # 80 columns at least in files and pipes: rich would guess, and break lines of paths
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    def __init__(self) -> None:
+        # soft_wrap: lines are wrapped here, and rich would break paths in files and pipes
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.warnings: list[str] = []
 
     def line(self, text: str = "") -> None:
         """Print a line as it is."""
         self.console.print(text, markup=False)
 
+    def row(self, name: str, text: str, indent: int = 0) -> None:
+        """Print a name and what belongs to it; further lines stand below the text, `indent` columns in."""
+        self.line(wrap(f"  {name:<{NAME}}{text}", NAME + 2 + indent))
+
     def warn(self, text: str) -> None:
-        """Print a warning."""
-        self.console.print(f"warning: {text}", markup=False, style="yellow")
+        """Print a warning, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.console.print(wrap(f"warning: {text}", 2), markup=False, style="yellow")
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        """Show a bar while the block runs and one line when it is done."""
+    def stage(self, name: str, undisturbed: bool = False) -> Iterator[Stage]:
+        """Show a bar while the block runs and one line when it is done.
+
+        `undisturbed` draws only when the block reports progress: the thread that draws otherwise would wake up inside
+        what a benchmark times.
+        """
         started = time.perf_counter()
-        columns = (TextColumn(f"  {name:<10}"), BarColumn(bar_width=30), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            stage = Stage(bar, name)
+        columns = (TextColumn(f"  {name:<{NAME}}", markup=False), BarColumn(bar_width=40), TimeElapsedColumn())
+        hidden = not self.console.is_terminal
+        options = {"transient": True, "disable": hidden, "auto_refresh": not undisturbed, "refresh_per_second": 4}
+        with Progress(*columns, console=self.console, **options) as bar:  # type: ignore[arg-type]
+            stage = Stage(bar)
             yield stage
         elapsed = time.perf_counter() - started
-        self.line(f"  {name:<10}{stage.result}  ({elapsed:.1f} s)")
+        self.row(name, f"{elapsed:5.1f} s  {stage.result}", 9)
 
     def skipped(self, name: str) -> None:
         """One line for a stage whose files are still valid."""
-        self.line(f"  {name:<10}up to date")
+        self.row(name, "         up to date")
+
+
+class LogToScreen(logging.Handler):
+    """Shows what modules log as warnings on a Screen."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        self._screen.warn(record.getMessage())
+
+
+@contextmanager
+def logged_to(screen: Screen) -> Iterator[None]:
+    """Show the warnings our packages log on `screen` while the block runs."""
+    handler = LogToScreen(screen)
+    loggers = [logging.getLogger(name) for name in ("qdq", "export", "engines")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)

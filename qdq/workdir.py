@@ -7,8 +7,10 @@ what depends on it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,19 +29,25 @@ PRESENT = "present"  # recorded instead of a hash for an output whose content di
 class WorkDirectory:
     """A locked work directory, used as a context manager.
 
+    When a run fails before it has completed anything, whatever this run created is removed again.
     Raises DeployError when the folder cannot be written or another run holds it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._created: list[Path] = []  # folders, innermost first
         self.manifest: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
+        if self.path.exists() and not self.path.is_dir():
+            raise DeployError(f"{self.path}: is a file; name a folder with --out (OUT=)")
         try:
+            self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
+            self._withdraw()
             raise write_failure(self.path, error) from error
         try:
             self._acquire(self._lock)
@@ -69,7 +77,18 @@ class WorkDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self.manifest["stages"]:
+            self._withdraw()
         self._release()
+
+    def _withdraw(self) -> None:
+        """Remove the folders this run created; a parent only if nobody has put anything else there since."""
+        if self._created:
+            shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.path / LOCK).unlink(missing_ok=True)
+            for parent in self._created[1:]:
+                parent.rmdir()
 
     def _read_manifest(self) -> dict[str, Any]:
         empty = {"qdq": __version__, "seed": SEED, "versions": {}, "options": {}, "stages": {}}

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from engines.interface import interface
-from engines.precision import Verdict, assemble
+from engines.openvino.precision import verdicts
+from engines.precision import assemble
 from engines.types import BuiltEngine, MatmulNames
 from qdq.artifacts import atomic_path
 from qdq.config import choice
 from qdq.errors import BuildError, Unavailable
 
 PRECISION_HINTS = ("f32", "bf16", "f16")
-INT8_PRECISIONS = ("i8", "u8")
+
+# How OpenVINO's messages begin before they come to the point.
+BOILERPLATE = ("Exception from ", "Check '", "FrontEnd API failed", "Loading input model", "Summary:")
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,22 @@ def build(
     """Convert `lowered` to IR in `folder`, compile it once and read its precisions back.
 
     `names` None is a floating-point engine. Raises BuildError with OpenVINO's reason when it refuses the graph,
-    Unavailable when openvino is not installed.
+    DeployError when the IR cannot be written, Unavailable when openvino is not installed.
     """
-    core = _core()
+    inputs, outputs = interface(lowered)  # first: of a damaged file OpenVINO only says that no reader takes it
+    core = open_core()
     xml, weights = folder / f"{stem}.xml", folder / f"{stem}.bin"
     try:
         model = core.read_model(str(lowered))
+        _name_generated(model)
         compiled = core.compile_model(model, "CPU", settings.properties())
     except RuntimeError as error:
-        raise BuildError(f"OpenVINO cannot build {lowered}: {_last_line(error)}") from error
+        raise BuildError(f"OpenVINO cannot build {lowered}: {reason(error)}; run the lower stage again") from error
     _save(model, xml, weights)
-    report = None if names is None else assemble(names, _verdicts(compiled.get_runtime_model()))
-    inputs, outputs = interface(lowered)
-    return BuiltEngine("openvino", (xml, weights), inputs, outputs, report, recorded_settings(settings))
+    report = None if names is None else assemble(names, verdicts(compiled.get_runtime_model()))
+    applied = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    recorded = {**recorded_settings(settings), "inference_precision": applied}
+    return BuiltEngine("openvino", (xml, weights), inputs, outputs, report, recorded)
 
 
 def recorded_settings(settings: OpenVINOSettings) -> Mapping[str, Any]:
@@ -71,12 +77,27 @@ def recorded_settings(settings: OpenVINOSettings) -> Mapping[str, Any]:
     }
 
 
-def _core() -> Any:
+def open_core() -> Any:
+    """OpenVINO's entry object. Raises Unavailable when openvino is not installed."""
     try:
         import openvino
     except ImportError as error:
-        raise Unavailable("openvino is not installed; run: pip install 'qdq[cpu]'") from error
+        raise Unavailable("openvino is not installed; run: pip install '.[cpu]'") from error
     return openvino.Core()
+
+
+def reason(error: Exception) -> str:
+    """What an OpenVINO message says, in one line, without the places in its sources that it passed through."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(BOILERPLATE)]
+    return "; ".join(telling[-2:]) if telling else type(error).__name__
+
+
+def _name_generated(model: Any) -> None:
+    """Rename what OpenVINO numbered itself: it counts over the life of the process, and the IR must not show."""
+    for index, operation in enumerate(model.get_ordered_ops()):
+        if operation.get_friendly_name() == operation.get_name():
+            operation.set_friendly_name(f"{operation.get_type_name()}_{index}")
 
 
 def _save(model: Any, xml: Path, weights: Path) -> None:
@@ -84,47 +105,10 @@ def _save(model: Any, xml: Path, weights: Path) -> None:
     import openvino
 
     with atomic_path(weights) as partial_weights, atomic_path(xml) as partial_xml:
-        partial_xml.parent.mkdir(parents=True, exist_ok=True)
+        written = partial_xml.with_suffix(".bin")
         try:
             openvino.save_model(model, str(partial_xml), compress_to_fp16=False)
-            partial_xml.with_suffix(".bin").rename(partial_weights)
+            written.rename(partial_weights)
         except RuntimeError as error:
-            partial_xml.with_suffix(".bin").unlink(missing_ok=True)
-            raise OSError(f"OpenVINO could not write it ({_last_line(error)})") from error
-
-
-def _verdicts(runtime_model: Any) -> Any:
-    """A lookup from ONNX node name to what the compiled model's primitives say about it."""
-    found: dict[str, tuple[str, str, int]] = {}
-    for node in runtime_model.get_ordered_ops():
-        information = node.get_rt_info()
-        kind, precision, origins = (
-            information[key].astype(str) if key in information else ""
-            for key in ("layerType", "runtimePrecision", "originalLayersNames")
-        )
-        multiplications = [name for origin in origins.split(",") if (name := _multiplication(origin))]
-        for name in multiplications:
-            found.setdefault(name, (kind, precision, len(set(multiplications))))
-
-    def verdict(name: str) -> Verdict:
-        if name not in found:
-            return Verdict(False, False, "OpenVINO's compiled model has no operation of this name")
-        kind, precision, fused = found[name]
-        return Verdict(
-            int8=precision in INT8_PRECISIONS,
-            inferred=kind == "Subgraph" or fused > 1,
-            says=f"OpenVINO runs it as {kind} in {precision}",
-        )
-
-    return verdict
-
-
-def _multiplication(origin: str) -> str:
-    """The MatMul or Gemm node an OpenVINO layer name stems from, such as ``x.MatMul/DequantizationMultiply``."""
-    name = origin.partition("/")[0]
-    return name if name.rpartition(".")[2].startswith(("MatMul", "Gemm")) else ""
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+            written.unlink(missing_ok=True)
+            raise OSError(f"OpenVINO could not write it ({reason(error)})") from error

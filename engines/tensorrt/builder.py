@@ -8,8 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engines.tensorrt.availability import probe
 from engines.interface import interface
+from engines.tensorrt.availability import probe
 from engines.tensorrt.precision import load_layer_info, read_back
 from engines.tensorrt.script import LAYER_INFO, PLAN, SCRIPT, write_build_files
 from engines.tensorrt.settings import TensorRTSettings, profile_shapes
@@ -59,7 +59,8 @@ def collect(lowered: Path, folder: Path, settings: TensorRTSettings, names: Matm
     inputs, outputs = interface(lowered)
     report = None
     if names is not None:
-        report = read_back(load_layer_info(layer_info), names.linears, names.matmuls, names.floats)
+        known = (names.linears, names.matmuls, names.floats, names.unquantized)
+        report = read_back(load_layer_info(layer_info), *known)
     files = (plan, layer_info) if layer_info.is_file() else (plan,)
     recorded = {**settings.as_json(), "tensorrt": _tensorrt_version()}
     return BuiltEngine("tensorrt", files, inputs, outputs, report, recorded)

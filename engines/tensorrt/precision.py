@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.types import Int8Report, NotInt8
+from engines.precision import Verdict, assemble
+from engines.types import Int8Report, MatmulNames, NotInt8
 from qdq.artifacts import read_json
 from qdq.errors import BuildError
 
@@ -58,30 +59,20 @@ def load_layer_info(path: Path) -> Mapping[str, Any]:
 
 
 def read_back(
-    layer_info: Mapping[str, Any], linears: Sequence[str], matmuls: Sequence[str], floats: Sequence[NotInt8] = ()
+    layer_info: Mapping[str, Any],
+    linears: Sequence[str],
+    matmuls: Sequence[str],
+    floats: Sequence[NotInt8] = (),
+    unquantized: Sequence[NotInt8] = (),
 ) -> Int8Report:
-    """Count what runs in INT8. `linears` and `matmuls` are ONNX node names; `floats` are copied into the report.
+    """Count what runs in INT8. The arguments after `layer_info` are those of `MatmulNames`.
 
     Raises BuildError when the engine was built without DETAILED profiling verbosity, so that types are unknown.
     """
     kernels = [_kernel(layer) for layer in layer_info["Layers"]]
     attention = frozenset(matmuls)
-    not_int8: list[NotInt8] = []
-    inferred: list[str] = []
-    running = {True: 0, False: 0}  # by "is an attention matmul"
-    for node in (*linears, *matmuls):
-        is_int8, is_inferred, reason = _precision(node, kernels, attention)
-        running[node in attention] += is_int8
-        if not is_int8:
-            not_int8.append(NotInt8(node, reason))
-        elif is_inferred:
-            inferred.append(node)
-    return Int8Report(
-        encoder_linear=(running[False], len(linears)),
-        attention_matmul=(running[True], len(matmuls)),
-        not_int8=(*not_int8, *floats),
-        inferred=tuple(inferred),
-    )
+    names = MatmulNames(tuple(linears), tuple(matmuls), tuple(floats), tuple(unquantized))
+    return assemble(names, lambda node: Verdict(*_precision(node, kernels, attention)))
 
 
 def _kernel(layer: Any) -> Kernel:

@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.passes.base import load_graph, save_graph
-from export.passes.pipeline import passes_for
+import onnx_graphsurgeon as gs
+
+from export.passes.base import Pass, load_graph, save_graph
+from export.passes.half_types import Body
+from export.passes.pipeline import LowerOptions, float_passes, passes_for
+from export.to_onnx import EXTERNAL_DATA_BYTES
 from qdq.artifacts import sha256_file, write_json
 
-__all__ = ["lower"]
+__all__ = ["LowerOptions", "float_variant", "lower"]
 
 
-def lower(canonical: Path, target: str, folder: Path) -> dict[str, Any]:
+def lower(
+    canonical: Path,
+    target: str,
+    folder: Path,
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
+    options: LowerOptions | None = None,
+) -> dict[str, Any]:
     """Lower `canonical` for `target` into ``folder/model.onnx`` and ``folder/passes.json``; returns that report.
 
-    Raises PassError naming the pass and node when the graph cannot be honoured, ConfigError for an unknown target.
+    Weights beyond `external_data_bytes` go to ``folder/model.onnx.data``. Raises PassError naming the pass's node when
+    the graph cannot be honoured, ConfigError for an unknown target, DeployError when `folder` cannot be written.
     """
+    passes = passes_for(target, options)
     graph = load_graph(canonical)
-    steps = []
-    for step in passes_for(target):
-        result = step.run(graph)
-        steps.append({"pass": step.name, "why": step.why, **result.as_json()})
-        graph.cleanup().toposort()
-    save_graph(graph, folder / "model.onnx")
+    steps = _apply(passes, graph)
+    save_graph(graph, folder / "model.onnx", external_data_bytes)
     report = {"target": target, "canonical_sha256": sha256_file(canonical), "passes": steps}
     write_json(folder / "passes.json", report)
     return report
+
+
+def float_variant(
+    fp32_onnx: Path, body: Body, folder: Path, ranges: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The unquantized model for TensorRT, to compare INT8 with: ``folder/model.<body>.onnx``; returns its report.
+
+    `fp32_onnx` is the exporter's FP32 graph and `ranges` are measured on it. The report is written beside the model as
+    ``passes.<body>.json``. Raises as `lower`, ConfigError for an unknown body.
+    """
+    graph = load_graph(fp32_onnx)
+    steps = _apply(float_passes(LowerOptions(body, ranges)), graph)
+    save_graph(graph, folder / f"model.{body}.onnx")
+    report = {"target": "tensorrt", "body": body, "fp32_sha256": sha256_file(fp32_onnx), "passes": steps}
+    write_json(folder / f"passes.{body}.json", report)
+    return report
+
+
+def _apply(passes: tuple[Pass, ...], graph: gs.Graph) -> list[dict[str, Any]]:
+    """Run the passes in order; what each did."""
+    steps = []
+    for step in passes:
+        result = step.run(graph)
+        steps.append({"pass": step.name, "why": step.why, **result.as_json()})
+        graph.cleanup().toposort()
+    return steps

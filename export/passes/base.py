@@ -14,9 +14,10 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
+from onnx.checker import ValidationError
 
-from export.names import IR_VERSION
-from export.to_onnx import save_proto
+from export.names import IR_VERSION, OPSET
+from export.to_onnx import EXTERNAL_DATA_BYTES, save_proto
 from qdq.errors import PassError
 
 
@@ -59,16 +60,31 @@ class Pass:
 
 
 def load_graph(path: Path) -> gs.Graph:
-    """Read an ONNX file as a graphsurgeon graph. Raises PassError when it cannot be read."""
+    """Read an ONNX file, with its external data, as a graphsurgeon graph.
+
+    Raises PassError when it cannot be read, lacks its external data or is of another opset than the exporter's.
+    """
     try:
-        return gs.import_onnx(onnx.load(path))
-    except (OSError, DecodeError) as error:
+        model = onnx.load(path)
+    except (OSError, DecodeError, ValidationError) as error:
         raise PassError(f"{path}: cannot be read as ONNX ({error}); run the export stage again") from error
+    opset = next((entry.version for entry in model.opset_import if not entry.domain), None)
+    if opset != OPSET:  # an empty file parses as an empty model of no opset
+        raise PassError(f"{path}: expected ONNX opset {OPSET}, found {opset or 'none'}; run the export stage again")
+    return gs.import_onnx(model)
 
 
-def save_graph(graph: gs.Graph, path: Path) -> None:
-    """Write a graph atomically, checked, with the pinned IR version that graphsurgeon does not keep."""
+def save_graph(graph: gs.Graph, path: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
+    """Write a graph atomically, with the pinned IR version that graphsurgeon does not keep, and check the file.
+
+    Raises PassError when the passes left no valid ONNX model, DeployError when it cannot be written.
+    """
     proto = gs.export_onnx(graph)
     proto.ir_version = IR_VERSION
     del proto.graph.value_info[:]  # stale after type changes; every reader infers its own
-    save_proto(proto, path)
+    save_proto(proto, path, external_data_bytes)
+    try:
+        onnx.checker.check_model(str(path))  # the file, because a model over 2 GiB cannot be checked in memory
+    except ValidationError as error:
+        path.unlink()
+        raise PassError(f"{path}: lowering left an invalid graph ({error}); report this") from error

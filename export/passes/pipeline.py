@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
-from export.passes.base import Pass
+import onnx_graphsurgeon as gs
+
+from export.passes.base import Pass, PassResult
+from export.passes.element_types import check_strong_types
+from export.passes.half_body import half_body
+from export.passes.half_types import Body
+from export.passes.narrow_inputs import narrow_inputs
 from export.passes.recode_unsigned import recode_unsigned
 from export.passes.share_quantizers import share_quantizers
 from qdq.config import choice
@@ -24,14 +32,61 @@ RECODE = Pass(
     recode_unsigned,
 )
 
-# OpenVINO and TensorRT take the canonical symmetric s8 graph as it is.
-PIPELINES: Mapping[str, tuple[Pass, ...]] = {
-    "openvino": (SHARE,),
-    "onnxruntime": (SHARE, RECODE),
-    "tensorrt": (SHARE,),
-}
+NARROW = Pass(
+    "narrow_inputs",
+    "TensorRT takes INT32 token ids and would copy twice the bytes for INT64 ones. After half_body, which thereby sees "
+    "the canonical graph, whose tensors were measured",
+    narrow_inputs,
+)
 
 
-def passes_for(target: str) -> tuple[Pass, ...]:
+def _prove(graph: gs.Graph) -> PassResult:
+    check_strong_types(graph)
+    return PassResult()
+
+
+PROVE = Pass(
+    "strong_types",
+    "proves, changing nothing, that no operator mixes types: TensorRT would refuse the graph. Last, because it is "
+    "about the result",
+    _prove,
+)
+
+
+@dataclass(frozen=True)
+class LowerOptions:
+    """What a TensorRT graph can be asked to be; the CPU targets compute their floats as the engine is told to.
+
+    Attributes:
+        body: type of everything outside the INT8 islands.
+        ranges: largest |x| per tensor on real data, from `export.ranges.measure_ranges`; None proves no tensor to fit.
+    """
+
+    body: Body = "fp16"
+    ranges: Mapping[str, float] | None = None
+
+
+def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, ...]:
     """The ordered passes of a target. Raises ConfigError naming the nearest target."""
-    return PIPELINES[choice(target, PIPELINES, "target")]
+    pipelines: Mapping[str, tuple[Pass, ...]] = {
+        "openvino": (SHARE,),  # takes the canonical symmetric s8 graph as it is
+        "onnxruntime": (SHARE, RECODE),
+        "tensorrt": (SHARE, *_typed(options or LowerOptions())),
+    }
+    return pipelines[choice(target, pipelines, "target")]
+
+
+def float_passes(options: LowerOptions) -> tuple[Pass, ...]:
+    """The ordered passes that make the unquantized graph TensorRT's INT8 one is compared with."""
+    return _typed(options)
+
+
+def _typed(options: LowerOptions) -> tuple[Pass, ...]:
+    """From FP32 to a graph whose types alone decide what runs: TensorRT 11 has no precision flags."""
+    half = Pass(
+        "half_body",
+        "a strongly typed engine runs in FP32 what is written in FP32, and does not fuse a matmul with a DQ of another "
+        "type. After share_quantizers, so that a quantizer is typed once",
+        partial(half_body, body=options.body, ranges=options.ranges),
+    )
+    return half, NARROW, PROVE

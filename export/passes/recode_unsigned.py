@@ -14,22 +14,44 @@ def recode_unsigned(graph: gs.Graph) -> PassResult:
 
     Before: ``Q(zero-point int8 0) -> DQ(zero-point int8 0)``, codes in -128..127.
     After: ``Q(zero-point uint8 128) -> DQ(zero-point uint8 128)``, codes in 0..255; 128 + code, nothing else changes.
-    Leaves alone: weights (a DQ on an initializer), and a Q whose codes are read by anything but a DQ (declined).
+    Leaves alone: weights (a Q or DQ on an initializer), what is unsigned already, and, declined with the reason, a Q
+    whose zero-point is not 0 and one whose codes go anywhere but into such a DQ.
     """
     changed: list[str] = []
     declined: list[Declined] = []
     for quantize in [node for node in graph.nodes if node.op == QUANTIZE]:
-        zero = quantize.inputs[2]
-        if not isinstance(zero, gs.Constant) or zero.values.dtype != np.int8 or bool(zero.values.any()):
+        zero = _zero_point(quantize)
+        if isinstance(quantize.inputs[0], gs.Constant) or zero is None or zero.dtype != np.int8:
             continue
-        readers = list(quantize.outputs[0].outputs)
-        strangers = [node.name for node in readers if node.op != DEQUANTIZE]
-        if strangers:
-            declined.append(Declined(quantize.name, f"its codes are read by {strangers[0]}, not only dequantized"))
+        if reason := _obstacle(graph, quantize, zero):
+            declined.append(Declined(quantize.name, reason))
             continue
-        unsigned = gs.Constant(f"{quantize.name.removesuffix('.quantize')}.zero_point_u8", np.array(128, np.uint8))
-        for node in (quantize, *readers):
+        name = f"{quantize.name.removesuffix('.quantize')}.zero_point_u8"
+        unsigned = gs.Constant(name, np.full(zero.shape, 128, np.uint8))
+        for node in (quantize, *quantize.outputs[0].outputs):
             node.inputs[2] = unsigned
         quantize.outputs[0].dtype = np.uint8
         changed.append(quantize.name)
     return PassResult(tuple(changed), tuple(declined))
+
+
+def _zero_point(node: gs.Node) -> np.ndarray | None:
+    """Value of a constant zero-point; None for an absent one, which means uint8 0."""
+    tensor = node.inputs[2] if len(node.inputs) > 2 else None
+    return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
+
+
+def _obstacle(graph: gs.Graph, quantize: gs.Node, zero: np.ndarray) -> str | None:
+    """Why an s8 QuantizeLinear has to stay one."""
+    if zero.any():
+        return "its zero-point is not 0"
+    codes = quantize.outputs[0]
+    if any(codes is output for output in graph.outputs):
+        return "its codes are an output of the graph"
+    for reader in codes.outputs:
+        if reader.op != DEQUANTIZE:
+            return f"its codes are read by {reader.name}, not only dequantized"
+        behind = _zero_point(reader)
+        if behind is None or behind.dtype != np.int8 or behind.any():
+            return f"{reader.name} dequantizes with another zero-point"
+    return None

@@ -9,7 +9,7 @@ from export.names import DEQUANTIZE, QUANTIZE
 from export.passes.base import Declined, PassResult
 from qdq.errors import PassError
 
-Key = tuple[int, bytes, bytes]
+Key = tuple[int, bytes, bytes, str]  # input tensor, scale, zero-point, attributes
 
 
 def share_quantizers(graph: gs.Graph) -> PassResult:
@@ -17,31 +17,33 @@ def share_quantizers(graph: gs.Graph) -> PassResult:
 
     Before: ``x -> Q1 -> DQ1 -> a`` and ``x -> Q2 -> DQ2 -> b`` with bit-equal scales and zero-points.
     After: ``x -> Q1 -> DQ1 -> a, b``.
-    Leaves alone: quantizers of one tensor with different scales (declined, named), weights (codes behind a DQ only).
+    Leaves alone: quantizers of one tensor with different scales and a pair whose output is the graph's (declined,
+    named), weights. Raises PassError naming a node whose scale or zero-point is computed at run time.
     """
-    first: dict[Key, gs.Node] = {}
-    scales: dict[int, list[gs.Node]] = {}
+    kept: dict[Key, gs.Node] = {}
+    quantizers: dict[int, gs.Node] = {}  # the first of every tensor
     changed: list[str] = []
+    declined: list[Declined] = []
     for node in [node for node in graph.nodes if node.op in (QUANTIZE, DEQUANTIZE)]:
         key = _key(node)
-        kept = first.setdefault(key, node)
-        if kept is node:
-            if node.op == QUANTIZE:
-                scales.setdefault(key[0], []).append(node)
+        if isinstance(node.inputs[0], gs.Constant):
             continue
-        _redirect(graph, node.outputs[0], kept.outputs[0])
-        node.outputs.clear()
-        changed.append(node.name)
-    declined = tuple(
-        Declined(node.name, f"same tensor as {nodes[0].name}, but another scale")
-        for nodes in scales.values()
-        for node in nodes[1:]
-    )
-    return PassResult(tuple(changed), declined)
+        twin = kept.setdefault(key, node)
+        if twin is node:
+            first = quantizers.setdefault(key[0], node)
+            if first is not node:
+                declined.append(Declined(node.name, f"same tensor as {first.name}, but another scale"))
+        elif any(node.outputs[0] is output for output in graph.outputs):
+            declined.append(Declined(node.name, f"same as {twin.name}, but its output is one of the graph's"))
+        else:
+            _redirect(node.outputs[0], twin.outputs[0])
+            node.outputs.clear()
+            changed.append(node.name)
+    return PassResult(tuple(changed), tuple(declined))
 
 
 def _key(node: gs.Node) -> Key:
-    return (id(node.inputs[0]), *(_bytes(node, index) for index in (1, 2)))
+    return id(node.inputs[0]), _bytes(node, 1), _bytes(node, 2), repr(sorted(node.attrs.items()))
 
 
 def _bytes(node: gs.Node, index: int) -> bytes:
@@ -55,7 +57,6 @@ def _bytes(node: gs.Node, index: int) -> bytes:
     return f"{values.dtype}{values.shape}".encode() + values.tobytes()
 
 
-def _redirect(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
+def _redirect(old: gs.Tensor, new: gs.Tensor) -> None:
     for reader in list(old.outputs):
         reader.inputs = [new if tensor is old else tensor for tensor in reader.inputs]
-    graph.outputs = [new if tensor is old else tensor for tensor in graph.outputs]

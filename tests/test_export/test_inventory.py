@@ -105,7 +105,7 @@ def graph(nodes: list[NodeProto], constants: dict[str, np.ndarray]) -> ModelProt
 
 
 WEIGHT = np.ones((4, 4), np.float32)
-SCALED = {"w": WEIGHT, "s": np.array(1, np.float32), "z": np.array(0, np.int8)}
+SCALED: dict[str, np.ndarray] = {"w": WEIGHT, "s": np.array(1, np.float32), "z": np.array(0, np.int8)}
 PAIR = [
     helper.make_node("QuantizeLinear", ["w", "s", "z"], ["q"]),
     helper.make_node("DequantizeLinear", ["q", "s"], ["d"]),

@@ -1,4 +1,4 @@
-"""Small random checkpoints and texts that the tests of the PyTorch side build for themselves; no network, no downloads."""
+"""Small random checkpoints and texts that the tests of the PyTorch side build for themselves; no network needed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tiny_tokenizer(model_type: str = "bert") -> PreTrainedTokenizerFast:
         special_tokens=[(token, words[token]) for token in ("[CLS]", "[SEP]")],
     )
     types = ["token_type_ids"] if model_type in WITH_TOKEN_TYPES else []
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         model_max_length=64,
         model_input_names=["input_ids", *types, "attention_mask"],
@@ -120,10 +120,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFacto
 
 
 def _save(folder: Path, model_type: str, task: str, changes: dict[str, Any]) -> None:
-    decoder = {"is_decoder": True} if task == "language-modeling" else {}
+    auto = getattr(transformers, TASKS[task].auto_class)
+    values = {"is_decoder": True, **changes} if task == "language-modeling" else changes
     with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(20)
-        model = getattr(transformers, TASKS[task].auto_class).from_config(tiny_config(model_type, **decoder, **changes))
+        model = auto.from_config(tiny_config(model_type, **values))
         for parameter in model.parameters():
             if parameter.dim() == 1:  # biases start at zero and norms at one: nothing would notice their loss
                 parameter.data += 0.1 * torch.randn_like(parameter)

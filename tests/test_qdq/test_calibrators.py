@@ -1,8 +1,9 @@
-"""Calibrators against brute force: exact quantiles, masks, merging in any grouping, and the errors that name the point."""
+"""Calibrators against brute force: exact quantiles, masks, merging in any grouping, errors that name the point."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,8 @@ def test_update_leaves_the_tensor_alone(algorithm: str) -> None:
 # Masks
 
 
-MASKS = {  # layout of a quantization point -> (shape of x, mask from the [B, S] token mask), as TensorQuantizer passes it
+# Layout of a quantization point -> shape of x, and the [B, S] token mask as TensorQuantizer passes it.
+MASKS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "tokens": ((3, 5, 4), lambda m: m[:, :, None]),
     "heads": ((3, 2, 5, 4), lambda m: m[:, None, :, None]),
     "scores": ((3, 2, 5, 5), lambda m: m[:, None, :, None] & m[:, None, None, :]),

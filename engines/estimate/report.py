@@ -1,0 +1,167 @@
+"""An estimate for one network on one device: totals, every layer, and what each quantizer saves.
+
+Every number is labelled an estimate, and comes with the error the model has on published rows of that device, or with
+the statement that there is none.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from engines.estimate.devices import Device, find_device
+from engines.estimate.kernels import graph_ops
+from engines.estimate.model import VALIDATION, Setting, bound, load_coefficients, op_ms, setting, total_ms
+from engines.estimate.workload import ATTENTIONS, GEMMS, Layer, LayerRecord, Op, in_precision, records
+from qdq.artifacts import read_json
+
+PUBLISHED_SEQUENCE, PUBLISHED_BATCH, PUBLISHED_WIDTHS = 128, 128, (768, 1024)
+VARIANTS = ("lowered", "float16", "float32")  # the graph as it is, and the same network in one float precision
+DIGITS = 6  # decimals of a millisecond kept: picoseconds are noise
+
+
+@dataclass(frozen=True)
+class LayerEstimate:
+    """One kernel (or a layer riding in the next one) and what limits it: compute, memory or overhead."""
+
+    name: str
+    kind: str
+    precision: str
+    estimate_ms: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class QuantizerEstimate:
+    """What losing the quantizers of one layer would cost, all others kept."""
+
+    name: str
+    kind: str
+    if_lost: str
+    estimate_cost_ms: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How far estimates for this device are from published latencies never fitted. Errors in percent."""
+
+    validated: bool
+    rows: int
+    mean_error_percent: float | None
+    worst_error_percent: float | None
+    range_ms: tuple[float, float] | None  # unvalidated only: without and with a power limit like the T4's
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EstimateReport:
+    """The whole estimate. `layers` add up to `estimate_ms["lowered"]`; `estimate_ms` has the keys of VARIANTS."""
+
+    device: Device
+    batch: int
+    sequence: int
+    estimate_ms: dict[str, float]
+    layers: tuple[LayerEstimate, ...]
+    quantizers: tuple[QuantizerEstimate, ...]
+    validation: Validation
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON object; every latency key says `estimate`."""
+        lowered = self.estimate_ms["lowered"]
+        return {
+            "estimate": True,
+            "device": asdict(self.device),
+            "batch": self.batch,
+            "sequence": self.sequence,
+            "estimate_ms": self.estimate_ms,
+            "estimate_sequences_per_s": {name: 1e3 * self.batch / ms for name, ms in self.estimate_ms.items()},
+            "estimate_speedup": {name: self.estimate_ms[name] / lowered for name in VARIANTS[1:]},
+            "layers": [asdict(layer) for layer in self.layers],
+            "quantizers": [asdict(point) for point in self.quantizers],
+            "validation": asdict(self.validation),
+        }
+
+
+def estimate(layers: Sequence[Layer], device: str, batch: int, sequence: int) -> EstimateReport:
+    """Estimate the latency of the network `layers` describes, for `batch` texts of `sequence` tokens on `device`.
+
+    Raises ConfigError for an unknown device, kind or precision, an empty network, or a batch or sequence below 1.
+    """
+    found, network = find_device(device), records(layers)
+    on = setting(found, load_coefficients())
+    ops = graph_ops(network, batch, sequence)
+    rows = tuple(
+        LayerEstimate(op.name, op.kind, op.precision, round(op_ms(op, on), DIGITS), bound(op, on)) for op in ops
+    )
+    totals = {"lowered": _rounded_ms(ops, on)}
+    for precision in VARIANTS[1:]:
+        totals[precision] = _rounded_ms(graph_ops(in_precision(network, precision), batch, sequence), on)
+    quantizers = _quantizers(network, batch, sequence, on)
+    return EstimateReport(
+        found, batch, sequence, totals, rows, quantizers, _validation(found, network, batch, sequence)
+    )
+
+
+def _quantizers(
+    network: tuple[LayerRecord, ...], batch: int, sequence: int, on: Setting
+) -> tuple[QuantizerEstimate, ...]:
+    """One row per way of losing INT8 in one layer; dearest first."""
+    whole = total_ms(graph_ops(network, batch, sequence), on)
+    body = next((layer.precision for layer in network if layer.precision != "int8"), "float16")
+    found = []
+    for index, layer in enumerate(network):
+        for if_lost, kind in _without_int8(layer):
+            changed = replace(layer, kind=kind, precision=body)
+            ops = graph_ops((*network[:index], changed, *network[index + 1 :]), batch, sequence)
+            found.append(QuantizerEstimate(layer.name, layer.kind, if_lost, round(total_ms(ops, on) - whole, DIGITS)))
+    return tuple(sorted(found, key=lambda point: -point.estimate_cost_ms))
+
+
+def _without_int8(layer: LayerRecord) -> tuple[tuple[str, str], ...]:
+    """What a quantized layer turns into when it loses quantizers: (what happens, kind)."""
+    if layer.precision != "int8":
+        return ()
+    if layer.kind in GEMMS:
+        return (("float GEMM", "float_gemm"),)
+    if layer.kind in ATTENTIONS:
+        return (("one of q, k, a, v: unfused", "unfused_attention"), ("all four: float fused", "float_fused_attention"))
+    return (("float residual", "residual"),) if layer.kind == "residual" else ()
+
+
+def _validation(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> Validation:
+    notes = []
+    if sequence != PUBLISHED_SEQUENCE:
+        notes.append(f"every published row has sequence {PUBLISHED_SEQUENCE}: sequence {sequence} is extrapolated")
+    if batch > PUBLISHED_BATCH:
+        notes.append(f"published rows end at batch {PUBLISHED_BATCH}: batch {batch} is extrapolated")
+    widths = {layer.heads * layer.head_size for layer in network if layer.kind in ATTENTIONS}
+    if not widths <= set(PUBLISHED_WIDTHS):
+        notes.append(f"published rows are BERT-base and BERT-large: width {max(widths)} is extrapolated")
+    if device.name != "t4":
+        notes.append("FP32 has published rows on the T4 alone: its estimate here is unvalidated")
+    score = read_json(VALIDATION)["devices"].get(device.name)
+    if score is None:
+        return Validation(False, 0, None, None, _power_range(device, network, batch, sequence), tuple(notes))
+    return Validation(
+        True, score["rows"], score["mean_error_percent"], score["worst_error_percent"], None, tuple(notes)
+    )
+
+
+def _power_range(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> tuple[float, float]:
+    """The estimate without a power limit and with the T4's: nobody has told which is nearer to this device."""
+    ops, fitted = graph_ops(network, batch, sequence), load_coefficients()
+    low, high = (_rounded_ms(ops, setting(device, fitted, limited)) for limited in (False, True))
+    return low, high
+
+
+def _rounded_ms(ops: Sequence[Op], on: Setting) -> float:
+    """The sum of the rounded kernels, so that layers add up to the total that is shown with them."""
+    return round(math.fsum(round(op_ms(op, on), DIGITS) for op in ops), DIGITS)
+
+
+def group_name(name: str) -> str:
+    """The name with its layer number replaced by a star: encoder.layer.3.output -> encoder.layer.*.output."""
+    return re.sub(r"(?<=[./_])\d+(?=[./_]|$)", "*", name)

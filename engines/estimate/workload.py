@@ -1,0 +1,194 @@
+"""What a GPU is asked to do: the layers of a fusion map, and the kernels they become at one batch and sequence.
+
+Nothing here reads a graph. Layers come either from the fusion map of a lowered graph (the linter's records fit
+`Layer`) or from `encoder_layers`, the same list for the published models, so that the model is fitted and used on one
+and the same description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Protocol
+
+from qdq.config import choice
+from qdq.errors import ConfigError
+
+GEMMS = ("int8_gemm", "float_gemm")
+ATTENTIONS = ("int8_fused_attention", "float_fused_attention", "unfused_attention")
+KINDS = (*GEMMS, *ATTENTIONS, "residual", "layernorm", "gelu", "softmax", "embedding")
+ELEMENT_BYTES = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
+KIND_SPELLINGS = {"unfused": "unfused_attention", "residual_add": "residual", "layer_norm": "layernorm"}
+SPELLINGS = {"i8": "int8", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
+FUSED_HEAD_LIMIT = 256  # FP16 fused attention: 16 <= head size <= 256, a multiple of 8
+
+
+class Layer(Protocol):
+    """One record of a fusion map, in execution order; what a GEMM computes in its epilogue is no record.
+
+    Sizes that do not apply to a kind are 0 or None.
+    """
+
+    @property
+    def kind(self) -> str: ...  # one of KINDS, or a key of KIND_SPELLINGS
+    @property
+    def name(self) -> str: ...
+    @property
+    def precision(self) -> str: ...  # int8, float16, bfloat16 or float32
+    @property
+    def k(self) -> int | None: ...  # gemm: input features
+    @property
+    def n(self) -> int | None: ...  # gemm: output features
+    @property
+    def heads(self) -> int | None: ...
+    @property
+    def head_size(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """A `Layer` of our own."""
+
+    kind: str
+    name: str
+    precision: str
+    k: int = 0
+    n: int = 0
+    heads: int = 0
+    head_size: int = 0
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element in this layer's precision."""
+        return ELEMENT_BYTES[self.precision]
+
+
+@dataclass(frozen=True)
+class Op:
+    """What the device executes for one layer: `count` products of [m,k] with [k,n], and memory traffic in bytes.
+
+    Ops that only move memory have m = n = k = 0. `launches` is 0 where the layer rides in the next kernel.
+    """
+
+    kind: str
+    name: str
+    precision: str
+    m: int = 0
+    n: int = 0
+    k: int = 0
+    count: int = 1
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+    launches: int = 1
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.m * self.n * self.k * self.count
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Sizes of a BERT-shaped encoder."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+
+
+ENCODERS = {"bert-base": Encoder(12, 768, 12, 3072), "bert-large": Encoder(24, 1024, 16, 4096)}
+
+
+def encoder_layers(encoder: Encoder, precision: str, *, whole: bool = True) -> tuple[LayerRecord, ...]:
+    """The layers of `encoder` as the linter's fusion map names them for one `precision`: GELU inside its GEMM.
+
+    `whole` adds the embedding and a SQuAD head, which demo/BERT times and FasterTransformer does not.
+    """
+    body = "float16" if precision == "int8" else precision
+    layers = [LayerRecord("embedding", "embeddings", body), LayerRecord("layernorm", "embeddings.norm", body)]
+    layers = layers if whole else []
+    for index in range(encoder.layers):
+        layers += _encoder_layer(encoder, precision, body, f"encoder.layer.{index}")
+    if whole:
+        layers.append(LayerRecord("float_gemm", "qa_outputs", body, k=encoder.hidden, n=2))
+    return tuple(layers)
+
+
+def _encoder_layer(encoder: Encoder, precision: str, body: str, prefix: str) -> list[LayerRecord]:
+    hidden, wide = encoder.hidden, encoder.intermediate
+    gemm = "int8_gemm" if precision == "int8" else "float_gemm"
+    attention = {"int8": "int8_fused_attention", "float32": "unfused_attention"}.get(precision, "float_fused_attention")
+    head_size = hidden // encoder.heads
+    return [
+        LayerRecord(gemm, f"{prefix}.attention.qkv", precision, hidden, 3 * hidden),
+        LayerRecord(attention, f"{prefix}.attention", precision, heads=encoder.heads, head_size=head_size),
+        LayerRecord(gemm, f"{prefix}.attention.output", precision, hidden, hidden),
+        LayerRecord("residual", f"{prefix}.attention.residual", precision),
+        LayerRecord("layernorm", f"{prefix}.attention.norm", body),
+        LayerRecord(gemm, f"{prefix}.intermediate", precision, hidden, wide),
+        LayerRecord(gemm, f"{prefix}.output", precision, wide, hidden),
+        LayerRecord("residual", f"{prefix}.output.residual", precision),
+        LayerRecord("layernorm", f"{prefix}.output.norm", body),
+    ]
+
+
+def records(layers: Iterable[Layer]) -> tuple[LayerRecord, ...]:
+    """`layers` as our own records, the linter's spellings unified.
+
+    Raises ConfigError for an unknown kind or precision, and for a GEMM or attention whose sizes are not known.
+    """
+    return tuple(_record(layer) for layer in layers)
+
+
+def _record(layer: Layer) -> LayerRecord:
+    where = f"estimate: layer {layer.name}"
+    kind = choice(KIND_SPELLINGS.get(layer.kind, layer.kind), KINDS, f"{where}: kind")
+    precision = SPELLINGS.get(layer.precision.lower(), layer.precision.lower())
+    choice(precision, ELEMENT_BYTES, f"{where}: precision")
+    if kind in GEMMS and not (layer.k and layer.n):
+        raise ConfigError(f"{where}: k and n are not known; give the graph's weight a fixed shape")
+    if kind in ATTENTIONS and not (layer.heads and layer.head_size):
+        raise ConfigError(f"{where}: heads and head size are not known; give the graph's head dimensions fixed sizes")
+    return LayerRecord(kind, layer.name, precision, layer.k or 0, layer.n or 0, layer.heads or 0, layer.head_size or 0)
+
+
+def in_precision(layers: Sequence[LayerRecord], precision: str) -> tuple[LayerRecord, ...]:
+    """The same network with every layer in float16, bfloat16 or float32, fused as TensorRT fuses that precision."""
+    return tuple(_in_precision(layer, precision) for layer in layers)
+
+
+def _in_precision(layer: LayerRecord, precision: str) -> LayerRecord:
+    kind = "float_gemm" if layer.kind in GEMMS else layer.kind
+    if layer.kind in ATTENTIONS:
+        # Without Q/DQ nothing is left to break the FP16 fusion but the head size; FP32 has no fused kernel.
+        fits = precision != "float32" and 16 <= layer.head_size <= FUSED_HEAD_LIMIT and layer.head_size % 8 == 0
+        kind = "float_fused_attention" if fits else "unfused_attention"
+    return replace(layer, kind=kind, precision=precision)
+
+
+def merge_qkv(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
+    """Join the query, key and value GEMMs right before an attention into one where all three agree.
+
+    TensorRT runs matrix products of one input side by side; it cannot when one of them has another precision.
+    """
+    merged: list[LayerRecord] = []
+    for layer in layers:
+        if layer.kind in ATTENTIONS and len(merged) >= 3:
+            last = merged[-3:]
+            if all(gemm.kind in GEMMS and _alike(gemm, last[0]) for gemm in last):
+                name = _shared_name(last)
+                merged[-3:] = [replace(last[0], name=name, n=3 * last[0].n)]
+        merged.append(layer)
+    return tuple(merged)
+
+
+def _shared_name(gemms: Sequence[LayerRecord]) -> str:
+    """encoder.layer.0.attention.self.qkv for three projections whose names begin alike."""
+    columns = zip(*(gemm.name.split(".") for gemm in gemms), strict=False)
+    return ".".join([column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)] + ["qkv"])
+
+
+def _alike(left: LayerRecord, right: LayerRecord) -> bool:
+    return (left.kind, left.precision, left.k, left.n) == (right.kind, right.precision, right.k, right.n)

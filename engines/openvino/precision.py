@@ -1,0 +1,70 @@
+"""Read from OpenVINO's compiled model which matrix multiplications run in INT8.
+
+The runtime model holds one node per CPU primitive, each with the names of the operations it was fused from. What a
+FullyConnected or MatMul multiplies is read from the element types on its two edges, not from the precision it reports:
+with INT8 weights and float activations it reports i8 too, but unpacks the weights and multiplies floats. A fused block
+("Subgraph") reports one precision for everything inside, so what is concluded from it is marked inferred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from engines.precision import Verdict
+
+INT8_TYPES = frozenset({"i8", "u8"})
+MULTIPLICATIONS = frozenset({"FullyConnected", "MatMul"})
+BLOCKS = frozenset({"Subgraph", "ScaledDotProductAttention"})
+LAYOUT = frozenset({"Convert", "Reorder", "Reshape", "Transpose"})  # between a stored weight and its multiplication
+
+
+def verdicts(runtime_model: Any) -> Callable[[str], Verdict]:
+    """A lookup from ONNX node name to what the compiled model says; a primitive of its own counts before a block."""
+    found: dict[str, Verdict] = {}
+    blocks: dict[str, Verdict] = {}
+    for node in runtime_model.get_ordered_ops():
+        kind = _information(node, "layerType")
+        if kind in MULTIPLICATIONS:
+            found |= dict.fromkeys(_multiplied(node), _of_operands(node, kind))
+        elif kind in BLOCKS:
+            blocks |= dict.fromkeys(_origins(node), _of_block(node, kind))
+    absent = Verdict(False, False, "OpenVINO's compiled model has no multiplication of this name")
+    return lambda name: found.get(name) or blocks.get(name, absent)
+
+
+def _of_operands(node: Any, kind: str) -> Verdict:
+    first, second = (node.input_value(index).get_element_type().get_type_name() for index in (0, 1))
+    return Verdict(
+        int8=first in INT8_TYPES and second in INT8_TYPES,
+        inferred=False,
+        says=f"OpenVINO's {kind} takes {first} and {second}",
+    )
+
+
+def _of_block(node: Any, kind: str) -> Verdict:
+    precision = _information(node, "runtimePrecision")
+    return Verdict(precision in INT8_TYPES, inferred=True, says=f"OpenVINO runs it inside a {kind} in {precision}")
+
+
+def _multiplied(node: Any) -> Iterator[str]:
+    """ONNX names of a multiplication: ``x.MatMul``, ``x.MatMul/DequantizationMultiply`` or ``x.MatMul_original``.
+
+    Fused with a bias it may carry only the bias's name, but its weight still says ``x.MatMul/transpose_b``.
+    """
+    names = list(_origins(node))
+    weight = node.input_value(1).get_node()
+    while _information(weight, "layerType") in LAYOUT:
+        names.extend(_origins(weight))
+        weight = weight.input_value(0).get_node()
+    for name in names:
+        yield name.partition("/")[0].removesuffix("_original")
+
+
+def _origins(node: Any) -> list[str]:
+    return [name for name in _information(node, "originalLayersNames").split(",") if name]
+
+
+def _information(node: Any, key: str) -> str:
+    information = node.get_rt_info()
+    return str(information[key].astype(str)) if key in information else ""

@@ -1,0 +1,77 @@
+"""What `qdq check` does, without the command line: file in, text and exit code out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from export.lint.findings import LintReport
+from export.lint.graph import LARGE
+from export.lint.limits import MIN_SM
+from export.lint.render import as_text
+from export.lint.run import lint
+from export.lint.sarif import as_sarif
+from qdq.artifacts import to_json
+from qdq.config import choice
+from qdq.errors import ConfigError, ExportError
+
+CLEAN, FOUND = 0, 1
+
+FORMATS: Mapping[str, Callable[[LintReport, str], str]] = {
+    "text": as_text,
+    "json": lambda report, file: to_json({"file": file, **report.as_json()}),
+    "sarif": lambda report, file: to_json(as_sarif(report, file)),
+}
+
+
+def check_command(
+    path: Path,
+    target: str,
+    sm: int = MIN_SM,
+    format: str = "text",
+    *,
+    strict: bool = False,
+    sequence: int = 128,
+) -> tuple[str, int]:
+    """Lint an ONNX file; returns what to print and the exit code.
+
+    The code is 0 without errors, 1 with any; `strict` makes performance findings count as well. Notes never do.
+    Raises ConfigError for a wrong option or a path that is no file, ExportError for a file that is not ONNX.
+    """
+    render = FORMATS[choice(format, FORMATS, "--format")]
+    report = lint(read_model(path), target, sm, sequence)
+    failed = report.of("error") or (strict and report.of("performance"))
+    return render(report, str(path)), FOUND if failed else CLEAN
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file; of external data only tensors small enough to be scales or shapes."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is not a file; give the path of an ONNX file")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise ExportError(f"{path}: cannot be read as ONNX ({error}); export it again") from error
+    if not model.graph.node:
+        raise ExportError(f"{path}: holds no ONNX graph; give an ONNX file, not an engine or a checkpoint")
+    for tensor in model.graph.initializer:
+        small = np.prod(tensor.dims, dtype=np.int64) <= LARGE
+        if small and tensor.data_location == TensorProto.EXTERNAL:
+            _load_external(tensor, path)
+    return model
+
+
+def _load_external(tensor: TensorProto, path: Path) -> None:
+    try:
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ExportError(
+            f"{path}: the external data of '{tensor.name}' cannot be read ({error}); copy it beside the file"
+        ) from error
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]

@@ -1,0 +1,126 @@
+"""What a lint run says: rules, findings and the report; the words of the whole package."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from onnx import NodeProto
+
+from export.lint.fusion import FusedLayer
+from export.lint.graph import LintGraph, label
+from export.lint.limits import Platform
+from export.lint.patterns import Patterns
+
+Severity = Literal["error", "performance", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "performance", "note")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a rule comes from: the public document or header, and its address where it has one."""
+
+    text: str
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a rule looks at: the graph, what was recognized in it, and what it is meant for."""
+
+    graph: LintGraph
+    patterns: Patterns
+    platform: Platform
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One place where a rule fires, before the rule's own texts are added."""
+
+    nodes: tuple[str, ...]
+    reason: str
+    tensor: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule. `find` yields its hits; its docstring says when it fires and what it leaves alone."""
+
+    id: str
+    severity: Severity
+    title: str
+    fix: str
+    source: Source
+    find: Callable[[Subject], Iterator[Hit]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place where a rule fires.
+
+    Attributes:
+        rule: id such as QDQ-E101; E is an error, P costs performance, N is a note.
+        nodes: names of the nodes concerned, the culprit first; "Op -> tensor" for a node without a name.
+        tensor: name of the tensor concerned, "" when the nodes say it all.
+        reason: what is wrong here and what TensorRT does about it.
+        fix: what to change.
+        source: where the rule comes from.
+    """
+
+    rule: str
+    severity: Severity
+    title: str
+    nodes: tuple[str, ...]
+    tensor: str
+    reason: str
+    fix: str
+    source: str
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """Every finding in rule order, and what the graph is predicted to become."""
+
+    platform: Platform
+    findings: tuple[Finding, ...]
+    layers: tuple[FusedLayer, ...]
+
+    def of(self, severity: Severity) -> tuple[Finding, ...]:
+        """The findings of one severity."""
+        return tuple(finding for finding in self.findings if finding.severity == severity)
+
+    def rules(self) -> tuple[str, ...]:
+        """Ids of the rules that fired, each once, in order."""
+        return tuple(dict.fromkeys(finding.rule for finding in self.findings))
+
+    def counts(self) -> dict[Severity, int]:
+        """Number of findings per severity."""
+        counted = Counter(finding.severity for finding in self.findings)
+        return {severity: counted[severity] for severity in SEVERITIES}
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {
+            "target": self.platform.target,
+            "sm": self.platform.sm,
+            "sequence": self.platform.sequence,
+            "counts": dict(self.counts()),
+            "findings": [{**vars(finding), "nodes": list(finding.nodes)} for finding in self.findings],
+            "fusion_map": [layer.as_json() for layer in self.layers],
+        }
+
+
+def run_rules(rules: Sequence[Rule], subject: Subject) -> tuple[Finding, ...]:
+    """Every finding of every rule, in the order of `rules`."""
+    return tuple(
+        Finding(rule.id, rule.severity, rule.title, hit.nodes, hit.tensor, hit.reason, rule.fix, rule.source.text)
+        for rule in rules
+        for hit in rule.find(subject)
+    )
+
+
+def names(*nodes: NodeProto) -> tuple[str, ...]:
+    """Labels of nodes, each once."""
+    return tuple(dict.fromkeys(label(node) for node in nodes))

@@ -1,0 +1,246 @@
+"""The predicted fusion map: which layers TensorRT can run as INT8 GEMM, as fused attention, or in float, and why."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import onnx
+from onnx import NodeProto
+
+from export.lint.graph import LintGraph, label
+from export.lint.limits import FLOAT_HEAD_SIZES, INT8_HEAD_SIZES, INT8_MAX_SEQUENCE, MIN_SM
+from export.lint.patterns import Attention, Linear, Patterns, Residual
+from export.lint.recognize import recognize
+from export.names import QUANTIZE
+
+OPERAND_NAMES = {
+    "q": "query, before the first BMM",
+    "k": "key, before the first BMM",
+    "a": "probabilities, after softmax",
+    "v": "value, before the second BMM",
+    "out": "output, after the second BMM",
+}
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """One layer of the engine as predicted.
+
+    Attributes:
+        kind: int8_gemm, float_gemm, int8_fused_attention, float_fused_attention, unfused (attention), residual_add,
+            layer_norm, gelu or softmax (the last two only where they are a layer of their own).
+        name: label of the ONNX node: the MatMul or Gemm, the Softmax of an attention, the op itself otherwise.
+        precision: int8, fp16, bf16 or fp32, of the operands.
+        k, n: inner size and number of output channels of a GEMM; M is batch times sequence. None: unknown.
+        heads, head_size: of an attention; None elsewhere and where unknown.
+        reason: why it is not INT8, or not fused; "" when it is.
+        layer: index of the encoder layer, None outside the encoder.
+        role: query, key, value, qkv, attention_output, ffn_up, ffn_down of an encoder linear, "" elsewhere.
+        epilogue: what a GEMM computes on its result before writing it: bias, gelu, residual_add, quantize (INT8 out).
+    """
+
+    kind: str
+    name: str
+    precision: str
+    k: int | None = None
+    n: int | None = None
+    heads: int | None = None
+    head_size: int | None = None
+    reason: str = ""
+    layer: int | None = None
+    role: str = ""
+    epilogue: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return asdict(self) | {"epilogue": list(self.epilogue)}
+
+
+def fusion_map(model: onnx.ModelProto, sm: int = MIN_SM, sequence: int = 128) -> tuple[FusedLayer, ...]:
+    """Predict the layers of an engine for compute capability `sm` (75 is 7.5) and `sequence` tokens, in graph order.
+
+    A dimension that the graph fixes wins over `sequence`. Nothing here is measured: TensorRT decides when it builds.
+    """
+    graph = LintGraph(model)
+    return layers_of(graph, recognize(graph), sm, sequence)
+
+
+def layers_of(graph: LintGraph, patterns: Patterns, sm: int, sequence: int) -> tuple[FusedLayer, ...]:
+    """Same as `fusion_map` for a graph that is already indexed and recognized."""
+    found: list[tuple[int, FusedLayer]] = []
+    starts = sorted(graph.order[attention.bmm2.output[0]] for attention in patterns.attentions)
+
+    def add(node: NodeProto, layer: FusedLayer, block: NodeProto | None = None) -> None:
+        position = graph.order[node.output[0]]
+        inside = block is not None or layer.role or layer.kind == "residual_add"
+        number = _layer_number(starts, graph.order[(block or node).output[0]], layer.role) if inside else None
+        found.append((position, replace(layer, layer=number)))
+
+    in_epilogue: set[str] = set()
+    for linear in patterns.linears:
+        gemm, absorbed = _gemm(graph, patterns, linear)
+        in_epilogue |= absorbed
+        add(linear.node, gemm)
+    for attention in patterns.attentions:
+        add(attention.softmax, attention_layer(graph, attention, sm, sequence), attention.bmm2)
+    for residual in patterns.residuals:
+        add(residual.node, _residual(graph, residual))
+    for norm in patterns.norms:
+        add(norm.node, FusedLayer("layer_norm", label(norm.node), graph.float_type(norm.input)))
+    for gelu in patterns.gelus:
+        if gelu.node.output[0] not in in_epilogue:
+            add(gelu.node, FusedLayer("gelu", label(gelu.node), graph.float_type(gelu.input)))
+    softmaxes = {attention.softmax.output[0] for attention in patterns.attentions}
+    for node in graph.nodes:
+        if node.op_type == "Softmax" and node.output[0] not in softmaxes:
+            add(node, FusedLayer("softmax", label(node), graph.float_type(node.input[0])))
+    return tuple(layer for _, layer in sorted(found, key=lambda item: item[0]))
+
+
+def _layer_number(starts: list[int], position: int, role: str) -> int | None:
+    """Encoder layer of a node: projections belong to the next attention, the rest to the one before."""
+    if not starts:
+        return None
+    before = bisect.bisect_right(starts, position)
+    return before if role in ("query", "key", "value", "qkv") else max(before - 1, 0)
+
+
+def gemm_problem(graph: LintGraph, linear: Linear) -> str:
+    """Why a linear cannot be one INT8 GEMM; "" when it can."""
+    activation, weight = (graph.operand(linear.node.input[i]) for i in (1 - linear.weight, linear.weight))
+    if not activation.quantized and not weight.quantized:
+        return "neither input nor weight is quantized"
+    if not activation.quantized:
+        return "its input is float, only the weight is quantized"
+    if not weight.quantized:
+        return "its weight is float, only the input is quantized"
+    casts = (*activation.casts, *weight.casts)
+    return f"the cast {label(casts[0])} lies between a DequantizeLinear and the product" if casts else ""
+
+
+def _gemm(graph: LintGraph, patterns: Patterns, linear: Linear) -> tuple[FusedLayer, set[str]]:
+    """The layer of a linear, and the first outputs of the GELU nodes it takes in."""
+    problem = gemm_problem(graph, linear)
+    epilogue, absorbed = _epilogue(graph, patterns, linear)
+    layer = FusedLayer(
+        kind="float_gemm" if problem else "int8_gemm",
+        name=label(linear.node),
+        precision=graph.float_type(linear.node.output[0]) if problem else "int8",
+        k=linear.k,
+        n=linear.n,
+        reason=problem,
+        role=patterns.role(linear),
+        epilogue=epilogue,
+    )
+    return layer, absorbed
+
+
+def _epilogue(graph: LintGraph, patterns: Patterns, linear: Linear) -> tuple[tuple[str, ...], set[str]]:
+    parts: list[str] = []
+    absorbed: set[str] = set()
+    output = linear.output
+    has_bias = linear.bias is not None or len(linear.node.input) == 3
+    if linear.crossed:
+        return ("quantize",), absorbed
+    if has_bias:
+        parts.append("bias")
+    gelu = next((gelu for gelu in patterns.gelus if gelu.input == output and not gelu.crossed), None)
+    if gelu is not None:
+        parts.append("gelu")
+        absorbed.add(gelu.node.output[0])
+        output = gelu.output
+    residual = next((r for r in patterns.residuals if r.linear is linear), None)
+    if residual is not None and graph.origin(residual.node.input[residual.branch]) == output:
+        parts.append("residual_add")
+        output = residual.node.output[0]
+    readers = graph.consumers(output)
+    if readers and all(reader.op_type == QUANTIZE for reader in readers):
+        parts.append("quantize")
+    return tuple(parts), absorbed
+
+
+def missing_quantization(graph: LintGraph, attention: Attention) -> tuple[str, ...]:
+    """Which of the five Q/DQ pairs that INT8 fused attention needs are absent: of q, k, a, v, out."""
+    missing = [role for role, tensor in attention.operands if not graph.operand(tensor).quantized]
+    readers = graph.consumers(attention.bmm2.output[0])
+    if not readers or any(reader.op_type != QUANTIZE for reader in readers):
+        missing.append("out")
+    return tuple(missing)
+
+
+def attention_casts(graph: LintGraph, attention: Attention) -> tuple[NodeProto, ...]:
+    """Casts between a DequantizeLinear and one of the two products."""
+    operands = [graph.operand(tensor) for _, tensor in attention.operands]
+    return tuple(cast for operand in operands if operand.quantized for cast in operand.casts)
+
+
+def is_float(missing: tuple[str, ...]) -> bool:
+    """Whether an attention is left in float on purpose: none of its four operands is quantized."""
+    return set("qkav") <= set(missing)
+
+
+def length(attention: Attention, sequence: int) -> int:
+    """The sequence length an attention runs at: the graph's where it is fixed, else the stated one."""
+    return sequence if attention.sequence is None else attention.sequence
+
+
+def limit_problems(attention: Attention, sm: int, sequence: int) -> tuple[str, ...]:
+    """What keeps an INT8 attention outside the limits of the fused kernels."""
+    problems = []
+    if attention.head_size is not None and attention.head_size not in INT8_HEAD_SIZES:
+        problems.append(f"its head size is {attention.head_size}, INT8 fused attention takes 16, 32 or 64")
+    if length(attention, sequence) > INT8_MAX_SEQUENCE:
+        problems.append(f"its sequence is {length(attention, sequence)}, INT8 fused attention takes at most 512")
+    if sm < MIN_SM:
+        problems.append(f"compute capability {sm / 10} is below 7.5, where fused attention starts")
+    return tuple(problems)
+
+
+def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: int) -> FusedLayer:
+    """How one attention block runs, and what keeps it from INT8 or from fusing at all."""
+    missing = missing_quantization(graph, attention)
+    late = [f"the scale is applied behind the first BMM ({label(node)})" for node in attention.scalings]
+    float_type = graph.float_type(attention.bmm2.output[0])
+    layer = FusedLayer(
+        "unfused", label(attention.softmax), float_type, heads=attention.heads, head_size=attention.head_size
+    )
+    if is_float(missing):
+        problems = [*_float_limits(attention, sm, float_type), *late]
+        if problems:
+            return replace(layer, reason="; ".join(problems))
+        return replace(layer, kind="float_fused_attention", reason="no operand of its two BMMs is quantized")
+    problems = [f"no Q/DQ on the {OPERAND_NAMES[role]}" for role in missing]
+    problems += [f"the cast {label(cast)} lies before a BMM" for cast in attention_casts(graph, attention)]
+    problems += [*limit_problems(attention, sm, sequence), *late]
+    if problems:
+        precision = float_type if set(missing) - {"out"} else "int8"
+        return replace(layer, precision=precision, reason="; ".join(problems))
+    return replace(layer, kind="int8_fused_attention", precision="int8")
+
+
+def _float_limits(attention: Attention, sm: int, float_type: str) -> list[str]:
+    low, high = FLOAT_HEAD_SIZES
+    size, problems = attention.head_size, []
+    if float_type == "fp32":
+        problems.append("its BMMs are FP32, fused attention takes FP16, BF16 or INT8")
+    if size is not None and not (low <= size <= high and size % 8 == 0):
+        problems.append(f"its head size is {size}, fused attention takes multiples of 8 from {low} to {high}")
+    if sm < MIN_SM:
+        problems.append(f"compute capability {sm / 10} is below 7.5, where fused attention starts")
+    return problems
+
+
+def residual_quantized(graph: LintGraph, residual: Residual) -> tuple[bool, bool]:
+    """Whether the (branch, skip) operands of a residual add are quantized."""
+    branch, skip = (graph.operand(residual.node.input[i]).quantized for i in (residual.branch, residual.skip))
+    return branch, skip
+
+
+def _residual(graph: LintGraph, residual: Residual) -> FusedLayer:
+    quantized = residual_quantized(graph, residual)
+    operands = [name for name, is_int8 in zip(("branch", "skip"), quantized, strict=True) if not is_int8]
+    precision = graph.float_type(residual.node.output[0]) if operands else "int8"
+    reason = f"float operand: {' and '.join(operands)}" if operands else ""
+    return FusedLayer("residual_add", label(residual.node), precision, reason=reason)

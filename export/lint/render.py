@@ -1,0 +1,107 @@
+"""A lint report as text: at most 80 columns, findings grouped by rule, the fusion map as a table."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from export.lint.findings import SEVERITIES, Finding, LintReport
+from export.lint.fusion import FusedLayer
+
+WIDTH = 80
+SHOWN = 3  # node names listed per reason
+HEADINGS = {"error": "errors", "performance": "performance", "note": "notes"}
+
+
+def as_text(report: LintReport, file: str) -> str:
+    """The whole report for a terminal."""
+    platform = report.platform
+    head = f"{file}: {platform.release.name}, SM {platform.sm}, sequence {platform.sequence}"
+    lines = [shorten(head, WIDTH)]
+    for severity in SEVERITIES:
+        findings = report.of(severity)
+        if findings:
+            lines += ["", f"{HEADINGS[severity]} ({len(findings)})"]
+            for rule in dict.fromkeys(finding.rule for finding in findings):
+                lines += _rule([finding for finding in findings if finding.rule == rule])
+    lines += ["", *_map(report.layers), "", _verdict(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _rule(findings: Sequence[Finding]) -> Iterator[str]:
+    """One rule: title, every distinct reason with the first node names, the fix and the source."""
+    first = findings[0]
+    count = f"{len(findings)}×" if len(findings) > 1 else ""
+    yield f"  {first.rule}  {first.title}" + (f"  {count}" if count else "")
+    groups = _by_reason(findings)
+    for reason, nodes in groups[:SHOWN]:
+        yield from _paragraph(reason, "    ", "    ")
+        for name in nodes[:SHOWN]:
+            yield f"      {shorten(name, WIDTH - 6)}"
+        if len(nodes) > SHOWN:
+            yield f"      and {len(nodes) - SHOWN} more"
+    if len(groups) > SHOWN:
+        yield f"    and {len(groups) - SHOWN} more places like these"
+    yield from _paragraph(f"fix: {first.fix}", "    ", "         ")
+    yield from _paragraph(f"from: {first.source}", "    ", "          ")
+
+
+def _by_reason(findings: Sequence[Finding]) -> list[tuple[str, list[str]]]:
+    """(reason, culprit names): findings with one reason share it; a note lists all its nodes."""
+    groups: dict[str, list[str]] = {}
+    for finding in findings:
+        shown = finding.nodes if finding.severity == "note" else finding.nodes[:1]
+        groups.setdefault(finding.reason, []).extend(shown)
+    return list(groups.items())
+
+
+def _paragraph(text: str, first: str, rest: str) -> list[str]:
+    wrapped = textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+    return [shorten(line, WIDTH) for line in wrapped]
+
+
+def shorten(text: str, width: int) -> str:
+    """`text` in at most `width` columns; what is left out of the middle becomes an ellipsis."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) * 2 // 3
+    return f"{text[: width - 1 - tail]}…{text[-tail:]}"
+
+
+def _map(layers: Sequence[FusedLayer]) -> Iterator[str]:
+    """The predicted fusion map in a few lines, and why anything in it is not INT8."""
+    linears = [layer for layer in layers if layer.role]
+    attentions = [layer for layer in layers if layer.heads is not None or "attention" in layer.kind or _unfused(layer)]
+    adds = [layer for layer in layers if layer.kind == "residual_add"]
+    yield "predicted fusion map"
+    yield f"  encoder linears  {_share(linears, 'int8_gemm')} as INT8 GEMM"
+    yield f"  attention        {_share(attentions, 'int8_fused_attention')} as INT8 fused attention"
+    quantized = sum(layer.precision == "int8" for layer in adds)
+    yield f"  residual adds    {quantized} of {len(adds)} on INT8 operands"
+    floats = Counter(
+        (layer.kind, layer.precision) for layer in layers if layer.kind in ("layer_norm", "gelu", "softmax")
+    )
+    if floats:
+        listed = ", ".join(f"{count} {kind} ({precision})" for (kind, precision), count in sorted(floats.items()))
+        yield f"  float ops        {listed}"
+    for kind, group in (("linear", linears), ("attention", attentions)):
+        reasons = Counter(layer.reason for layer in group if layer.reason)
+        for reason, count in reasons.most_common(SHOWN):
+            yield from _paragraph(f"{count} {kind}: {reason}", "  ", "    ")
+
+
+def _unfused(layer: FusedLayer) -> bool:
+    return layer.kind == "unfused"
+
+
+def _share(layers: Sequence[FusedLayer], kind: str) -> str:
+    return f"{sum(layer.kind == kind for layer in layers)} of {len(layers)}"
+
+
+def _verdict(report: LintReport) -> str:
+    counts = report.counts()
+    listed = f"{counts['error']} errors, {counts['performance']} performance findings, {counts['note']} notes"
+    return f"{listed}; a prediction, no engine was built"

@@ -1,0 +1,122 @@
+"""Errors in the file and its wiring: ops, opset, codes that are never dequantized."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from onnx import NodeProto, TensorProto
+
+from export.lint import sources
+from export.lint.findings import Hit, Rule, Subject, names
+from export.lint.graph import FLOATS
+from export.lint.limits import MIN_OPSET
+from export.names import DEQUANTIZE, QUANTIZE
+
+# op type -> what it is
+UNSUPPORTED = {
+    "ConvInteger": "an integer op of the QOperator format",
+    "DynamicQuantizeLinear": "dynamic quantization, a scale per inference",
+    "MatMulInteger": "an integer op, as dynamic quantization writes it",
+    "QLinearConv": "an integer op of the QOperator format",
+    "QLinearMatMul": "an integer op of the QOperator format",
+}
+FOREIGN = "com.microsoft"
+
+
+def _operators(subject: Subject) -> Iterator[Hit]:
+    """Fires: integer and dynamic quantization ops, and every com.microsoft op (QAttention, DynamicQuantizeMatMul…).
+
+    Leaves alone: the standard QuantizeLinear and DequantizeLinear, other domains (plugins).
+    """
+    found: dict[tuple[str, str], list[NodeProto]] = defaultdict(list)
+    for node in subject.graph.nodes:
+        if node.domain == FOREIGN or (node.op_type in UNSUPPORTED and node.domain in ("", "ai.onnx")):
+            found[node.domain, node.op_type].append(node)
+    for (domain, op_type), nodes in found.items():
+        what = UNSUPPORTED.get(op_type, "an op of ONNX Runtime's own domain")
+        shown = f"{domain}.{op_type}" if domain else op_type
+        yield Hit(names(*nodes), f"{len(nodes)} × {shown}: {what}; TensorRT's parser has no importer for it")
+
+
+def _opset(subject: Subject) -> Iterator[Hit]:
+    """Fires: an opset below 13, where Q/DQ have no axis, or above the newest the release series parses.
+
+    Leaves alone: opsets of other domains.
+    """
+    opset, release = subject.graph.opset, subject.platform.release
+    if opset < MIN_OPSET:
+        yield Hit((), f"opset {opset}: QuantizeLinear has no axis before {MIN_OPSET}, so weights cannot be per channel")
+    elif opset > release.max_opset:
+        yield Hit((), f"opset {opset}: {release.name} parses up to {release.max_opset}")
+
+
+def _dangling(subject: Subject) -> Iterator[Hit]:
+    """Fires: a Q whose codes reach an op that is no DQ, or the graph's output, or nothing.
+
+    Leaves alone: codes that are only moved (Transpose, Reshape) before they are dequantized.
+    """
+    graph = subject.graph
+    for node in graph.nodes:
+        if node.op_type != QUANTIZE:
+            continue
+        consumers = graph.consumers(node.output[0])
+        strangers = [consumer for consumer in consumers if consumer.op_type != DEQUANTIZE]
+        if strangers:
+            yield Hit(
+                names(node, *strangers),
+                f"its codes are read by {strangers[0].op_type}, not dequantized",
+                node.output[0],
+            )
+        elif not consumers:
+            where = "returned by the graph" if graph.is_output(node) else "read by nothing"
+            yield Hit(names(node), f"its codes are {where}; a Q needs a DequantizeLinear behind it", node.output[0])
+
+
+def _doubled(subject: Subject) -> Iterator[Hit]:
+    """Fires: a Q that reads integers, codes of another Q among them.
+
+    Leaves alone: FP32, FP16 and BF16 data; tensors whose type nothing states.
+    """
+    graph = subject.graph
+    for node in graph.nodes:
+        kind = graph.types.get(node.input[0], TensorProto.UNDEFINED) if node.op_type == QUANTIZE else 0
+        if kind and kind not in FLOATS:
+            name = TensorProto.DataType.Name(kind)
+            yield Hit(names(node), f"quantizes {name} data; a Q reads FP32, FP16 or BF16", node.input[0])
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "QDQ-E121",
+        "error",
+        "unsupported quantized op",
+        "export QuantizeLinear/DequantizeLinear pairs (onnxruntime: quantize_static, QuantFormat.QDQ)",
+        sources.OPERATORS,
+        _operators,
+    ),
+    Rule(
+        "QDQ-E122",
+        "error",
+        "opset outside what the parser takes",
+        "export with opset 17 to 20 (19 or later for FP16 scales)",
+        sources.OPSETS,
+        _opset,
+    ),
+    Rule(
+        "QDQ-E123",
+        "error",
+        "QuantizeLinear without DequantizeLinear",
+        "put a DequantizeLinear with the same scale in front of every reader of the codes",
+        sources.HEADER,
+        _dangling,
+    ),
+    Rule(
+        "QDQ-E124",
+        "error",
+        "QuantizeLinear on integer data",
+        "remove the doubled Q, or dequantize in front of it",
+        sources.HEADER,
+        _doubled,
+    ),
+)

@@ -1,0 +1,26 @@
+"""The linter: a graph in, findings and the predicted fusion map out."""
+
+from __future__ import annotations
+
+import onnx
+
+from export.lint.findings import LintReport, Subject, run_rules
+from export.lint.fusion import layers_of
+from export.lint.graph import LintGraph
+from export.lint.limits import MIN_SM, Platform
+from export.lint.recognize import recognize
+from export.lint.rules import RULES
+
+
+def lint(model: onnx.ModelProto, target: str, sm: int = MIN_SM, sequence: int = 128) -> LintReport:
+    """Check `model` against what TensorRT refuses and against what keeps it from running fast in INT8.
+
+    `target` is trt10 or trt11, `sm` the compute capability without its point (75 for a T4), `sequence` the number of
+    tokens where the graph leaves it open. Nothing is run or built; initializers in external files need not be loaded,
+    but values that are not there are not checked. Raises ConfigError for an unknown target or a senseless number.
+    """
+    platform = Platform(target, sm, sequence)
+    graph = LintGraph(model)
+    patterns = recognize(graph)
+    findings = run_rules(RULES, Subject(graph, patterns, platform))
+    return LintReport(platform, findings, layers_of(graph, patterns, sm, sequence))

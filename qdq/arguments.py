@@ -1,0 +1,215 @@
+"""The command line's grammar and help texts, 80 columns wide; what an option means stands in qdq/options.py."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from qdq import __version__
+from qdq.config import nearest
+from qdq.errors import ConfigError
+from qdq.options import CALIBRATORS, DEFAULT_PLACEMENT, PLACEMENT_NAMES, PRECISION_HINTS, TARGETS, CompileOptions
+from qdq.tasks import TASKS
+
+WIDTH = 80
+
+COMMANDS = {
+    "compile": "all stages: checkpoint to measured engine and Triton repository",
+    "inject": "stage 2: decide what is quantized (placement.json)",
+    "calibrate": "stages 1 to 3: load, inject, calibrate (calibration.json, checkpoint/)",
+    "export": "stage 4: model.qdq.onnx and model.fp32.onnx from checkpoint/",
+    "lower": "stage 5: TARGET/model.onnx from model.qdq.onnx",
+    "build": "stage 6: the engine from TARGET/model.onnx (build.json)",
+    "verify": "stage 7: the engine against FP32 (accuracy.json)",
+    "bench": "stage 8: latency of the engine and FP32 baselines (benchmark.json)",
+    "deploy": "stage 9: the Triton model repository",
+    "doctor": "what this machine can build, run and benchmark",
+}
+
+EPILOG = """\
+exit codes: 0 done, 1 failed, 2 usage, 3 done as far as this machine can
+
+Each stage is also a command of its own. It starts from the previous stage's
+files and takes every option it is not given from the earlier run:
+  qdq compile --model my-bert --target openvino
+  qdq bench --model my-bert        more samples than inside compile, for p99
+  qdq build --out build/my-bert --target openvino --threads 1
+"""
+
+
+class Format(argparse.RawDescriptionHelpFormatter):
+    """Help at the same width everywhere, with room for the longest option."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=WIDTH, max_help_position=24)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the project's error form: one message, the nearest valid word, exit code 2."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=Format, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage; `main` prints the one message."""
+        if message.startswith("argument COMMAND: invalid choice"):
+            word = message.split("'")[1]
+            raise ConfigError(f"unknown command '{word}'; {nearest(word, COMMANDS)}")
+        raise ConfigError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """Raise for words no option or command takes."""
+        word = words[0].partition("=")[0]
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        if word.startswith("-"):
+            raise ConfigError(f"unknown option {word}; {nearest(word, options)}")
+        raise ConfigError(f"unexpected argument '{word}'; options are written --name value, see '{self.prog} --help'")
+
+
+def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
+    """(command, typed options by field name, help text for when there is no command). Raises ConfigError."""
+    parser, commands = build_parser()
+    parsed, extra = parser.parse_known_args(arguments)
+    typed = vars(parsed)
+    command = typed.pop("command")
+    if extra:
+        commands.get(command, parser).unknown(extra)
+    return command, typed, parser.format_help()
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The whole command line, and the parser of each command."""
+    parser = Parser(
+        prog="qdq",
+        description="Checkpoint in, measured INT8 engine and Triton model repository out.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"qdq {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
+    for name, text in COMMANDS.items():
+        if name == "doctor":
+            command = commands.add_parser(name, help=text)
+        else:
+            # Only what is typed is set, so that a stage can tell it from a default.
+            command = commands.add_parser(
+                name,
+                help=text,
+                description=_description(name, text),
+                epilog=_epilog(),
+                argument_default=argparse.SUPPRESS,
+            )
+            add_options(command)
+        command.add_argument("--json", action="store_true", default=False, help="print one JSON document")
+    return parser, commands.choices
+
+
+def _description(name: str, text: str) -> str:
+    sentence = text[0].upper() + text[1:] + "."
+    if name == "compile":
+        return sentence
+    recall = "Options that are not given are those of the earlier run in the same work directory."
+    return f"{sentence}\n{textwrap.fill(recall, WIDTH)}"
+
+
+def _epilog() -> str:
+    from qdq.text_columns import DETECTION_RULES
+
+    return f"where texts and columns come from:\n{textwrap.fill(' '.join(DETECTION_RULES.split()), WIDTH)}\n"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Every option of CompileOptions; the defaults themselves live there."""
+    _model_options(parser)
+    _text_options(parser)
+    _quantization_options(parser)
+    _engine_options(parser)
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "--model",
+        metavar="ID",
+        help="hub id, folder, or checkpoint/ of an earlier run (default: the bundled all-MiniLM-L6-v2)",
+    )
+    add("--task", metavar="NAME", help=f"{', '.join(TASKS)} (default: from the checkpoint's architecture)")
+    add(
+        "--allow-pickle",
+        action="store_true",
+        help="read pytorch_model.bin; loading a pickle can run code (default: safetensors only)",
+    )
+    add("--out", metavar="DIR", help="work directory (default: build/<model name>)")
+
+
+def _text_options(parser: argparse.ArgumentParser) -> None:
+    d = CompileOptions()
+    add = parser.add_argument_group("text").add_argument
+    add("--calibration", metavar="DATA", help="file, folder or datasets:NAME (default: bundled English text)")
+    add("--samples", metavar="N", type=int, help=f"calibration texts (default: {d.samples})")
+    add(
+        "--eval-data",
+        metavar="DATA",
+        help="text to compare with FP32 on and to time with (default: the rows behind "
+        "the calibration rows, else bundled text)",
+    )
+    add("--eval-samples", metavar="N", type=int, help=f"most of these texts to use (default: {d.eval_samples})")
+    add("--text-columns", metavar="A[,B]", type=_names, help="column of the text, and of its pair (default: detected)")
+    add("--label-column", metavar="NAME", help="column of the label, for the task metric (default: detected)")
+
+
+def _quantization_options(parser: argparse.ArgumentParser) -> None:
+    d = CompileOptions()
+    cpu, gpu = DEFAULT_PLACEMENT["openvino"], DEFAULT_PLACEMENT["tensorrt"]
+    add = parser.add_argument_group("quantization").add_argument
+    add(
+        "--placement",
+        metavar="NAME",
+        help=f"{', '.join(PLACEMENT_NAMES)} (default: {cpu} for CPU targets, {gpu} for tensorrt)",
+    )
+    add("--spec", metavar="FILE", help="QuantSpec as JSON or YAML, instead of --placement (default: none)")
+    add("--calibrator", metavar="NAME", help=f"{', '.join(CALIBRATORS)} (default: {d.calibrator})")
+    add(
+        "--percentile",
+        metavar="P",
+        type=float,
+        help="of the percentile calibrator (default: 99.999, or 99.99 when residual adds are quantized)",
+    )
+
+
+def _engine_options(parser: argparse.ArgumentParser) -> None:
+    d = CompileOptions()
+    add = parser.add_argument_group("engine and benchmark").add_argument
+    add(
+        "--target",
+        metavar="NAME",
+        help=f"{', '.join(TARGETS)} (default: auto, which is tensorrt when a GPU and the "
+        "tensorrt module are there, else openvino)",
+    )
+    add("--batch", metavar="N", type=int, help=f"benchmark batch, Triton's largest batch (default: {d.batch})")
+    add("--sequence", metavar="N", type=int, help=f"benchmark sequence; longer texts are cut (default: {d.sequence})")
+    add("--threads", metavar="N", type=int, help="inference threads (default: 0, which is all cores)")
+    add(
+        "--precision-hint",
+        metavar="P",
+        help=f"what OpenVINO computes outside INT8: {', '.join(PRECISION_HINTS)} (default: {d.precision_hint})",
+    )
+    add(
+        "--bench-seconds",
+        metavar="S",
+        type=float,
+        help=f"time budget of the benchmark inside compile (default: {d.bench_seconds:g})",
+    )
+    add(
+        "--triton-backend",
+        metavar="NAME",
+        help="onnxruntime or openvino for CPU targets (default: onnxruntime), tensorrt for tensorrt",
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)

@@ -1,0 +1,122 @@
+"""Stage 6, build: the engine of the run's target and what of it really runs in INT8; and opening that engine again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdq.artifacts import write_json
+from qdq.errors import DeployError
+from qdq.run import CHOICES, FLOAT, Run
+from qdq.screen import Stage
+
+if TYPE_CHECKING:
+    from engines.tensorrt import TensorRTSettings
+    from engines.types import BuiltEngine, MatmulNames, Runner
+
+PLAN = "model.plan"
+
+
+def build(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 6: engine files and build.json. Raises Unavailable for a target this machine cannot build."""
+    from engines.precision import summary
+
+    engine = build_engine(run, multiplications(run.lowered))
+    if engine.int8 is None:
+        raise DeployError(f"{run.target}: the engine reported no precisions; build it again")
+    files = [file.relative_to(run.target).as_posix() for file in engine.files]
+    report = {"target": engine.target, "engine_files": files, "int8": engine.int8.as_json()}
+    written = write_json(run.target / "build.json", {**report, "settings": dict(engine.settings)})
+    stage.say(summary(engine.int8))
+    return written, *engine.files
+
+
+def build_engine(run: Run, names: MatmulNames) -> BuiltEngine:
+    """Build the lowered graph for the run's target."""
+    options = run.options
+    if options.target == "openvino":
+        from engines import openvino
+
+        runtime = openvino.OpenVINOSettings(options.threads, options.precision_hint)
+        return openvino.build(run.lowered, run.target, runtime, names)
+    if options.target == "onnxruntime":
+        from engines import onnxruntime
+
+        return onnxruntime.build(run.lowered, run.target, onnxruntime.OnnxRuntimeSettings(options.threads), names)
+    from engines import tensorrt
+
+    return tensorrt.build(run.lowered, run.target, tensorrt_settings(run), names)
+
+
+def open_engine(run: Run) -> Runner:
+    """The built engine of the run's target, ready to call. Raises BuildError when it cannot be loaded."""
+    options = run.options
+    if options.target == "openvino":
+        from engines.openvino import OpenVINORunner, OpenVINOSettings
+
+        return OpenVINORunner(run.target / "model.xml", OpenVINOSettings(options.threads, options.precision_hint))
+    if options.target == "onnxruntime":
+        from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
+
+        return OnnxRuntimeRunner(run.lowered, OnnxRuntimeSettings(options.threads))
+    from engines.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(run.target / PLAN)
+
+
+def tensorrt_settings(run: Run) -> TensorRTSettings:
+    """Profile around the benchmark shape; the timing cache is kept in the work directory across builds."""
+    from engines.tensorrt import TensorRTSettings
+
+    options = run.options
+    return TensorRTSettings(
+        batch_opt=options.batch,
+        batch_max=options.batch,
+        sequence_opt=options.sequence,
+        sequence_max=options.sequence,
+        timing_cache=run.target / "timing.cache",
+        choices=CHOICES,
+    )
+
+
+def tensorrt_fp32(run: Run) -> Runner:
+    """The FP32 graph as a plan of its own, in a folder of its own so that it replaces nothing."""
+    import shutil
+
+    from engines import tensorrt
+    from qdq.stages import graph_files
+
+    folder = run.target / "fp32"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in graph_files(run.work.path / FLOAT):
+        shutil.copyfile(file, folder / file.name)
+    tensorrt.build(folder / FLOAT, folder, tensorrt_settings(run))
+    return tensorrt.TensorRTRunner(folder / PLAN)
+
+
+def multiplications(model: Path) -> MatmulNames:
+    """The matrix multiplications of a graph, by what the INT8 report counts them as."""
+    import onnx
+
+    from engines.types import MatmulNames, NotInt8
+    from export.inventory import inventory
+
+    found = inventory(onnx.load(model, load_external_data=False))
+    unquantized = [
+        NotInt8(name, _float_operands(found.quantized[name]))
+        for name in (*found.encoder_linear, *found.attention_matmul)
+        if len(found.quantized[name]) < 2
+    ]
+    return MatmulNames(
+        linears=found.encoder_linear,
+        matmuls=found.attention_matmul,
+        floats=tuple(NotInt8(item.name, item.reason) for item in found.other),
+        unquantized=tuple(unquantized),
+    )
+
+
+def _float_operands(quantized: tuple[int, ...]) -> str:
+    if not quantized:
+        return "the placement quantizes neither operand"
+    return f"the placement leaves its {'second' if quantized == (0,) else 'first'} operand float"

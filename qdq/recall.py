@@ -1,0 +1,47 @@
+"""What a stage's own command takes over from the run before it in the same work directory, and what it may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from qdq.errors import ConfigError
+from qdq.options import CompileOptions
+
+# Stage -> options it is the last to read. A later stage cannot change them: it starts from files they decided.
+DECIDED_BY: Mapping[str, tuple[str, ...]] = {
+    "calibrate": (
+        *("model", "task", "allow_pickle", "placement", "spec"),
+        *("calibration", "samples", "calibrator", "percentile"),
+    ),
+    "build": ("precision_hint",),
+}
+ORDER = ("inject", "calibrate", "export", "lower", "build", "verify", "bench", "deploy")
+
+
+def recalled(stage: str, typed: Mapping[str, Any], earlier: Mapping[str, Any]) -> CompileOptions:
+    """Options of `qdq <stage>`: what is typed, else what the earlier run used, else the defaults.
+
+    Raises ConfigError for a typed option that an earlier stage has already decided otherwise.
+    """
+    names = {field.name for field in fields(CompileOptions)}
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in earlier.items() if key in names}
+    for decider, options in DECIDED_BY.items():
+        if earlier and ORDER.index(stage) > ORDER.index(decider):
+            _check_decided(decider, {name: typed[name] for name in options if name in typed}, known)
+    if typed.keys() & {"placement", "spec"}:  # one takes the other's place
+        known |= {"placement": None, "spec": None}
+    if typed.get("model", known.get("model")) != known.get("model"):
+        known |= {"placement": None, "spec": None, "task": None}  # chosen for the other model
+    return CompileOptions(**{**known, **typed})
+
+
+def _check_decided(decider: str, typed: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name, value in typed.items():
+        if known.get(name) != value:
+            was = "its default" if known.get(name) is None else f"'{known[name]}'"
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: this work directory was made with {was}, and '{value}' changes what "
+                f"'qdq {decider}' wrote; run 'qdq compile' or 'qdq {decider}' with it"
+            )

@@ -1,0 +1,98 @@
+"""The recorded steps of a run in order: what each depends on, and the stage functions that write its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdq import engine, measure, stages
+from qdq.artifacts import sha256_file
+from qdq.run import CANONICAL, FLOAT, Run
+from qdq.screen import Stage
+from qdq.texts import source_fingerprint
+from qdq.workdir import fingerprint
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin", "1_Pooling/config.json")
+VARYING = ("benchmark.json", engine.PLAN, "layer_info.json")  # timings, and what TensorRT chooses by timing
+
+Part = tuple[str, Callable[[Run, Stage], Sequence[Path]]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Stages that are recorded together: what they depend on, and the functions that write their files.
+
+    Only the last part writes, so an error in an earlier one leaves everything as it was.
+    """
+
+    name: str
+    inputs: Callable[[Run], Mapping[str, Any]]
+    parts: tuple[Part, ...]
+
+
+def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
+    options, folder = run.options, run.source
+    assert folder is not None  # `begin` finds the model for the stages that need it
+    return {
+        "model": {
+            p.relative_to(folder).as_posix(): sha256_file(p) for g in MODEL_FILES for p in sorted(folder.glob(g))
+        },
+        "task": options.task,
+        "placement": sha256_file(Path(options.spec)) if options.spec else options.placement,
+        "calibrator": [options.calibrator, options.percentile, options.samples, options.sequence],
+        "text": source_fingerprint(options, options.calibration),
+    }
+
+
+def _export_inputs(run: Run) -> Mapping[str, Any]:
+    return {"checkpoint": fingerprint(run.checkpoint)}
+
+
+def _lower_inputs(run: Run) -> Mapping[str, Any]:
+    return {"canonical": fingerprint(run.work.path / CANONICAL)}
+
+
+def _build_inputs(run: Run) -> Mapping[str, Any]:
+    options = run.options
+    shape = [options.batch, options.sequence] if options.target == "tensorrt" else []
+    return {"lowered": fingerprint(run.lowered), "settings": [options.threads, options.precision_hint, *shape]}
+
+
+def _evaluation(run: Run) -> Mapping[str, Any]:
+    options = run.options
+    paths = (options.calibration, options.eval_data)
+    return {
+        "built": [fingerprint(run.target / "build.json"), _build_inputs(run)],
+        "text": [source_fingerprint(options, path) for path in paths],
+        "samples": [options.samples, options.eval_samples, options.sequence],
+    }
+
+
+def _verify_inputs(run: Run) -> Mapping[str, Any]:
+    return {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "labels": run.options.label_column}
+
+
+def _bench_inputs(run: Run) -> Mapping[str, Any]:
+    return {**_evaluation(run), "float": fingerprint(run.work.path / FLOAT), "batch": run.options.batch}
+
+
+def _deploy_inputs(run: Run) -> Mapping[str, Any]:
+    served = [run.name, run.options.batch, run.options.triton_backend]
+    return {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "served": served}
+
+
+STEPS = (
+    Step(
+        "calibrate",  # one step: the injected model lives in memory only
+        _calibrate_inputs,
+        (("load", stages.load), ("inject", stages.inject), ("calibrate", stages.calibrate)),
+    ),
+    Step("export", _export_inputs, (("export", stages.export),)),
+    Step("lower", _lower_inputs, (("lower", stages.lower),)),
+    Step("build", _build_inputs, (("build", engine.build),)),
+    Step("verify", _verify_inputs, (("verify", measure.verify),)),
+    Step("bench", _bench_inputs, (("bench", measure.bench_in_budget),)),
+    Step("deploy", _deploy_inputs, (("deploy", measure.deploy),)),
+)

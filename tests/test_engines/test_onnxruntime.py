@@ -1,0 +1,229 @@
+"""The ONNX Runtime engine: u8 activations run in INT8, s8 ones do not all, and how it is built, run and refused."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings, build
+from engines.onnxruntime.build import _verdicts
+from engines.openvino import OpenVINORunner, OpenVINOSettings
+from engines.precision import summary
+from engines.types import BuiltEngine, MatmulNames, Runner
+from export.passes import lower
+from export.to_onnx import save_proto
+from export.unoptimized import open_unoptimized
+from export.unoptimized import run as run_unoptimized
+from qdq.engine import multiplications
+from qdq.errors import BuildError
+
+ONE_THREAD = OnnxRuntimeSettings(threads=1)
+DENSE = "intermediate.dense"
+DENSE_MATMUL = f"encoder.layer.0.{DENSE}.MatMul"
+PROJECTIONS = {f"encoder.layer.0.attention.self.{name}.MatMul" for name in ("query", "key", "value")}
+
+x86_only = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the u8 kernels are x86's choice")
+
+
+def built(model: Path, names: MatmulNames | None = None) -> BuiltEngine:
+    return build(model, model.parent, ONE_THREAD, names or multiplications(model))
+
+
+def report(engine: BuiltEngine) -> Any:
+    assert engine.int8 is not None
+    return engine.int8
+
+
+def lowered(canonical: Path) -> Path:
+    """The u8 graph of a canonical one."""
+    folder = canonical.parent / f"{canonical.stem}.u8"
+    lower(canonical, "onnxruntime", folder)
+    return folder / "model.onnx"
+
+
+# --- what runs in INT8 ----------------------------------------------------------------------------------------------
+
+
+@x86_only
+def test_every_quantized_multiplication_reads_back_int8(write_encoder: Callable[..., Path]) -> None:
+    """The transposed keys included: ONNX Runtime moves the Transpose off the matmul's path."""
+    found = report(built(lowered(write_encoder())))
+    assert summary(found) == "6 of 6 encoder linears and 2 of 2 attention matmuls run in INT8"
+    assert found.not_int8 == found.inferred == ()
+
+
+@x86_only
+def test_signed_activations_leave_the_shared_projections_float(write_encoder: Callable[..., Path]) -> None:
+    """Why the graph is re-coded: q, k and v read one Q through a DQ each, and those stay MatMul."""
+    found = report(built(write_encoder()))
+    assert found.encoder_linear == (3, 6)
+    assert {item.name for item in found.not_int8} == PROJECTIONS
+    assert {item.reason for item in found.not_int8} == {"ONNX Runtime runs it as MatMul"}
+
+
+@x86_only
+@pytest.mark.parametrize(
+    ("float_inputs", "float_weights", "operator"),
+    [([DENSE], [DENSE], "MatMul"), ([], [DENSE], "MatMul"), ([DENSE], [], "MatMulNBits")],
+)
+def test_a_linear_that_reads_back_float_is_reported_whatever_was_expected(
+    write_encoder: Callable[..., Path], float_inputs: list[str], float_weights: list[str], operator: str
+) -> None:
+    """The names come from the fully quantized graph, so nothing but the engine knows that one linear is float."""
+    expected = multiplications(write_encoder("expected.onnx"))
+    found = report(built(lowered(write_encoder("m.onnx", float_inputs, float_weights)), expected))
+    assert found.encoder_linear == (5, 6)
+    assert [(item.name, item.reason) for item in found.not_int8] == [
+        (DENSE_MATMUL, f"ONNX Runtime runs it as {operator}")
+    ]
+
+
+@x86_only
+def test_the_placement_is_the_reason_where_it_left_operands_float(write_encoder: Callable[..., Path]) -> None:
+    found = report(built(lowered(write_encoder(float_inputs=[DENSE], operands=("q", "k")))))
+    assert (found.encoder_linear, found.attention_matmul) == ((5, 6), (1, 2))
+    assert [(item.name, item.reason) for item in found.not_int8] == [
+        (DENSE_MATMUL, "the placement leaves its first operand float"),
+        ("encoder.layer.0.attention.self.MatMul_1", "the placement quantizes neither operand"),
+    ]
+
+
+def optimized_graph(path: Path, nodes: dict[str, str]) -> Path:
+    """A file whose nodes have these names and operators, as ONNX Runtime writes after optimizing."""
+    graph = helper.make_graph([helper.make_node(op, [], [], name=name) for name, op in nodes.items()], "g", [], [])
+    onnx.save(helper.make_model(graph), path)
+    return path
+
+
+def test_names_survive_the_fusions_of_onnx_runtime(tmp_path: Path) -> None:
+    nodes = {
+        "l.0.a.MatMul": "MatMulIntegerToFloat",
+        "fused l.0.b.Gemm": "FusedGemm",
+        "l.0.c.MatMul/MatMulAddFusion": "Gemm",
+        "l.0.d.MatMul": "MatMul",
+        "l.0.d.MatMul_1/MatmulTransposeFusion/_token_7": "FusedMatMul",
+        "l.0.e.MatMul/duplicated": "DequantizeLinear",
+    }
+    verdict = _verdicts(optimized_graph(tmp_path / "optimized.onnx", nodes))
+    assert verdict("l.0.a.MatMul").int8
+    floats = {name: verdict(name).says for name in ("l.0.b.Gemm", "l.0.c.MatMul", "l.0.d.MatMul", "l.0.d.MatMul_1")}
+    assert [says.rpartition(" ")[2] for says in floats.values()] == ["FusedGemm", "Gemm", "MatMul", "FusedMatMul"]
+    assert verdict("l.0.e.MatMul").says == "ONNX Runtime fused it into an operator of another name"
+    assert not any(verdict(name).int8 for name in (*floats, "l.0.e.MatMul"))
+
+
+# --- building -------------------------------------------------------------------------------------------------------
+
+
+def test_the_engine_is_the_model_file_and_nothing_is_written(write_encoder: Callable[..., Path]) -> None:
+    model = write_encoder()
+    engine = built(model)
+    assert engine.files == (model,)
+    assert [file.name for file in model.parent.iterdir()] == [model.name]
+    assert engine.settings == {"threads": 1, "onnxruntime": onnxruntime.__version__}
+    assert [(tensor.name, tensor.dtype, tensor.shape) for tensor in (*engine.inputs, *engine.outputs)] == [
+        ("input_ids", "int64", ("batch", "sequence")),
+        ("attention_mask", "int64", ("batch", "sequence")),
+        ("last_hidden_state", "float32", ("batch", "sequence", 64)),
+    ]
+    assert build(model, model.parent, ONE_THREAD, None).int8 is None
+
+
+def test_external_data_is_part_of_the_engine(write_encoder: Callable[..., Path], make_feeds: Any) -> None:
+    model = write_encoder()
+    expected = OnnxRuntimeRunner(model, ONE_THREAD)(make_feeds(2, 5))["last_hidden_state"]
+    save_proto(onnx.load(model), model, external_data_bytes=100)
+    engine = built(model)
+    assert [file.name for file in engine.files] == [model.name, f"{model.name}.data"]
+    result = OnnxRuntimeRunner(model, ONE_THREAD)(make_feeds(2, 5))["last_hidden_state"]
+    np.testing.assert_array_equal(result, expected)
+    engine.files[1].unlink()
+    with pytest.raises(BuildError, match=r"ONNX Runtime cannot load .*model.qdq.onnx.data.*run the lower stage again"):
+        built(model)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", b"\xff" * 50, None], ids=["empty", "text", "junk", "cut"])
+def test_a_damaged_file_is_a_build_error(write_encoder: Callable[..., Path], content: bytes | None) -> None:
+    model = write_encoder()
+    model.write_bytes(model.read_bytes()[: model.stat().st_size // 2] if content is None else content)
+    with pytest.raises(BuildError, match=r"model.qdq.onnx.*; run the lower stage again") as caught:
+        built(model, MatmulNames((), ()))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BuildError, match=r"ONNX Runtime cannot load .*: Load model from .* failed:.*lower stage again"):
+        OnnxRuntimeRunner(model, ONE_THREAD)
+    with pytest.raises(BuildError, match="cannot be read as ONNX"):
+        built(model.with_name("absent.onnx"), MatmulNames((), ()))
+
+
+def test_an_operator_onnx_runtime_does_not_know_is_named(tmp_path: Path) -> None:
+    source, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Frobnicate", ["x"], ["y"], name="odd")], "g", [source], [result])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match=r"ONNX Runtime cannot load .*No Op registered for Frobnicate"):
+        built(tmp_path / "m.onnx", MatmulNames((), ()))
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+def test_runner_takes_any_shape_and_owns_what_it_returns(write_encoder: Callable[..., Path], make_feeds: Any) -> None:
+    run = OnnxRuntimeRunner(lowered(write_encoder()), ONE_THREAD)
+    first = run(make_feeds(2, 7))["last_hidden_state"]
+    kept = first.copy()
+    for batch, sequence in ((2, 7), (1, 1), (5, 32)):
+        result = run(make_feeds(batch, sequence, seed=1))["last_hidden_state"]
+        assert result.shape == (batch, sequence, 64)
+        assert result.dtype == np.float32
+    np.testing.assert_array_equal(first, kept)
+    first[:] = 0  # its own: writing to it changes no later result
+    np.testing.assert_array_equal(run(make_feeds(2, 7))["last_hidden_state"], kept)
+
+
+def test_runner_refuses_a_batch_that_does_not_fit(write_encoder: Callable[..., Path], make_feeds: Any) -> None:
+    run = OnnxRuntimeRunner(write_encoder(), ONE_THREAD)
+    feeds = make_feeds(2, 7)
+    expected = run(feeds)["last_hidden_state"]
+    np.testing.assert_array_equal(run({**feeds, "labels": np.zeros(2)})["last_hidden_state"], expected)
+    ids, mask = feeds["input_ids"], feeds["attention_mask"]
+    with pytest.raises(BuildError, match=r"lacks input\(s\) attention_mask of the engine"):
+        run({"input_ids": ids})
+    with pytest.raises(
+        BuildError, match=r"inputs of one shape and rank 2; the batch has input_ids \(2, 7\), .* \(2, 9\)"
+    ):
+        run({**feeds, "attention_mask": np.ones((2, 9), np.int64)})
+    with pytest.raises(BuildError, match=r"rank 2; the batch has input_ids \(1, 2, 7\), attention_mask \(1, 2, 7\)"):
+        run({"input_ids": ids[None], "attention_mask": mask[None]})
+
+
+# --- both runtimes --------------------------------------------------------------------------------------------------
+
+
+def test_both_runtimes_compute_what_the_canonical_graph_says(
+    write_encoder: Callable[..., Path], make_feeds: Any, tmp_path: Path
+) -> None:
+    """OpenVINO on s8 and ONNX Runtime on u8 against the canonical graph run node by node.
+
+    Outputs are of order 1 (LayerNorm). The runtimes sum in another order, so now and then a value next to a rounding
+    border takes the neighbouring code. One step of the coarsest quantizer (0.03) through a weight of at most 0.25 moves
+    a sum by less than 0.01; a handful of them at once, before LayerNorm, stay within 0.05.
+    """
+    canonical = write_encoder()
+    lower(canonical, "openvino", tmp_path / "s8")
+    feeds = make_feeds(4, 16)
+    (expected,) = run_unoptimized(open_unoptimized(str(canonical), tmp_path), feeds, ["last_hidden_state"])
+    runners: dict[str, Runner] = {
+        "openvino": OpenVINORunner(tmp_path / "s8" / "model.onnx", OpenVINOSettings(1)),
+        "onnxruntime": OnnxRuntimeRunner(lowered(canonical), ONE_THREAD),
+    }
+    for name, run in runners.items():
+        result = run(feeds)["last_hidden_state"]
+        np.testing.assert_allclose(result, expected, rtol=0, atol=0.05, err_msg=name)
+        assert np.abs(result - expected).mean() < 0.002, name
