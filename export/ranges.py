@@ -1,7 +1,7 @@
 """How large every float tensor of a graph gets on real data: what decides where FP16 is enough.
 
-Two small reductions behind each tensor bring back its largest magnitude and whether all of it is finite, so one run per
-batch measures every tensor and none of them has to be kept.
+Two small reductions behind each tensor bring back its largest magnitude and whether it holds NaN, so one run per batch
+measures every tensor and none of them has to be kept.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from export.unoptimized import open_unoptimized, run
 from qdq.errors import PassError
 
 ZERO = "range.zero"
+KINDS = ("largest", "nan")  # the two reductions
 
 
 def measure_ranges(
@@ -30,7 +31,9 @@ def measure_ranges(
     feeds: Iterable[Mapping[str, NDArray[Any]]],
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Largest |x| of every float32 tensor a node computes from the graph's inputs, over all `feeds`.
+    """Largest finite |x| of every float32 tensor a node computes from the graph's inputs, over all `feeds`.
+
+    Infinity does not count: FP16 has it too, and graphs take the logarithm of 0 where a Where then discards it.
 
     Args:
         model_path: the canonical or the FP32 graph; external data beside it.
@@ -38,7 +41,7 @@ def measure_ranges(
         progress: called with the number of batches done.
 
     Returns tensor name to largest magnitude, in graph order. Raises PassError when the graph cannot be read, when a
-    tensor is NaN or infinite already in FP32, and when there are no batches; Unavailable without ONNX Runtime.
+    tensor holds NaN already in FP32, and when there are no batches; Unavailable without ONNX Runtime.
     """
     try:
         model = onnx.load(model_path, load_external_data=False)
@@ -47,12 +50,12 @@ def measure_ranges(
     names = _computed_floats(model)
     _append_reductions(model.graph, names)
     session = open_unoptimized(model.SerializeToString(), model_path.parent)
-    outputs = [f"range.{kind}.{name}" for kind in ("largest", "finite") for name in names]
+    outputs = [f"range.{kind}.{name}" for kind in KINDS for name in names]
     largest = np.zeros(len(names))
     done = 0
     for done, feed in enumerate(feeds, 1):
         values = np.array(run(session, feed, outputs), dtype=np.float64)
-        _raise_unless_finite(names, values[len(names) :])
+        _raise_for_nan(names, values[len(names) :])
         largest = np.maximum(largest, values[: len(names)])
         if progress is not None:
             progress(done)
@@ -75,22 +78,25 @@ def _append_reductions(graph: onnx.GraphProto, names: list[str]) -> None:
     del graph.output[:]
     for name in names:
         graph.node.extend(_reductions(name))
-        for kind in ("largest", "finite"):
+        for kind in KINDS:
             graph.output.append(helper.make_tensor_value_info(f"range.{kind}.{name}", TensorProto.FLOAT, []))
 
 
 def _reductions(name: str) -> Iterator[NodeProto]:
     yield helper.make_node("Abs", [name], [f"range.abs.{name}"])
-    yield helper.make_node("ReduceMax", [f"range.abs.{name}"], [f"range.largest.{name}"], keepdims=0)
-    # ReduceMax skips NaN; x * 0 is NaN for NaN and for infinity, and a sum keeps it.
-    yield helper.make_node("Mul", [name, ZERO], [f"range.nothing.{name}"])
-    yield helper.make_node("ReduceSum", [f"range.nothing.{name}"], [f"range.finite.{name}"], keepdims=0)
+    yield helper.make_node("IsInf", [name], [f"range.infinite.{name}"])
+    yield helper.make_node("Where", [f"range.infinite.{name}", ZERO, f"range.abs.{name}"], [f"range.finite.{name}"])
+    yield helper.make_node("ReduceMax", [f"range.finite.{name}"], [f"range.largest.{name}"], keepdims=0)
+    # ReduceMax skips NaN
+    yield helper.make_node("IsNaN", [name], [f"range.is_nan.{name}"])
+    yield helper.make_node("Cast", [f"range.is_nan.{name}"], [f"range.number.{name}"], to=TensorProto.FLOAT)
+    yield helper.make_node("ReduceMax", [f"range.number.{name}"], [f"range.nan.{name}"], keepdims=0)
 
 
-def _raise_unless_finite(names: list[str], sums: NDArray[np.float64]) -> None:
-    wrong = [name for name, value in zip(names, sums, strict=True) if value != 0]
+def _raise_for_nan(names: list[str], found: NDArray[np.float64]) -> None:
+    wrong = [name for name, value in zip(names, found, strict=True) if value]
     if wrong:
         raise PassError(
-            f"{len(wrong)} tensor(s) hold NaN or infinity already in FP32, the first is '{wrong[0]}'; check the "
-            "checkpoint's weights"
+            f"{len(wrong)} tensor(s) hold NaN already in FP32, the first is '{wrong[0]}'; check the checkpoint's "
+            "weights"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdq.artifacts import write_json
-from qdq.errors import DeployError
+from qdq.errors import BuildError, DeployError
 from qdq.run import CHOICES, FLOAT, Run
 from qdq.screen import Stage
 
@@ -96,13 +96,17 @@ def tensorrt_fp32(run: Run) -> Runner:
 
 
 def multiplications(model: Path) -> MatmulNames:
-    """The matrix multiplications of a graph, by what the INT8 report counts them as."""
+    """The matrix multiplications of a graph, by what the INT8 report counts them as. Raises BuildError."""
     import onnx
+    from google.protobuf.message import DecodeError
 
     from engines.types import MatmulNames, NotInt8
     from export.inventory import inventory
 
-    found = inventory(onnx.load(model, load_external_data=False))
+    try:
+        found = inventory(onnx.load(model, load_external_data=False))
+    except DecodeError as error:
+        raise BuildError(f"{model}: cannot be read as ONNX ({error}); run 'qdq lower' again") from error
     unquantized = [
         NotInt8(name, _float_operands(found.quantized[name]))
         for name in (*found.encoder_linear, *found.attention_matmul)

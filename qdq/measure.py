@@ -81,15 +81,17 @@ def evaluation_labels(run: Run, loaded: LoadedModel) -> tuple[list[int] | None, 
 
     Raises DataError when the user named the label column and it does not hold the model's classes.
     """
-    records, required = run.evaluation.records, run.options.label_column is not None
+    texts, required = run.evaluation, run.options.label_column is not None
     if loaded.task.name not in LABELLED_TASKS:
         return None, f"there is no built-in metric for {loaded.task.name} on this kind of file"
-    if all(record.label is None for record in records):
-        reason = f"no text of {run.evaluation.source} has a label"
-        if required:
-            raise DataError(f"{reason}; give labelled text to --eval-data (EVAL=), or leave --label-column out")
+    if all(record.label is None for record in texts.records):
+        reason = f"no text of {texts.source} has a label"
+        if required and not texts.bundled:
+            raise DataError(f"{reason}; name another --label-column, or leave it out")
+        if required:  # the column is there, but the calibration took every row
+            run.screen.warn(f"no task metric: {reason}; give labelled text to --eval-data (EVAL=)")
         return None, reason
-    return label_indices(records, loaded.labels, len(loaded.labels) or CHOICES, required)
+    return label_indices(texts.records, loaded.labels, len(loaded.labels) or CHOICES, required)
 
 
 def workload(run: Run, count: int) -> list[Any]:
@@ -126,7 +128,7 @@ def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
         threads=options.threads,
     )
     feeds = workload(run, WORKLOAD_BATCHES)
-    report = race(contestants(run), feeds, settings, run.work.manifest["versions"], stage.progress)
+    report = race(contestants(run), feeds, settings, run.versions, stage.progress)
     int8 = report["contestants"]["int8"]
     stage.say(f"{int8['latency_ms']['p50']:.1f} ms, {int8['speedup']['onnxruntime-fp32']:.2f} x ONNX Runtime FP32")
     return (write_json(run.target / "benchmark.json", report),)

@@ -17,6 +17,7 @@ CALIBRATORS = ("max", "percentile")
 TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 PLACEMENT_NAMES = ("linear", "linear+qk", "qdqbert", "ft1", "ft2", "ft3", "trt")
 
+CPU_TARGETS = ("openvino", "onnxruntime")
 DEFAULT_PLACEMENT = {"openvino": "linear+qk", "onnxruntime": "linear+qk", "tensorrt": "qdqbert"}
 LARGEST_BATCH = 4096
 
@@ -79,6 +80,8 @@ class CompileOptions:
             choice(self.placement, PLACEMENT_NAMES, "--placement")
         if self.triton_backend is not None:
             choice(self.triton_backend, TRITON_BACKENDS, "--triton-backend")
+        if self.triton_backend == "tensorrt" and self.target in CPU_TARGETS:
+            raise ConfigError(f"--triton-backend: tensorrt serves plans only, not --target {self.target}; leave it out")
         if self.placement is not None and self.spec is not None:
             raise ConfigError(
                 "--placement and --spec both say what to quantize; give one (a spec can name a placement)"

@@ -59,9 +59,10 @@ def show(run: Run) -> None:
     placement = options.placement or (f"from {options.spec}" if options.spec else "the checkpoint's own")
     calibrator = f"{options.calibrator} {options.percentile or ''}".strip()
     text = f"{calibrator}, at most {options.samples} texts of {options.calibration or 'the bundled English text'}"
+    threads = f"{options.threads} thread{'' if options.threads == 1 else 's'}"
     rows = {
         "model": f"{options.model or f'{DEFAULT_MODEL}, bundled'} ({options.task})",
-        "target": f"{options.target}, {options.threads} threads, precision hint {options.precision_hint}",
+        "target": f"{options.target}, {threads}, precision hint {options.precision_hint}",
         "placement": placement,
         "calibration": "the checkpoint's own amax" if amax else text,
         "evaluation": f"at most {options.eval_samples} texts of {options.eval_data or 'what calibration leaves over'}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from qdq.source import is_checkpoint, read_config, short_name
 from qdq.source import resolve as resolve_model
 from qdq.steps import STEPS, VARYING, Step
 from qdq.tasks import detect_task
-from qdq.versions import versions
 from qdq.workdir import MANIFEST, WorkDirectory
 
 
@@ -58,10 +58,7 @@ def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
 
 
 def begin(run: Run) -> Run:
-    """Resolve the options, show them, check the texts, and note in the manifest what this run is about.
-
-    The manifest is written with the first completed stage, so a run that fails before leaves none.
-    """
+    """Resolve the options, show them, and check what the user typed as far as that goes without the model."""
     options = run.options
     if run.source is not None:
         options = replace(options, task=options.task or detect_task(_architectures(run.source), str(run.source)).name)
@@ -72,9 +69,6 @@ def begin(run: Run) -> Run:
         _ = run.evaluation
         if run.options.spec is not None:
             stages.requested_spec(run)
-    run.work.manifest["versions"] = versions()
-    run.work.manifest["options"] = {key: value for key, value in run.options.as_json().items() if key != "out"}
-    run.work.manifest["model"] = {"name": run.name}
     return run
 
 
@@ -104,13 +98,14 @@ def run_step(run: Run, step: Step, force: bool = False) -> None:
                 run.replaced = tuple(run.work.path / path for path in outputs)
                 run.work.forget(record)
             written += function(run, stage)
+    run.note()
     varying = [path for path in written if path.name in VARYING]
     run.work.complete(record, inputs, [path for path in written if path.name not in VARYING], varying)
 
 
 def _inputs(run: Run, step: Step) -> dict[str, Any]:
     """Raises DeployError when a file of an earlier stage is missing."""
-    return {**step.inputs(run), "versions": run.work.manifest["versions"]}
+    return {**step.inputs(run), "versions": run.versions}
 
 
 def _single(run: Run, name: str) -> None:
@@ -137,12 +132,9 @@ def _outdated(run: Run) -> list[str]:
         if record not in run.work.manifest["stages"]:
             continue
         inherited = any(name.rpartition("/")[2] in ("export", "lower", "build") for name in found)
-        try:
-            fresh = not inherited and run.work.fresh(record, _inputs(run, step))
-        except DeployError:  # a file it is made from has been removed
-            fresh = False
-        if not fresh:
-            found.append(record)
+        with suppress(DeployError):  # what it is made from has been removed, so it is not older
+            if inherited or not run.work.made_from(record, _inputs(run, step)):
+                found.append(record)
     return found
 
 
@@ -154,6 +146,7 @@ def _finish(run: Run, work: Callable[[], None]) -> Outcome:
     except Unavailable as error:
         code, missing = 3, str(error)
         run.screen.line(f"\n{error}")
+    run.note()
     run.work.write_manifest()
     _warn_other_targets(run)
     return Outcome(code, str(run.work.path), run.options.target, artifacts(run), missing, run.screen.warnings)

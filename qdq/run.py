@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from qdq.options import CompileOptions
 from qdq.screen import Screen
 from qdq.source import is_checkpoint
 from qdq.texts import Texts, calibration_texts, evaluation_texts
+from qdq.versions import versions
 from qdq.workdir import SEED, WorkDirectory
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Run:
         source: the model's folder; None in a run that starts behind the checkpoint.
         loaded, placement: what stages 1 and 2 hand to stage 3; they live in memory only.
         replaced: what the stage that runs now wrote the last time.
+        versions: of everything installed that shapes a file; part of what every stage depends on.
     """
 
     options: CompileOptions
@@ -43,6 +46,7 @@ class Run:
     loaded: LoadedModel | None = None
     placement: Placement | None = None
     replaced: tuple[Path, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=versions)
 
     @property
     def target(self) -> Path:
@@ -70,6 +74,11 @@ class Run:
         """Whether the model is a checkpoint of ours and nobody asked for another placement."""
         own = self.source is not None and is_checkpoint(self.source)
         return own and self.options.placement is None and self.options.spec is None
+
+    def note(self) -> None:
+        """Put into the manifest what this run is about. Only when something is done: a failed run is not recalled."""
+        options = {key: value for key, value in self.options.as_json().items() if key != "out"}
+        self.work.manifest |= {"versions": dict(self.versions), "options": options, "model": {"name": self.name}}
 
     def record(self, stage: str) -> str:
         """Key of a stage in the manifest."""

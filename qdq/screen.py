@@ -109,8 +109,10 @@ def logged_to(screen: Screen) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("qdq", "export", "engines")]
     for logger in loggers:
         logger.addHandler(handler)
+        logger.propagate = False  # pytorch-quantization's absl puts a handler of its own on the root logger
     try:
         yield
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
+            logger.propagate = True

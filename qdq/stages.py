@@ -107,10 +107,9 @@ def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
         stage.say(f"{how} over {table.tokens} tokens of {source}")
     if table.zero_channels:
         run.screen.warn(f"{sum(table.zero_channels.values())} all-zero weight channels got the floor scale 2**-14")
+    write_checkpoint(run.loaded, spec, table, run.checkpoint)  # first: the one that may not fit on the disk
     calibration = write_json(run.work.path / "calibration.json", {**table.as_json(), "source": source})
-    placement = write_placement(run)
-    write_checkpoint(run.loaded, spec, table, run.checkpoint)
-    return placement, calibration, run.checkpoint
+    return run.checkpoint, calibration, write_placement(run)
 
 
 def _take_over(run: Run, loaded: LoadedModel) -> bool:

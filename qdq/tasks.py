@@ -34,9 +34,7 @@ TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
         Task("feature-extraction", "AutoModel", ("last_hidden_state",), ("Model", "ForPreTraining")),
-        Task(
-            "text-classification", "AutoModelForSequenceClassification", ("logits",), ("ForSequenceClassification",)
-        ),
+        Task("text-classification", "AutoModelForSequenceClassification", ("logits",), ("ForSequenceClassification",)),
         Task("token-classification", "AutoModelForTokenClassification", ("logits",), ("ForTokenClassification",)),
         Task(
             "question-answering",

@@ -17,17 +17,18 @@ PAIR_TASKS = ("question-answering", "next-sentence-prediction", "multiple-choice
 
 @dataclass(frozen=True)
 class Texts:
-    """Records with the sentence that says where they come from."""
+    """Records with the sentence that says where they come from; `bundled` text has no labels."""
 
     records: tuple[Record, ...]
     source: str
+    bundled: bool = False
 
 
 def calibration_texts(options: CompileOptions, task: str) -> Texts:
     """The first `samples` texts of the calibration source, or of the bundled English text."""
     if options.calibration is None:
         records = _bundled(task, heldout=False)[: options.samples]
-        return Texts(tuple(records), f"bundled English text, {_count(records)}")
+        return Texts(tuple(records), f"bundled English text, {_count(records)}", bundled=True)
     records, columns = read_records(_source(options, options.calibration), options.samples)
     return Texts(tuple(records), f"{options.calibration} ({_columns(columns)}), {_count(records)}")
 
@@ -58,7 +59,7 @@ def evaluation_texts(options: CompileOptions, task: str, calibration: Texts) -> 
     fresh = unused(_bundled(task, heldout=True))[: options.eval_samples]
     if not fresh:
         raise DataError("every bundled text was calibrated on; give other text to --eval-data (EVAL=)")
-    return Texts(fresh, f"bundled held-out English text, {_count(fresh)}")
+    return Texts(fresh, f"bundled held-out English text, {_count(fresh)}", bundled=True)
 
 
 def label_indices(

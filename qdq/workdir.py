@@ -99,11 +99,16 @@ class WorkDirectory:
             return empty  # another version may compute other files from the same inputs
         return found
 
+    def made_from(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether `stage` was completed with the same inputs."""
+        record = self.manifest["stages"].get(stage)
+        return bool(record) and record["inputs"] == sha256_json(inputs)
+
     def fresh(self, stage: str, inputs: Mapping[str, Any]) -> bool:
         """Whether `stage` was completed with the same inputs and its outputs are still what it wrote."""
-        record = self.manifest["stages"].get(stage)
-        if not record or record["inputs"] != sha256_json(inputs):
+        if not self.made_from(stage, inputs):
             return False
+        record = self.manifest["stages"][stage]
         return all(
             (self.path / name).exists() if digest == PRESENT else _hash(self.path / name) == digest
             for name, digest in record["outputs"].items()

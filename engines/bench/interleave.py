@@ -96,7 +96,7 @@ def interleave(
     contestant whose outputs are empty or not finite.
     """
     race = _Race(contestants, workload, settings, clock, progress)
-    with _garbage_collection_paused():
+    with garbage_collection_paused():
         race.warm_up()
         race.count()
     return Timings(
@@ -140,7 +140,7 @@ class _Race:
                 if turn and sum(spent) + min(spent) > share:
                     continue
                 duration, outputs = self._time(index, turn)
-                _check_outputs(contestant.name, outputs)
+                check_outputs(contestant.name, outputs)
                 spent.append(duration)
             self._show(turn + 1)
 
@@ -225,7 +225,8 @@ def plan_strides(costs: Sequence[float], remaining: float, samples: int) -> list
     return strides
 
 
-def _check_outputs(name: str, outputs: Outputs) -> None:
+def check_outputs(name: str, outputs: Outputs) -> None:
+    """Raise BuildError naming the contestant and the output that is missing, empty or not finite."""
     if not outputs:
         raise BuildError(f"contestant '{name}' returned no outputs in warm-up; rebuild its engine before timing it")
     for output, array in outputs.items():
@@ -239,7 +240,7 @@ def _check_outputs(name: str, outputs: Outputs) -> None:
 
 
 @contextlib.contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """As `timeit` does: a full collection with torch loaded takes long enough to show up as a p99."""
     was_enabled = gc.isenabled()
     gc.collect()

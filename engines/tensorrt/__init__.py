@@ -1,4 +1,4 @@
-"""TensorRT target: probe the machine, write the build files, build, run, and read the precision back.
+"""TensorRT target: probe the machine, write the build files, build, run, read the precision back, inspect.
 
 TensorRT 10.x and 11.x. Nothing here imports `tensorrt` or `polygraphy` before a function needs it, so the package
 imports on a machine that has neither.
@@ -8,19 +8,30 @@ from __future__ import annotations
 
 from engines.tensorrt.availability import Probe, probe
 from engines.tensorrt.builder import build, collect
-from engines.tensorrt.precision import load_layer_info, read_back
+from engines.tensorrt.comparison import Coverage, Difference, PredictedLayer, Verdict, verdict
+from engines.tensorrt.inspection import LayerRow, inspect_command, inspect_table
+from engines.tensorrt.kernels import load_layer_info
+from engines.tensorrt.precision import read_back
 from engines.tensorrt.runner import TensorRTRunner
 from engines.tensorrt.script import write_build_files
 from engines.tensorrt.settings import TensorRTSettings
 
 __all__ = [
+    "Coverage",
+    "Difference",
+    "LayerRow",
+    "PredictedLayer",
     "Probe",
     "TensorRTRunner",
     "TensorRTSettings",
+    "Verdict",
     "build",
     "collect",
+    "inspect_command",
+    "inspect_table",
     "load_layer_info",
     "probe",
     "read_back",
+    "verdict",
     "write_build_files",
 ]

@@ -38,6 +38,16 @@ class Probe:
         """True when an engine can be built and run here."""
         return not self.missing
 
+    @property
+    def capability(self) -> float | None:
+        """Compute capability of the GPU (7.5 for a T4), None without one."""
+        return float(self.gpu.rpartition(" ")[2]) if self.gpu else None
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Major and minor version of TensorRT, () without it."""
+        return tuple(map(int, self.tensorrt.split(".")[:2])) if self.tensorrt else ()
+
 
 def probe(timeout_s: float = TIMEOUT_S) -> Probe:
     """Probe GPU, driver, tensorrt and polygraphy. Takes at most `timeout_s` seconds for each of the first three."""

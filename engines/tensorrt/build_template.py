@@ -21,9 +21,13 @@ RANGES: dict[str, list[int]] = {"batch": [1, 40, 40], "sequence": [1, 128, 128]}
 WORKSPACE_GIB = 4.0
 OPTIMIZATION_LEVEL = 3
 TIMING_CACHE: str | None = None
+VERSION_COMPATIBLE = False
+HARDWARE_COMPATIBILITY = "none"
+REFIT, STRIP_WEIGHTS = False, False
 # end values of this model
 
 HERE = Path(__file__).resolve().parent
+MAX_REFUSALS = 20  # parser messages shown; a graph of the wrong kind is refused at every node
 
 
 def fail(status: int, message: str) -> NoReturn:
@@ -45,6 +49,18 @@ def parse_options() -> argparse.Namespace:
     arguments.add_argument("--optimization-level", type=int, default=OPTIMIZATION_LEVEL, choices=range(6))
     arguments.add_argument(
         "--timing-cache", type=Path, default=TIMING_CACHE and HERE / TIMING_CACHE, help="read if there, then written"
+    )
+    arguments.add_argument(
+        "--version-compatible",
+        action=argparse.BooleanOptionalAction,
+        default=VERSION_COMPATIBLE,
+        help="the plan also loads in later TensorRT versions; may be slower",
+    )
+    arguments.add_argument(
+        "--hardware-compatibility",
+        choices=("none", "ampere_plus", "same_compute_capability"),
+        default=HARDWARE_COMPATIBILITY,
+        help="other GPUs that may load the plan; may be slower. ampere_plus excludes the T4 (default: %(default)s)",
     )
     options = arguments.parse_args()
     for axis in RANGES:
@@ -87,10 +103,10 @@ def parse(trt: Any, builder: Any, logger: Any, model: Path) -> Any:
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
-        for index in range(parser.num_errors):
+        for index in range(min(parser.num_errors, MAX_REFUSALS)):
             rejected = parser.get_error(index)
             print(f"  {rejected.node_operator()} node '{rejected.node_name()}': {rejected.desc()}", file=sys.stderr)
-        fail(1, f"TensorRT {trt.__version__} cannot parse {model}; the nodes are listed above")
+        fail(1, f"TensorRT {trt.__version__} cannot parse {model}: {parser.num_errors} messages, the first are above")
     return network
 
 
@@ -116,17 +132,46 @@ def configure(trt: Any, builder: Any, options: argparse.Namespace) -> Any:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))
     config.builder_optimization_level = options.optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layer information names ONNX nodes and types
+    set_portability(trt, config, options)
     if options.timing_cache:
-        data = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-        cache = config.create_timing_cache(data)
-        if cache is None or not config.set_timing_cache(cache, False):
-            print(f"build_engine: {options.timing_cache} is of another TensorRT or GPU; ignored", file=sys.stderr)
+        load_timings(config, options.timing_cache)
     return config
+
+
+def set_portability(trt: Any, config: Any, options: argparse.Namespace) -> None:
+    """Which TensorRT versions and GPUs may load the plan, and whether its weights can be replaced or are left out."""
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatibility == "ampere_plus":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    elif options.hardware_compatibility == "same_compute_capability":
+        major, minor = (int(part) for part in trt.__version__.split(".")[:2])
+        if (major, minor) < (10, 9):
+            fail(3, f"same_compute_capability needs TensorRT 10.9 or later, this is {trt.__version__}")
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    if REFIT:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if STRIP_WEIGHTS:  # without REFIT: to be put back as they are
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+
+
+def load_timings(config: Any, path: Path) -> None:
+    """Start from the kernel timings of earlier builds; an empty cache collects those of this build."""
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        print(
+            f"build_engine: {path} was measured by another TensorRT version or on another GPU model: it is not used, "
+            "every kernel is timed again, and the file is replaced after the build",
+            file=sys.stderr,
+        )
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
 
 
 def layer_information(trt: Any, logger: Any, plan: Any) -> str:
     """The engine inspector's JSON text of the plan, as TensorRT wrote it."""
     runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = True  # a version-compatible plan carries code; this one was built just now
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         fail(1, "the plan that was just built cannot be loaded; see the messages above")

@@ -1,8 +1,7 @@
-"""Build the TensorRT engine with polygraphy, or say exactly what this machine lacks for it."""
+"""Build the TensorRT engine where this machine can, or say exactly what it lacks; collect one built elsewhere."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any
 
 from engines.interface import interface
 from engines.tensorrt.availability import probe
-from engines.tensorrt.precision import load_layer_info, read_back
+from engines.tensorrt.kernels import load_layer_info
+from engines.tensorrt.plan import build_plan
+from engines.tensorrt.precision import read_back
 from engines.tensorrt.script import LAYER_INFO, PLAN, SCRIPT, write_build_files
-from engines.tensorrt.settings import TensorRTSettings, profile_shapes
-from engines.types import BuiltEngine, MatmulNames, TensorInfo
+from engines.tensorrt.settings import TensorRTSettings, check_machine
+from engines.types import BuiltEngine, MatmulNames
 from qdq.artifacts import atomic_path, write_text
 from qdq.errors import BuildError, Unavailable
-
-logger = logging.getLogger(__name__)
 
 
 def build(lowered: Path, folder: Path, settings: TensorRTSettings, names: MatmulNames | None = None) -> BuiltEngine:
@@ -25,17 +24,20 @@ def build(lowered: Path, folder: Path, settings: TensorRTSettings, names: Matmul
 
     `names` are the matrix multiplications to look for; None for a floating-point engine. Takes minutes on a GPU.
     Raises Unavailable, after the build files are written, when this machine cannot build; BuildError when TensorRT
-    refuses the graph; ConfigError for impossible settings; DeployError when the folder cannot be written.
+    refuses the graph, listing the nodes; ConfigError for settings that are impossible, or impossible on this graph or
+    GPU; DeployError when the folder cannot be written.
     """
     inputs, _ = interface(lowered)
     write_build_files(lowered, folder, inputs, settings)
     found = probe()
     if not found.ready:
         raise Unavailable(unavailable(folder, found.missing))
-    plan, information = _build_plan(lowered, inputs, settings)
-    with atomic_path(folder / PLAN) as partial, partial.open("wb") as handle:
-        handle.write(plan)
-    write_text(folder / LAYER_INFO, information)
+    check_machine(settings, found.capability, found.release)
+    built = build_plan(lowered, inputs, settings)
+    _write_bytes(folder / PLAN, built.serialized)
+    write_text(folder / LAYER_INFO, built.layer_info)
+    if settings.timing_cache:
+        _write_bytes(settings.timing_cache, built.timings)
     return collect(lowered, folder, settings, names)
 
 
@@ -66,47 +68,10 @@ def collect(lowered: Path, folder: Path, settings: TensorRTSettings, names: Matm
     return BuiltEngine("tensorrt", files, inputs, outputs, report, recorded)
 
 
-def _build_plan(lowered: Path, inputs: Sequence[TensorInfo], settings: TensorRTSettings) -> tuple[Any, str]:
-    """The serialized plan and the engine inspector's JSON text."""
-    import tensorrt as trt
-    from polygraphy.backend.trt import (
-        CreateConfig,
-        EngineBytesFromNetwork,
-        EngineFromBytes,
-        NetworkFromOnnxPath,
-        Profile,
-    )
-    from polygraphy.exception import PolygraphyException
-
-    shapes = Profile()
-    for name, (low, best, high) in profile_shapes(inputs, settings).items():
-        shapes.add(name, min=low, opt=best, max=high)
-    timing_cache = settings.timing_cache
-    create_config = CreateConfig(
-        tf32=True,  # TensorRT's own default, also trtexec's; polygraphy would switch it off
-        profiles=[shapes],
-        profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
-        memory_pool_limits={trt.MemoryPoolType.WORKSPACE: settings.workspace_bytes},
-        load_timing_cache=str(timing_cache) if timing_cache and timing_cache.is_file() else None,
-        builder_optimization_level=settings.optimization_level,
-    )
-    logger.info("building with TensorRT %s; this takes some minutes", trt.__version__)
-    try:
-        parse_network = NetworkFromOnnxPath(str(lowered), strongly_typed=True)
-        build_plan = EngineBytesFromNetwork(
-            parse_network, config=create_config, save_timing_cache=str(timing_cache) if timing_cache else None
-        )
-        plan = build_plan()
-        load_engine = EngineFromBytes(plan)
-        engine = load_engine()
-        inspector = engine.create_engine_inspector()
-        return plan, str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-    except (PolygraphyException, RuntimeError, TypeError) as error:
-        # The last two come from TensorRT's bindings: shapes that do not fit, a builder the driver is too old for.
-        raise BuildError(
-            f"TensorRT {trt.__version__} cannot build {lowered}: {error}; its own messages are above, and "
-            f"'python {SCRIPT}' beside the model shows them again"
-        ) from error
+def _write_bytes(path: Path, content: Any) -> None:
+    """Write bytes, or TensorRT's host memory, which is a buffer too."""
+    with atomic_path(path) as partial, partial.open("wb") as handle:
+        handle.write(content)
 
 
 def _tensorrt_version() -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from engines.interface import feeds_for
 from engines.types import Feeds, Outputs
 from qdq.errors import BuildError
 
@@ -16,11 +17,13 @@ class TensorRTRunner:
     """A loaded plan on the GPU; call it with feeds, close it (or use `with`) to free the GPU memory.
 
     Copies inputs to the GPU and outputs back on every call, so its latency includes both transfers; trtexec.sh measures
-    without them. Raises BuildError when the plan cannot be loaded here or a feed does not fit its profile.
+    without them. Feeds may be of any integer type: a plan takes INT32 token ids where the tokenizer gives INT64.
+    Raises BuildError when the plan cannot be loaded here or a feed does not fit its profile.
     """
 
     def __init__(self, plan: Path) -> None:
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+        from polygraphy.datatype import DataType
         from polygraphy.exception import PolygraphyException
 
         try:
@@ -29,21 +32,27 @@ class TensorRTRunner:
             raise BuildError(f"{plan} cannot be read ({error.strerror}); build the engine first") from error
         self._plan = plan
         self._failure: type[Exception] = PolygraphyException  # kept, so that calls need no import
-        self._runner: Any = TrtRunner(EngineFromBytes(serialized))
+        runner: Any = TrtRunner(EngineFromBytes(serialized))
         try:
-            self._runner.activate()
+            runner.activate()
+            inputs = runner.get_input_metadata(use_numpy_dtypes=False)
         except PolygraphyException as error:
             raise BuildError(
                 f"{plan} cannot be loaded: {_first_line(error)}; a plan only runs on the GPU model and TensorRT "
                 "version that built it, build it again on this machine"
             ) from error
+        self._runner = runner
+        self._types = {name: DataType.to_dtype(tensor.dtype, "numpy") for name, tensor in inputs.items()}
+        self._ranks = {name: len(tensor.shape) for name, tensor in inputs.items()}
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Outputs by name, float32, owned by the caller (polygraphy reuses its own buffers)."""
+        wanted = feeds_for(self._ranks, feeds)
+        typed = {name: np.ascontiguousarray(array, dtype=self._types[name]) for name, array in wanted.items()}
         try:
-            outputs = self._runner.infer(dict(feeds))
+            outputs = self._runner.infer(typed)
         except self._failure as error:
-            shapes = {name: array.shape for name, array in feeds.items()}
+            shapes = {name: array.shape for name, array in wanted.items()}
             raise BuildError(f"{self._plan} cannot run inputs {shapes}: {_first_line(error)}") from error
         return {name: np.array(value, dtype=np.float32) for name, value in outputs.items()}
 

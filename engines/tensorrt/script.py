@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines.tensorrt.settings import TensorRTSettings, axes_of, profile_shapes
+from engines.tensorrt.settings import TensorRTSettings, axes_of, check_weights, profile_shapes
 from engines.types import TensorInfo
 from qdq.artifacts import write_text
 from qdq.errors import BuildError
@@ -14,6 +14,8 @@ from qdq.errors import BuildError
 TEMPLATE = Path(__file__).with_name("build_template.py")
 BEGIN, END = "# begin values of this model\n", "# end values of this model\n"
 SCRIPT, TRTEXEC, PLAN, LAYER_INFO = "build_engine.py", "trtexec.sh", "model.plan", "layer_info.json"
+
+TRTEXEC_HARDWARE = {"ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
 
 TRTEXEC_TEXT = """\
 #!/bin/sh
@@ -45,10 +47,11 @@ def write_build_files(
     """Write build_engine.py and trtexec.sh into `folder` for the model `lowered`, which must lie in it.
 
     `inputs` are the model's inputs, [batch, sequence] or [batch, choices, sequence]. The same arguments give the same
-    bytes. Returns the two paths. Raises ConfigError for impossible settings, BuildError for inputs no encoder has or a
-    model outside the folder, DeployError when the folder cannot be written.
+    bytes. Returns the two paths. Raises ConfigError for impossible settings and for refit on a graph with Q/DQ,
+    BuildError for inputs no encoder has or a model outside the folder, DeployError when the folder cannot be written.
     """
     settings.validate()
+    check_weights(settings, lowered)
     if lowered.resolve().parent != folder.resolve():
         raise BuildError(f"{lowered} must lie in {folder}: that folder is copied as a whole to the GPU machine")
     return [
@@ -70,6 +73,9 @@ def build_script(model: str, inputs: Sequence[TensorInfo], settings: TensorRTSet
         f"WORKSPACE_GIB = {settings.workspace_gib!r}\n"
         f"OPTIMIZATION_LEVEL = {settings.optimization_level!r}\n"
         f"TIMING_CACHE: str | None = {cache!r}\n"
+        f"VERSION_COMPATIBLE = {settings.version_compatible!r}\n"
+        f"HARDWARE_COMPATIBILITY = {settings.hardware_compatibility!r}\n"
+        f"REFIT, STRIP_WEIGHTS = {settings.refit!r}, {settings.strip_weights!r}\n"
     )
     head, rest = TEMPLATE.read_text(encoding="utf-8").split(BEGIN)
     return f"{head}{BEGIN}{values}{END}{rest.split(END)[1]}"
@@ -96,4 +102,20 @@ def trtexec_script(model: str, inputs: Sequence[TensorInfo], settings: TensorRTS
     ]
     if settings.timing_cache:
         options.append(f"--timingCacheFile={settings.timing_cache.name}")
+    options += _portability(settings)
     return TRTEXEC_TEXT.format(common=" \\\n    ".join(map(shlex.quote, options)))
+
+
+def _portability(settings: TensorRTSettings) -> list[str]:
+    """trtexec's spellings, the same in 10.x and 11.x (sameComputeCapability from 10.9 on)."""
+    asked = {
+        "--versionCompatible": settings.version_compatible,
+        "--refit": settings.refit,
+        "--stripWeights": settings.strip_weights,
+        "--skipInference": settings.strip_weights,  # without weights there is nothing to time
+    }
+    hardware = TRTEXEC_HARDWARE.get(settings.hardware_compatibility)
+    return [
+        *(option for option, wanted in asked.items() if wanted),
+        *([f"--hardwareCompatibilityLevel={hardware}"] if hardware else []),
+    ]

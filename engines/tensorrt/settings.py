@@ -1,4 +1,4 @@
-"""What a TensorRT build is told: the shape ranges of its one optimization profile, memory, timing cache, effort."""
+"""What a TensorRT build is told: shape ranges of its one profile, memory, effort, timing cache, and portability."""
 
 from __future__ import annotations
 
@@ -8,19 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from engines.types import TensorInfo
+from qdq.config import choice
 from qdq.errors import BuildError, ConfigError
 
 Range = tuple[int, int, int]  # min, opt, max of one axis
 AXES = ("batch", "choices", "sequence")
 
+HARDWARE = ("none", "ampere_plus", "same_compute_capability")
+AMPERE = 8.0  # compute capability from which AMPERE_PLUS builds and loads; a T4 has 7.5
+SAME_CAPABILITY_SINCE = (10, 9)  # first TensorRT with SAME_COMPUTE_CAPABILITY
+
 
 @dataclass(frozen=True)
 class TensorRTSettings:
-    """Settings of a build; `validate` refuses impossible ones.
+    """Settings of a build; `validate` refuses impossible ones, `check_weights` those that do not suit the graph.
 
     TensorRT tunes kernels for `opt` and accepts anything from `min` to `max`. opt = max = 40 x 128 is the workload the
     project measures. The minimum is 1 x 1, because a server also sends single short texts, and a low minimum costs
     nothing at `opt`. `choices` is the middle axis of multiple-choice inputs [batch, choices, sequence], from 1 to this.
+
+    Attributes:
+        workspace_gib: limit of scratch memory a kernel may ask for, GiB; encoders need far less.
+        timing_cache: kernel timings, read when the file exists and written after the build: the next build with the
+            same TensorRT on the same GPU model does not measure them again.
+        optimization_level: 0..5, TensorRT's own default is 3; higher searches longer.
+        version_compatible: the plan also loads in later TensorRT versions; it grows by the lean runtime it carries,
+            may be slower, and whoever loads it must allow it to run host code.
+        hardware_compatibility: none: the plan runs on this GPU model only. same_compute_capability: on all GPUs of
+            this one's compute capability (Turing and later, TensorRT 10.9 and later). ampere_plus: on Ampere and every
+            later GPU, so neither built nor loaded on a T4; at most 48 KiB shared memory, some fusions are lost. Both
+            give up cuBLAS and cuDNN kernels and may be slower.
+        refit: the weights of the plan can be replaced. Not with Q/DQ, see `check_weights`.
+        strip_weights: the plan carries no weights and must be refitted before it runs. Not with Q/DQ either.
     """
 
     batch_min: int = 1
@@ -30,9 +49,13 @@ class TensorRTSettings:
     sequence_opt: int = 128
     sequence_max: int = 128
     choices: int = 4
-    workspace_gib: float = 4.0  # limit of scratch memory a kernel may ask for, GiB; encoders need far less
-    timing_cache: Path | None = None  # read when it exists, written after the build; repeated builds take seconds
-    optimization_level: int = 3  # 0..5, TensorRT's own default is 3; higher searches longer
+    workspace_gib: float = 4.0
+    timing_cache: Path | None = None
+    optimization_level: int = 3
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    refit: bool = False
+    strip_weights: bool = False
 
     def validate(self) -> None:
         """Raise ConfigError naming the first impossible value."""
@@ -45,6 +68,7 @@ class TensorRTSettings:
             raise ConfigError(f"TensorRT workspace_gib: expected more than 0 GiB, found {self.workspace_gib}")
         if not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"TensorRT optimization_level: expected 0 to 5, found {self.optimization_level}")
+        choice(self.hardware_compatibility, HARDWARE, "TensorRT hardware_compatibility")
 
     def ranges(self) -> dict[str, Range]:
         """(min, opt, max) of every named axis."""
@@ -62,6 +86,43 @@ class TensorRTSettings:
     def as_json(self) -> dict[str, Any]:
         """The settings as recorded in build.json; of the timing cache only the file name, paths differ by machine."""
         return {**asdict(self), "timing_cache": self.timing_cache.name if self.timing_cache else None}
+
+
+def check_weights(settings: TensorRTSettings, model: Path) -> None:
+    """Raise ConfigError for `refit` or `strip_weights` on a graph with Q/DQ.
+
+    A refittable engine must stay right for any weights, so TensorRT leaves out the rewrites that rely on equal scales
+    (its documentation on Q/DQ propagation), which are what makes INT8 fast. A stripped plan is refittable by nature.
+    """
+    asked = [name for name in ("refit", "strip_weights") if getattr(settings, name)]
+    if not asked:
+        return
+    import onnx
+
+    operators = {node.op_type for node in onnx.load(model, load_external_data=False).graph.node}
+    if operators & {"QuantizeLinear", "DequantizeLinear"}:
+        raise ConfigError(
+            f"TensorRT {asked[0]}: {model} holds Q/DQ nodes, and a refittable engine gives up the rewrites that make "
+            f"INT8 fast; build without {asked[0]}, or build the floating-point graph"
+        )
+
+
+def check_machine(settings: TensorRTSettings, capability: float | None, release: tuple[int, ...]) -> None:
+    """Raise ConfigError for a hardware compatibility that this GPU or this TensorRT does not have.
+
+    `capability` is the GPU's compute capability (7.5), None when unknown; `release` is TensorRT's (10, 9).
+    """
+    level = settings.hardware_compatibility
+    if level == "ampere_plus" and capability is not None and capability < AMPERE:
+        raise ConfigError(
+            f"TensorRT hardware_compatibility: ampere_plus needs compute capability {AMPERE} (Ampere) or more to build "
+            f"and to load, this GPU has {capability}; use same_compute_capability or none"
+        )
+    if level == "same_compute_capability" and release < SAME_CAPABILITY_SINCE:
+        raise ConfigError(
+            "TensorRT hardware_compatibility: same_compute_capability needs TensorRT 10.9 or later, this is "
+            f"{'.'.join(map(str, release))}; install a later one, or use none"
+        )
 
 
 def axes_of(tensor: TensorInfo) -> tuple[int | str, ...]:

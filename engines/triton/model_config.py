@@ -23,7 +23,7 @@ def schema() -> tuple[Any, Any]:
     except ImportError as error:
         raise Unavailable(
             f"a Triton model repository is written through tritonclient's schema, which is not installed ({error}); "
-            "run pip install 'qdq[triton]'"
+            "run pip install '.[triton]'"
         ) from error
 
 

@@ -117,7 +117,7 @@ def gemm_problem(graph: LintGraph, linear: Linear) -> str:
     if not weight.quantized:
         return "its weight is float, only the input is quantized"
     casts = (*activation.casts, *weight.casts)
-    return f"the cast {label(casts[0])} lies between a DequantizeLinear and the product" if casts else ""
+    return "a cast lies between a DequantizeLinear and the product" if casts else ""
 
 
 def _gemm(graph: LintGraph, patterns: Patterns, linear: Linear) -> tuple[FusedLayer, set[str]]:
@@ -201,7 +201,7 @@ def limit_problems(attention: Attention, sm: int, sequence: int) -> tuple[str, .
 def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: int) -> FusedLayer:
     """How one attention block runs, and what keeps it from INT8 or from fusing at all."""
     missing = missing_quantization(graph, attention)
-    late = [f"the scale is applied behind the first BMM ({label(node)})" for node in attention.scalings]
+    late = ["the scale is applied behind the first BMM"] if attention.scalings else []
     float_type = graph.float_type(attention.bmm2.output[0])
     layer = FusedLayer(
         "unfused", label(attention.softmax), float_type, heads=attention.heads, head_size=attention.head_size
@@ -212,7 +212,7 @@ def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: i
             return replace(layer, reason="; ".join(problems))
         return replace(layer, kind="float_fused_attention", reason="no operand of its two BMMs is quantized")
     problems = [f"no Q/DQ on the {OPERAND_NAMES[role]}" for role in missing]
-    problems += [f"the cast {label(cast)} lies before a BMM" for cast in attention_casts(graph, attention)]
+    problems += ["a cast lies between a DequantizeLinear and a BMM"] if attention_casts(graph, attention) else []
     problems += [*limit_problems(attention, sm, sequence), *late]
     if problems:
         precision = float_type if set(missing) - {"out"} else "int8"

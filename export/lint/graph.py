@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from export.inventory import LAYOUT, GraphIndex
+from export.lint.wellformed import check_tensors, ordered
 from export.names import DEQUANTIZE, QUANTIZE
 
 # Ops that commute with Q and DQ (`Q(op(x)) == op(Q(x))`): TensorRT moves a Q backward and a DQ forward through them.
@@ -50,13 +51,13 @@ class LintGraph:
         self.order = {node.output[0]: position for position, node in enumerate(self.nodes)}
         self.outputs = {value.name for value in self.model.graph.output}
         self.inputs = {value.name for value in self.model.graph.input}
-        self.opset = max((e.version for e in self.model.opset_import if e.domain in ("", "ai.onnx")), default=0)
+        self.opset = standard_opset(self.model)
         self.types, self.shapes = _types_and_shapes(self.model, self.nodes)
 
     @property
     def pairs(self) -> Iterator[NodeProto]:
-        """QuantizeLinear and DequantizeLinear nodes, in order."""
-        return (node for node in self.nodes if node.op_type in PAIR)
+        """QuantizeLinear and DequantizeLinear nodes that have a scale, in order."""
+        return (node for node in self.nodes if node.op_type in PAIR and len(node.input) > 1)
 
     def producer(self, tensor: str) -> NodeProto | None:
         """The node that makes `tensor`; None for graph inputs and initializers."""
@@ -87,7 +88,8 @@ class LintGraph:
         """Whether a node only moves values: it commutes with Q and DQ, or casts to the type they already have."""
         if node.op_type == "Cast":
             return self.types.get(node.input[0]) == self.types.get(node.output[0])
-        return node.op_type in MOVES
+        embeds = node.op_type == "Gather" and self.constant(node.input[0]) and not self.constant(node.output[0])
+        return node.op_type in MOVES and not embeds
 
     def operand(self, tensor: str) -> Operand:
         """Look back from `tensor` through moving ops and casts for a DequantizeLinear."""
@@ -140,6 +142,11 @@ class LintGraph:
         return int(np.prod([dim for dim in shape if dim is not None], dtype=np.int64))
 
 
+def standard_opset(model: onnx.ModelProto) -> int:
+    """Version of the standard operator set that a model imports; 0 when it imports none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
 def label(node: NodeProto) -> str:
     """A node's name, or what it makes when it has none."""
     return node.name or f"{node.op_type} -> {node.output[0]}"
@@ -176,14 +183,15 @@ def holds_data(tensor: TensorProto) -> bool:
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose large initializers have a type and a shape but no data, with model-local functions inlined.
 
-    Initializers that are also graph inputs (IR 3) stop being inputs: TensorRT's parser takes them as weights.
+    Initializers that are also graph inputs (IR 3) stop being inputs: TensorRT's parser takes them as weights. Raises
+    ExportError for what is no valid graph.
     """
     light = onnx.ModelProto(ir_version=model.ir_version)
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
     names = {tensor.name for tensor in model.graph.initializer}
     light.graph.name = model.graph.name
-    light.graph.node.extend(node for node in model.graph.node if node.output)
+    light.graph.node.extend(ordered(model.graph, standard_opset(model)))
     light.graph.input.extend(value for value in model.graph.input if value.name not in names)
     light.graph.output.extend(model.graph.output)
     light.graph.value_info.extend(model.graph.value_info)
@@ -191,6 +199,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         if np.prod(tensor.dims, dtype=np.int64) > LARGE:
             tensor = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
         light.graph.initializer.append(tensor)
+    check_tensors([tensor for tensor in light.graph.initializer if holds_data(tensor)])
     return onnx.inliner.inline_local_functions(light) if light.functions else light
 
 

@@ -189,9 +189,10 @@ def find_residuals(graph: LintGraph, linears: tuple[Linear, ...]) -> tuple[Resid
             continue
         ends = [_trunk(graph, tensor, by_output) for tensor in node.input]
         branch = next((index for index, linear in enumerate(ends) if linear is not None), None)
-        if branch is not None and _same_shape(graph, node):
-            linear = ends[branch]
-            assert linear is not None  # chosen so
+        linear = None if branch is None else ends[branch]
+        if branch is None or linear is None or not _same_shape(graph, node):
+            continue
+        if linear not in linears_behind(graph, node.input[1 - branch], linears):  # else x + c·x³ of a tanh GELU
             found.append(Residual(node, linear, branch))
     return tuple(found)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnx import NodeProto
 
 from export.lint.attention import find_attentions
@@ -25,9 +27,21 @@ def recognize(graph: LintGraph) -> Patterns:
     """Find every pattern of `graph`."""
     linears = find_linears(graph)
     residuals = find_residuals(graph, linears)
-    attentions = find_attentions(graph)
+    attentions = tuple(_with_heads(graph, attention, linears) for attention in find_attentions(graph))
     roles = _projections(graph, linears, attentions) | _branch_ends(graph, linears, residuals, attentions)
     return Patterns(linears, find_gelus(graph), find_norms(graph), residuals, attentions, roles)
+
+
+def _with_heads(graph: LintGraph, attention: Attention, linears: tuple[Linear, ...]) -> Attention:
+    """The attention with its number of heads from the width of the value projection, where no shape states it."""
+    if attention.heads is not None or attention.head_size is None:
+        return attention
+    tensors = dict(attention.operands)
+    query, value = (linears_behind(graph, tensors[role], linears) for role in ("q", "v"))
+    if len(value) != 1 or value[0].n is None:
+        return attention
+    width = value[0].n // 3 if value == query else value[0].n  # one linear for q, k and v makes all three
+    return replace(attention, heads=width // attention.head_size)
 
 
 def _projections(graph: LintGraph, linears: tuple[Linear, ...], attentions: tuple[Attention, ...]) -> dict[str, str]:

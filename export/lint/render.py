@@ -11,6 +11,7 @@ from export.lint.fusion import FusedLayer
 
 WIDTH = 80
 SHOWN = 3  # node names listed per reason
+MAP = "predicted fusion map"
 HEADINGS = {"error": "errors", "performance": "performance", "note": "notes"}
 
 
@@ -25,7 +26,8 @@ def as_text(report: LintReport, file: str) -> str:
             lines += ["", f"{HEADINGS[severity]} ({len(findings)})"]
             for rule in dict.fromkeys(finding.rule for finding in findings):
                 lines += _rule([finding for finding in findings if finding.rule == rule])
-    lines += ["", *_map(report.layers), "", _verdict(report)]
+    lines += ["", MAP if not report.of("error") else f"{MAP}, once the errors are fixed", *_map(report.layers)]
+    lines += ["", _verdict(report)]
     return "\n".join(lines) + "\n"
 
 
@@ -67,7 +69,7 @@ def shorten(text: str, width: int) -> str:
     """`text` in at most `width` columns; what is left out of the middle becomes an ellipsis."""
     if len(text) <= width:
         return text
-    tail = (width - 1) * 2 // 3
+    tail = (width - 1) // 2
     return f"{text[: width - 1 - tail]}…{text[-tail:]}"
 
 
@@ -76,11 +78,13 @@ def _map(layers: Sequence[FusedLayer]) -> Iterator[str]:
     linears = [layer for layer in layers if layer.role]
     attentions = [layer for layer in layers if layer.heads is not None or "attention" in layer.kind or _unfused(layer)]
     adds = [layer for layer in layers if layer.kind == "residual_add"]
-    yield "predicted fusion map"
     yield f"  encoder linears  {_share(linears, 'int8_gemm')} as INT8 GEMM"
     yield f"  attention        {_share(attentions, 'int8_fused_attention')} as INT8 fused attention"
     quantized = sum(layer.precision == "int8" for layer in adds)
     yield f"  residual adds    {quantized} of {len(adds)} on INT8 operands"
+    parts = Counter(part for layer in linears for part in layer.epilogue)
+    if parts:
+        yield f"  epilogues        {', '.join(f'{count} {part}' for part, count in parts.most_common())}"
     floats = Counter(
         (layer.kind, layer.precision) for layer in layers if layer.kind in ("layer_norm", "gelu", "softmax")
     )
@@ -103,5 +107,6 @@ def _share(layers: Sequence[FusedLayer], kind: str) -> str:
 
 def _verdict(report: LintReport) -> str:
     counts = report.counts()
-    listed = f"{counts['error']} errors, {counts['performance']} performance findings, {counts['note']} notes"
+    words = {"error": "error", "performance": "performance finding", "note": "note"}
+    listed = ", ".join(f"{count} {words[kind]}{'' if count == 1 else 's'}" for kind, count in counts.items())
     return f"{listed}; a prediction, no engine was built"

@@ -27,7 +27,7 @@ def _half_residual(subject: Subject) -> Iterator[Hit]:
             reason = "its skip operand is float: the add runs in float and re-reads the layer input in full width"
             tensor = residual.node.input[residual.skip]
         else:
-            reason = f"its branch operand is float: {label(residual.linear.node)} has to write its result in full width"
+            reason = "its branch operand is float: the linear in front has to write its result in full width"
             tensor = residual.node.input[residual.branch]
         yield Hit(names(residual.node), reason, tensor)
 
@@ -41,8 +41,8 @@ def _blocked_norm(subject: Subject) -> Iterator[Hit]:
     for norm in subject.patterns.norms:
         maker, passed = before(graph, norm.input)
         if quantizers(passed) and maker is not None and maker.op_type == "Add":
-            reason = f"Q/DQ between {label(maker)} and {label(norm.node)}: add and normalization become two kernels"
-            yield Hit(names(*quantizers(passed), norm.node), reason, norm.input)
+            reason = "Q/DQ between an add and its LayerNormalization: they become two kernels"
+            yield Hit(names(*quantizers(passed), maker, norm.node), reason, norm.input)
         if quantizers(norm.crossed):
             reason = "Q/DQ inside the written-out LayerNormalization: the pattern is not recognized"
             yield Hit(names(*quantizers(norm.crossed), norm.node), reason, norm.input)
@@ -97,19 +97,28 @@ def _late_scaling(subject: Subject) -> Iterator[Hit]:
     """
     for attention in subject.patterns.attentions:
         for node in attention.scalings:
-            reason = f"scales the scores behind {label(attention.bmm1)}; fused attention wants q or k scaled before it"
+            reason = "scales the scores behind the first BMM; fused attention wants q or k scaled before it"
             yield Hit(names(node, attention.bmm1, attention.softmax), reason, node.output[0])
 
 
 def _scales_of(graph: LintGraph) -> dict[str, dict[bytes, list[NodeProto]]]:
-    """Q nodes per activation tensor and scale."""
+    """Q nodes per activation tensor and scale; casts to the type at hand do not make another tensor."""
     found: dict[str, dict[bytes, list[NodeProto]]] = defaultdict(lambda: defaultdict(list))
     for node in quantizers(graph.nodes):
         if not graph.constant(node.input[0]):
             value = graph.value(node.input[1])
             key = node.input[1].encode() if value is None else value.astype("float64").tobytes()
-            found[node.input[0]][key].append(node)
+            found[_renamed(graph, node.input[0])][key].append(node)
     return found
+
+
+def _renamed(graph: LintGraph, tensor: str) -> str:
+    """The tensor that `tensor` is the same values in the same order of."""
+    node = graph.producer(tensor)
+    while node is not None and node.op_type in ("Cast", "Dropout", "Identity") and graph.moves(node):
+        tensor = node.input[0]
+        node = graph.producer(tensor)
+    return tensor
 
 
 def _duplicates(subject: Subject) -> Iterator[Hit]:
@@ -120,7 +129,9 @@ def _duplicates(subject: Subject) -> Iterator[Hit]:
     for tensor, scales in _scales_of(subject.graph).items():
         for nodes in scales.values():
             if len(nodes) > 1:
-                reason = f"{len(nodes)} Q with the same scale on one tensor: each is another pass over it"
+                reason = (
+                    f"{len(nodes)} Q with one scale on one tensor: merged only if the builder may rely on equal scales"
+                )
                 yield Hit(names(*nodes), reason, tensor)
 
 
@@ -166,7 +177,7 @@ RULES: tuple[Rule, ...] = (
         "performance",
         "one tensor quantized twice",
         "let all readers share one Q (the lowering pass share_quantizers does that)",
-        sources.PROPAGATION,
+        sources.REFIT,
         _duplicates,
     ),
     Rule(

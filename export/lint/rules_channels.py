@@ -8,7 +8,7 @@ from onnx import NodeProto
 
 from export.lint import sources
 from export.lint.findings import Hit, Rule, Subject, names
-from export.lint.graph import LintGraph, attribute, label
+from export.lint.graph import LintGraph, attribute
 from export.lint.patterns import Linear, output_axis
 from export.names import DEQUANTIZE, QUANTIZE
 
@@ -111,8 +111,8 @@ def _reduction_axis(subject: Subject) -> Iterator[Hit]:
         wanted = output_axis(graph, linear.node, linear.weight)
         if wanted is not None and axis != wanted:
             reason = (
-                f"{label(linear.node)} sums over axis {axis} of the weight as it multiplies it, and that axis carries "
-                f"the scales: they cannot be applied behind an INT8 product; its output channels are axis {wanted}"
+                f"the product sums over axis {axis} of the weight, which carries the scales: they cannot be applied "
+                f"behind an INT8 product; the output channels are axis {wanted}"
             )
             yield Hit(names(node, linear.node), reason, node.input[1])
 
@@ -182,7 +182,7 @@ RULES: tuple[Rule, ...] = (
         "QDQ-E116",
         "error",
         "weight scaled along the reduction axis",
-        "quantize the weight per output channel: axis 0 of (N, K) before a Transpose or with transB=1, axis 1 of (K, N)",
+        "quantize per output channel: axis 0 of (N, K), before a Transpose or with transB=1, axis 1 of (K, N)",
         sources.AXIS,
         _reduction_axis,
     ),

@@ -9,7 +9,6 @@ from onnx import NodeProto
 from export.inventory import MULTIPLICATIONS
 from export.lint import sources
 from export.lint.findings import Hit, Rule, Subject, names
-from export.lint.graph import label
 from export.lint.limits import MIN_GEMM
 from export.lint.patterns import before, quantizers
 
@@ -38,13 +37,13 @@ def _blocked_epilogue(subject: Subject) -> Iterator[Hit]:
     graph, patterns = subject.graph, subject.patterns
     for linear in patterns.linears:
         if quantizers(linear.crossed) and linear.bias is not None:
-            reason = f"Q/DQ between {label(linear.node)} and its bias: the bias becomes a kernel of its own"
+            reason = "Q/DQ between the product and its bias: the bias becomes a kernel of its own"
             yield Hit(names(*quantizers(linear.crossed), linear.node, linear.bias), reason)
     ends = {linear.output for linear in patterns.linears}
     for gelu in patterns.gelus:
         maker, passed = before(graph, gelu.input)
         if quantizers(passed) and maker is not None and maker.output[0] in ends:
-            reason = f"Q/DQ between {label(maker)} and the GELU: the product cannot take the GELU into its epilogue"
+            reason = "Q/DQ between the linear and its GELU: the product cannot take the GELU into its epilogue"
             yield Hit(names(*quantizers(passed), gelu.node), reason, gelu.input)
         if quantizers(gelu.crossed):
             reason = "Q/DQ inside the GELU chain: the pattern is not recognized and every op runs by itself"
@@ -63,8 +62,9 @@ def _casts(subject: Subject) -> Iterator[Hit]:
         for tensor in node.input[:2]:
             operand = graph.operand(tensor)
             if operand.dequantize is not None and operand.casts:
-                reason = f"{label(operand.casts[0])} casts between {label(operand.dequantize)} and {label(node)}"
-                yield Hit(names(*operand.casts, operand.dequantize, node), f"{reason}: they do not fuse", tensor)
+                kinds = [graph.float_type(tensor) for tensor in (operand.dequantize.output[0], node.input[0])]
+                reason = f"cast from {kinds[0]} to {kinds[1]} between DequantizeLinear and product: they do not fuse"
+                yield Hit(names(*operand.casts, operand.dequantize, node), reason, tensor)
 
 
 def _small(subject: Subject) -> Iterator[Hit]:
@@ -96,9 +96,11 @@ def _unfused_quantize(subject: Subject) -> Iterator[Hit]:
         origin = graph.origin(node.input[0])
         if origin in bmm2:
             continue
-        reason = _lonely(subject, node, products.get(origin) or graph.producer(origin))
+        maker = products.get(origin) or graph.producer(origin)
+        reason = _lonely(subject, node, maker)
         if reason:
-            yield Hit(names(node), f"{reason}: this Q is a kernel of its own", node.input[0])
+            culprits = names(node) if maker is None else names(node, maker)
+            yield Hit(culprits, f"{reason}: this Q is a kernel of its own", node.input[0])
 
 
 def _lonely(subject: Subject, node: NodeProto, maker: NodeProto | None) -> str:
@@ -108,12 +110,12 @@ def _lonely(subject: Subject, node: NodeProto, maker: NodeProto | None) -> str:
         return "it quantizes a graph input"
     if maker.op_type == "DequantizeLinear":
         same = _same(subject, maker.input[1], node.input[1])
-        return "" if same else f"it requantizes what {label(maker)} has just dequantized with another scale"
+        return "" if same else "it requantizes, with another scale, what a DequantizeLinear has just made"
     if maker.op_type not in (*MULTIPLICATIONS, "Conv", "ConvTranspose"):
         return ""
     if any(graph.operand(tensor).quantized for tensor in maker.input[:2]):
         return ""
-    return f"{label(maker)} runs in float and writes float"
+    return "the product in front of it runs in float and writes float"
 
 
 def _same(subject: Subject, one: str, other: str) -> bool:

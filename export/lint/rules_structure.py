@@ -24,6 +24,10 @@ UNSUPPORTED = {
 FOREIGN = "com.microsoft"
 
 
+def _unsupported(node: NodeProto) -> bool:
+    return node.domain == FOREIGN or (node.op_type in UNSUPPORTED and node.domain in ("", "ai.onnx"))
+
+
 def _operators(subject: Subject) -> Iterator[Hit]:
     """Fires: integer and dynamic quantization ops, and every com.microsoft op (QAttention, DynamicQuantizeMatMul…).
 
@@ -31,7 +35,7 @@ def _operators(subject: Subject) -> Iterator[Hit]:
     """
     found: dict[tuple[str, str], list[NodeProto]] = defaultdict(list)
     for node in subject.graph.nodes:
-        if node.domain == FOREIGN or (node.op_type in UNSUPPORTED and node.domain in ("", "ai.onnx")):
+        if _unsupported(node):
             found[node.domain, node.op_type].append(node)
     for (domain, op_type), nodes in found.items():
         what = UNSUPPORTED.get(op_type, "an op of ONNX Runtime's own domain")
@@ -54,7 +58,8 @@ def _opset(subject: Subject) -> Iterator[Hit]:
 def _dangling(subject: Subject) -> Iterator[Hit]:
     """Fires: a Q whose codes reach an op that is no DQ, or the graph's output, or nothing.
 
-    Leaves alone: codes that are only moved (Transpose, Reshape) before they are dequantized.
+    Leaves alone: codes that are only moved (Transpose, Reshape) before they are dequantized, and codes for the integer
+    ops that QDQ-E121 names.
     """
     graph = subject.graph
     for node in graph.nodes:
@@ -62,6 +67,7 @@ def _dangling(subject: Subject) -> Iterator[Hit]:
             continue
         consumers = graph.consumers(node.output[0])
         strangers = [consumer for consumer in consumers if consumer.op_type != DEQUANTIZE]
+        strangers = [consumer for consumer in strangers if not _unsupported(consumer)]
         if strangers:
             yield Hit(
                 names(node, *strangers),
@@ -108,7 +114,7 @@ RULES: tuple[Rule, ...] = (
         "error",
         "QuantizeLinear without DequantizeLinear",
         "put a DequantizeLinear with the same scale in front of every reader of the codes",
-        sources.HEADER,
+        sources.CODES_ONLY,
         _dangling,
     ),
     Rule(

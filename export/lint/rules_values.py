@@ -46,10 +46,7 @@ def _nonzero(subject: Subject) -> Iterator[Hit]:
         zero = zero_point(node)
         value = subject.graph.value(zero) if zero else None
         if value is not None and np.any(np.asarray(value, np.float32) != 0):
-            shown = (
-                f"zero-point {value.flat[0]}" if value.size == 1 else f"{np.count_nonzero(value)} nonzero zero-points"
-            )
-            yield Hit(names(node), f"{shown}: asymmetric quantization, which the parser refuses", zero)
+            yield Hit(names(node), "asymmetric quantization: the parser refuses zero-points other than 0", zero)
 
 
 def _code_type(subject: Subject) -> Iterator[Hit]:
@@ -59,9 +56,8 @@ def _code_type(subject: Subject) -> Iterator[Hit]:
     """
     for node in subject.graph.pairs:
         kind = coded_type(subject.graph, node)
-        if kind in (None, TensorProto.UNDEFINED) or kind in QUANTIZED_TYPES:
+        if kind is None or kind == TensorProto.UNDEFINED or kind in QUANTIZED_TYPES:
             continue
-        assert kind is not None
         what = "a bias stored as INT32" if kind == TensorProto.INT32 else f"{type_name(kind)} codes"
         yield Hit(names(node), f"{what}: TensorRT quantizes to INT8 only", zero_point(node) or node.input[0])
 
@@ -147,7 +143,7 @@ RULES: tuple[Rule, ...] = (
         "error",
         "codes are not INT8",
         "use INT8 for activations and weights (onnxruntime: QuantType.QInt8) and keep biases in float",
-        sources.BIAS,
+        sources.CODES,
         _code_type,
     ),
     Rule(

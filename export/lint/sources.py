@@ -11,11 +11,14 @@ _PARSER = "https://github.com/onnx/onnx-tensorrt"
 HEADER = Source("TensorRT 11.1 include/NvInfer.h, IQuantizeLayer and IDequantizeLayer")
 PARSER = Source("onnx-tensorrt 10.1 onnxOpImporters.cpp, QuantDequantLinearHelper", _PARSER)
 OPERATORS = Source("onnx-tensorrt docs/operators.md, operator support matrix", _PARSER)
+CODES_ONLY = Source("onnx-tensorrt 10.1 docs/operators.md: INT8 exists only between a Q and its DQ", _PARSER)
 OPSETS = Source(
     "TensorRT 11 documentation, ONNX Opset Guide; onnx-tensorrt docs/operators.md of 10.0 and 10.15 for 10.x",
     f"{_DOCS}/reference/onnx-opset-guide.html",
 )
-BIAS = Source("onnx-tensorrt issue 850 and onnxruntime issue 14229: INT32 bias behind a DequantizeLinear", _PARSER)
+CODES = Source(
+    "onnx-tensorrt 10.1 QuantDequantLinearHelper (UINT8); onnx-tensorrt issue 850 (INT32 bias)", f"{_PARSER}/issues/850"
+)
 AXIS = Source("NVIDIA/TensorRT issue 1604: axis of a weight's Q/DQ pair in front of a MatMul", f"{_ISSUE}/1604")
 
 
@@ -25,6 +28,7 @@ def placement(item: int) -> Source:
 
 
 PROPAGATION = Source("TensorRT developer guide, Q/DQ propagation: Q moves backward, DQ forward, to fuse", _DOCS)
+REFIT = Source("TensorRT developer guide, explicit quantization: refit disables rewrites that need equal scales", _DOCS)
 TYPED = Source("TensorRT developer guide, strongly typed networks: every float op runs in its ONNX type", _DOCS)
 FUSIONS = Source("TensorRT developer guide, Layer Fusion Catalog (LayerNormalization and GELU patterns)", _DOCS)
 ATTENTION = Source(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from export.inventory import LAYOUT
 from export.names import DEQUANTIZE, QUANTIZE
@@ -58,6 +59,7 @@ def kept_in_fp32(graph: gs.Graph, types: Types, half: Half, ranges: Mapping[str,
     computed = {node.outputs[0].name for node in graph.nodes if node.op not in (CAST, QUANTIZE, DEQUANTIZE)}
     kept.unmeasured = tuple(name for name in floats if name in computed and name not in (ranges or {}))
     _by_tensor(graph, needs, kept)
+    _by_integer_result(graph, types, half, kept)
     _back_to_dequantizers(graph, kept)
     return kept
 
@@ -127,6 +129,21 @@ def _by_tensor(graph: gs.Graph, needs: dict[str, str], kept: Kept) -> None:
             kept.nodes.setdefault(node.name, f"its result {needs[makes]}")
         elif reads and node.op not in (CAST, QUANTIZE, DEQUANTIZE):
             kept.nodes.setdefault(node.name, f"its operand '{reads}' {needs[reads]}")
+
+
+def _by_integer_result(graph: gs.Graph, types: Types, half: Half, kept: Kept) -> None:
+    """Floats that become integers count something, such as MPNet's relative position buckets: rounding miscounts."""
+    counting: set[str] = set()  # tensors that lead to an integer
+    for node in reversed(graph.nodes):
+        element = types[node.outputs[0].name]
+        to_integer = node.op == CAST and element in (TensorProto.INT32, TensorProto.INT64)
+        if not to_integer and counting.isdisjoint(tensor.name for tensor in node.outputs):
+            continue
+        counting.update(tensor.name for tensor in node.inputs if types.get(tensor.name) in FLOATS)
+        if element in FLOATS and node.op not in (QUANTIZE, DEQUANTIZE):
+            kept.nodes.setdefault(
+                node.name, f"its result becomes an integer, which {half.title} could round to another"
+            )
 
 
 def _back_to_dequantizers(graph: gs.Graph, kept: Kept) -> None:

@@ -121,7 +121,7 @@ class Retyping:
         if key not in self._constants:
             values = np.asarray(tensor.values)
             if tensor.name in self.clamped:
-                values = np.clip(values, -self.half.limit, self.half.limit)
+                values = np.asarray(np.clip(values, -self.half.limit, self.half.limit))
             with np.errstate(over="ignore"):  # keep_float saw to what must not become infinite
                 converted = values.astype(helper.tensor_dtype_to_np_dtype(wanted))
             if reader.op in (QUANTIZE, DEQUANTIZE):

@@ -37,7 +37,8 @@ def default_percentile(spec: QuantSpec) -> float:
     """99.99 (QDQBERT's recipe) when residual adds are quantized, else 99.999.
 
     Residual streams have outliers hundreds of times their bulk, which must be clipped; linear inputs have few, and
-    clipping those costs more than the coarser scale (measured: docs/accuracy.md).
+    clipping those costs more than the coarser scale: mean cosine to FP32 on all-MiniLM-L6-v2, placement linear+qk,
+    is 0.943 at 99.99, 0.983 at 99.999 and 0.982 without clipping.
     """
     return DEFAULT_PERCENTILE if spec.residual else 99.999
 

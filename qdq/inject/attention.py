@@ -81,9 +81,13 @@ def additive_mask(
     """
     if mask_function not in (bidirectional_mask_function, causal_mask_function):
         raise ModelError("attention over packed sequences or windows is not supported; pass an attention_mask [B, S]")
-    allowed = None if attention_mask is None else attention_mask[:, None, None, :].to(dtype)
+    allowed = None if attention_mask is None else attention_mask[:, None, None, :].bool()
     if mask_function is causal_mask_function:
         positions = torch.arange(q_length, device=device)
-        causal = (positions[None, :] <= positions[:, None]).to(dtype)[None, None]
-        allowed = causal if allowed is None else allowed * causal
-    return None if allowed is None else (1.0 - allowed) * MASKED_SCORE
+        causal = (positions[None, :] <= positions[:, None])[None, None]
+        allowed = causal if allowed is None else allowed & causal
+    if allowed is None:
+        return None
+    # Where, not (1 - mask) * constant: OpenVINO takes the cast mask for a quantized tensor and moves its scale
+    # through the score addition, which costs up to 6e-4 per score.
+    return torch.where(allowed, 0.0, MASKED_SCORE).to(dtype)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given
@@ -16,12 +17,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from engines import tensorrt
-from engines.tensorrt import TensorRTSettings, availability, probe, read_back, write_build_files
-from engines.tensorrt.availability import Probe
 from engines.interface import interface
-from engines.tensorrt.settings import profile_shapes
-from engines.types import MatmulNames, NotInt8, TensorInfo
-from qdq.errors import BuildError, ConfigError, DeployError, Unavailable
+from engines.tensorrt import TensorRTSettings, availability, probe, write_build_files
+from engines.tensorrt.availability import Probe
+from engines.tensorrt.settings import check_machine, profile_shapes
+from engines.types import MatmulNames, TensorInfo
+from qdq.errors import BuildError, ConfigError, Unavailable
 
 PAIR = [TensorInfo("input_ids", "int64", ("batch", "sequence")), TensorInfo("attention_mask", "int64", ("b", None))]
 CHOICES = [TensorInfo("input_ids", "int64", ("batch", "choices", "sequence"))]
@@ -66,12 +67,46 @@ def test_every_ordered_range_is_accepted(sizes: list[int]) -> None:
         (TensorRTSettings(sequence_min=0), "sequence: expected 1 <= min"),
         (TensorRTSettings(workspace_gib=0), "expected more than 0 GiB"),
         (TensorRTSettings(optimization_level=6), "optimization_level: expected 0 to 5, found 6"),
+        (TensorRTSettings(hardware_compatibility="ampere"), "unknown value 'ampere'; did you mean 'ampere_plus'"),
     ],
 )
 def test_impossible_settings_are_refused(settings: TensorRTSettings, text: str, model: Path) -> None:
     with pytest.raises(ConfigError, match=text):
         write_build_files(model, model.parent, PAIR, settings)
     assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("asked", ["refit", "strip_weights"])
+def test_refit_is_refused_for_a_graph_with_quantizers(asked: str, model: Path) -> None:
+    settings = TensorRTSettings(**{asked: True})
+    write_build_files(model, model.parent, PAIR, settings)  # a floating-point graph may be refitted
+    graph = onnx.load(model)
+    graph.graph.node.append(helper.make_node("QuantizeLinear", ["floats", "scale"], ["codes"]))
+    onnx.save(graph, model)
+    with pytest.raises(ConfigError, match=f"TensorRT {asked}: .* holds Q/DQ nodes, and a refittable engine gives up"):
+        write_build_files(model, model.parent, PAIR, settings)
+
+
+@pytest.mark.parametrize(
+    ("level", "capability", "release", "text"),
+    [
+        ("ampere_plus", 7.5, (11, 4), "ampere_plus needs compute capability 8.0"),
+        ("same_compute_capability", 7.5, (10, 7), "needs TensorRT 10.9 or later, this is 10.7"),
+        ("ampere_plus", 8.0, (10, 0), None),
+        ("ampere_plus", None, (10, 0), None),  # an unknown GPU is TensorRT's to judge
+        ("same_compute_capability", 7.5, (10, 9), None),
+        ("none", 7.5, (10, 0), None),
+    ],
+)
+def test_hardware_compatibility_is_checked_against_the_machine(
+    level: str, capability: float | None, release: tuple[int, ...], text: str | None
+) -> None:
+    settings = TensorRTSettings(hardware_compatibility=level)
+    if text is None:
+        check_machine(settings, capability, release)
+        return
+    with pytest.raises(ConfigError, match=text):
+        check_machine(settings, capability, release)
 
 
 def test_an_input_no_encoder_has_is_refused(model: Path) -> None:
@@ -156,8 +191,31 @@ def test_trtexec_lines_of_both_majors(model: Path) -> None:
     assert "--memPoolSize=workspace:4096" in eleven
     assert not {"--fp16", "--int8", "--best"} & set(ten)  # removed in 11, wrong for a typed graph in 10
     assert "--timingCacheFile=my timing.cache" in trtexec(script, "11").stdout
+    assert not {"--versionCompatible", "--refit", "--stripWeights", "--skipInference"} & set(ten)
     assert trtexec(script).returncode == 2
     assert trtexec(script, "9").returncode == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell script")
+@pytest.mark.parametrize(
+    ("level", "spelled"),
+    [("ampere_plus", "ampere+"), ("same_compute_capability", "sameComputeCapability"), ("none", None)],
+)
+def test_portability_reaches_both_build_files(level: str, spelled: str | None, model: Path) -> None:
+    settings = TensorRTSettings(
+        version_compatible=True, hardware_compatibility=level, strip_weights=True, optimization_level=5
+    )
+    script, line = write_build_files(model, model.parent, PAIR, settings)
+    options = trtexec(line, "10").stdout.split()
+    assert {"--versionCompatible", "--stripWeights", "--skipInference", "--builderOptimizationLevel=5"} <= set(options)
+    assert [word for word in options if word.startswith("--hardware")] == (
+        [f"--hardwareCompatibilityLevel={spelled}"] if spelled else []
+    )
+    text = script.read_text()
+    assert "VERSION_COMPATIBLE = True" in text
+    assert f"HARDWARE_COMPATIBILITY = '{level}'" in text
+    assert "REFIT, STRIP_WEIGHTS = False, True" in text
+    assert "--version-compatible" in run_script(script, "--help").stdout
 
 
 # --- probe ----------------------------------------------------------------------------------------------------------
@@ -194,6 +252,8 @@ def test_an_old_gpu_and_an_old_tensorrt_are_named(monkeypatch: pytest.MonkeyPatc
     assert found.missing[1].startswith("TensorRT 8.6.1 is too old: pip install")
     answers |= {"gpu": "NVIDIA T4, compute capability 7.5", "tensorrt": "11.4.0.106"}
     assert probe() == Probe("NVIDIA T4, compute capability 7.5", "11.4.0.106", found.polygraphy, "2025.1", ())
+    assert (probe().capability, probe().release) == (7.5, (11, 4))
+    assert (Probe().capability, Probe().release) == (None, ())
 
 
 # --- build ----------------------------------------------------------------------------------------------------------
@@ -216,7 +276,9 @@ def test_collect_reads_an_engine_built_elsewhere(model: Path) -> None:
     with pytest.raises(BuildError, match=r"model.plan does not exist; build it with: python .*build_engine.py"):
         tensorrt.collect(model, model.parent, TensorRTSettings())
     (model.parent / "model.plan").write_bytes(b"not looked into")
-    (model.parent / "layer_info.json").write_text(json.dumps({"Layers": [gemm("l0", "Int8")]}))
+    operand = {"Name": "x", "Dimensions": [-1, -1, 384], "Format/Datatype": "Int8"}
+    layer = {"Name": "l0", "LayerType": "gemm", "Inputs": [operand], "Outputs": [], "Metadata": "[ONNX Layer: l0]"}
+    (model.parent / "layer_info.json").write_text(json.dumps({"Layers": [layer]}))
     built = tensorrt.collect(model, model.parent, TensorRTSettings(), MatmulNames(("l0",), ()))
     assert [path.name for path in built.files] == ["model.plan", "layer_info.json"]
     assert built.int8 is not None
@@ -241,6 +303,42 @@ def test_runner_says_why_a_plan_does_not_load(tmp_path: Path) -> None:
         tensorrt.TensorRTRunner(tmp_path / "model.plan")
 
 
+class Loaded:
+    """What a polygraphy runner of a plan with one INT32 input does."""
+
+    def __init__(self, engine: object) -> None:
+        self.fed: dict[str, Any] = {}
+
+    def activate(self) -> None:
+        pass
+
+    def get_input_metadata(self, use_numpy_dtypes: bool) -> Any:
+        from polygraphy.common import TensorMetadata
+
+        return TensorMetadata().add("input_ids", dtype=np.int32, shape=(-1, -1))
+
+    def infer(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        self.fed = feeds
+        return {"logits": np.zeros((2, 2), np.float16)}
+
+    def deactivate(self) -> None:
+        pass
+
+
+def test_runner_feeds_what_the_plan_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizers give INT64, a lowered graph takes INT32, and other models' inputs may be in the batch."""
+    monkeypatch.setattr("polygraphy.backend.trt.TrtRunner", Loaded)
+    (tmp_path / "model.plan").write_bytes(b"a plan")
+    with tensorrt.TensorRTRunner(tmp_path / "model.plan") as run:
+        ids = np.arange(6).reshape(2, 3)
+        outputs = run({"input_ids": ids, "token_type_ids": ids})
+        fed = run._runner.fed
+        with pytest.raises(BuildError, match=r"the batch lacks input\(s\) input_ids"):
+            run({"attention_mask": ids})
+    assert list(fed) == ["input_ids"] and fed["input_ids"].dtype == np.int32
+    assert outputs["logits"].dtype == np.float32
+
+
 def test_package_imports_nothing_heavy() -> None:
     code = (
         "import sys, engines.tensorrt; print([m for m in ('tensorrt','polygraphy','onnx','torch') if m in sys.modules])"
@@ -248,130 +346,3 @@ def test_package_imports_nothing_heavy() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-# --- read back ------------------------------------------------------------------------------------------------------
-# Layers as the inspector writes them at DETAILED verbosity in TensorRT 10; `in_11` respells them.
-
-
-def tensor(name: str, datatype: str, *sizes: int) -> dict[str, Any]:
-    return {"Name": name, "Dimensions": list(sizes), "Format/Datatype": datatype}
-
-
-def layer(name: str, kind: str, nodes: list[str], inputs: list[dict[str, Any]], tactic: str = "") -> dict[str, Any]:
-    metadata = "\x1f".join(f"[ONNX Layer: {node}]" for node in nodes)
-    outputs = [tensor("out", "Half", -1, -1, 384)]
-    described = {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": outputs, "Metadata": metadata}
-    return {**described, "TacticName": tactic, "StreamId": 0} if tactic else described
-
-
-def gemm(node: str, datatype: str, tactic: str = "") -> dict[str, Any]:
-    scalars = [tensor("alpha", "Float", 1), tensor("bias", "Float", 1, 1, 384)]
-    return layer(f"{node}_myl0_3", "gemm", [node], [tensor("x", datatype, -1, -1, 384), *scalars], tactic)
-
-
-def attention(nodes: list[str], *datatypes: str) -> dict[str, Any]:
-    inputs = [tensor(name, datatype, -1, 12, -1, 32) for name, datatype in zip("qkvm", datatypes, strict=False)]
-    return layer("_gemm_mha_v2_myl0_17", "kgen", [*nodes, "softmax"], inputs, "_gemm_mha_v2_0x957a2fe2")
-
-
-def in_11(layer_info: dict[str, Any]) -> dict[str, Any]:
-    """The same information as TensorRT 11 spells it."""
-    text: dict[str, Any] = json.loads(json.dumps(layer_info))
-    for described in text["Layers"]:
-        for one in described["Inputs"] + described["Outputs"]:
-            one.update({"Datatype": one.pop("Format/Datatype"), "Format": "kLINEAR"})
-    text["I/O Tensors"] = text.pop("Bindings", [])
-    return text
-
-
-LINEARS = [f"encoder.layer.0.{name}/MatMul" for name in ("query", "key", "value", "output", "up", "down")]
-MATMULS = ["encoder.layer.0.attention/qk", "encoder.layer.0.attention/av"]
-ENGINE: dict[str, Any] = {
-    "Layers": [
-        layer("Reformatting CopyNode", "Reformat", [LINEARS[3]], [tensor("x", "Half", -1, -1, 384)]),
-        layer(
-            "key+query+value_myl0_1",
-            "gemm",
-            LINEARS[:3],
-            [tensor("x", "Int8", -1, -1, 384)],
-            "sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_tilesize128x128x64_stage3",
-        ),
-        attention(MATMULS, "Int8", "Int8", "Int8", "Half"),
-        gemm(LINEARS[3], "Row major Int8 format"),
-        gemm(LINEARS[4], "Half", "sm75_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize64x64x32"),
-        layer("down_myl0_9", "kgen", [LINEARS[5]], [tensor("x", "Int8", -1, 1536), tensor("r", "Half", -1, 384)]),
-        gemm("pooler/MatMul", "Float"),
-    ],
-    "Bindings": ["input_ids", "logits"],
-}
-
-
-@pytest.mark.parametrize("layer_info", [ENGINE, in_11(ENGINE)], ids=["10.x", "11.x"])
-def test_precision_is_read_in_both_spellings(layer_info: dict[str, Any]) -> None:
-    pooler = NotInt8("pooler/MatMul", "float by default")
-    report = read_back(layer_info, LINEARS, MATMULS, [pooler])
-    assert report.encoder_linear == (5, 6)
-    assert report.attention_matmul == (2, 2)
-    # the fused attention says nothing of the probabilities; the last kernel also takes a float matrix (a residual)
-    assert report.inferred == (LINEARS[5], *MATMULS)
-    assert [item.name for item in report.not_int8] == [LINEARS[4], "pooler/MatMul"]
-    reason = report.not_int8[0].reason
-    assert "takes half" in reason
-    assert "sm75_xmma_gemm_f16f16" in reason
-
-
-def test_a_linear_that_reads_back_float_is_reported() -> None:
-    for datatype in ("Half", "Float", "BF16", "Row major linear FP16 format", "N/A due to dynamic shapes"):
-        report = read_back({"Layers": [gemm("l0", datatype)]}, ["l0"], [])
-        assert report.encoder_linear == (0, 1), datatype
-        assert report.not_int8[0].name == "l0"
-
-
-def test_weights_alone_in_int8_do_not_count() -> None:
-    inputs = [tensor("x", "Half", -1, -1, 384), tensor("weight", "Int8", 384, 384)]
-    report = read_back({"Layers": [layer("l0", "gemm", ["l0"], inputs)]}, ["l0"], [])
-    assert report.encoder_linear == (0, 1)
-    assert "takes half, int8" in report.not_int8[0].reason
-
-
-@pytest.mark.parametrize("types", [("Half",) * 4, ("Int8", "Int8", "Half", "Half"), ("Int8", "Half")])
-def test_fused_attention_counts_only_when_all_operands_are_int8(types: tuple[str, ...]) -> None:
-    report = read_back({"Layers": [attention(MATMULS, *types)]}, [], MATMULS)
-    assert report.attention_matmul == (0, 2)
-    assert report.inferred == ()
-    assert "not all INT8" in report.not_int8[0].reason
-
-
-def test_unfused_attention_matmuls_are_read_each() -> None:
-    operands = [tensor("a", "Int8", -1, 12, -1, 32), tensor("b", "Int8", -1, 12, -1, 32)]
-    half = [tensor("a", "Half", -1, 12, -1, 32), tensor("b", "Int8", -1, 12, -1, 32)]
-    layers = [layer("qk", "gemm", [MATMULS[0]], operands), layer("av", "gemm", [MATMULS[1]], half)]
-    report = read_back({"Layers": layers}, [], MATMULS)
-    assert report.attention_matmul == (1, 2)
-    assert report.inferred == ()
-
-
-def test_names_stand_in_for_missing_metadata() -> None:
-    """Without metadata Myelin's kernel names are the trace: joined by "+", dots turned to "_", a suffix added."""
-    fused = layer(
-        "encoder_layer_0_query/MatMul+encoder_layer_0_key/MatMul_myl0_16", "gemm", [], [tensor("x", "Int8", -1, 384)]
-    )
-    assert read_back({"Layers": [fused]}, LINEARS[:2], []).encoder_linear == (2, 2)
-
-
-def test_what_the_engine_does_not_name_is_not_counted() -> None:
-    block = layer("{ForeignNode[a...b]}", "Myelin", [], [tensor("input_ids", "Int64", -1, -1)])
-    assert "hidden in the block" in read_back({"Layers": [block]}, ["l0"], []).not_int8[0].reason
-    assert read_back({"Layers": []}, ["l0"], []).not_int8 == (NotInt8("l0", "no engine layer names 'l0'"),)
-
-
-def test_layer_information_without_types_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="build with DETAILED profiling verbosity"):
-        read_back({"Layers": ["l0 + relu"]}, ["l0"], [])
-    path = tmp_path / "layer_info.json"
-    with pytest.raises(DeployError, match="does not exist"):
-        tensorrt.load_layer_info(path)
-    path.write_text('{"layers": 3}')
-    with pytest.raises(BuildError, match="has no list of layers"):
-        tensorrt.load_layer_info(path)

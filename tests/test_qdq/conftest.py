@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from qdq.cli import main
 from qdq.model import LoadedModel, load_model, quiet_transformers
 from qdq.tasks import TASKS
 
@@ -173,3 +178,67 @@ def jsonl_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = (json.dumps({"text": text, "label": index % 2}) for index, text in enumerate(english()))
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one `qdq` command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+# A compile that takes seconds: no text is longer than the sequence, 16 texts calibrate and 20 are left to evaluate.
+SMALL = ("--samples", "16", "--batch", "2", "--sequence", "32", "--threads", "1", "--bench-seconds", "0.2")
+
+
+def run_qdq(*arguments: str | Path) -> Ran:
+    """One `qdq` command in this process, which has torch in memory already."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # --help and --version
+            code = int(end.code or 0)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def qdq() -> Callable[..., Ran]:
+    """`qdq(*arguments)`: run one command in this process."""
+    return run_qdq
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """Options that make a compile of a tiny checkpoint take seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def compiled(tiny_checkpoint: CheckpointFactory, jsonl_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its labelled text, and ``work/``: both compiled for openvino, then for onnxruntime.
+
+    The commands used relative paths, so a copy of the folder is as good. Copy it before changing anything
+    (`workplace` does).
+    """
+    folder = tmp_path_factory.mktemp("compiled")
+    shutil.copytree(tiny_checkpoint("bert", "text-classification", num_hidden_layers=1), folder / "tiny-bert")
+    shutil.copyfile(jsonl_file, folder / "text.jsonl")
+    source = ("--model", "tiny-bert", "--calibration", "text.jsonl", "--out", "work")
+    with contextlib.chdir(folder):
+        for target in ("openvino", "onnxruntime"):
+            ran = run_qdq("compile", *source, "--target", target, *SMALL)
+            assert ran.code == 0, ran.err
+            (folder / f"{target}.out").write_text(ran.out, encoding="utf-8")
+            (folder / f"{target}.err").write_text(ran.err, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def workplace(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `compiled` of the test's own, which is the current folder."""
+    shutil.copytree(compiled, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place"

@@ -1,0 +1,26 @@
+"""Latency on an NVIDIA GPU: TensorRT plans side by side, or a torch module, in the schema of benchmark.json.
+
+Read in this order: `settings`, `clock` and `timing` (what is timed when; runs on any machine), `device` (CUDA behind
+one interface), `plan` and `plans` (TensorRT), `torch_module`, `nvml` (clocks, power, temperature, throttling),
+`report`, `text` (the screen), `trtexec` (the same measurement by NVIDIA's own tool).
+"""
+
+from engines.bench_gpu.clock import EventClock, HostClock
+from engines.bench_gpu.plans import bench_plans
+from engines.bench_gpu.settings import GpuBenchSettings
+from engines.bench_gpu.text import render_gpu_table
+from engines.bench_gpu.timing import Samples, time_callable
+from engines.bench_gpu.torch_module import time_torch_module
+from engines.bench_gpu.trtexec import trtexec_line
+
+__all__ = [
+    "EventClock",
+    "GpuBenchSettings",
+    "HostClock",
+    "Samples",
+    "bench_plans",
+    "render_gpu_table",
+    "time_callable",
+    "time_torch_module",
+    "trtexec_line",
+]

@@ -1,0 +1,134 @@
+"""CUDA behind one small interface, so that the benchmark does not care which Python binding a machine has.
+
+Two bindings fit: pycuda, and cuda-python's runtime module where pycuda is absent. Both are imported only when a device
+is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import DTypeLike, NDArray
+
+from engines.bench_gpu.clock import Event
+from qdq.errors import Unavailable
+
+INSTALL = (
+    "pip install pycuda (needs the CUDA toolkit's headers) or pip install 'cuda-bindings>=12' (needs the driver only)"
+)
+Replay = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A CUDA stream: the handle other libraries take, and the binding's own object, which keeps it alive."""
+
+    handle: int
+    native: Any
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What was opened, as the report shows it."""
+
+    name: str
+    pci_bus_id: str  # finds the same device in NVML, whatever CUDA_VISIBLE_DEVICES says; not reported
+    binding: str  # pycuda | cuda-bindings
+    versions: dict[str, str]  # of the binding, the CUDA runtime or toolkit, and the newest CUDA the driver supports
+
+
+class Device(Protocol):
+    """One opened GPU. Sizes in bytes, addresses are device addresses; a failing CUDA call becomes a BuildError."""
+
+    info: DeviceInfo
+
+    def stream(self) -> Stream:
+        """A new stream that does not wait for the default one."""
+        ...
+
+    def event(self) -> Event:
+        """A new event with timing."""
+        ...
+
+    def record(self, event: Event, stream: Stream) -> None: ...
+
+    def wait(self, event: Event) -> None:
+        """Wait on the host for `event`; polls or blocks as the device was opened."""
+        ...
+
+    def elapsed(self, start: Event, end: Event) -> float:
+        """Milliseconds between two events that were waited for."""
+        ...
+
+    def synchronize(self, stream: Stream) -> None: ...
+
+    def allocate(self, size: int) -> int:
+        """Device memory, freed when the device is closed."""
+        ...
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Page-locked host memory, which copies need to be asynchronous; freed when the device is closed."""
+        ...
+
+    def upload(self, address: int, source: NDArray[Any], stream: Stream) -> None: ...
+
+    def download(self, target: NDArray[Any], address: int, stream: Stream) -> None: ...
+
+    def capture(self, stream: Stream, launch: Callable[[], None]) -> Replay:
+        """Record what `launch` issues on `stream` as a CUDA graph; the result replays it there."""
+        ...
+
+
+class DeviceClock:
+    """CUDA events on one stream (an EventClock)."""
+
+    def __init__(self, device: Device, stream: Stream) -> None:
+        self._device, self._stream = device, stream
+
+    def event(self) -> Event:
+        return self._device.event()
+
+    def record(self, event: Event) -> None:
+        self._device.record(event, self._stream)
+
+    def elapsed(self, start: Event, end: Event) -> float:
+        return self._device.elapsed(start, end)
+
+    def synchronize(self, event: Event) -> None:
+        self._device.wait(event)
+
+
+@contextmanager
+def open_device(index: int = 0, spin: bool = True) -> Iterator[Device]:
+    """GPU `index` of those this process may see, through pycuda or else cuda-python, until the block ends.
+
+    `spin`: waiting polls, otherwise it blocks the thread. Raises Unavailable when neither binding can be imported or
+    there is no such GPU, BuildError when a CUDA call fails inside the block.
+    """
+    with _binding()(index, spin) as device:
+        yield device
+
+
+def _binding() -> Callable[[int, bool], AbstractContextManager[Device]]:
+    try:
+        from engines.bench_gpu import device_pycuda
+
+        return device_pycuda.opened
+    except ImportError as error:
+        no_pycuda = str(error)
+    try:
+        from engines.bench_gpu import device_cudart
+
+        return device_cudart.opened
+    except ImportError as error:
+        raise Unavailable(
+            f"no Python binding of CUDA can be imported (pycuda: {no_pycuda}; cuda-python: {error}); {INSTALL}"
+        ) from error
+
+
+def cuda_version(number: int) -> str:
+    """CUDA's integer spelling (13010) as text (13.1)."""
+    return f"{number // 1000}.{number % 1000 // 10}"

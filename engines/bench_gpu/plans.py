@@ -1,0 +1,87 @@
+"""TensorRT plans of one model in FP32, FP16 and INT8, raced on this machine's GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from engines.bench.interleave import Progress
+from engines.bench.workload import check_workload
+from engines.bench_gpu.device import Device, open_device
+from engines.bench_gpu.nvml import telemetry
+from engines.bench_gpu.plan import Plan, contestant
+from engines.bench_gpu.report import Measured, benchmark
+from engines.bench_gpu.settings import GpuBenchSettings
+from engines.bench_gpu.timing import race
+from engines.bench_gpu.trtexec import MAJORS, trtexec_line
+from engines.tensorrt.availability import probe
+from engines.types import Feeds
+from qdq.errors import ConfigError, Unavailable
+
+FLOATS = ("fp32", "fp16", "bf16")  # plans of these names become the contestants tensorrt-fp32, …
+
+
+def bench_plans(
+    plans: Mapping[str, Path],
+    workload: Sequence[Feeds],
+    settings: GpuBenchSettings,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Race `plans` (name such as int8, fp16 or fp32 -> plan file) and return the benchmark.json object.
+
+    `workload`: batches of [settings.batch, settings.sequence] token ids (multiple choice [batch, choices, sequence]).
+    `progress` counts launches. Times are milliseconds. Raises Unavailable naming what this machine lacks, ConfigError
+    for a bad line-up or workload or shapes outside a plan's profile, BuildError for a plan that cannot be loaded or
+    run here or whose outputs are not finite.
+    """
+    if not plans:
+        raise ConfigError("the GPU benchmark has no plans; give it at least one, such as --engine model.plan")
+    check_workload(workload, settings.batch, settings.sequence)
+    missing = probe().missing
+    if missing:
+        obstacles = "".join(f"\n  - {sentence}" for sentence in missing)
+        raise Unavailable(f"this machine cannot time a TensorRT plan:{obstacles}")
+    with open_device(settings.device, settings.spin_wait) as device:
+        return _race_on(device, plans, workload, settings, progress)
+
+
+def _race_on(
+    device: Device,
+    plans: Mapping[str, Path],
+    workload: Sequence[Feeds],
+    settings: GpuBenchSettings,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """A function of its own, so that engines and contexts die before the device is closed."""
+    import tensorrt as trt
+
+    began = time.perf_counter_ns()
+    loaded = {contestant_name(name): Plan(path, trt) for name, path in plans.items()}
+    contestants = [contestant(name, plan, device, workload[0], settings) for name, plan in loaded.items()]
+    with telemetry(pci_bus_id=device.info.pci_bus_id) as readings:
+        blocks = race(contestants, workload, settings, readings.observe, progress)
+        measured = Measured(
+            engines={entry.name: entry.engine for entry in contestants},
+            blocks=blocks,
+            device=device.info.name,
+            clock="CUDA events",
+            nvml=readings.report(),
+            elapsed_s=(time.perf_counter_ns() - began) / 1e9,
+            trtexec={name: trtexec_lines(plan, workload[0], settings) for name, plan in loaded.items()},
+        )
+    versions = {"tensorrt": trt.__version__, "numpy": metadata.version("numpy"), **device.info.versions}
+    return benchmark(measured, workload, settings, versions)
+
+
+def contestant_name(plan: str) -> str:
+    """Float plans are the engine's baselines and named as on the CPU; everything else keeps its name."""
+    return f"tensorrt-{plan}" if plan in FLOATS else plan
+
+
+def trtexec_lines(plan: Plan, feeds: Feeds, settings: GpuBenchSettings) -> dict[str, str]:
+    """The equivalent command for each major version. Only the plan's file name: paths differ by machine."""
+    shapes = plan.shapes_for(feeds)
+    return {str(major): trtexec_line(Path(plan.path.name), shapes, settings, major) for major in MAJORS}

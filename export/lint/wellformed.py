@@ -1,0 +1,65 @@
+"""What the linter needs of a file to begin with: nodes in order, with their inputs; tensors that are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import NodeProto, TensorProto
+
+from qdq.errors import ExportError
+
+
+def ordered(graph: onnx.GraphProto, opset: int) -> list[NodeProto]:
+    """Nodes with results, producers before readers; nodes that are in order already keep their place.
+
+    ONNX asks for this order, TensorRT's parser makes it itself, and not every tool writes it. Raises ExportError for a
+    tensor that nothing makes, for a cycle and for a node without the inputs its op needs.
+    """
+    nodes = [node for node in graph.node if any(node.output)]
+    made = {output for node in nodes for output in node.output}
+    known = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input} | {""}
+    available = made | known
+    for node in nodes:
+        _check_inputs(node, available, opset)
+    result: list[NodeProto] = []
+    while nodes:
+        waiting = []
+        for node in nodes:
+            if known.issuperset(node.input):
+                known.update(node.output)
+                result.append(node)
+            else:
+                waiting.append(node)
+        if len(waiting) == len(nodes):
+            raise ExportError(
+                f"{_label(nodes[0])}: reads its own result in a cycle; not a valid ONNX graph, export again"
+            )
+        nodes = waiting
+    return result
+
+
+def _label(node: NodeProto) -> str:
+    return node.name or f"{node.op_type} -> {node.output[0]}"
+
+
+def _check_inputs(node: NodeProto, available: set[str], opset: int) -> None:
+    absent = [tensor for tensor in node.input if tensor not in available]
+    if absent:
+        raise ExportError(
+            f"{_label(node)}: reads '{absent[0]}', which nothing makes; not a valid ONNX graph, export again"
+        )
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset, ""):
+        return
+    needed = onnx.defs.get_schema(node.op_type, opset, "").min_input
+    if len(node.input) < needed or "" in node.input[:needed]:
+        raise ExportError(f"{_label(node)}: {node.op_type} needs {needed} inputs; not a valid ONNX graph, export again")
+
+
+def check_tensors(tensors: Sequence[TensorProto]) -> None:
+    """Raises ExportError naming a tensor whose data does not fill its shape; tensors without data pass."""
+    for tensor in tensors:
+        try:
+            onnx.numpy_helper.to_array(tensor)
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"initializer '{tensor.name}': {error}; the file is damaged, export it again") from error
