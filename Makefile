@@ -3,6 +3,7 @@
 #|   make engine     compile MODEL for this machine; everything lands in build/
 #|   make bench      time that engine against FP32, without a time budget
 #|   make test       run the tests           (ARGS="-k name" chooses some)
+#|   make test-gpu   the tests that need an NVIDIA GPU and TensorRT
 #|   make lint       ruff check and ruff format --check
 #|   make type       mypy --strict
 #|   make setup      create .venv (the targets above do so when needed)
@@ -32,7 +33,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine bench test lint type clean distclean lock results
+.PHONY: help setup engine bench test lint type clean distclean lock results test-gpu
 
 VENV := .venv
 PYTHON ?= python3
@@ -92,6 +93,9 @@ results: setup
 # ---- checks ----------------------------------------
 test: setup
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+test-gpu: setup
+	@$(VENV)/bin/python -m pytest -m gpu -rs $(ARGS)
 
 lint: setup
 	@$(VENV)/bin/python -m ruff check .

@@ -10,7 +10,15 @@ from typing import Any, NoReturn
 from qdq import __version__
 from qdq.config import nearest
 from qdq.errors import ConfigError
-from qdq.options import CALIBRATORS, DEFAULT_PLACEMENT, PLACEMENT_NAMES, PRECISION_HINTS, TARGETS, CompileOptions
+from qdq.options import (
+    BODIES,
+    CALIBRATORS,
+    DEFAULT_PLACEMENT,
+    PLACEMENT_NAMES,
+    PRECISION_HINTS,
+    TARGETS,
+    CompileOptions,
+)
 from qdq.tasks import TASKS
 
 WIDTH = 80
@@ -26,6 +34,13 @@ COMMANDS = {
     "bench": "stage 8: latency of the engine and FP32 baselines (benchmark.json)",
     "deploy": "stage 9: the Triton model repository",
     "doctor": "what this machine can build, run and benchmark",
+}
+
+# Commands on one file; the others take CompileOptions and a work directory.
+FILE_COMMANDS = {
+    "check": "find what TensorRT refuses or runs slowly in any ONNX file with Q/DQ",
+    "estimate": "what a lowered graph would take on an NVIDIA device (an estimate)",
+    "inspect": "a built plan's layers against what the graph should become",
 }
 
 EPILOG = """\
@@ -59,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing usage; `main` prints the one message."""
         if message.startswith("argument COMMAND: invalid choice"):
             word = message.split("'")[1]
-            raise ConfigError(f"unknown command '{word}'; {nearest(word, COMMANDS)}")
+            raise ConfigError(f"unknown command '{word}'; {nearest(word, COMMANDS | FILE_COMMANDS)}")
         raise ConfigError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
@@ -105,7 +120,29 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             )
             add_options(command)
         command.add_argument("--json", action="store_true", default=False, help="print one JSON document")
+    for name, text in FILE_COMMANDS.items():
+        _add_file_options(name, commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
     return parser, commands.choices
+
+
+def _add_file_options(name: str, parser: argparse.ArgumentParser) -> None:
+    """Options of a command on one file."""
+    add = parser.add_argument
+    add("file", metavar="FILE", help="layer_info.json of the plan" if name == "inspect" else "ONNX file")
+    add("--sequence", metavar="N", type=int, default=128, help="sequence length (default: 128)")
+    if name == "check":
+        add("--target", metavar="NAME", default="trt11", help="trt10 or trt11 (default: trt11)")
+        add("--format", metavar="NAME", default="text", help="text, json or sarif (default: text)")
+        add("--strict", action="store_true", help="performance findings fail too (default: errors only)")
+    if name == "estimate":
+        add("--device", metavar="NAME", default="t4", help="t4, a100, a30, l4 or h200 (default: t4)")
+        add("--batch", metavar="N", type=int, default=40, help="batch (default: 40)")
+    else:
+        add("--sm", metavar="N", type=int, default=75, help="compute capability, 75 to 100 (default: 75, a T4)")
+    if name == "inspect":
+        add("--model", metavar="ONNX", help="graph the plan was built from (default: model.onnx beside FILE)")
+    if name != "check":
+        add("--json", action="store_true", default=False, help="print one JSON document")
 
 
 def _description(name: str, text: str) -> str:
@@ -198,6 +235,7 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help=f"what OpenVINO computes outside INT8: {', '.join(PRECISION_HINTS)} (default: {d.precision_hint})",
     )
+    add("--body", metavar="T", help=f"TensorRT's float type outside INT8: {', '.join(BODIES)} (default: {d.body})")
     add(
         "--bench-seconds",
         metavar="S",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qdq.arguments import parse
+from qdq.arguments import FILE_COMMANDS, parse
 from qdq.errors import ConfigError, QdqError, Unavailable
 
 DONE, FAILED, USAGE, AS_FAR_AS_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -66,6 +66,8 @@ def _run(arguments: list[str]) -> int:
     if command is None:
         print(help_text, end="")
         return DONE
+    if command in FILE_COMMANDS:
+        return _file_command(command, typed)
     as_json = typed.pop("json")
     signal.signal(signal.SIGTERM, _terminate)
     if command == "doctor":
@@ -76,6 +78,14 @@ def _run(arguments: list[str]) -> int:
 def _terminate(number: int, frame: Any) -> NoReturn:
     """SIGTERM ends a run as Ctrl-C does, through every cleanup."""
     raise KeyboardInterrupt
+
+
+def _file_command(command: str, typed: Mapping[str, Any]) -> int:
+    from qdq.file_commands import run_file_command
+
+    text, code = run_file_command(command, typed)
+    print(text, end="" if text.endswith("\n") else "\n")
+    return code
 
 
 def _doctor(as_json: bool) -> int:

@@ -13,6 +13,7 @@ from qdq.tasks import TASKS
 
 TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
 PRECISION_HINTS = ("f32", "bf16", "f16")
+BODIES = ("fp16", "bf16", "fp32")
 CALIBRATORS = ("max", "percentile")
 TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 PLACEMENT_NAMES = ("linear", "linear+qk", "qdqbert", "ft1", "ft2", "ft3", "trt")
@@ -42,6 +43,7 @@ class CompileOptions:
         batch, sequence: benchmark shape; sequence is also where texts are truncated.
         threads: inference threads; 0 is every core this process may use.
         precision_hint: what OpenVINO computes non-INT8 layers in.
+        body: type of everything outside the INT8 islands in a TensorRT graph.
         triton_backend: None is tensorrt for plans and onnxruntime otherwise.
         bench_seconds: time budget of the benchmark inside compile.
         out: work directory; None is build/<model name>.
@@ -64,6 +66,7 @@ class CompileOptions:
     sequence: int = 128
     threads: int = 0
     precision_hint: str = "f32"
+    body: str = "fp16"
     triton_backend: str | None = None
     bench_seconds: float = 20.0
     out: str | None = None
@@ -75,6 +78,7 @@ class CompileOptions:
             choice(self.task, TASKS, "--task")
         choice(self.target, TARGETS, "--target")
         choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
+        choice(self.body, BODIES, "--body")
         choice(self.calibrator, CALIBRATORS, "--calibrator")
         if self.placement is not None:
             choice(self.placement, PLACEMENT_NAMES, "--placement")

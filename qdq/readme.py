@@ -39,10 +39,11 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     machine, versions = bench["machine"], bench["versions"]
     isa = ", ".join(name for name in machine["isa"] if "vnni" in name or "amx" in name)
     named = ", ".join(f"{name} {versions[name]}" for name in ("openvino", "onnxruntime", "torch", "transformers"))
+    shape = f"Batch {bench['batch']} x sequence {bench['sequence']}, p50, {bench['threads']} threads"
     lines += [
         "",
-        f"Batch {bench['batch']} x sequence {bench['sequence']}, p50, {bench['threads']} threads, contestants interleaved "
-        f"in one run; ratios are medians of per-round ratios. {machine['cpu']}, {machine['cores']} cores ({isa}); {named}. "
+        f"{shape}, contestants interleaved in one run; ratios are medians of per-round ratios. "
+        f"{machine['cpu']}, {machine['cores']} cores ({isa}); {named}. "
         "Cosine and accuracy on text that was not calibrated on.",
     ]
     return "\n".join(lines)

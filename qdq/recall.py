@@ -15,6 +15,7 @@ DECIDED_BY: Mapping[str, tuple[str, ...]] = {
         *("model", "task", "allow_pickle", "placement", "spec"),
         *("calibration", "samples", "calibrator", "percentile"),
     ),
+    "lower": ("body",),
     "build": ("precision_hint",),
 }
 ORDER = ("inject", "calibrate", "export", "lower", "build", "verify", "bench", "deploy")

@@ -6,12 +6,12 @@ Only the stage modules (this one, `engine` and `measure`), `qdq/pipeline.py` and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.artifacts import write_json
-from qdq.errors import CalibrationError, ConfigError
+from qdq.errors import CalibrationError, ConfigError, Unavailable
 from qdq.run import CANONICAL, CHOICES, FLOAT, Run, prepare_torch
 from qdq.screen import Stage
 
@@ -172,6 +172,7 @@ def export(run: Run, stage: Stage) -> Sequence[Path]:
     from qdq.inject import inject as inject_points
     from qdq.inject.quantizer import folded
     from qdq.inject.spec import QuantSpec
+    from qdq.parity import write_parity
 
     prepare_torch(run.options.threads)
     loaded, _, placement = load_checkpoint(run.checkpoint)
@@ -187,8 +188,9 @@ def export(run: Run, stage: Stage) -> Sequence[Path]:
     inject_points(floating.model, QuantSpec(placement="linear", linear=False, matmul=(), residual=()))
     with folded(floating.model):
         export_onnx(floating.module(), example, loaded.outputs, run.work.path / FLOAT)
-    stage.say(f"{report.quantize} QuantizeLinear, {report.weights} INT8 weights, structure checked")
-    return *graph_files(run.work.path / CANONICAL), *graph_files(run.work.path / FLOAT)
+    parity = write_parity(run, loaded)
+    stage.say(f"{report.quantize} QuantizeLinear, {report.weights} INT8 weights, structure and parity checked")
+    return *graph_files(run.work.path / CANONICAL), *graph_files(run.work.path / FLOAT), parity
 
 
 def graph_files(graph: Path) -> tuple[Path, ...]:
@@ -210,9 +212,35 @@ def export_example(loaded: LoadedModel) -> dict[str, Any]:
 
 def lower(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 5: the graph for the target."""
+    from export.passes import LowerOptions
     from export.passes import lower as lower_graph
 
-    report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target)
+    options = None
+    if run.options.target == "tensorrt":
+        options = LowerOptions(run.options.body, _ranges(run, stage))  # type: ignore[arg-type]  # validated
+    report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target, options=options)
     changes = [f"{step['pass']}: {len(step['changed'])} nodes" for step in report["passes"]]
     stage.say(", ".join(changes))
     return *graph_files(run.lowered), run.target / "passes.json"
+
+
+def _ranges(run: Run, stage: Stage) -> Mapping[str, float] | None:
+    """Largest |x| of every float tensor on a quarter of the calibration text: what may be FP16. None is not measured."""
+    from export.ranges import measure_ranges
+    from qdq.encode import calibration_batches
+
+    if run.options.body == "fp32":
+        return None
+    loaded = run.reference
+    choices = CHOICES if loaded.task.choices else None
+    records = run.calibration.records
+    feeds = list(
+        calibration_batches(
+            loaded.tokenizer, records, loaded.inputs, run.options.sequence, micro_batch=MICRO_BATCH, choices=choices
+        )
+    )[::-4]  # sorted by length, so this starts with the longest
+    try:
+        return measure_ranges(run.work.path / CANONICAL, feeds, lambda done: stage.progress(done, len(feeds)))
+    except Unavailable:
+        run.screen.warn("ranges not measured: ONNX Runtime is not installed (pip install '.[cpu]')")
+        return None

@@ -51,7 +51,11 @@ def _export_inputs(run: Run) -> Mapping[str, Any]:
 
 
 def _lower_inputs(run: Run) -> Mapping[str, Any]:
-    return {"canonical": fingerprint(run.work.path / CANONICAL)}
+    options, canonical = run.options, {"canonical": fingerprint(run.work.path / CANONICAL)}
+    if options.target != "tensorrt":
+        return canonical
+    text = [source_fingerprint(options, options.calibration), options.samples, options.sequence]
+    return {**canonical, "body": options.body, "ranges": text}
 
 
 def _build_inputs(run: Run) -> Mapping[str, Any]:

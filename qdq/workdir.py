@@ -40,9 +40,9 @@ class WorkDirectory:
         self.manifest: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        if self.path.exists() and not self.path.is_dir():
-            raise DeployError(f"{self.path}: is a file; name a folder with --out (OUT=)")
         try:
+            if self.path.exists() and not self.path.is_dir():
+                raise DeployError(f"{self.path}: is a file; name a folder with --out (OUT=)")
             self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)

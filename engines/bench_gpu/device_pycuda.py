@@ -60,8 +60,8 @@ class PycudaDevice:
         self._held: list[Any] = []  # device and page-locked memory, freed when these objects die
 
     def stream(self) -> Stream:
-        native = driver.Stream(NON_BLOCKING)
-        return Stream(native.handle, native)
+        stream = driver.Stream(NON_BLOCKING)
+        return Stream(stream.handle, stream)
 
     def event(self) -> Event:
         return driver.Event(self._event_flags)

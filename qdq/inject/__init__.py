@@ -134,7 +134,7 @@ def _quantizer(candidate: Candidate, spec: QuantSpec) -> TensorQuantizer:
         return TensorQuantizer(candidate.name, spec.weight_bits, axis, "weight")
     layout: Layout = MATMUL_LAYOUTS[candidate.operand] if candidate.kind == "matmul" else "tokens"
     if candidate.zone in ("pooler", "head"):
-        layout = "pooled"  # padding is not tracked outside the encoder; a head over all tokens counts them all
+        layout = "pooled"
     return TensorQuantizer(candidate.name, spec.activation_bits, None, layout)
 
 

@@ -230,9 +230,9 @@ def weight_amax(weight: Tensor, axis: int | None) -> Tensor:
 
 def broadcast_mask(mask: Tensor | None, x: Tensor, layout: Layout) -> Tensor | None:
     """The [B, S] token mask shaped to broadcast against `x`, or None when every element counts."""
-    if mask is None or layout in ("pooled", "weight"):
+    if mask is None or layout == "weight" or (layout == "pooled" and x.dim() < 3):
         return None
-    if layout == "tokens":
+    if layout in ("tokens", "pooled"):  # a head may see every token, or only the first one's pooled state
         return mask[:, :, None]
     if layout == "heads":
         return mask[:, None, :, None]

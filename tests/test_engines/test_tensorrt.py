@@ -78,7 +78,7 @@ def test_impossible_settings_are_refused(settings: TensorRTSettings, text: str, 
 
 @pytest.mark.parametrize("asked", ["refit", "strip_weights"])
 def test_refit_is_refused_for_a_graph_with_quantizers(asked: str, model: Path) -> None:
-    settings = TensorRTSettings(**{asked: True})
+    settings = TensorRTSettings(refit=asked == "refit", strip_weights=asked == "strip_weights")
     write_build_files(model, model.parent, PAIR, settings)  # a floating-point graph may be refitted
     graph = onnx.load(model)
     graph.graph.node.append(helper.make_node("QuantizeLinear", ["floats", "scale"], ["codes"]))

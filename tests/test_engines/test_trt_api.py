@@ -216,8 +216,8 @@ def bind(signature: inspect.Signature, call: ast.Call, bound_method: bool = True
 def test_polygraphy_calls_fit_its_real_signatures() -> None:
     from polygraphy.backend import trt as polygraphy_trt
 
-    classes = ("CreateConfig", "CreateNetwork", "EngineBytesFromNetwork", "EngineFromBytes", "PostprocessConfig")
-    classes += ("TrtRunner",)
+    classes = {"CreateConfig", "CreateNetwork", "EngineBytesFromNetwork", "EngineFromBytes", "PostprocessConfig"}
+    classes |= {"TrtRunner"}
     seen = set()
     for source in ("plan.py", "runner.py"):
         for name, call in calls(ast.parse((ENGINE / source).read_text(encoding="utf-8"))):
@@ -228,7 +228,7 @@ def test_polygraphy_calls_fit_its_real_signatures() -> None:
             if extra:  # CreateConfig hands the rest to its base class
                 inspect.signature(owner.__mro__[1].__init__).bind(None, **extra)
             seen.add(name)
-    assert seen == set(classes)
+    assert seen == classes
 
 
 def test_polygraphy_methods_fit_their_real_signatures() -> None:

@@ -7,7 +7,7 @@ engine was at hand.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +56,15 @@ def tensors(*listed: Tensor) -> list[dict[str, Any]]:
     ]
 
 
-def layer(name: str, kind: str, nodes: list[str], inputs: list[Tensor], outputs: list[Tensor], tactic: str = "") -> Any:
-    described = {"Name": name, "LayerType": kind, "Inputs": tensors(*inputs), "Outputs": tensors(*outputs)}
+def layer(
+    name: str, kind: str, nodes: list[str], inputs: Sequence[Tensor], outputs: Sequence[Tensor], tactic: str = ""
+) -> Any:
+    described: dict[str, Any] = {
+        "Name": name,
+        "LayerType": kind,
+        "Inputs": tensors(*inputs),
+        "Outputs": tensors(*outputs),
+    }
     described |= {"StreamId": 0, "Metadata": "\x1e".join(f"[ONNX Layer: {node}]" for node in nodes)}
     return described | ({"TacticName": tactic} if tactic else {})
 

@@ -50,7 +50,7 @@ def bodies(canonical: Path, ranges: dict[str, float], tmp_path_factory: pytest.T
     made = {}
     for body in ("fp16", "bf16", "fp32"):
         folder = tmp_path_factory.mktemp(body)
-        lower(canonical, "tensorrt", folder, options=LowerOptions(body, ranges))  # type: ignore[arg-type]
+        lower(canonical, "tensorrt", folder, options=LowerOptions(body, ranges))
         made[body] = folder / "model.onnx"
     return made
 
@@ -80,9 +80,9 @@ def node(graph: gs.Graph, name: str) -> gs.Node:
 
 def mask_constant(graph: onnx.GraphProto) -> TensorProto:
     """The scalar that erases attention scores."""
-    (mask,) = (
-        t for t in graph.initializer if not t.dims and t.name and float(numpy_helper.to_array(t)) == MASKED_SCORE
-    )
+    scalars = [tensor for tensor in graph.initializer if not tensor.dims]
+    mask: TensorProto
+    (mask,) = (tensor for tensor in scalars if float(numpy_helper.to_array(tensor)) == MASKED_SCORE)
     return mask
 
 
@@ -376,10 +376,12 @@ def test_float_variants_hold_no_quantizer_and_agree(tiny: Any, canonical: Path, 
     ranges = measure_ranges(fp32, [tiny.feeds(4, 12)])
     outputs = []
     for body in ("fp16", "fp32"):
-        report = float_variant(fp32, body, tmp_path, ranges)  # type: ignore[arg-type]
+        report = float_variant(fp32, body, tmp_path, ranges)
         assert [step["pass"] for step in report["passes"]] == ["half_body", "narrow_inputs", "strong_types"]
         assert not any(step["declined"] for step in report["passes"])
         assert "QuantizeLinear" not in {n.op for n in load_graph(tmp_path / f"model.{body}.onnx").nodes}
         outputs.append(unoptimized(tmp_path / f"model.{body}.onnx", feeds(tiny)))
     assert kinds(tmp_path / "model.fp16.onnx")["FLOAT"] == 1
-    assert np.allclose(*outputs, atol=0.01)  # logits of size 1 through two layers of FP16 rounding (2**-11)
+    assert np.allclose(
+        outputs[0], outputs[1], atol=0.01
+    )  # logits of size 1 through two layers of FP16 rounding (2**-11)

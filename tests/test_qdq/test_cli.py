@@ -137,7 +137,7 @@ def test_usage_errors(qdq: Qdq, tmp_path: Path, monkeypatch: Any, arguments: lis
 
 def test_every_enumerated_option_names_the_nearest_value() -> None:
     """An option added with a fixed set of values must join the table above."""
-    enumerated = {"target", "task", "placement", "calibrator", "precision_hint", "triton_backend"}
+    enumerated = {"target", "task", "placement", "calibrator", "precision_hint", "body", "triton_backend"}
     strings = {field.name for field in fields(CompileOptions) if "str" in str(field.type)}
     assert strings - enumerated == {"model", "calibration", "eval_data", "text_columns", "label_column", "spec", "out"}
     for name in enumerated:

@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 Qdq = Callable[..., Any]
@@ -270,4 +269,3 @@ def test_every_task_compiles(
     assert (outcome["accuracy"]["metric"] is not None) == labelled
     assert labelled or outcome["accuracy"]["metric_reason"]
     assert outcome["benchmark"]["contestants"]["int8"]["samples"] >= 3
-    assert torch.get_num_threads() == 1

@@ -97,7 +97,7 @@ class INetworkDefinition(Strict):
         return ITensor()
 
     def get_flag(self, flag: Any) -> bool:
-        return flag.name == "STRONGLY_TYPED"
+        return str(flag.name) == "STRONGLY_TYPED"
 
 
 class ParserError(Strict):
