@@ -21,7 +21,9 @@ Execute = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # input name -> 
 # equal on identical inputs (percentile calibration: 0 of 96). A wrong connection flips far more.
 ANSWER_TOLERANCE = 0.02
 SIGMAS = 2  # room for chance in a small sample: a true rate of 2 % shows as 4 of 96 every now and then
-MIN_COSINE = 0.99  # rounding flips of single codes, in the first layer already, leave 0.998 on all-MiniLM-L6-v2
+# Embeddings have no answer that absorbs the flips: equal codes on identical inputs at every point still leave a mean
+# cosine of 0.998 (linear+qk) or 0.990 (all twenty points) on all-MiniLM-L6-v2. A wrong connection leaves far less.
+MIN_COSINE = 0.95
 
 ANSWERS: Mapping[str, str | None] = {  # task -> what one answer is given for; None: no answers, cosine decides
     "feature-extraction": None,
@@ -90,7 +92,7 @@ def end_to_end_parity(
     token-level outputs do not count. The answer is the arg max per text, per token, or start and end of a span.
 
     Raises ParityError when more answers differ than `tolerance` of them plus two standard deviations, or, for a task
-    without answers (embeddings, regression), when the mean cosine is below 0.99; ConfigError for an unknown task,
+    without answers (embeddings, regression), when the mean cosine is below 0.95; ConfigError for an unknown task,
     DataError without texts.
     """
     unit = ANSWERS[choice(task, ANSWERS, "task")]

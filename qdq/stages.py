@@ -225,7 +225,7 @@ def lower(run: Run, stage: Stage) -> Sequence[Path]:
 
 
 def _ranges(run: Run, stage: Stage) -> Mapping[str, float] | None:
-    """Largest |x| of every float tensor on a quarter of the calibration text: what may be FP16. None is not measured."""
+    """Largest |x| of every float tensor on a quarter of the calibration text; None when it was not measured."""
     from export.ranges import measure_ranges
     from qdq.encode import calibration_batches
 
