@@ -12,7 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "onnx", "openvino", "onnxruntime", "tensorrt", "polygraphy", "tritonclient")
 # The stage modules call export/ and engines/, the command line prints their reports, readme renders them.
-SPINE = {"stages.py", "parity.py", "engine.py", "measure.py", "pipeline.py", "cli.py", "file_commands.py", "options.py", "readme.py"}
+SPINE = {
+    "stages.py",
+    "parity.py",
+    "engine.py",
+    "measure.py",
+    "pipeline.py",
+    "cli.py",
+    "file_commands.py",
+    "options.py",
+    "readme.py",
+}
 
 
 def imported(path: Path) -> set[str]:
