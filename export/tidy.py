@@ -161,10 +161,10 @@ def _fold_weights(graph: ir.Graph) -> int:
     for node in list(graph):
         if node.op_type != QUANTIZE or node.inputs[0] is None or node.inputs[0].const_value is None:
             continue
-        dequantize = _only_user(node, DEQUANTIZE)
+        dequantize = _dequantizer(node)
         codes, scale, axis = quantized_codes(node)
         point = _owner(node)
-        transpose = _only_user(dequantize, "Transpose") if len(dequantize.outputs[0].uses()) == 1 else None
+        transpose = _only_transpose(dequantize)
         if transpose is not None:
             codes, axis = codes.T, 1 - axis
             ir.convenience.replace_all_uses_with(transpose.outputs[0], dequantize.outputs[0])
@@ -193,13 +193,17 @@ def _constant(node: ir.Node, index: int) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def _only_user(node: ir.Node, op_type: str) -> ir.Node:
+def _dequantizer(node: ir.Node) -> ir.Node:
     users = [user for user, _ in node.outputs[0].uses()]
-    if op_type == "Transpose" and (len(users) != 1 or users[0].op_type != op_type):
-        return None  # type: ignore[return-value]  # a weight used as it is
-    if not users or any(user.op_type != op_type for user in users):
-        raise ExportError(f"{node.name}: expected only {op_type} behind it, found {[user.op_type for user in users]}")
+    if not users or any(user.op_type != DEQUANTIZE for user in users):
+        raise ExportError(f"{node.name}: expected only {DEQUANTIZE} behind it, found {[u.op_type for u in users]}")
     return users[0]
+
+
+def _only_transpose(node: ir.Node) -> ir.Node | None:
+    """The Transpose that alone reads `node`, None for a weight that is used as it is."""
+    users = [user for user, _ in node.outputs[0].uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == "Transpose" else None
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
