@@ -112,6 +112,8 @@ STAMP := $(VENV)/.installed
 STARTED := $(VENV)/.installing
 PINS := pyproject.toml constraints.txt requirements-demo.txt
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml) $${TORCH_INDEX:+--index-url="$$TORCH_INDEX"}
+# Builds run in .venv itself, so their tools come first: seqeval's source archive asks setuptools-scm for its version.
+BUILD_TOOLS := setuptools setuptools-scm
 PIP = $(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS)
 
 setup: $(STAMP)
@@ -130,7 +132,7 @@ $(STAMP): $(PINS)
 	fi
 	@rm -f $(STAMP) && touch $(STARTED)
 	@echo "[2/4] installing torch (200 MB; gigabytes if its CUDA build is taken: see TORCH_INDEX in 'make help')"
-	@$(PIP) -c constraints.txt setuptools
+	@$(PIP) -c constraints.txt $(BUILD_TOOLS)
 	@$(PIP) --no-deps $(TORCH)
 	@echo "[3/4] installing everything else, as pinned in constraints.txt (400 MB)"
 	@$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
@@ -145,7 +147,7 @@ endif
 lock: LOCKED := build/lock
 lock:
 	@$(PYTHON) -m venv --clear $(LOCKED)
-	@$(LOCKED)/bin/pip install $(PIP_FLAGS) --upgrade setuptools
+	@$(LOCKED)/bin/pip install $(PIP_FLAGS) --upgrade $(BUILD_TOOLS)
 	@$(LOCKED)/bin/pip install $(PIP_FLAGS) --no-deps $(TORCH)
 	@$(LOCKED)/bin/pip install $(PIP_FLAGS) --no-build-isolation -e '.[$(EXTRAS)]'
 	@echo "# Every package of 'make setup', written by 'make lock' with $$($(LOCKED)/bin/python --version)." > $(LOCKED)/new
