@@ -14,19 +14,8 @@ from google.protobuf.message import DecodeError
 from export.check_rules import RULES, CanonicalGraph, onnx_checker
 from export.inventory import GraphIndex
 from export.names import DEQUANTIZE, QUANTIZE
+from export.points import consumers
 from qdq.errors import ExportError
-
-# Point attribute -> name pattern of the node that consumes the point, below its module, and the operand it is.
-CONSUMERS: Mapping[str, tuple[str, int]] = {
-    "input_quantizer": (r"MatMul|Gemm", 0),
-    "weight_quantizer": (r"MatMul|Gemm", 1),
-    "matmul_q_input_quantizer": (r"MatMul", 0),
-    "matmul_k_input_quantizer": (r"MatMul", 1),
-    "matmul_a_input_quantizer": (r"MatMul_1", 0),
-    "matmul_v_input_quantizer": (r"MatMul_1", 1),
-    "add_local_input_quantizer": (r"Add(_\d+)?", 0),  # ALBERT's first Add is the attention mask's
-    "add_residual_input_quantizer": (r"Add(_\d+)?", 1),
-}
 
 
 @dataclass(frozen=True)
@@ -123,11 +112,8 @@ def _pair(point: str) -> list[str]:
 
 def _server(graph: CanonicalGraph, point: str) -> str | None:
     """Name of the DequantizeLinear in front of the operand that `point` quantizes."""
-    module, _, attribute = point.rpartition(".")
-    pattern, operand = CONSUMERS.get(attribute, ("", 0))
-    for node in graph.nodes:
-        if node.name.startswith(f"{module}.") and re.fullmatch(pattern, node.name.removeprefix(f"{module}.")):
-            dequantize = graph.index.dequantizer(node.input[operand])
-            if dequantize is not None:
-                return dequantize.name
+    for node, operand in consumers(graph.nodes, point):
+        dequantize = graph.index.dequantizer(node.input[operand])
+        if dequantize is not None:
+            return dequantize.name
     return None

@@ -1,10 +1,24 @@
-"""`qdq check`: a linter for quantized ONNX files on their way to TensorRT, whichever tool made them."""
+"""`qdq check`: a linter for quantized ONNX files on their way to TensorRT, whichever tool made them.
+
+As a library: `lint` gives findings and fusion map of a graph, `fusion_map` the map alone, and for whoever decides what
+to quantize, `layers_without` and `broken_fusions` give the map with points taken away (`export.lint.removal`).
+"""
 
 from __future__ import annotations
 
 from export.lint.command import check_command
 from export.lint.findings import Finding, LintReport
 from export.lint.fusion import FusedLayer, fusion_map
+from export.lint.removal import broken_fusions, layers_without
 from export.lint.run import lint
 
-__all__ = ["Finding", "FusedLayer", "LintReport", "check_command", "fusion_map", "lint"]
+__all__ = [
+    "Finding",
+    "FusedLayer",
+    "LintReport",
+    "broken_fusions",
+    "check_command",
+    "fusion_map",
+    "layers_without",
+    "lint",
+]

@@ -126,6 +126,13 @@ def model(canonical: Path) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="session")
+def tiny_points(tiny: Any) -> tuple[str, ...]:
+    """Every placed point."""
+    points: tuple[str, ...] = tiny.points
+    return points
+
+
+@pytest.fixture(scope="session")
 def edited(model: onnx.ModelProto) -> Callable[..., onnx.ModelProto]:
     """The canonical graph after some edits."""
 

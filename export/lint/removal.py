@@ -1,0 +1,121 @@
+"""What a placement is worth to TensorRT: the fusion map with points taken away, without exporting anything again.
+
+    layers = fusion_map(model)                     # every layer as predicted for the graph as it is
+    layers_without(model, [point, other])          # ... when these points are taken away together
+    broken_fusions(model, points)[point]           # the layers that change when this one alone is taken away
+
+`model` is a canonical graph, or one lowered from it; points are named as in placement.json. A point that shares its
+pair with others (q, k, v and the residual beside them read one Q) is taken from its own reader only. Like the fusion
+map this predicts; nothing is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+import onnx
+from onnx import NodeProto, TensorProto
+
+from export.inventory import LAYOUT, GraphIndex
+from export.lint.fusion import FusedLayer, fusion_map
+from export.lint.graph import without_weights
+from export.lint.limits import MIN_SM
+from export.names import DEQUANTIZE, QUANTIZE
+from export.points import consumers
+from qdq.errors import ConfigError
+
+
+class Route(NamedTuple):
+    """How an operand gets its dequantized values: through `layout` (reader's side first) from `dequantize`."""
+
+    layout: tuple[NodeProto, ...]
+    dequantize: NodeProto
+
+
+def broken_fusions(
+    model: onnx.ModelProto, points: Iterable[str], sm: int = MIN_SM, sequence: int = 128
+) -> Mapping[str, tuple[FusedLayer, ...]]:
+    """For each of `points`, the layers that change when it alone is taken away, as they become; `reason` says why.
+
+    A layer has changed when its `kind` or `precision` has; `fusion_map` has it as it was, under the same name. Weights
+    in external files need not be loaded. Raises ConfigError naming a point that quantizes nothing in this graph.
+    """
+    light = without_weights(model)
+    whole = {layer.name: layer for layer in fusion_map(light, sm, sequence)}
+
+    def changed(layer: FusedLayer) -> bool:
+        before = whole.get(layer.name)
+        return before is None or (before.kind, before.precision) != (layer.kind, layer.precision)
+
+    return {point: tuple(filter(changed, layers_without(light, (point,), sm, sequence))) for point in points}
+
+
+def layers_without(
+    model: onnx.ModelProto, points: Collection[str], sm: int = MIN_SM, sequence: int = 128
+) -> tuple[FusedLayer, ...]:
+    """The fusion map of `model` after all of `points` are taken away. Raises ConfigError as `broken_fusions` does."""
+    return fusion_map(_without(model, points), sm, sequence)
+
+
+def _without(model: onnx.ModelProto, points: Collection[str]) -> onnx.ModelProto:
+    """A copy whose readers of `points` take the float tensor, or a float weight without data."""
+    light = without_weights(model)
+    edited = onnx.ModelProto()
+    edited.CopyFrom(light)  # `light` shares its nodes with `model`
+    graph = edited.graph
+    index = GraphIndex(graph)
+    for point in points:
+        routes = [(node, i, _route(index, node.input[i])) for node, i in consumers(graph.node, point)]
+        found = [(node, i, route) for node, i, route in routes if route is not None]
+        if not found:
+            raise ConfigError(f"{point}: quantizes nothing in this graph; take a point that placement.json has placed")
+        for node, operand, route in found:
+            node.input[operand] = _bypass(graph, index, route, f"{node.name}.float_{operand}")
+    _remove_unread(graph)
+    return edited
+
+
+def _route(index: GraphIndex, tensor: str) -> Route | None:
+    """The way of an operand back to its DequantizeLinear; None for a float operand."""
+    layout: list[NodeProto] = []
+    node = index.producers.get(tensor)
+    while node is not None and node.op_type in LAYOUT:
+        layout.append(node)
+        node = index.producers.get(node.input[0])
+    return Route(tuple(layout), node) if node is not None and node.op_type == DEQUANTIZE else None
+
+
+def _bypass(graph: onnx.GraphProto, index: GraphIndex, route: Route, name: str) -> str:
+    """The float tensor an operand reads instead, moved by copies of the same layout ops; other readers keep theirs."""
+    quantize = index.producers.get(route.dequantize.input[0])
+    tensor = quantize.input[0] if quantize is not None else _float_weight(graph, index, route.dequantize, name)
+    for number, node in enumerate(reversed(route.layout)):
+        copy = graph.node.add()
+        copy.CopyFrom(node)
+        copy.name = f"{name}_{number}"
+        copy.input[0], copy.output[0] = tensor, copy.name
+        tensor = copy.name
+    return tensor
+
+
+def _float_weight(graph: onnx.GraphProto, index: GraphIndex, dequantize: NodeProto, name: str) -> str:
+    codes, scale = (index.initializers[tensor] for tensor in dequantize.input[:2])
+    graph.initializer.append(TensorProto(name=name, dims=codes.dims, data_type=scale.data_type))
+    return name
+
+
+def _remove_unread(graph: onnx.GraphProto) -> None:
+    """Remove pairs that nothing reads any more, and the layout ops behind them."""
+    outputs = {value.name for value in graph.output}
+    while True:
+        read = outputs | {tensor for node in graph.node for tensor in node.input}
+        unread = [
+            node
+            for node in graph.node
+            if node.op_type in {QUANTIZE, DEQUANTIZE, *LAYOUT} and read.isdisjoint(node.output)
+        ]
+        if not unread:
+            return
+        for node in unread:
+            graph.node.remove(node)

@@ -1,0 +1,33 @@
+"""Which operand of which node a point quantizes, by the names of the canonical graph (lowering keeps them)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from onnx import NodeProto
+
+# Point attribute -> name pattern of the nodes that consume the point, below its module, and the operand it is. ALBERT
+# calls one module once per layer: its nodes are numbered on, two BMMs a call.
+CONSUMERS: Mapping[str, tuple[str, int]] = {
+    "input_quantizer": (r"(MatMul|Gemm)(_\d+)?", 0),
+    "weight_quantizer": (r"(MatMul|Gemm)(_\d+)?", 1),
+    "matmul_q_input_quantizer": (r"MatMul(_\d*[02468])?", 0),
+    "matmul_k_input_quantizer": (r"MatMul(_\d*[02468])?", 1),
+    "matmul_a_input_quantizer": (r"MatMul_\d*[13579]", 0),
+    "matmul_v_input_quantizer": (r"MatMul_\d*[13579]", 1),
+    "add_local_input_quantizer": (r"Add(_\d+)?", 0),  # ALBERT's first Add is the attention mask's
+    "add_residual_input_quantizer": (r"Add(_\d+)?", 1),
+}
+
+
+def consumers(nodes: Iterable[NodeProto], point: str) -> tuple[tuple[NodeProto, int], ...]:
+    """(node, operand) pairs that `point`, named as in placement.json, quantizes when it is placed; in graph order."""
+    module, _, attribute = point.rpartition(".")
+    pattern, operand = CONSUMERS.get(attribute, ("", 0))
+    prefix = f"{module}."
+    return tuple(
+        (node, operand)
+        for node in nodes
+        if node.name.startswith(prefix) and re.fullmatch(pattern, node.name.removeprefix(prefix))
+    )
