@@ -209,6 +209,11 @@ def _quantization_options(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(PLACEMENT_NAMES)} (default: {cpu} for CPU targets, {gpu} for tensorrt)",
     )
     add("--spec", metavar="FILE", help="QuantSpec as JSON or YAML, instead of --placement (default: none)")
+    add(
+        "--embedding-tables",
+        action="store_true",
+        help="INT8 embedding tables too, one scale per row: a smaller file (default: what the placement says, float)",
+    )
     add("--calibrator", metavar="NAME", help=f"{', '.join(CALIBRATORS)} (default: {d.calibrator})")
     add(
         "--percentile",

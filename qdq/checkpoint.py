@@ -21,7 +21,8 @@ from qdq.artifacts import atomic_folder, write_failure, write_json
 from qdq.calibrate.table import CalibrationTable
 from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.inject import Placement, inject, quantizers
-from qdq.inject.quantizer import QuantLinear, TensorQuantizer
+from qdq.inject.embedding import QuantEmbedding
+from qdq.inject.quantizer import QuantLinear, TensorQuantizer, weight_amax
 from qdq.inject.spec import QuantSpec, spec_from_mapping
 from qdq.model import LoadedModel, load_model, quiet_transformers
 from qdq.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
@@ -143,6 +144,15 @@ def load_amax(model: nn.Module, amax: Mapping[str, Tensor]) -> None:
         point.set_amax(amax[key])
 
 
+def table_amax(model: nn.Module) -> dict[str, Tensor]:
+    """The amax of every placed embedding table, by checkpoint key: the largest magnitude of each row, [rows, 1]."""
+    return {
+        f"{path}._weight_quantizer.{AMAX_SUFFIX}": weight_amax(table.weight, 0)
+        for path, table in model.named_modules()
+        if isinstance(table, QuantEmbedding)
+    }
+
+
 def import_qdqbert(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
     """Take the `_amax` of a QDQBERT state dict; returns (points set, keys that match no placed point).
 
@@ -180,11 +190,11 @@ def _amax_shapes(model: nn.Module) -> dict[str, torch.Size]:
     shapes = {name: torch.Size() for name in quantizers(model)}
     for module in model.modules():
         if (
-            isinstance(module, QuantLinear)
+            isinstance(module, QuantLinear | QuantEmbedding)
             and (point := module._weight_quantizer) is not None
             and point.axis is not None
         ):
-            shapes[point.point] = torch.Size((module.out_features, 1))
+            shapes[point.point] = torch.Size((module.effective_weight.shape[0], 1))
     return shapes
 
 

@@ -36,6 +36,7 @@ class CompileOptions:
         text_columns, label_column: column names; detected when empty.
         placement: named placement; None is linear+qk for CPU targets and qdqbert for TensorRT.
         spec: JSON or YAML file with a QuantSpec, instead of a named placement.
+        embedding_tables: INT8 embedding tables with a scale per row, whatever the placement says; needs no data.
         calibrator, percentile: how activation ranges are chosen; percentile None is 99.999, or 99.99 when residual adds
             are quantized (their outliers are larger and matter less than the bulk).
         samples: calibration texts.
@@ -58,6 +59,7 @@ class CompileOptions:
     label_column: str | None = None
     placement: str | None = None
     spec: str | None = None
+    embedding_tables: bool = False
     calibrator: str = "percentile"
     percentile: float | None = None
     samples: int = 128

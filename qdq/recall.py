@@ -12,7 +12,7 @@ from qdq.options import CompileOptions
 # Stage -> options it is the last to read. A later stage cannot change them: it starts from files they decided.
 DECIDED_BY: Mapping[str, tuple[str, ...]] = {
     "calibrate": (
-        *("model", "task", "allow_pickle", "placement", "spec"),
+        *("model", "task", "allow_pickle", "placement", "spec", "embedding_tables"),
         *("calibration", "samples", "calibrator", "percentile"),
     ),
     "lower": ("body",),

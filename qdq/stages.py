@@ -7,6 +7,7 @@ Only the stage modules (this one, `engine` and `measure`), `qdq/pipeline.py` and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +68,13 @@ def requested_spec(run: Run) -> QuantSpec:
     from qdq.inject.spec import load_spec, named_spec
 
     if run.options.spec is not None:
-        return load_spec(Path(run.options.spec))
-    if run.options.placement is not None:
-        return named_spec(run.options.placement)
-    assert run.source is not None  # options.resolve names a placement for everything but a checkpoint of ours
-    return read_spec(run.source)[0]
+        spec = load_spec(Path(run.options.spec))
+    elif run.options.placement is not None:
+        spec = named_spec(run.options.placement)
+    else:
+        assert run.source is not None  # options.resolve names a placement for everything but a checkpoint of ours
+        spec = read_spec(run.source)[0]
+    return replace(spec, embedding_tables=True) if run.options.embedding_tables else spec
 
 
 def inject(run: Run, stage: Stage) -> Sequence[Path]:
@@ -114,7 +117,7 @@ def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
 
 def _take_over(run: Run, loaded: LoadedModel) -> bool:
     """Set the amax that a checkpoint of ours brings for its own spec, or QDQBERT's for any; returns whether it did."""
-    from qdq.checkpoint import import_qdqbert, load_amax, read_amax
+    from qdq.checkpoint import import_qdqbert, load_amax, read_amax, table_amax
     from qdq.source import is_checkpoint
 
     ours = is_checkpoint(loaded.folder)
@@ -122,7 +125,7 @@ def _take_over(run: Run, loaded: LoadedModel) -> bool:
         return False
     amax = read_amax(loaded.folder, run.options.allow_pickle)
     if ours:
-        load_amax(loaded.model, amax)
+        load_amax(loaded.model, {**table_amax(loaded.model), **amax})  # a table the options add needs no data
         return True
     return bool(import_qdqbert(loaded.model, amax)[0])
 

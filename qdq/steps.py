@@ -41,6 +41,7 @@ def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
         },
         "task": options.task,
         "placement": sha256_file(Path(options.spec)) if options.spec else options.placement,
+        "embedding_tables": options.embedding_tables,
         "calibrator": [options.calibrator, options.percentile, options.samples, options.sequence],
         "text": source_fingerprint(options, options.calibration),
     }

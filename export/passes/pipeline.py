@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from export.passes.base import Pass, PassResult
 from export.passes.element_types import check_strong_types
+from export.passes.gather_codes import float_tables, gather_codes
 from export.passes.half_body import half_body
 from export.passes.half_types import Body
 from export.passes.narrow_inputs import narrow_inputs
@@ -22,6 +23,20 @@ SHARE = Pass(
     "one QuantizeLinear per tensor and scale: quantizing the same values twice costs a pass over memory each time, "
     "and TensorRT wants q, k and v to read one Q",
     share_quantizers,
+)
+
+CODES = Pass(
+    "gather_codes",
+    "INT8 embedding tables: dequantizing the vocabulary before each look-up would cost ONNX Runtime a pass over the "
+    "whole table; behind it, only the rows of the batch are touched",
+    gather_codes,
+)
+
+TABLES = Pass(
+    "float_tables",
+    "TensorRT dequantizes constants for multiplications only; a table it would expand at run time is stored as the "
+    "float values it stands for. Before half_body, which makes them FP16",
+    float_tables,
 )
 
 RECODE = Pass(
@@ -69,9 +84,9 @@ class LowerOptions:
 def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, ...]:
     """The ordered passes of a target. Raises ConfigError naming the nearest target."""
     pipelines: Mapping[str, tuple[Pass, ...]] = {
-        "openvino": (SHARE,),  # takes the canonical symmetric s8 graph as it is
-        "onnxruntime": (SHARE, RECODE),
-        "tensorrt": (SHARE, *_typed(options or LowerOptions())),
+        "openvino": (SHARE, CODES),  # takes the canonical symmetric s8 graph as it is
+        "onnxruntime": (SHARE, CODES, RECODE),
+        "tensorrt": (SHARE, TABLES, *_typed(options or LowerOptions())),
     }
     return pipelines[choice(target, pipelines, "target")]
 

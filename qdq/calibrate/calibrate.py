@@ -15,6 +15,7 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.config import choice
 from qdq.errors import CalibrationError, ConfigError
 from qdq.inject import quantizers
+from qdq.inject.embedding import QuantEmbedding
 from qdq.inject.families import Family, family_of
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, weight_amax
 from qdq.inject.spec import QuantSpec
@@ -54,7 +55,8 @@ def calibrate(
 
     Args:
         module: injected, holding a transformers model; called as ``module(**batch)``.
-        batches: int64 [B, S] (or [B, N, S]) tensors by input name; "attention_mask" marks what counts.
+        batches: int64 [B, S] (or [B, N, S]) tensors by input name; "attention_mask" marks what counts. Not run when
+            only weights and embedding tables are placed, which need no data.
         spec: fuse_qkv, clip_gelu and recalibrate_weights are applied here.
         settings: the calibrator.
         progress: called with (done, total) batches.
@@ -66,7 +68,7 @@ def calibrate(
     points = quantizers(module)
     activations = {name: point for name, point in points.items() if point.layout != "weight"}
     freeze_weights(module, spec.recalibrate_weights)  # first: a damaged weight would make every later point NaN
-    samples, tokens = _collect(module, batches, points, settings, progress)
+    samples, tokens = _collect(module, batches if activations else (), points, settings, progress)
     _load_all(activations)
     if spec.clip_gelu is not None:
         clip_gelu(module, _family(module), spec.clip_gelu)
@@ -129,7 +131,7 @@ def freeze_weights(module: nn.Module, recalibrate: bool = True) -> None:
     Raises CalibrationError naming a weight that holds NaN or infinity.
     """
     for owner in module.modules():
-        if isinstance(owner, QuantLinear) and owner._weight_quantizer is not None:
+        if isinstance(owner, QuantLinear | QuantEmbedding) and owner._weight_quantizer is not None:
             point = owner._weight_quantizer
             if recalibrate or point.amax is None:
                 amax = weight_amax(owner.effective_weight, point.axis)

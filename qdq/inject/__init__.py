@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from qdq.errors import ModelError
 from qdq.inject.attention import IMPLEMENTATION, register
 from qdq.inject.blocks import replace_gelus
+from qdq.inject.embedding import QuantEmbedding
 from qdq.inject.families import Family, family_of
 from qdq.inject.placement import Candidate, Placement, Zone, decide
 from qdq.inject.quantizer import Layout, QuantLinear, TensorQuantizer
@@ -60,6 +61,8 @@ def candidates(model: PreTrainedModel, family: Family) -> Iterator[Candidate]:
         if isinstance(module, nn.Linear):
             yield Candidate(path, "_input_quantizer", "linear_input", zone)
             yield Candidate(path, "_weight_quantizer", "linear_weight", zone)
+        if isinstance(module, nn.Embedding) and "embeddings" in path:  # not MPNet's table of position biases
+            yield Candidate(path, "_weight_quantizer", "embedding", zone)
         if zone == "encoder" and type(module).__name__ in family.attention:
             for operand in MATMUL_LAYOUTS:
                 yield Candidate(path, f"matmul_{operand}_input_quantizer", "matmul", zone, operand)
@@ -119,6 +122,10 @@ def _place(model: PreTrainedModel, placed: list[Candidate], spec: QuantSpec) -> 
         quantizer = _quantizer(candidate, spec)
         if candidate.kind in ("linear_input", "linear_weight"):
             linears.setdefault(candidate.module, {})[candidate.kind] = quantizer
+        elif candidate.kind == "embedding":
+            table = model.get_submodule(candidate.module)
+            assert isinstance(table, nn.Embedding)  # the candidate was found on it
+            _set(model, candidate.module, QuantEmbedding(table, quantizer))
         else:
             setattr(model.get_submodule(candidate.module), candidate.attribute, quantizer)
     for path, pair in linears.items():
@@ -132,6 +139,8 @@ def _quantizer(candidate: Candidate, spec: QuantSpec) -> TensorQuantizer:
     if candidate.kind == "linear_weight":
         axis = 0 if spec.per_channel_weights else None
         return TensorQuantizer(candidate.name, spec.weight_bits, axis, "weight")
+    if candidate.kind == "embedding":
+        return TensorQuantizer(candidate.name, 8, 0, "weight")
     layout: Layout = MATMUL_LAYOUTS[candidate.operand] if candidate.kind == "matmul" else "tokens"
     if candidate.zone in ("pooler", "head"):
         layout = "pooled"

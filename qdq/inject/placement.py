@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from qdq.inject.spec import QuantSpec
 
-Kind = Literal["linear_input", "linear_weight", "matmul", "residual"]
+Kind = Literal["linear_input", "linear_weight", "matmul", "residual", "embedding"]
 Zone = Literal["encoder", "embeddings", "pooler", "head"]
 
 
@@ -87,6 +87,9 @@ def _decision(candidate: Candidate, spec: QuantSpec) -> tuple[bool, str]:
     for keyword in spec.disable_keywords:
         if keyword in name:
             return False, f"disable_keywords has '{keyword}'"
+    if candidate.kind == "embedding":
+        stays = "embedding tables stay float unless the spec says embedding_tables: true"
+        return (True, "embedding_tables: true") if spec.embedding_tables else (False, stays)
     if candidate.zone in ZONE_REASONS and not (candidate.zone == "embeddings" and spec.embeddings):
         return False, ZONE_REASONS[candidate.zone]
     return _by_kind(candidate, spec)

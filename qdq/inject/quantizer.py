@@ -74,6 +74,8 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         self.layout: Layout = layout
         self.token_mask: Tensor | None = None  # [B, S], set around a calibration forward
         self._calibrator: Calibrator = MaxCalibrator()
+        self.register_buffer("_constant_scale", None, persistent=False)  # [] or [C], only inside `folded`
+        self.register_buffer("_constant_zero", None, persistent=False)
 
     @property
     def calibrator(self) -> Calibrator:
@@ -121,8 +123,10 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
             if self.layout != "weight":
                 raise ExportError(f"{self.point}: {self._num_bits}-bit activations have no ONNX form; use 8 bits")
             inputs = self._fake_quantize(inputs, scale)
-        flat = scale.reshape(-1) if self._axis is not None else scale.reshape(())
-        zero = torch.zeros_like(flat, dtype=torch.int8)
+        flat, zero = self._constant_scale, self._constant_zero
+        if flat is None:  # not `folded`: left to the exporter, which folds small constants only
+            flat = scale.reshape(-1) if self._axis is not None else scale.reshape(())
+            zero = torch.zeros_like(flat, dtype=torch.int8)
         attributes = {"axis": self._axis} if self._axis is not None else {}
         codes = torch.onnx.ops.symbolic(
             "QuantizeLinear", (inputs, flat, zero), attributes, dtype=torch.int8, shape=inputs.shape, version=20
@@ -200,10 +204,18 @@ class QuantLinear(_QuantLinear):  # type: ignore[misc]  # untyped upstream
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
-    """Bake every `output_scale` into its parameters for the duration, so that a trace sees plain constants."""
+    """Bake every `output_scale` and every scale into constants for the duration, so that a trace sees only those.
+
+    The exporter folds small constant expressions, but not the scales of a vocabulary's rows.
+    """
+    points = [module for module in model.modules() if isinstance(module, TensorQuantizer) and hasattr(module, "_amax")]
     scaled = [module for module in model.modules() if isinstance(module, QuantLinear) and module.output_scale != 1.0]
     kept = [(module.weight, module.bias, module.output_scale) for module in scaled]
     try:
+        for point in points:
+            scale = scale_of(point._amax, point._num_bits)
+            point._constant_scale = scale.reshape(()) if point._axis is None else scale.reshape(-1)
+            point._constant_zero = torch.zeros_like(point._constant_scale, dtype=torch.int8)
         for module in scaled:
             weight, bias = module.effective_weight.detach(), module.effective_bias
             module.weight = nn.Parameter(weight)
@@ -211,8 +223,10 @@ def folded(model: nn.Module) -> Iterator[None]:
             module.output_scale = 1.0
         yield
     finally:
-        for module, (weight, bias, scale) in zip(scaled, kept, strict=True):
-            module.weight, module.bias, module.output_scale = weight, bias, scale
+        for point in points:
+            point._constant_scale = point._constant_zero = None
+        for module, (original, original_bias, factor) in zip(scaled, kept, strict=True):
+            module.weight, module.bias, module.output_scale = original, original_bias, factor
 
 
 def quantize(quantizer: nn.Module | None, x: Tensor) -> Tensor:

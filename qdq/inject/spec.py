@@ -33,6 +33,8 @@ class QuantSpec:
         disable_keywords: substrings of point names that stay float [--quant-disable-keyword].
         embeddings: quantize linears of the embedding block, such as ELECTRA's embeddings_project
             [not --quant-disable-embeddings].
+        embedding_tables: store the embedding tables as INT8 with one scale per row. Needs no data; a table is read,
+            not multiplied, so this makes files and memory smaller, not multiplications faster.
         fuse_qkv: q, k and v share the largest amax of the three, and with per-tensor weights their weights too
             [--fuse-qkv].
         clip_gelu: upper bound on the amax of the activation behind GELU [--clip-gelu].
@@ -51,6 +53,7 @@ class QuantSpec:
     disable_layers: str | None = None
     disable_keywords: tuple[str, ...] = ()
     embeddings: bool = False
+    embedding_tables: bool = False
     fuse_qkv: bool = False
     clip_gelu: float | None = None
     recalibrate_weights: bool = False

@@ -81,6 +81,7 @@ def test_each_layer_has_its_twenty_points(model_type: str, load_tiny: LoadTiny) 
         "linear_weight": 6 * layers,
         "matmul": 4 * layers,
         "residual": 4 * layers,
+        "embedding": 0,
     }
     assert sum(counts.values()) == 20 * layers
     assert set(quantizers(loaded.model)) == {point.name for point in placement.placed}

@@ -187,6 +187,7 @@ def test_a_named_placement_places_its_points_and_declines_the_rest_with_a_reason
     assert placement.counts() == {
         "linear_input": (12, 14),
         "linear_weight": (12, 14),
+        "embedding": (0, 3),
         "matmul": (2 * len(spec.matmul), 8),
         "residual": (4 * len(spec.residual), 8),
     }

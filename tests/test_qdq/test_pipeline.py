@@ -24,7 +24,7 @@ def read(path: Path) -> Any:
 def test_the_files_of_the_work_directory(compiled: Path) -> None:
     work = compiled / "work"
     points = read(work / "placement.json")["points"]
-    assert {point["kind"] for point in points} == {"linear_input", "linear_weight", "matmul", "residual"}
+    assert {point["kind"] for point in points} == {"linear_input", "linear_weight", "matmul", "residual", "embedding"}
     assert all(isinstance(point["placed"], bool) and point["reason"] and point["name"] for point in points)
     calibration = read(work / "calibration.json")
     placed = {point["name"] for point in points if point["placed"]}

@@ -1,0 +1,43 @@
+"""INT8 embedding tables: an Embedding whose rows carry one scale each, so that no data is needed to choose them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qdq.inject.quantizer import FakeQuantize, TensorQuantizer, scale_of
+
+
+class QuantEmbedding(nn.Embedding):
+    """`table` with a quantizer on its weight; shares the parameter.
+
+    A row's scale is its largest magnitude over 127 (per-row symmetric INT8, as in FBGEMM's and PaddleSlim's embedding
+    quantization). Outside an export only the rows that are looked up are rounded: the same values, without a pass over
+    the whole vocabulary.
+    """
+
+    def __init__(self, table: nn.Embedding, weight: TensorQuantizer) -> None:
+        super().__init__(1, 1, device="meta")  # the parameter comes from `table`
+        self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
+        self.padding_idx = table.padding_idx
+        self.weight = table.weight
+        self._weight_quantizer = weight
+        self.train(table.training)
+
+    @property
+    def effective_weight(self) -> Tensor:
+        """The table that is quantized: [rows, hidden]."""
+        return self.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """int64 row numbers of any shape to [..., hidden]."""
+        point = self._weight_quantizer
+        if torch.onnx.is_in_onnx_export():
+            return nn.functional.embedding(input, point(self.weight), self.padding_idx)
+        rows = nn.functional.embedding(input, self.weight, self.padding_idx)
+        if point._disabled or not point._if_quant:
+            return rows
+        amax = rows.detach().abs().amax(-1, keepdim=True) if point.amax is None else point.amax[input]
+        high = 2 ** (point._num_bits - 1) - 1
+        quantized: Tensor = FakeQuantize.apply(rows, scale_of(amax, point._num_bits), -high - 1, high)  # type: ignore[no-untyped-call]
+        return quantized
