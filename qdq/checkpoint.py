@@ -46,13 +46,18 @@ def write_checkpoint(loaded: LoadedModel, spec: QuantSpec, table: CalibrationTab
         _copy_tokenizer(loaded, partial)
         if loaded.pooling is not None:
             _copy_pooling(loaded.folder, partial)
-        calibration = {
-            "algorithm": table.algorithm,
-            "percentile": table.percentile,
-            "samples": table.samples,
-            "tokens": table.tokens,
-        }
-        write_json(partial / QUANT_SPEC, {"spec": spec.as_json(), "task": loaded.task.name, "calibration": calibration})
+        write_quant_spec(partial, spec, loaded.task.name, table)
+
+
+def write_quant_spec(folder: Path, spec: QuantSpec, task: str, table: CalibrationTable) -> None:
+    """The file that makes a transformers checkpoint with amax one of ours."""
+    calibration = {
+        "algorithm": table.algorithm,
+        "percentile": table.percentile,
+        "samples": table.samples,
+        "tokens": table.tokens,
+    }
+    write_json(folder / QUANT_SPEC, {"spec": spec.as_json(), "task": task, "calibration": calibration})
 
 
 def _copy_tokenizer(loaded: LoadedModel, target: Path) -> None:

@@ -1,7 +1,8 @@
 """Attention with quantized matmul operands, reached through transformers' own attention interface.
 
-The four quantizers are attributes of the attention module (QDQBERT's names); the function below is registered under
-one name together with its mask function, so no model source is patched and other models in the process are untouched.
+The four quantizers are attributes of the attention module (QDQBERT's names), and so is a head mask; the function below
+is registered under one name together with its mask function, so no model source is patched and other models in the
+process are untouched.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ IMPLEMENTATION = "qdq"  # value of config._attn_implementation on an injected mo
 
 # Large enough to erase a masked position after softmax, small enough for FP16 (float32's minimum is not).
 MASKED_SCORE = -1.0e4
+
+# Attribute of an attention module: a factor per head, [heads]. transformers 5 accepts `head_mask` and ignores it.
+HEAD_MASK = "head_mask"
 
 
 def register() -> None:
@@ -52,17 +56,20 @@ def attention_forward(  # noqa: PLR0913  # the signature is transformers' attent
 
 def attention_scores(module: nn.Module, query: Tensor, key: Tensor) -> Tensor:
     """First attention matmul with its two operand quantizers: [B, heads, S, S]."""
-    query = quantize(module.matmul_q_input_quantizer, query)  # type: ignore[arg-type]
-    key = quantize(module.matmul_k_input_quantizer, key)  # type: ignore[arg-type]
+    query = quantize(getattr(module, "matmul_q_input_quantizer", None), query)
+    key = quantize(getattr(module, "matmul_k_input_quantizer", None), key)
     return torch.matmul(query, key.transpose(-1, -2))
 
 
 def weigh_values(module: nn.Module, scores: Tensor, value: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
-    """Softmax and the second attention matmul with its two operand quantizers."""
+    """Softmax, the head mask when there is one, and the second attention matmul with its two operand quantizers."""
     probabilities = nn.functional.softmax(scores, dim=-1)
     dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
-    dropped = quantize(module.matmul_a_input_quantizer, dropped)  # type: ignore[arg-type]
-    value = quantize(module.matmul_v_input_quantizer, value)  # type: ignore[arg-type]
+    mask: Tensor | None = getattr(module, HEAD_MASK, None)
+    if mask is not None:
+        dropped = dropped * mask.view(-1, 1, 1)
+    dropped = quantize(getattr(module, "matmul_a_input_quantizer", None), dropped)
+    value = quantize(getattr(module, "matmul_v_input_quantizer", None), value)
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probabilities
 
 

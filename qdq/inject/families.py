@@ -14,6 +14,26 @@ Replace = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
+class Widths:
+    """Paths below one encoder block of what heads and neurons are made of.
+
+    Attributes:
+        attention: the module whose children are the projections.
+        projections: query, key and value on it.
+        output: the linear that reads the heads.
+        up, down: the two linears of the feed-forward block.
+        heads: attribute of the attention module that counts heads.
+    """
+
+    attention: str
+    projections: tuple[str, str, str]
+    output: str
+    up: str
+    down: str
+    heads: str = "num_attention_heads"
+
+
+@dataclass(frozen=True)
 class Family:
     """How one family names things. Class names are without the family prefix's variants, matched exactly.
 
@@ -24,6 +44,7 @@ class Family:
         query: attribute of the query projection on such a module, where 1/sqrt(d) is folded in.
         residual: class names (after replacement) that own the two residual operands.
         gelu_output: regular expression for the end of the path of the linear that reads the activation function.
+        widths: where heads and neurons are, None when the family cannot be pruned in width.
         token_types: whether the family has a `token_type_ids` input.
         position_offset: positions the embedding table loses to padding (RoBERTa starts at padding_idx + 1).
     """
@@ -34,6 +55,7 @@ class Family:
     query: str
     residual: tuple[str, ...]
     gelu_output: str
+    widths: Widths | None = None
     token_types: bool = True
     position_offset: int = 0
 
@@ -46,6 +68,9 @@ def _bert_like(prefix: str, token_types: bool = True, position_offset: int = 0) 
         query="query",
         residual=("ResidualOutput",),
         gelu_output=r"(?<!attention)\.output\.dense",
+        widths=Widths(
+            "attention.self", ("query", "key", "value"), "attention.output.dense", "intermediate.dense", "output.dense"
+        ),
         token_types=token_types,
         position_offset=position_offset,
     )
@@ -66,6 +91,7 @@ FAMILIES: Mapping[str, Family] = {
         query="q_lin",
         residual=("ResidualAdd",),
         gelu_output=r"\.ffn\.lin2",
+        widths=Widths("attention", ("q_lin", "k_lin", "v_lin"), "attention.out_lin", "ffn.lin1", "ffn.lin2", "n_heads"),
         token_types=False,
     ),
     "albert": Family(
@@ -75,6 +101,7 @@ FAMILIES: Mapping[str, Family] = {
         query="query",
         residual=("AlbertAttention", "AlbertLayer"),
         gelu_output=r"\.ffn_output",
+        widths=Widths("attention", ("query", "key", "value"), "attention.dense", "ffn", "ffn_output"),
     ),
     "mpnet": Family(
         layers="encoder.layer",
@@ -94,7 +121,11 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a checkpoint's `model_type`. Raises ModelError listing the supported ones."""
+    """The family of a checkpoint's `model_type`; a pruned model is of the family it comes from.
+
+    Raises ModelError listing the supported ones.
+    """
+    model_type = model_type.removeprefix("pruned-")
     if model_type not in FAMILIES:
         raise ModelError(
             f"model family '{model_type}' is not supported; supported families: {', '.join(FAMILIES)}. "

@@ -1,0 +1,124 @@
+"""Data of a compression: any map-style dataset as named tensors, its labels checked before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+from transformers.utils.generic import find_labels
+
+from qdq.errors import DataError
+
+LABEL_COLUMNS = ("labels", "label", "label_ids", "start_positions", "end_positions")
+IGNORED_LABEL = -100  # torch's cross-entropy skips it
+
+
+class NamedTensors(Dataset[dict[str, Any]]):
+    """A dataset of tuples, such as TensorDataset, as a dataset of dictionaries."""
+
+    def __init__(self, source: Any, names: Sequence[str]) -> None:
+        self.source, self.names = source, tuple(names)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(zip(self.names, self.source[index], strict=True))
+
+
+def named(dataset: Any, model: PreTrainedModel, what: str) -> Any:
+    """`dataset` itself when its items are mappings, else with names for the tensors of each item.
+
+    Tuples are read as a transformers model takes them: the first tensors are the model's first inputs (input_ids,
+    attention_mask, token_type_ids, …), the last ones its labels (one, or start and end positions). Raises DataError
+    for a dataset without items or length, and for items of another kind.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(f"{what}: is not a map-style dataset (it has no length or no indexing); give one that has both")
+    if len(dataset) == 0:
+        raise DataError(f"{what}: is empty; give at least one sample")
+    first = dataset[0]
+    if hasattr(first, "keys"):
+        return dataset
+    if not isinstance(first, (tuple, list)) or len(first) < 2:
+        raise DataError(f"{what}: items are {type(first).__name__}; they must be mappings or tuples of tensors")
+    labels = _label_names(model)
+    inputs = [name for name in inspect.signature(model.forward).parameters if name not in labels]
+    return NamedTensors(dataset, [*inputs[: len(first) - len(labels)], *labels])
+
+
+def _label_names(model: PreTrainedModel) -> list[str]:
+    return find_labels(type(model)) or ["labels"]  # type: ignore[no-untyped-call]
+
+
+def check_labels(dataset: Any, model: PreTrainedModel, what: str) -> None:
+    """Raise DataError naming the first sample whose class label is missing or not one of the head's."""
+    count = int(model.config.num_labels or 0)
+    if "Classification" not in type(model).__name__ or count < 2:
+        return
+    for index, value in enumerate(_label_values(dataset, what)):
+        labels = torch.as_tensor(value).reshape(-1)
+        if labels.is_floating_point():
+            return  # multi-label or regression targets
+        bad = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= count))]
+        if len(bad):
+            raise DataError(
+                f"{what}: sample {index} has label {int(bad[0])} and the model's head has {count} classes "
+                f"(0 to {count - 1}); correct the labels, or load the model with num_labels={int(bad[0]) + 1}"
+            )
+
+
+def _label_values(dataset: Any, what: str) -> Iterator[Any]:
+    names = [name for name in ("labels", "label", "label_ids") if name in dataset[0]]
+    if not names:
+        raise DataError(f"{what}: sample 0 has no labels (its columns: {', '.join(dataset[0])}); add a column 'labels'")
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and names[0] in columns:  # without decoding the other columns
+        return iter(dataset[names[0]])
+    return (dataset[index][names[0]] for index in range(len(dataset)))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A dataset with its collator; `loader` gives its batches in data order, on every rank all of them."""
+
+    dataset: Any
+    collate: Callable[[list[Any]], dict[str, Tensor]]
+    batch_size: int
+    device: torch.device
+
+    def loader(self, batch_size: int | None = None) -> DataLoader[Any]:
+        """A plain loader of host tensors, as `custom_evaluate` gets it on a CPU."""
+        return DataLoader(self.dataset, batch_size or self.batch_size, shuffle=False, collate_fn=self.collate)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return self.of_size(self.batch_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def of_size(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of another size, on the training device."""
+        for batch in self.loader(batch_size):
+            yield {name: tensor.to(self.device) for name, tensor in batch.items() if isinstance(tensor, Tensor)}
+
+
+def without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model inputs of a batch."""
+    return {name: tensor for name, tensor in batch.items() if name not in LABEL_COLUMNS}
+
+
+def labels_of(batch: dict[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    """The labels of a batch as a criterion takes them: one tensor, or (start, end) positions. Raises DataError."""
+    if "start_positions" in batch:
+        return batch["start_positions"], batch["end_positions"]
+    for name in ("labels", "label", "label_ids"):
+        if name in batch:
+            return batch[name]
+    raise DataError(f"a batch has no labels (its columns: {', '.join(batch)}); add a column 'labels'")

@@ -1,0 +1,114 @@
+"""Distillation losses: logits by soft cross-entropy, hidden states and embeddings by squared error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from qdq.compress.datasets import IGNORED_LABEL, without_labels
+from qdq.compress.elastic import Size, Switch
+from qdq.compress.evaluators import logits_of
+from qdq.inject.widths import blocks
+
+REPRESENTATION_WEIGHT = 0.1  # of hidden states and embeddings against logits: DynaBERT's lambda_2 / lambda_1
+
+
+def soft_cross_entropy(student: Any, teacher: Any, counts: Tensor | None = None) -> Tensor:
+    """Mean over samples or tokens of -sum(softmax(teacher) * log_softmax(student)); the mean of both for (start, end).
+
+    `counts` [B, S] says which positions count when there are logits per token; a single logit is a regression, so its
+    squared error is taken.
+    """
+    if isinstance(student, tuple):
+        return torch.stack([soft_cross_entropy(*pair) for pair in zip(student, teacher, strict=True)]).mean()
+    assert isinstance(student, Tensor) and isinstance(teacher, Tensor)  # one model gives both
+    if student.shape[-1] == 1:
+        return functional.mse_loss(student, teacher)
+    loss = -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1)
+    if counts is not None and loss.shape == counts.shape:
+        return loss[counts].mean()
+    return loss.mean()
+
+
+def squared_error(student: list[Tensor], teacher: list[Tensor], counts: Tensor | None) -> Tensor:
+    """Sum over states of the mean squared error, over counted positions only; states are [B, S, H]."""
+    losses = []
+    for one, other in zip(student, teacher, strict=True):
+        error = (one - other).square().mean(-1)
+        losses.append(error[counts].mean() if counts is not None and error.shape == counts.shape else error.mean())
+    return torch.stack(losses).sum()
+
+
+@contextmanager
+def recorded_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """The embeddings and the output of every layer of each forward in the block, in a list that starts empty."""
+    states: list[Tensor] = []
+
+    def before(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if not states:
+            states.append(inputs[0] if inputs else options["hidden_states"])
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = []
+    for block in blocks(model):
+        handles.append(block.module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(block.module.register_forward_hook(after))
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def counted(batch: dict[str, Tensor]) -> Tensor | None:
+    """[B, S] positions that are no padding, None when the batch does not say."""
+    mask = batch.get("attention_mask")
+    return None if mask is None else mask.bool()
+
+
+def labelled(batch: dict[str, Tensor]) -> Tensor | None:
+    """[B, S] positions whose logits are used: those with a label of their own, else those that are no padding."""
+    labels = batch.get("labels")
+    if labels is not None and labels.dim() > 1 and labels.shape == batch["input_ids"].shape:
+        return labels != IGNORED_LABEL
+    return counted(batch)
+
+
+class WidthDistillation(nn.Module):
+    """What the Trainer trains for DynaBERT: one forward gives the distillation loss summed over all widths.
+
+    The teacher is the model before pruning; it is no submodule, so that checkpoints hold the student only.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, student: PreTrainedModel, switch: Switch, teacher: PreTrainedModel, sizes: list[Size]) -> None:
+        super().__init__()
+        self.student = student
+        self._switch, self._sizes = switch, sizes
+        teacher.train(False).requires_grad_(False)
+        self._teacher = (teacher,)
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """The batch of the student model; labels only say which positions count."""
+        inputs = without_labels(batch)
+        teacher = self._teacher[0]
+        with torch.no_grad(), recorded_states(teacher) as wanted:
+            target = logits_of(teacher(**inputs))
+        losses = []
+        for size in self._sizes:
+            self._switch.size = size
+            with recorded_states(self.student) as states:
+                logits = logits_of(self.student(**inputs))
+            self._switch.size = None
+            loss = soft_cross_entropy(logits, target, labelled(batch))
+            losses.append(loss + REPRESENTATION_WEIGHT * squared_error(states, wanted, counted(batch)))
+        return {"loss": torch.stack(losses).sum()}

@@ -1,0 +1,62 @@
+"""The step `dynabert`: width-adaptive pruning (arXiv 2004.04037), one smaller model per width.
+
+Importance of heads and neurons, rewiring so that the most important come first, distillation from the unpruned model
+over all widths at once, then a real smaller model for each.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+from transformers import PreTrainedModel
+
+from qdq.compress.distillation import WidthDistillation
+from qdq.compress.elastic import extract, make_elastic, sizes_at
+from qdq.compress.importance import measure_importance, rewire
+from qdq.compress.step import Candidate, Session
+from qdq.compress.training import fingerprint, train
+from qdq.inject.widths import blocks
+
+IMPORTANCE_SAMPLES = 1024
+
+
+class DynaBert:
+    """Width pruning with distillation."""
+
+    name = "dynabert"
+
+    def check(self, session: Session) -> None:
+        """Raise ConfigError for a width that leaves no whole heads, ModelError for a family without width."""
+        sizes_at(session.model, session.args.widths)
+
+    def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
+        """One candidate per width, widest first."""
+        teacher = candidate.model
+        sizes = sizes_at(teacher, session.args.widths)
+        student = copy.deepcopy(teacher)
+        self._rewire(session, student)
+        switch = make_elastic(student)
+        module = WidthDistillation(student, switch, teacher, sizes)
+        deciding = {"model": fingerprint(teacher), "widths": [str(size.width) for size in sizes]}
+        train(session, module, session.output / "training" / "dynabert", deciding)
+        made = []
+        for size in sizes:
+            notes = {"width": str(size.width), "heads": size.heads, "neurons": size.neurons}
+            model = extract(student, size)
+            model.train(False)
+            new = candidate.evolve(f"width-{float(size.width):.4g}", notes, model=model)
+            with session.screen.stage(new.name) as stage:
+                made.append(new.scored(session.evaluate(model)))
+                stage.say(f"{made[-1].metric:.4f} at {size.heads} heads, {size.neurons} neurons")
+        return made
+
+    def _rewire(self, session: Session, student: PreTrainedModel) -> None:
+        assert session.train is not None  # checked before the first step
+        count = -(-IMPORTANCE_SAMPLES // session.train.batch_size)
+        batches = list(itertools.islice(session.train, count))
+        with session.screen.stage("importance") as stage:
+            importance = measure_importance(student, batches, session.loss, stage.progress)
+            rewire(student, importance)
+            found = blocks(student)
+            stage.say(f"of {found[0].heads} heads and {found[0].neurons} neurons in {len(found)} blocks")

@@ -1,0 +1,61 @@
+"""The training loss: the caller's function, a criterion on logits and labels, or the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qdq.compress.datasets import labels_of, without_labels
+from qdq.compress.evaluators import logits_of
+from qdq.errors import ConfigError
+
+Criterion = Callable[[Any, Any], Any]
+CalcLoss = Callable[[Any, nn.Module, Any, Any], Any]
+
+
+class TaskLoss:
+    """``loss(model, batch, head_mask)`` to a scalar tensor.
+
+    Args:
+        criterion: function or module of (logits, labels); for question answering both are (start, end) tuples.
+        calc_loss: ``calc_loss(loss_fct, model, batch, head_mask)`` of the older API; it wins. The mask acts in our
+            attention function whether or not the function passes it on.
+    """
+
+    def __init__(self, criterion: Criterion | None = None, calc_loss: CalcLoss | None = None) -> None:
+        self.criterion, self.calc_loss = criterion, calc_loss
+
+    def __call__(self, model: nn.Module, batch: Any, head_mask: Tensor | None = None) -> Tensor:
+        """Raises ConfigError naming the function that returned something else than a finite scalar tensor."""
+        if self.calc_loss is not None:
+            loss = self.calc_loss(self.criterion or cross_entropy, model, batch, head_mask)
+            return _scalar(loss, "custom_dynabert_calc_loss")
+        if self.criterion is not None:
+            return _scalar(self.criterion(logits_of(model(**without_labels(batch))), labels_of(batch)), "criterion")
+        output = model(**batch)
+        loss = output.get("loss") if hasattr(output, "get") else None
+        if loss is None:
+            raise ConfigError(
+                f"{type(model).__name__}: returns no loss for these batches ({', '.join(batch)}); pass criterion"
+            )
+        return _scalar(loss, f"the loss of {type(model).__name__}")
+
+
+def cross_entropy(logits: Any, labels: Any) -> Tensor:
+    """Cross-entropy over the last dimension; the mean of both for (start, end)."""
+    if isinstance(logits, tuple):
+        return torch.stack([cross_entropy(one, label) for one, label in zip(logits, labels, strict=True)]).mean()
+    return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
+
+
+def _scalar(loss: Any, what: str) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ConfigError(f"{what}: returned {found}, not a scalar; return the mean over the batch")
+    if not bool(torch.isfinite(loss)):
+        raise ConfigError(f"{what}: is {float(loss)} on the data; check the labels and the learning rate")
+    return loss.reshape(())

@@ -1,0 +1,132 @@
+"""What the steps of a strategy share: the session, the candidates they turn into one another, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qdq.calibrate.table import CalibrationTable
+from qdq.inject.spec import QuantSpec
+
+if TYPE_CHECKING:
+    from qdq.compress.arguments import CompressionArguments
+    from qdq.compress.datasets import Batches
+    from qdq.compress.trainer import CompressionTrainer
+    from qdq.screen import Screen
+
+Batch = Mapping[str, Tensor]
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model on its way through a strategy.
+
+    Attributes:
+        name: folder name below the output folder; "" is the model that was given.
+        model: plain, or injected with calibrated quantizers when `spec` is set.
+        spec, table: what was quantized and with which amax; None while everything is floating point.
+        notes: what made it, for the table and compression.json: {"width": "3/4", "algorithm": "mse"}.
+        metric: of the evaluator, None while it was not evaluated.
+        save: writes the candidate to a folder in a form of its own; None is a checkpoint of ours.
+    """
+
+    name: str
+    model: PreTrainedModel
+    spec: QuantSpec | None = None
+    table: CalibrationTable | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    metric: float | None = None
+    save: Callable[[Path], None] | None = None
+
+    def evolve(self, suffix: str, notes: Mapping[str, Any] | None = None, **changes: Any) -> Candidate:
+        """A new candidate whose name and notes continue this one's; its metric is unknown again unless given."""
+        name = f"{self.name}-{suffix}" if self.name else suffix
+        return replace(self, **{"name": name, "notes": {**self.notes, **(notes or {})}, "metric": None, **changes})
+
+    def scored(self, metric: float) -> Candidate:
+        """The same candidate with its metric."""
+        return replace(self, metric=metric)
+
+
+@dataclass
+class Session:
+    """One call of `compress()`.
+
+    Attributes:
+        trainer: the trainer whose `compress` runs.
+        model: the model that was given.
+        args: its arguments.
+        evaluate: a model to its metric, a finite float, larger is better. Deterministic; every rank computes all of it.
+        loss: (model, batch) to a scalar, from the criterion, the caller's function or the model itself.
+        train: batches of the training data in data order, None without any.
+        eval: batches of the evaluation data in data order.
+        output: the output folder.
+        screen: where progress and tables are shown.
+        baseline: metric of the model as it was given.
+    """
+
+    trainer: CompressionTrainer
+    model: PreTrainedModel
+    args: CompressionArguments
+    evaluate: Evaluate
+    loss: Callable[[nn.Module, Batch, Tensor | None], Tensor]
+    train: Batches | None
+    eval: Batches
+    output: Path
+    screen: Screen
+    baseline: float = float("nan")
+
+
+class Step(Protocol):
+    """One step of a strategy; see `qdq.compress`."""
+
+    name: str
+
+    def check(self, session: Session) -> None:
+        """Raise ConfigError or DataError for what cannot work. Runs before any step does."""
+        ...
+
+    def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
+        """One candidate to one or more."""
+        ...
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """What `compress()` made.
+
+    Attributes:
+        baseline: metric of the model as it was given.
+        candidates: every final candidate with its metric, best first.
+        folders: candidate name -> its folder, for those that were written.
+    """
+
+    baseline: float
+    candidates: tuple[Candidate, ...]
+    folders: Mapping[str, Path]
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate with the highest metric."""
+        return self.candidates[0]
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of compression.json."""
+        rows = [
+            {
+                "name": candidate.name,
+                "metric": candidate.metric,
+                "drop": None if candidate.metric is None else self.baseline - candidate.metric,
+                "notes": dict(candidate.notes),
+                "folder": str(self.folders[candidate.name].name) if candidate.name in self.folders else None,
+                "parameters": sum(parameter.numel() for parameter in candidate.model.parameters()),
+            }
+            for candidate in self.candidates
+        ]
+        return {"baseline": self.baseline, "best": self.best.name, "candidates": rows}

@@ -1,0 +1,187 @@
+"""CompressionTrainer: transformers' Trainer with one more method, `compress`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import DataCollatorForTokenClassification, PreTrainedModel, Trainer
+
+from qdq.artifacts import write_json
+from qdq.compress.arguments import CompressionArguments
+from qdq.compress.datasets import Batches, check_labels, named
+from qdq.compress.evaluators import CustomEvaluate, builtin_evaluator, checked
+from qdq.compress.loss import CalcLoss, Criterion, TaskLoss
+from qdq.compress.saving import save_candidate
+from qdq.compress.show import show_result
+from qdq.compress.step import Candidate, CompressionResult, Evaluate, Session, Step
+from qdq.errors import ConfigError, DataError
+from qdq.screen import Screen
+
+# Step name -> the module of this package and the class in it; loaded when a strategy asks for it.
+STEPS: Mapping[str, tuple[str, str]] = {
+    "dynabert": ("dynabert", "DynaBert"),
+    "ptq": ("ptq", "Ptq"),
+}
+
+
+class CompressionTrainer(Trainer):
+    """A Trainer that compresses its model.
+
+    Args beyond Trainer's:
+        tokenizer: the documented name of `processing_class`.
+        criterion: loss of (logits, labels), a function or a module; None is the model's own loss.
+
+    `train_dataset` may be None for strategies without training. `eval_dataset` is required: it selects candidates and
+    calibrates PTQ.
+    """
+
+    args: CompressionArguments
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        *positional: Any,
+        tokenizer: Any = None,
+        criterion: Any = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(args, CompressionArguments):
+            raise ConfigError(f"args: is {type(args).__name__}; give CompressionArguments")
+        if criterion is not None and not callable(criterion):
+            raise ConfigError(f"criterion: is {type(criterion).__name__}; give a function or a module")
+        if tokenizer is not None:
+            options.setdefault("processing_class", tokenizer)
+        if model is None and "model_init" not in options:
+            if args.input_infer_model_path is None:
+                raise ConfigError("model: is missing; give a model, or input_infer_model_path with strategy ptq")
+            model = nn.Identity()  # Trainer insists on a module; an ONNX file is quantized instead
+        super().__init__(model, args, *positional, **options)
+        self.criterion: Criterion | None = criterion
+        if isinstance(criterion, nn.Module):
+            criterion.to(args.device)
+        self._name_data(given_collator=bool(positional) or options.get("data_collator") is not None)
+
+    def _name_data(self, given_collator: bool) -> None:
+        """Tuples become mappings; token labels are padded like the tokens unless the caller brought a collator."""
+        if isinstance(self.model, nn.Identity):
+            return
+        if self.train_dataset is not None:
+            self.train_dataset = named(self.train_dataset, self._given, "train_dataset")
+        if self.eval_dataset is not None and not isinstance(self.eval_dataset, dict):
+            self.eval_dataset = named(self.eval_dataset, self._given, "eval_dataset")
+        tokens = type(self.model).__name__.endswith("ForTokenClassification")
+        if tokens and not given_collator and self.processing_class is not None:
+            self.data_collator = DataCollatorForTokenClassification(self.processing_class)  # type: ignore[arg-type]
+
+    @property
+    def _given(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.model)
+
+    def compress(
+        self,
+        custom_evaluate: CustomEvaluate | None = None,
+        custom_dynabert_evaluate: CustomEvaluate | None = None,
+        custom_dynabert_calc_loss: CalcLoss | None = None,
+    ) -> CompressionResult:
+        """Run the strategy and write every candidate below `output_dir`.
+
+        Args:
+            custom_evaluate: ``(model, dataloader) -> float``, larger is better; None is the built-in one of the class.
+            custom_dynabert_evaluate: the older name of the same.
+            custom_dynabert_calc_loss: ``(loss_fct, model, batch, head_mask) -> scalar``.
+
+        A run that was killed continues when it is started again with the same arguments. Raises ConfigError and
+        DataError for everything that cannot work before anything is trained.
+        """
+        strategy = self.args.chosen_strategy
+        if self.args.input_infer_model_path is not None:
+            return self._compress_file()
+        session = self._session(custom_evaluate or custom_dynabert_evaluate, custom_dynabert_calc_loss)
+        steps = [_step(name) for name in strategy.steps]
+        self._check(session, steps)
+        candidates = [Candidate("", session.model, metric=session.baseline)]
+        for step in steps:
+            candidates = [made for candidate in candidates for made in step.run(session, candidate)]
+        return self._finish(session, candidates)
+
+    def _session(self, evaluate: CustomEvaluate | None, calc_loss: CalcLoss | None) -> Session:
+        if self.eval_dataset is None:
+            raise DataError("eval_dataset: is missing; it selects among candidates and calibrates; give one")
+        if isinstance(self.eval_dataset, dict):
+            raise DataError("eval_dataset: is a dictionary of datasets; give the one that decides")
+        batches = self._batches(self.eval_dataset, "evaluation")
+        train = None if self.train_dataset is None else self._batches(self.train_dataset, "training")
+        loss = TaskLoss(self.criterion, calc_loss)
+        output = Path(str(self.args.output_dir))
+        return Session(
+            self, self._given, self.args, self._evaluator(evaluate, batches), loss, train, batches, output, Screen()
+        )
+
+    def _batches(self, dataset: Any, description: str) -> Batches:
+        """`dataset` as Trainer would collate it, unused columns removed."""
+        collate = self._get_collator_with_removed_columns(self.data_collator, description=description)
+        return Batches(dataset, collate, self.args.per_device_eval_batch_size, self._given.device)
+
+    def _evaluator(self, custom: CustomEvaluate | None, batches: Batches) -> Evaluate:
+        if custom is None:
+            name, function = builtin_evaluator(self._given)
+            return lambda model: checked(function(model, batches), name)
+
+        def evaluate(model: nn.Module) -> float:
+            training = model.training
+            model.eval()
+            try:
+                return checked(custom(model, batches.loader()), "custom_evaluate")
+            finally:
+                model.train(training)
+
+        return evaluate
+
+    def _check(self, session: Session, steps: list[Step]) -> None:
+        """Everything that can be wrong, before any of it costs minutes."""
+        if session.args.chosen_strategy.trains:
+            if self.train_dataset is None:
+                raise DataError(f"train_dataset: is missing; strategy {session.args.strategy} trains, give one")
+            check_labels(self.train_dataset, self._given, "train_dataset")
+        for step in steps:
+            step.check(session)
+        if session.args.chosen_strategy.trains:
+            assert session.train is not None
+            session.loss(session.model, next(iter(session.train)), None)
+        check_labels(self.eval_dataset, self._given, "eval_dataset")
+        with session.screen.stage("evaluate") as stage:
+            session.baseline = session.evaluate(session.model)
+            stage.say(f"{session.baseline:.4f} before compression")
+
+    def _finish(self, session: Session, candidates: list[Candidate]) -> CompressionResult:
+        scored = [
+            candidate if candidate.metric is not None else candidate.scored(session.evaluate(candidate.model))
+            for candidate in candidates
+        ]
+        ranked = sorted(scored, key=lambda candidate: -(candidate.metric or 0.0))
+        folders = {candidate.name: session.output / candidate.name for candidate in ranked}
+        result = CompressionResult(session.baseline, tuple(ranked), folders)
+        if self.is_world_process_zero():
+            for candidate in ranked:
+                save_candidate(session, candidate, folders[candidate.name])
+            write_json(session.output / "compression.json", result.as_json() | {"strategy": session.args.strategy})
+            show_result(session.screen, result)
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _compress_file(self) -> CompressionResult:
+        raise ConfigError("input_infer_model_path: is not supported by this version; give a model")
+
+
+def _step(name: str) -> Step:
+    import importlib
+
+    if name not in STEPS:
+        raise ConfigError(f"strategy: step {name} is not available in this version; there are {', '.join(STEPS)}")
+    module, cls = STEPS[name]
+    step: Step = getattr(importlib.import_module(f"qdq.compress.{module}"), cls)()
+    return step

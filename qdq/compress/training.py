@@ -1,0 +1,113 @@
+"""One training inside a compression: transformers' Trainer on a module with its own loss, resumed after a kill."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+
+from qdq.artifacts import write_json
+from qdq.compress.step import Session
+from qdq.errors import ConfigError
+
+CHECKPOINTS_KEPT = 2  # the newest may be half-written when the run is killed
+# What decides the numbers of a training; a run that differs in one of these must not continue from its checkpoints.
+DECIDING = (
+    *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "warmup_ratio"),
+    *("warmup_steps", "seed", "optim"),
+)
+
+
+class StepTrainer(Trainer):
+    """Trains a module whose forward returns {"loss": ...}; `ranges` get a learning rate of their own."""
+
+    def __init__(self, module: nn.Module, session: Session, folder: Path, range_rate: float) -> None:
+        args = copy.copy(session.args)  # not dataclasses.replace, which would set the accelerator up again
+        args.output_dir = str(folder)
+        args.remove_unused_columns = False  # the collator does
+        args.load_best_model_at_end = False
+        args.save_total_limit = CHECKPOINTS_KEPT
+        assert session.train is not None  # checked before the first step
+        super().__init__(module, args, session.train.collate, session.train.dataset)
+        self.range_rate = range_rate
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's optimizer, and a group for the learnable ranges among the parameters."""
+        module: nn.Module = self.model if model is None else model  # type: ignore[assignment]  # never None here
+        ranges = [parameter for name, parameter in module.named_parameters() if name.endswith("clip")]
+        for parameter in ranges:
+            parameter.requires_grad_(False)
+        optimizer = super().create_optimizer(model)
+        for parameter in ranges:
+            parameter.requires_grad_(True)
+        if ranges and len(optimizer.param_groups) == 2:
+            rate = self.args.learning_rate * self.range_rate
+            optimizer.add_param_group({"params": ranges, "weight_decay": 0.0, "lr": rate})
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Tensors only: a shared parameter is stored once, and nothing is pickled."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        assert self.model is not None
+        save_model(self.model, str(folder / "model.safetensors"))
+
+
+def train(session: Session, module: nn.Module, folder: Path, deciding: dict[str, Any], range_rate: float = 1.0) -> None:
+    """Train `module` in place on the session's training data, from its newest whole checkpoint if there is one.
+
+    `deciding` is what shapes this training beyond the arguments. Raises ConfigError when `folder` holds checkpoints of
+    a run that was something else.
+    """
+    _claim(session, folder, deciding)
+    trainer = StepTrainer(module, session, folder, range_rate)
+    found = newest_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=None if found is None else str(found))
+    module.train(False)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose last-written file is whole."""
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    for path in sorted(numbered, key=lambda path: -int(path.name.rpartition("-")[2])):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+            return path
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _claim(session: Session, folder: Path, deciding: dict[str, Any]) -> None:
+    """Write what this training is, or check that the folder's checkpoints are of the same."""
+    values = {name: str(getattr(session.args, name)) for name in DECIDING}
+    assert session.train is not None
+    values |= {"samples": str(len(session.train.dataset)), **{key: str(value) for key, value in deciding.items()}}
+    record = folder / "training.json"
+    if newest_checkpoint(folder) is not None and record.is_file():
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        changed = sorted(name for name in {*values, *earlier} if values.get(name) != earlier.get(name))
+        if changed:
+            raise ConfigError(
+                f"{folder}: holds checkpoints of a training with another {', '.join(changed)}; give another "
+                "output_dir, or remove this folder"
+            )
+    if session.trainer.is_world_process_zero():
+        write_json(record, values)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Short hash of a module's parameters, to recognise the model a training started from."""
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

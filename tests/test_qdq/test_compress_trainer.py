@@ -1,0 +1,129 @@
+"""CompressionTrainer: data of any map-style kind, evaluators, losses, and every mistake found before training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from qdq.checkpoint import load_checkpoint
+from qdq.compress.arguments import CompressionArguments
+from qdq.compress.evaluators import best_span, token_f1
+from qdq.compress.trainer import CompressionTrainer
+from qdq.errors import ConfigError, DataError
+from qdq.model import LoadedModel
+
+Load = Callable[..., LoadedModel]
+Encode = Callable[..., dict[str, torch.Tensor]]
+
+
+def arguments(folder: Path, strategy: str = "ptq", **options: Any) -> CompressionArguments:
+    options = {"algo_list": ["abs_max"], "report_to": "none", "disable_tqdm": True, "device": "cpu", **options}
+    return CompressionArguments(output_dir=str(folder), strategy=strategy, **options)
+
+
+def samples(loaded: LoadedModel, encode: Encode, count: int = 12) -> list[dict[str, torch.Tensor]]:
+    """Encoded sentences, labelled by what the model itself says, so that its accuracy is 1."""
+    inputs = encode(loaded, count)
+    with torch.no_grad():
+        labels = loaded.model(**inputs).logits.argmax(-1)
+    return [{**{name: inputs[name][i] for name in inputs}, "labels": labels[i]} for i in range(count)]
+
+
+def tuples(data: list[dict[str, torch.Tensor]]) -> TensorDataset:
+    order = ("input_ids", "attention_mask", "token_type_ids", "labels")
+    return TensorDataset(*(torch.stack([row[name] for row in data]) for name in order))
+
+
+def test_ptq_writes_a_checkpoint_that_computes_the_same(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
+    loaded = load_tiny()
+    data = samples(loaded, encode)
+    options = {"algo_list": ["abs_max", "hist"], "batch_size_list": [2, 4], "batch_num_list": [1, None]}
+    trainer = CompressionTrainer(
+        loaded.model, arguments(tmp_path, **options), eval_dataset=data, tokenizer=loaded.tokenizer
+    )
+    result = trainer.compress()
+    assert result.baseline == 1.0
+    assert len(result.candidates) == 8
+    best = result.best
+    again, spec, _ = load_checkpoint(result.folders[best.name])
+    assert spec == best.spec
+    inputs = encode(loaded)
+    with torch.no_grad():
+        assert torch.equal(again.model(**inputs).logits, best.model(**inputs).logits)
+    table = json.loads((tmp_path / "compression.json").read_text())
+    assert table["best"] == best.name
+    assert [row["metric"] for row in table["candidates"]] == [one.metric for one in result.candidates]
+
+
+def test_tensor_dataset_is_the_same_data(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
+    loaded = load_tiny()
+    data = samples(loaded, encode)
+    found = [
+        CompressionTrainer(loaded.model, arguments(tmp_path / name), eval_dataset=dataset, tokenizer=loaded.tokenizer)
+        .compress()
+        .best
+        for name, dataset in (("rows", data), ("tensors", tuples(data)))
+    ]
+    assert found[0].table == found[1].table
+    assert found[0].metric == found[1].metric
+
+
+def test_custom_evaluate_decides(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
+    loaded = load_tiny()
+    seen: list[Any] = []
+
+    def evaluate(model: nn.Module, loader: Any) -> float:
+        seen.append(sum(len(batch["labels"]) for batch in loader))
+        assert not model.training
+        return 0.25
+
+    trainer = CompressionTrainer(
+        loaded.model,
+        arguments(tmp_path),
+        eval_dataset=samples(loaded, encode),
+        tokenizer=loaded.tokenizer,
+    )
+    assert trainer.compress(custom_dynabert_evaluate=evaluate).best.metric == 0.25
+    assert seen == [12, 12]  # before and after
+
+
+def test_bad_input_is_found_first(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
+    loaded = load_tiny()
+    data = samples(loaded, encode)
+
+    def trainer(strategy: str = "ptq", **options: Any) -> CompressionTrainer:
+        options = {"eval_dataset": data, "tokenizer": loaded.tokenizer, **options}
+        return CompressionTrainer(loaded.model, arguments(tmp_path / "out", strategy), **options)
+
+    with pytest.raises(DataError, match="custom_evaluate: returned nan"):
+        trainer().compress(custom_evaluate=lambda model, loader: float("nan"))
+    with pytest.raises(DataError, match="custom_evaluate: returned str"):
+        trainer().compress(custom_evaluate=lambda model, loader: "good")
+    with pytest.raises(DataError, match="eval_dataset: is missing"):
+        trainer(eval_dataset=None).compress()
+    with pytest.raises(DataError, match="eval_dataset: is empty"):
+        trainer(eval_dataset=[])
+    wrong = [*data[:3], {**data[3], "labels": torch.tensor(7)}]
+    with pytest.raises(DataError, match=r"eval_dataset: sample 3 has label 7 .* 2 classes"):
+        trainer(eval_dataset=wrong).compress()
+    with pytest.raises(ConfigError, match="criterion: is str"):
+        trainer(criterion="mse")
+    assert not (tmp_path / "out" / "compression.json").exists()
+
+
+def test_best_span_respects_order_and_length() -> None:
+    start, end = torch.tensor([0.0, 5.0, 0.0, 1.0]), torch.tensor([4.0, 0.0, 2.0, 3.0])
+    assert best_span(start, end) == (1, 3)
+    assert best_span(start, end, longest=2) == (1, 2)
+
+
+def test_token_f1() -> None:
+    assert token_f1([1, 2, 2], [2, 2, 3]) == pytest.approx(2 / 3)
+    assert token_f1([1], [2]) == 0.0
