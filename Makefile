@@ -2,6 +2,7 @@
 #|
 #|   make engine     compile MODEL for this machine; everything lands in build/
 #|   make bench      time that engine against FP32, without a time budget
+#|   make bench-t4   INT8, FP16 and FP32 TensorRT plans side by side on the GPU
 #|   make test       run the tests           (ARGS="-k name" chooses some)
 #|   make test-gpu   the tests that need an NVIDIA GPU and TensorRT
 #|   make lint       ruff check and ruff format --check
@@ -33,7 +34,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine bench test lint type clean distclean lock results test-gpu
+.PHONY: help setup engine bench bench-t4 test lint type clean distclean lock results test-gpu
 
 VENV := .venv
 PYTHON ?= python3
@@ -71,6 +72,16 @@ engine: setup
 
 bench: engine
 	@$(VENV)/bin/qdq bench $(call flags,$(BENCH_OPTIONS))
+
+# On the GPU of this machine, a T4 or another: the three plans are built where they are not up to date, then raced. The
+# variables of `engine` hold here, too; without a GPU the first command says what is missing.
+bench-t4: export OUT := $(or $(OUT),build/bench-t4)
+bench-t4: setup
+	@$(VENV)/bin/qdq compile $(call flags,$(filter-out TARGET=%,$(ENGINE_OPTIONS))) --target tensorrt && \
+	$(VENV)/bin/qdq variants --out="$$OUT" --target tensorrt && \
+	$(VENV)/bin/qdq bench --engine="$$OUT" $(call flags,BATCH=batch SEQ=sequence); code=$$?; \
+	if [ $$code -eq 3 ]; then echo "qdq exited with 3: done as far as this machine can; see above for what it lacks"; fi; \
+	exit $$code
 
 # The figures of README.md, measured by these commands on an otherwise idle machine. Models and data beside the
 # repository are research-only and may be absent; their rows then stay as they are.

@@ -29,9 +29,10 @@ COMMANDS = {
     "calibrate": "stages 1 to 3: load, inject, calibrate (calibration.json, checkpoint/)",
     "export": "stage 4: model.qdq.onnx and model.fp32.onnx from checkpoint/",
     "lower": "stage 5: TARGET/model.onnx from model.qdq.onnx",
+    "variants": "FP16 and FP32 builds for TensorRT, to compare INT8 with",
     "build": "stage 6: the engine from TARGET/model.onnx (build.json)",
     "verify": "stage 7: the engine against FP32 (accuracy.json)",
-    "bench": "stage 8: latency of the engine and FP32 baselines (benchmark.json)",
+    "bench": "stage 8: latency of the engine and FP32 baselines (benchmark.json), or of plans",
     "deploy": "stage 9: the Triton model repository",
     "doctor": "what this machine can build, run and benchmark",
 }
@@ -119,6 +120,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
                 argument_default=argparse.SUPPRESS,
             )
             add_options(command)
+            if name == "bench":
+                _plan_options(command)
         command.add_argument("--json", action="store_true", default=False, help="print one JSON document")
     for name, text in FILE_COMMANDS.items():
         _add_file_options(name, commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
@@ -252,6 +255,30 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="onnxruntime or openvino for CPU targets (default: onnxruntime), tensorrt for tensorrt",
     )
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `qdq bench --engine` (options.PLAN_OPTIONS); engines/bench_gpu/settings.py says what they mean."""
+    text = (
+        "With --engine these plans are timed, not the engine of a work directory. Of the options above only --batch, "
+        "--sequence, --out and those of model and text count then (default: random token ids)."
+    )
+    group = parser.add_argument_group("TensorRT plans on a GPU", textwrap.fill(text, WIDTH - 2))
+    add, switch = group.add_argument, argparse.BooleanOptionalAction
+    add(
+        "--engine",
+        metavar="[NAME=]PLAN",
+        action="append",
+        help="a plan, such as fp16=model.plan, or a work directory with all its plans; repeat it to compare several",
+    )
+    add("--warmup", metavar="N", type=int, help="launches of each plan before the measurement (default: 100)")
+    add("--iterations", metavar="N", type=int, help="timed launches of each plan (default: 1000)")
+    add("--streams", metavar="N", type=int, help="CUDA streams launching at once (default: 1)")
+    add("--in-flight", metavar="N", type=int, help="launches a stream holds: 1, or 2 as trtexec (default: 2)")
+    add("--device", metavar="N", type=int, help="index of the GPU (default: 0)")
+    add("--cuda-graph", action=switch, help="launch as one CUDA graph (default: on)")
+    add("--spin-wait", action=switch, help="poll for the end of a launch (default: on)")
+    add("--transfers", action=switch, help="time copies to and from the GPU, too (default: off)")
 
 
 def _names(text: str) -> tuple[str, ...]:

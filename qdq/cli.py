@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from qdq.arguments import FILE_COMMANDS, parse
 from qdq.errors import ConfigError, QdqError, Unavailable
+from qdq.options import PLAN_OPTIONS
 
 DONE, FAILED, USAGE, AS_FAR_AS_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -72,6 +73,8 @@ def _run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     if command == "doctor":
         return _doctor(as_json)
+    if typed.keys() & PLAN_OPTIONS:
+        return _bench_plans(typed, as_json)
     return _compile(command, typed, as_json)
 
 
@@ -85,6 +88,20 @@ def _file_command(command: str, typed: Mapping[str, Any]) -> int:
 
     text, code = run_file_command(command, typed)
     print(text, end="" if text.endswith("\n") else "\n")
+    return code
+
+
+def _bench_plans(typed: Mapping[str, Any], as_json: bool) -> int:
+    from qdq.plans import bench_engines
+    from qdq.screen import Screen, logged_to
+
+    if "engine" not in typed:
+        option = f"--{next(name for name in typed if name in PLAN_OPTIONS).replace('_', '-')}"
+        raise ConfigError(f"{option}: is about plans on a GPU; name one with --engine, or leave it out")
+    screen = Screen()
+    with logged_to(screen):
+        text, code = bench_engines(typed, as_json, screen)
+    print(text, end="")
     return code
 
 

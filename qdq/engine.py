@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qdq.artifacts import write_json
 from qdq.errors import BuildError, DeployError
-from qdq.run import CHOICES, FLOAT, Run
+from qdq.run import CHOICES, Run
 from qdq.screen import Stage
 
 if TYPE_CHECKING:
@@ -78,21 +78,6 @@ def tensorrt_settings(run: Run) -> TensorRTSettings:
         timing_cache=run.target / "timing.cache",
         choices=CHOICES,
     )
-
-
-def tensorrt_fp32(run: Run) -> Runner:
-    """The FP32 graph as a plan of its own, in a folder of its own so that it replaces nothing."""
-    import shutil
-
-    from engines import tensorrt
-    from qdq.stages import graph_files
-
-    folder = run.target / "fp32"
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in graph_files(run.work.path / FLOAT):
-        shutil.copyfile(file, folder / file.name)
-    tensorrt.build(folder / FLOAT, folder, tensorrt_settings(run))
-    return tensorrt.TensorRTRunner(folder / PLAN)
 
 
 def multiplications(model: Path) -> MatmulNames:

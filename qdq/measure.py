@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.artifacts import PARTIAL_PREFIX, write_json
-from qdq.engine import PLAN, open_engine, tensorrt_fp32
+from qdq.engine import PLAN, open_engine
 from qdq.errors import DataError
 from qdq.run import CANONICAL, CHOICES, FLOAT, Run
 from qdq.screen import Stage
 from qdq.stages import check_shape
 from qdq.texts import label_indices
+from qdq.variants import bodies, open_variant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,14 +129,14 @@ def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
         threads=options.threads,
     )
     feeds = workload(run, WORKLOAD_BATCHES)
-    report = race(contestants(run), feeds, settings, run.versions, stage.progress)
+    report = race(contestants(run, stage), feeds, settings, run.versions, stage.progress)
     int8 = report["contestants"]["int8"]
     stage.say(f"{int8['latency_ms']['p50']:.1f} ms, {int8['speedup']['onnxruntime-fp32']:.2f} x ONNX Runtime FP32")
     return (write_json(run.target / "benchmark.json", report),)
 
 
-def contestants(run: Run) -> list[Contestant]:
-    """INT8, the same runtime's FP32, ONNX Runtime FP32 and torch FP32, all with the same number of threads."""
+def contestants(run: Run, stage: Stage) -> list[Contestant]:
+    """INT8, the same runtime's float engines, ONNX Runtime FP32 and torch FP32, all with the same number of threads."""
     from engines.bench import Contestant
     from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
 
@@ -148,7 +149,7 @@ def contestants(run: Run) -> list[Contestant]:
         runner = OpenVINORunner(floating, OpenVINOSettings(options.threads, "f32"))
         entries.append(Contestant("openvino-fp32", "openvino", runner))
     if options.target == "tensorrt":
-        entries.append(Contestant("tensorrt-fp32", "tensorrt", tensorrt_fp32(run)))
+        entries += [Contestant(f"tensorrt-{body}", "tensorrt", open_variant(run, stage, body)) for body in bodies(run)]
     session = OnnxRuntimeRunner(floating, OnnxRuntimeSettings(options.threads))
     entries.append(Contestant("onnxruntime-fp32", "onnxruntime", session))
     entries.append(Contestant("torch-fp32", "torch", TorchRunner(run.reference, options.threads)))

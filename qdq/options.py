@@ -18,6 +18,12 @@ CALIBRATORS = ("max", "percentile")
 TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 PLACEMENT_NAMES = ("linear", "linear+qk", "qdqbert", "ft1", "ft2", "ft3", "trt")
 
+# Options of `qdq bench --engine` beside those of CompileOptions.
+PLAN_OPTIONS = (
+    *("engine", "warmup", "iterations", "streams", "in_flight", "device"),
+    *("cuda_graph", "spin_wait", "transfers"),
+)
+
 CPU_TARGETS = ("openvino", "onnxruntime")
 DEFAULT_PLACEMENT = {"openvino": "linear+qk", "onnxruntime": "linear+qk", "tensorrt": "qdqbert"}
 LARGEST_BATCH = 4096

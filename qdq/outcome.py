@@ -47,6 +47,7 @@ def artifacts(run: Run) -> list[str]:
     mine = (
         *("model.onnx", "passes.json", "model.xml", "model.bin", PLAN, "build_engine.py", "trtexec.sh"),
         *("build.json", "accuracy.json", "benchmark.json", "model_repository"),
+        *("fp16", "bf16", "fp32"),
     )
     paths = [run.work.path / name for name in root] + [run.target / name for name in mine]
     return [str(path) for path in paths if path.exists()]

@@ -18,7 +18,7 @@ from qdq.run import CANONICAL, Run
 from qdq.screen import Screen
 from qdq.source import is_checkpoint, read_config, short_name
 from qdq.source import resolve as resolve_model
-from qdq.steps import STEPS, VARYING, Step
+from qdq.steps import STEPS, VARIANTS, VARYING, Step
 from qdq.tasks import detect_task
 from qdq.workdir import MANIFEST, WorkDirectory
 
@@ -110,7 +110,7 @@ def _inputs(run: Run, step: Step) -> dict[str, Any]:
 
 def _single(run: Run, name: str) -> None:
     """One stage, unconditionally."""
-    steps = {step.name: step for step in STEPS}
+    steps = {step.name: step for step in (*STEPS, VARIANTS)}
     if name == "inject":
         for part, function in steps["calibrate"].parts[:2]:
             with run.screen.stage(part) as stage:

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 CANONICAL = "model.qdq.onnx"
 FLOAT = "model.fp32.onnx"
 CHOICES = 2  # answers per multiple-choice sample that is built from plain text
-TARGET_STAGES = ("lower", "build", "verify", "bench", "deploy")  # once per target; the others once per work directory
+TARGET_STAGES = (
+    "lower",
+    "variants",
+    "build",
+    "verify",
+    "bench",
+    "deploy",
+)  # once per target; the others once per work directory
 
 
 @dataclass

@@ -220,19 +220,20 @@ def lower(run: Run, stage: Stage) -> Sequence[Path]:
 
     options = None
     if run.options.target == "tensorrt":
-        options = LowerOptions(run.options.body, _ranges(run, stage))  # type: ignore[arg-type]  # validated
+        measured = ranges(run, stage, run.work.path / CANONICAL, run.options.body)
+        options = LowerOptions(run.options.body, measured)  # type: ignore[arg-type]  # validated
     report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target, options=options)
     changes = [f"{step['pass']}: {len(step['changed'])} nodes" for step in report["passes"]]
     stage.say(", ".join(changes))
     return *graph_files(run.lowered), run.target / "passes.json"
 
 
-def _ranges(run: Run, stage: Stage) -> Mapping[str, float] | None:
-    """Largest |x| of every float tensor on a quarter of the calibration text; None when it was not measured."""
+def ranges(run: Run, stage: Stage, graph: Path, body: str) -> Mapping[str, float] | None:
+    """Largest |x| of every float tensor of `graph` on a quarter of the calibration text; None when not measured."""
     from export.ranges import measure_ranges
     from qdq.encode import calibration_batches
 
-    if run.options.body == "fp32":
+    if body == "fp32":
         return None
     loaded = run.reference
     choices = CHOICES if loaded.task.choices else None
@@ -243,7 +244,7 @@ def _ranges(run: Run, stage: Stage) -> Mapping[str, float] | None:
         )
     )[::-4]  # sorted by length, so this starts with the longest
     try:
-        return measure_ranges(run.work.path / CANONICAL, feeds, lambda done: stage.progress(done, len(feeds)))
+        return measure_ranges(graph, feeds, lambda done: stage.progress(done, len(feeds)))
     except Unavailable:
         run.screen.warn("ranges not measured: ONNX Runtime is not installed (pip install '.[cpu]')")
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdq import engine, measure, stages
+from qdq import engine, measure, stages, variants
 from qdq.artifacts import sha256_file
 from qdq.run import CANONICAL, FLOAT, Run
 from qdq.screen import Stage
@@ -59,6 +59,13 @@ def _lower_inputs(run: Run) -> Mapping[str, Any]:
     return {**canonical, "body": options.body, "ranges": text}
 
 
+def _variants_inputs(run: Run) -> Mapping[str, Any]:
+    options = run.options
+    text = [source_fingerprint(options, options.calibration), options.samples]
+    shape = [options.batch, options.sequence]
+    return {"float": fingerprint(run.work.path / FLOAT), "body": options.body, "ranges": text, "shape": shape}
+
+
 def _build_inputs(run: Run) -> Mapping[str, Any]:
     options = run.options
     shape = [options.batch, options.sequence] if options.target == "tensorrt" else []
@@ -101,3 +108,5 @@ STEPS = (
     Step("bench", _bench_inputs, (("bench", measure.bench_in_budget),)),
     Step("deploy", _deploy_inputs, (("deploy", measure.deploy),)),
 )
+
+VARIANTS = Step("variants", _variants_inputs, (("variants", variants.variants),))  # on request only

@@ -6,7 +6,7 @@ one interface), `plan` and `plans` (TensorRT), `torch_module`, `nvml` (clocks, p
 """
 
 from engines.bench_gpu.clock import EventClock, HostClock
-from engines.bench_gpu.plans import bench_plans
+from engines.bench_gpu.plans import bench_plans, require_gpu
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.bench_gpu.text import render_gpu_table
 from engines.bench_gpu.timing import Samples, time_callable
@@ -20,6 +20,7 @@ __all__ = [
     "Samples",
     "bench_plans",
     "render_gpu_table",
+    "require_gpu",
     "time_callable",
     "time_torch_module",
     "trtexec_line",

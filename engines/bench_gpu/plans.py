@@ -40,12 +40,16 @@ def bench_plans(
     if not plans:
         raise ConfigError("the GPU benchmark has no plans; give it at least one, such as --engine model.plan")
     check_workload(workload, settings.batch, settings.sequence)
-    missing = probe().missing
-    if missing:
-        obstacles = "".join(f"\n  - {sentence}" for sentence in missing)
-        raise Unavailable(f"this machine cannot time a TensorRT plan:{obstacles}")
+    require_gpu()
     with open_device(settings.device, settings.spin_wait) as device:
         return _race_on(device, plans, workload, settings, progress)
+
+
+def require_gpu() -> None:
+    """Raise Unavailable naming everything this machine lacks to time a plan."""
+    if missing := probe().missing:
+        obstacles = "".join(f"\n  - {sentence}" for sentence in missing)
+        raise Unavailable(f"this machine cannot time a TensorRT plan:{obstacles}")
 
 
 def _race_on(

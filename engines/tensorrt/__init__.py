@@ -7,7 +7,7 @@ imports on a machine that has neither.
 from __future__ import annotations
 
 from engines.tensorrt.availability import Probe, probe
-from engines.tensorrt.builder import build, collect
+from engines.tensorrt.builder import build, collect, unavailable
 from engines.tensorrt.comparison import Coverage, Difference, PredictedLayer, Verdict, verdict
 from engines.tensorrt.inspection import LayerRow, inspect_command, inspect_table
 from engines.tensorrt.kernels import load_layer_info
@@ -32,6 +32,7 @@ __all__ = [
     "load_layer_info",
     "probe",
     "read_back",
+    "unavailable",
     "verdict",
     "write_build_files",
 ]

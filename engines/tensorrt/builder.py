@@ -41,12 +41,17 @@ def build(lowered: Path, folder: Path, settings: TensorRTSettings, names: Matmul
     return collect(lowered, folder, settings, names)
 
 
-def unavailable(folder: Path, missing: Sequence[str]) -> str:
-    """The message of "not on this machine": every obstacle, and the one command that finishes the job elsewhere."""
+def unavailable(folder: Path, missing: Sequence[str], builds: Sequence[Path] = ()) -> str:
+    """The message of "not on this machine": every obstacle, and what finishes the job elsewhere.
+
+    `builds`: the folders inside `folder` that hold a build script each; none means that `folder` itself does.
+    """
     obstacles = "".join(f"\n  - {sentence}" for sentence in missing)
+    scripts = [(build.relative_to(folder) / SCRIPT).as_posix() for build in builds] or [SCRIPT]
     return (
         f"this machine cannot build a TensorRT engine:{obstacles}\n"
-        f"Everything before this is done; copy {folder} to a GPU machine and run: python {SCRIPT}"
+        f"Everything before this is done; copy {folder} to a GPU machine and run: "
+        f"{' and '.join(f'python {script}' for script in scripts)}"
     )
 
 

@@ -41,16 +41,16 @@ def lower(
 def float_variant(
     fp32_onnx: Path, body: Body, folder: Path, ranges: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """The unquantized model for TensorRT, to compare INT8 with: ``folder/model.<body>.onnx``; returns its report.
+    """The unquantized model for TensorRT, to compare INT8 with: ``folder/model.onnx``; returns its report.
 
     `fp32_onnx` is the exporter's FP32 graph and `ranges` are measured on it. The report is written beside the model as
-    ``passes.<body>.json``. Raises as `lower`, ConfigError for an unknown body.
+    ``passes.json``, the weights as `lower` does. Raises as `lower`, ConfigError for an unknown body.
     """
     graph = load_graph(fp32_onnx)
     steps = _apply(float_passes(LowerOptions(body, ranges)), graph)
-    save_graph(graph, folder / f"model.{body}.onnx")
+    save_graph(graph, folder / "model.onnx")
     report = {"target": "tensorrt", "body": body, "fp32_sha256": sha256_file(fp32_onnx), "passes": steps}
-    write_json(folder / f"passes.{body}.json", report)
+    write_json(folder / "passes.json", report)
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from engines.bench_gpu import GpuBenchSettings, bench_plans, plans
 from engines.bench_gpu.device import DeviceInfo, Stream, open_device
 from engines.tensorrt.availability import Probe
-from qdq.artifacts import to_json
+from qdq.artifacts import read_json, to_json
 from qdq.errors import BuildError, ConfigError, Unavailable
 
 KERNEL_MS = {"int8.plan": 1.0, "fp16.plan": 2.0, "fp32.plan": 8.0, "other.plan": 1.0, "bf16.plan": 1.5, "nan.plan": 1.0}
@@ -277,6 +278,82 @@ def test_other_errors_name_the_plan_and_the_remedy(device: FakeDevice, tmp_path:
     equal = [{name: np.ones_like(array) for name, array in batches()[0].items()}]
     with pytest.raises(ConfigError, match="repeats one token of input_ids"):
         bench_plans(plan_files(tmp_path, "int8"), equal, small())
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """`qdq bench` with `arguments`: exit code, standard output, standard error."""
+    from qdq.cli import main
+
+    code = main(["bench", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+SHORT = ("--batch", "4", "--sequence", "8", "--warmup", "3", "--iterations", "200")
+
+
+def test_the_command_races_plans_and_keeps_the_report(
+    device: FakeDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = plan_files(tmp_path, "fp32", "fp16", "int8")
+    engines = [word for name, file in files.items() for word in ("--engine", f"{name}={file}")]
+    code, out, _ = command(capsys, *engines, *SHORT, "--no-cuda-graph", "--transfers")
+    assert code == 0 and device.captures == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["tensorrt-fp32", "tensorrt-fp16", "int8"]
+    assert lines[3].split()[-2:] == ["5.00", "1.57"]  # 8.75 and 2.75 over 1.75 ms: a transfer takes 0.25
+    plain = [line for line in lines if "trtexec" not in line and "benchmark-gpu.json" not in line]
+    assert max(map(len, plain)) <= 80
+    assert "int8, TensorRT 11.x: trtexec --loadEngine=int8.plan" in out and "--includeDataTransfers" in out
+    report = read_json(tmp_path / "benchmark-gpu.json")
+    assert report["workload"]["text"] == "random token ids, no padding" and report["workload"]["padding_share"] == 0
+    assert report["contestants"].keys() == {"tensorrt-fp32", "tensorrt-fp16", "int8"}
+
+
+def test_the_command_takes_a_work_directory_and_a_models_text(
+    device: FakeDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "work" / "tensorrt"
+    for folder, name in ((target, "int8"), (target / "fp16", "fp16")):
+        folder.mkdir(parents=True)
+        plan_files(folder, name)[name].rename(folder / "model.plan")
+    code, out, err = command(
+        capsys, "--engine", tmp_path / "work", "--model", "all-MiniLM-L6-v2", *SHORT, "--json", "--out", tmp_path
+    )
+    assert code == 0, err
+    report = json.loads(out)
+    assert list(report["contestants"]) == ["int8", "tensorrt-fp16"]
+    assert report["workload"]["text"].startswith("bundled held-out English text")
+    assert read_json(tmp_path / "benchmark-gpu.json") == report
+
+
+def test_the_command_names_what_is_wrong(
+    device: FakeDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_files(tmp_path, "int8")["int8"]
+    for arguments, message in (
+        (("--streams", "2"), "--streams: is about plans on a GPU; name one with --engine"),
+        (("--engine", plan, "--placement", "linear"), "--placement: says nothing about a built plan"),
+        (("--engine", f"a={plan}", "--engine", f"a={plan}"), "would both be called 'a'"),
+        (("--engine", "fp16="), "--engine: 'fp16=' names no file; write NAME=PLAN"),
+        (("--engine", tmp_path / "int9.plan"), "int9.plan is not a file; did you mean 'int8.plan'?"),
+        (("--engine", tmp_path), "holds no plan; build them with 'qdq build' and 'qdq variants'"),
+        (("--engine", plan, "--eval-data", "x.tsv"), "--eval-data: text needs a tokenizer; give --model, too"),
+        (("--engine", plan, "--streams", "0"), "GPU benchmark streams is 0; it must be at least 1"),
+        (("--engine", plan, "--batch", "0"), "--batch: 0 is outside 1..4096"),
+    ):
+        code, out, err = command(capsys, *arguments)
+        assert (code, out) == (2, "") and message in err, arguments
+
+
+def test_the_command_on_a_machine_without_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plans, "probe", lambda: Probe(missing=("no usable NVIDIA GPU (the driver sees no device)",)))
+    code, out, err = command(capsys, "--engine", "model.plan")  # also where the plan is not there
+    assert (code, out) == (3, "")
+    assert err == (
+        "qdq: this machine cannot time a TensorRT plan:\n  - no usable NVIDIA GPU (the driver sees no device)\n"
+    )
 
 
 def test_a_machine_without_gpu_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

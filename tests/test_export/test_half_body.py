@@ -376,12 +376,12 @@ def test_float_variants_hold_no_quantizer_and_agree(tiny: Any, canonical: Path, 
     ranges = measure_ranges(fp32, [tiny.feeds(4, 12)])
     outputs = []
     for body in ("fp16", "fp32"):
-        report = float_variant(fp32, body, tmp_path, ranges)
+        report = float_variant(fp32, body, tmp_path / body, ranges)
         assert [step["pass"] for step in report["passes"]] == ["half_body", "narrow_inputs", "strong_types"]
         assert not any(step["declined"] for step in report["passes"])
-        assert "QuantizeLinear" not in {n.op for n in load_graph(tmp_path / f"model.{body}.onnx").nodes}
-        outputs.append(unoptimized(tmp_path / f"model.{body}.onnx", feeds(tiny)))
-    assert kinds(tmp_path / "model.fp16.onnx")["FLOAT"] == 1
+        assert "QuantizeLinear" not in {n.op for n in load_graph(tmp_path / body / "model.onnx").nodes}
+        outputs.append(unoptimized(tmp_path / body / "model.onnx", feeds(tiny)))
+    assert kinds(tmp_path / "fp16" / "model.onnx")["FLOAT"] == 1
     assert np.allclose(
         outputs[0], outputs[1], atol=0.01
     )  # logits of size 1 through two layers of FP16 rounding (2**-11)

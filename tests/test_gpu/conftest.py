@@ -104,7 +104,7 @@ def prepare(out: Path, *model: str, sequence: int) -> Graphs:
         assert main(list(command)) == 0, f"qdq {command[0]} failed; its message is above"
     assert (out / CANONICAL).is_file()
     float_variant(out / FLOAT, "fp16", out / "fp16")
-    return Graphs(out / "tensorrt" / "model.onnx", out / "fp16" / "model.fp16.onnx")
+    return Graphs(out / "tensorrt" / "model.onnx", out / "fp16" / "model.onnx")
 
 
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}

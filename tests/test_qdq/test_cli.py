@@ -16,7 +16,7 @@ import pytest
 
 from qdq.arguments import COMMANDS, WIDTH, build_parser, parse
 from qdq.errors import ConfigError
-from qdq.options import CompileOptions
+from qdq.options import PLAN_OPTIONS, CompileOptions
 from qdq.text_columns import DETECTION_RULES
 
 Qdq = Callable[..., Any]
@@ -82,7 +82,7 @@ def test_every_option_of_the_command_line_is_a_field() -> None:
     assert typed == {"text_columns": ("a", "b"), "batch": 3, "allow_pickle": True, "json": False}
     _, commands = build_parser()
     names = {action.dest for action in commands["bench"]._actions} - {"help", "json"}
-    assert names == {field.name for field in fields(CompileOptions)}
+    assert names == {field.name for field in fields(CompileOptions)} | set(PLAN_OPTIONS)
 
 
 def test_doctor(qdq: Qdq) -> None:

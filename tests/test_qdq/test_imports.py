@@ -17,6 +17,8 @@ SPINE = {
     "parity.py",
     "engine.py",
     "measure.py",
+    "variants.py",
+    "plans.py",
     "pipeline.py",
     "cli.py",
     "file_commands.py",

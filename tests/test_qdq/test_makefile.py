@@ -55,6 +55,20 @@ def test_exit_code_three_is_explained(tree: Path) -> None:
     assert done.returncode == 2 and "qdq exited with 3: done as far as this machine can" in done.stdout
 
 
+def test_bench_t4_builds_three_plans_and_races_them(tree: Path) -> None:
+    done = make(tree, "bench-t4", f"MODEL={HOSTILE}", "BATCH=8", "TARGET=openvino")
+    assert done.stdout.split("\n<") == [
+        "<compile>",
+        f"--model={HOSTILE}>",
+        *("--batch=8>", "--out=build/bench-t4>", "--target>", "tensorrt>"),
+        *("variants>", "--out=build/bench-t4>", "--target>", "tensorrt>"),
+        *("bench>", "--engine=build/bench-t4>", "--batch=8>\n"),
+    ]
+    done = make(tree, "bench-t4", "OUT=a b", STUB_EXIT="3")
+    assert done.returncode == 2 and "qdq exited with 3: done as far as this machine can" in done.stdout
+    assert "<--out=a b>" in done.stdout and "<variants>" not in done.stdout
+
+
 def test_help_is_the_default_and_fits_a_terminal(tree: Path) -> None:
     lines = make(tree).stdout.splitlines()
     assert any("make engine" in line for line in lines) and max(map(len, lines)) <= 80

@@ -149,6 +149,29 @@ def test_a_stage_whose_input_is_missing(workplace: Path, qdq: Qdq) -> None:
     assert "work/openvino/model.onnx does not exist; run the stage that writes it first" in ran.err
 
 
+def check_variants(qdq: Qdq) -> None:
+    """`qdq variants`: the same model without Q/DQ in FP16 and FP32, each with what a GPU machine needs to build it."""
+    import onnx
+
+    ran = qdq("variants", "--out", "work", "--target", "tensorrt", "--json")
+    outcome = json.loads(ran.out)
+    assert ran.code == outcome["exit_code"] == 3
+    assert "run: python fp16/build_engine.py and python fp32/build_engine.py" in outcome["missing"]
+    for body, kind in (("fp16", onnx.TensorProto.FLOAT16), ("fp32", onnx.TensorProto.FLOAT)):
+        folder = Path("work/tensorrt", body)
+        assert f"work/tensorrt/{body}" in outcome["artifacts"]
+        assert {path.name for path in folder.iterdir()} == {
+            *("model.onnx", "passes.json", "build_engine.py", "trtexec.sh"),
+        }
+        graph = onnx.load(folder / "model.onnx").graph
+        assert not {node.op_type for node in graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+        matrices = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
+        assert matrices - {onnx.TensorProto.INT64} == {kind}
+        assert {value.type.tensor_type.elem_type for value in graph.input} == {onnx.TensorProto.INT32}
+    ran = qdq("variants", "--out", "work", "--target", "openvino")
+    assert ran.code == 2 and "variants are for tensorrt, this run is for openvino" in ran.err
+
+
 def test_tensorrt_goes_as_far_as_this_machine_can(workplace: Path, qdq: Qdq, small: tuple[str, ...]) -> None:
     from engines.tensorrt import probe
 
@@ -168,6 +191,7 @@ def test_tensorrt_goes_as_far_as_this_machine_can(workplace: Path, qdq: Qdq, sma
         assert Path("work/tensorrt", name).is_file()
     assert not Path("work/tensorrt/build.json").exists()
     assert qdq("verify", "--out", "work", "--target", "tensorrt").code == 1
+    check_variants(qdq)
 
 
 # What the model brings
