@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from qdq import __version__
+from qdq.calibrate.algorithms import ALGORITHMS, ALIASES
 from qdq.config import nearest
 from qdq.errors import ConfigError
 from qdq.options import (
     BODIES,
-    CALIBRATORS,
     DEFAULT_PLACEMENT,
     PLACEMENT_NAMES,
     PRECISION_HINTS,
@@ -217,7 +217,11 @@ def _quantization_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="INT8 embedding tables too, one scale per row: a smaller file (default: what the placement says, float)",
     )
-    add("--calibrator", metavar="NAME", help=f"{', '.join(CALIBRATORS)} (default: {d.calibrator})")
+    add(
+        "--calibrator",
+        metavar="NAME",
+        help=f"{', '.join(ALGORITHMS)}; as in PaddleNLP {', '.join(ALIASES)} (default: {d.calibrator})",
+    )
     add(
         "--percentile",
         metavar="P",

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qdq.calibrate.algorithms import algorithm_named
 from qdq.config import choice
 from qdq.errors import ConfigError
 from qdq.tasks import TASKS
@@ -14,7 +15,6 @@ from qdq.tasks import TASKS
 TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
 PRECISION_HINTS = ("f32", "bf16", "f16")
 BODIES = ("fp16", "bf16", "fp32")
-CALIBRATORS = ("max", "percentile")
 TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 PLACEMENT_NAMES = ("linear", "linear+qk", "qdqbert", "ft1", "ft2", "ft3", "trt")
 
@@ -87,7 +87,7 @@ class CompileOptions:
         choice(self.target, TARGETS, "--target")
         choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
         choice(self.body, BODIES, "--body")
-        choice(self.calibrator, CALIBRATORS, "--calibrator")
+        algorithm_named(self.calibrator, self.percentile, where="--calibrator")
         if self.placement is not None:
             choice(self.placement, PLACEMENT_NAMES, "--placement")
         if self.triton_backend is not None:

@@ -10,10 +10,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdq.calibrate.calibrators import CALIBRATORS, DEFAULT_PERCENTILE, make_calibrator
+from qdq.calibrate.algorithms import (
+    DEFAULT_MOVING_RATE,
+    DEFAULT_PERCENTILE,
+    PER_BATCH,
+    Algorithm,
+    algorithm_named,
+)
+from qdq.calibrate.batch_maxima import BatchMaxima
+from qdq.calibrate.calibrators import HistogramCalibrator, TensorMemo, amax_of
+from qdq.calibrate.rebatch import WINDOW, MicroBatches
 from qdq.calibrate.table import CalibrationTable
-from qdq.config import choice
-from qdq.errors import CalibrationError, ConfigError
+from qdq.errors import CalibrationError
 from qdq.inject import quantizers
 from qdq.inject.embedding import QuantEmbedding
 from qdq.inject.families import Family, family_of
@@ -23,15 +31,27 @@ from qdq.inject.spec import QuantSpec
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """How activation ranges are chosen. `percentile` is read by the percentile calibrator only."""
+    """How activation ranges are chosen: an algorithm's name or alias, and the numbers of those that take one."""
 
     algorithm: str = "percentile"
-    percentile: float = DEFAULT_PERCENTILE
+    percentile: float | None = None
+    moving_rate: float = DEFAULT_MOVING_RATE
 
     def __post_init__(self) -> None:
-        choice(self.algorithm, CALIBRATORS, "calibrator")
-        if not 0 < self.percentile <= 100:
-            raise ConfigError(f"percentile: {self.percentile} is outside (0, 100]")
+        self.resolve()
+
+    def resolve(self) -> Algorithm:
+        """The algorithm itself. Raises ConfigError."""
+        return algorithm_named(self.algorithm, self.percentile, self.moving_rate)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Statistics of one floating-point pass: a calibrator per activation point, samples run, positions counted."""
+
+    points: Mapping[str, HistogramCalibrator]
+    samples: int
+    tokens: int
 
 
 def default_percentile(spec: QuantSpec) -> float:
@@ -58,71 +78,83 @@ def calibrate(
         batches: int64 [B, S] (or [B, N, S]) tensors by input name; "attention_mask" marks what counts. Not run when
             only weights and embedding tables are placed, which need no data.
         spec: fuse_qkv, clip_gelu and recalibrate_weights are applied here.
-        settings: the calibrator.
+        settings: the algorithm.
         progress: called with (done, total) batches.
 
     Statistics are maxima and integer counts, so the table does not depend on how texts are grouped into batches
-    beyond the float rounding of the matrix multiplications themselves. Raises CalibrationError naming the points
-    that saw no data, NaN or infinity, or only zeros.
+    beyond the float rounding of the matrix multiplications themselves; `qdq.calibrate.rebatch` removes that too.
+    Raises CalibrationError naming the points that saw no data, NaN or infinity, or only zeros.
+    """
+    algorithm = settings.resolve()
+    freeze_weights(module, spec.recalibrate_weights)  # first: a damaged weight would make every later point NaN
+    collected = collect(module, batches, [algorithm], progress)
+    return settle(module, spec, collected, algorithm)
+
+
+def collect(
+    module: nn.Module,
+    batches: Sequence[Mapping[str, Tensor]] | MicroBatches,
+    algorithms: Sequence[Algorithm],
+    progress: Callable[[int, int], None] | None = None,
+) -> Collected:
+    """One floating-point pass over `batches`, from which every one of `algorithms` can be settled afterwards.
+
+    The cost does not depend on how many algorithms there are. `MicroBatches` says itself which samples make a batch
+    of the per-batch algorithms; in a plain sequence every element is one.
     """
     points = quantizers(module)
-    activations = {name: point for name, point in points.items() if point.layout != "weight"}
-    freeze_weights(module, spec.recalibrate_weights)  # first: a damaged weight would make every later point NaN
-    samples, tokens = _collect(module, batches if activations else (), points, settings, progress)
-    _load_all(activations)
+    plan = batches if isinstance(batches, MicroBatches) else MicroBatches.as_given(batches)
+    rates = [algorithm.moving_rate for algorithm in algorithms if algorithm.name in PER_BATCH]
+    memo = TensorMemo()
+    for point in points.values():
+        point.disable_quant()
+        if point.layout != "weight":
+            kept = BatchMaxima(max(filter(None, rates), default=DEFAULT_MOVING_RATE), plan.batch_size)
+            point.calibrator = HistogramCalibrator(algorithms[0], memo, kept if rates else None)
+            point.enable_calib()
+    calibrators = {n: p.calibrator for n, p in points.items() if isinstance(p.calibrator, HistogramCalibrator)}
+    samples = tokens = 0
+    try:
+        with torch.no_grad():
+            for done, (batch, rows) in enumerate(plan if calibrators else (), start=1):
+                mask = batch["attention_mask"].bool().flatten(0, -2)
+                for point in points.values():
+                    point.token_mask = mask
+                _announce(calibrators, rows, len(mask) // len(batch["attention_mask"]))
+                module(**batch)
+                memo.clear()
+                samples += batch["attention_mask"].shape[0]
+                tokens += int(mask.sum())
+                if progress:
+                    progress(done, len(plan))
+    finally:
+        for point in points.values():
+            point.token_mask = None
+            point.disable_calib()
+    return Collected(calibrators, samples, tokens)
+
+
+def _announce(calibrators: Mapping[str, HistogramCalibrator], rows: Sequence[int] | None, choices: int) -> None:
+    """Tell the per-batch statistics which samples follow; those of earlier windows are complete by then."""
+    for calibrator in calibrators.values():
+        if calibrator.batches is not None:
+            calibrator.batches.rows = None if rows is None else [row for row in rows for _ in range(choices)]
+            if rows is not None:
+                calibrator.batches.close(before=min(rows) // WINDOW * WINDOW)
+
+
+def settle(module: nn.Module, spec: QuantSpec, collected: Collected, algorithm: Algorithm) -> CalibrationTable:
+    """Freeze the amax of every activation point by `algorithm`, apply the spec's switches, enable every quantizer."""
+    points = quantizers(module)
+    for name, amax in amax_of(collected.points, algorithm).items():
+        points[name].set_amax(torch.tensor(amax))
     if spec.clip_gelu is not None:
         clip_gelu(module, _family(module), spec.clip_gelu)
     if spec.fuse_qkv:
         _fuse_qkv(module, per_tensor_weights=not spec.per_channel_weights)
     for point in points.values():
         point.enable_quant()
-    percentile = settings.percentile if settings.algorithm == "percentile" else None
-    return summarise(module, settings.algorithm, percentile, samples, tokens)
-
-
-def _collect(
-    module: nn.Module,
-    batches: Sequence[Mapping[str, Tensor]],
-    points: Mapping[str, TensorQuantizer],
-    settings: CalibrationSettings,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[int, int]:
-    """One floating-point pass; returns (texts, counted positions)."""
-    for point in points.values():
-        point.disable_quant()
-        if point.layout != "weight":
-            point.calibrator = make_calibrator(settings.algorithm, settings.percentile)
-            point.enable_calib()
-    samples = tokens = 0
-    try:
-        with torch.no_grad():
-            for done, batch in enumerate(batches, start=1):
-                mask = batch["attention_mask"].bool().flatten(0, -2)
-                for point in points.values():
-                    point.token_mask = mask
-                module(**batch)
-                samples += batch["attention_mask"].shape[0]
-                tokens += int(mask.sum())
-                if progress:
-                    progress(done, len(batches))
-    finally:
-        for point in points.values():
-            point.token_mask = None
-            point.disable_calib()
-    return samples, tokens
-
-
-def _load_all(activations: Mapping[str, TensorQuantizer]) -> None:
-    """Freeze every activation amax; all unusable points are named in one error."""
-    problems = []
-    for point in activations.values():
-        try:
-            point.load_calib_amax()
-        except CalibrationError as error:
-            problems.append(str(error))
-    if problems:
-        more = f" (and {len(problems) - 1} more points)" if len(problems) > 1 else ""
-        raise CalibrationError(problems[0] + more)
+    return summarise(module, algorithm.name, algorithm.percentile, collected.samples, collected.tokens)
 
 
 def freeze_weights(module: nn.Module, recalibrate: bool = True) -> None:

@@ -1,24 +1,28 @@
 """Calibrators: from observed activations to an amax, in one pass, mergeable, independent of batching.
 
-Each collects through `update`, combines through `merge` and answers through `amax`. Collected state is a maximum or
-integer counts, so neither the order nor the grouping of the data changes the result by a single bit.
+Each collects through `update`, combines through `merge` and answers through `amax`. Collected state is a maximum,
+integer counts or exact fractions, so neither the order nor the grouping of the data changes the result by a single
+bit; the two algorithms that are defined by batches (`qdq.calibrate.batch_maxima`) depend on what a batch is, and on
+nothing else.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from qdq.config import choice
+from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, DEFAULT_PERCENTILE, PER_BATCH, Algorithm, algorithm_named
+from qdq.calibrate.batch_maxima import BatchMaxima
+from qdq.calibrate.thresholds import FINITE_FP16_MAGNITUDES, LARGEST_FP16, Counts, problem_of, search
 from qdq.errors import CalibrationError
 
-FINITE_FP16_MAGNITUDES = 31744  # bit patterns 0x0000..0x7BFF: 0 up to 65504 in increasing order
-LARGEST_FP16 = 65504.0
-
-DEFAULT_PERCENTILE = 99.99  # QDQBERT's recipe for BERT (transformers/examples/research_projects/quantization-qdqbert)
+CODE_OF_INFINITY = 0x7C00
 
 
 class Calibrator(Protocol):
@@ -45,8 +49,10 @@ class MaxCalibrator:
 
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Track the largest magnitude; NaN sticks."""
-        x, ignored = _erase(x, mask)
-        self.take(_largest(x, ignored))
+        x, ignored = _erase(x.detach(), mask)
+        if x.numel() > ignored:
+            least, most = torch.aminmax(x)
+            self.take(float(torch.maximum(-least, most)))
 
     def merge(self, other: MaxCalibrator) -> None:
         """Keep the larger of both."""
@@ -58,60 +64,140 @@ class MaxCalibrator:
 
     def amax(self, point: str) -> float:
         """The largest magnitude."""
-        return _usable(self.largest, point)
+        if problem := problem_of(self.largest, point):
+            raise CalibrationError(problem)
+        return self.largest
 
 
-class PercentileCalibrator:
-    """amax is the smallest magnitude that `percentile` per cent of all elements do not exceed.
+@dataclass(frozen=True)
+class Seen:
+    """What one tensor adds: counts per FP16 magnitude (None when not finite), its maximum and that of every row."""
 
-    The elements are counted per FP16 magnitude (31744 finite ones, relative width 2**-11 to 2**-10), so the answer
-    equals ``numpy.quantile(|x| rounded to FP16, method="inverted_cdf")`` exactly, needs no range chosen beforehand,
-    and merging is addition. pytorch-quantization's histogram has 2048 linear bins that stretch with the data.
+    counts: Tensor | None
+    largest: float
+    rows: list[float]
+
+
+class TensorMemo:
+    """Counts each tensor once however many points see it in one forward: q, k, v and a residual share their input.
+
+    A tensor is known by identity, version and mask; one that was freed is forgotten with it.
     """
 
-    def __init__(self, percentile: float = DEFAULT_PERCENTILE) -> None:
-        if not 0 < percentile <= 100:
-            raise CalibrationError(f"percentile: {percentile} is outside (0, 100]")
-        self.percentile = percentile
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, ...], tuple[weakref.ref[Tensor], Seen]] = {}
+
+    def seen(self, x: Tensor, mask: Tensor | None) -> Seen:
+        """What `x` adds, computed at most once."""
+        place = () if mask is None else (mask.data_ptr(), *mask.shape, *mask.stride())
+        key = (id(x), x._version, *place)
+        known = self._seen.get(key)
+        if known is not None and known[0]() is x:
+            return known[1]
+        fresh = look_at(x, mask)
+        self._seen[key] = weakref.ref(x), fresh
+        return fresh
+
+    def clear(self) -> None:
+        """Forget everything; called between forwards."""
+        self._seen.clear()
+
+
+class HistogramCalibrator:
+    """Shared statistics of one point, from which every algorithm reads its amax.
+
+    Elements are counted per FP16 magnitude (31744 finite ones, relative width 2**-11 to 2**-10): no range is chosen
+    beforehand, merging is addition, and 31744 int64 are all it ever holds. pytorch-quantization's histogram has 2048
+    linear bins that stretch with the data.
+
+    `batches` receives the largest magnitude of every row for the per-batch algorithms. Without a pass that says which
+    samples a forward holds (`BatchMaxima.rows`), every update is a batch.
+    """
+
+    def __init__(self, algorithm: Algorithm, memo: TensorMemo | None = None, batches: BatchMaxima | None = None):
+        self.algorithm = algorithm
         self.counts = torch.zeros(FINITE_FP16_MAGNITUDES, dtype=torch.int64)
         self.maximum = MaxCalibrator()
+        self.batches = batches
+        if batches is None and algorithm.name in PER_BATCH:
+            self.batches = BatchMaxima(algorithm.moving_rate or DEFAULT_MOVING_RATE)
+        self._memo = memo
 
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Count the magnitudes of `x`."""
-        x, ignored = _erase(x, mask)
-        largest = _largest(x, ignored)
-        self.maximum.take(largest)
-        if not math.isfinite(largest):
-            return  # nothing to count, or an error at amax()
-        if largest > LARGEST_FP16:
-            x = x.clamp(-LARGEST_FP16, LARGEST_FP16)
-        patterns = x.half().view(torch.int16) & 0x7FFF  # without the sign: the magnitude's pattern
-        self.counts += torch.bincount(patterns.reshape(-1), minlength=FINITE_FP16_MAGNITUDES)
-        self.counts[0] -= ignored
+        seen = look_at(x, mask) if self._memo is None else self._memo.seen(x, mask)
+        self.maximum.take(seen.largest)
+        if seen.counts is not None:
+            self.counts += seen.counts
+        if self.batches is not None and seen.counts is not None:
+            self.batches.add(seen.rows)
 
-    def merge(self, other: PercentileCalibrator) -> None:
-        """Add the counts."""
+    def merge(self, other: HistogramCalibrator) -> None:
+        """Add the counts; batches of `other` follow those seen here."""
         self.counts += other.counts
         self.maximum.merge(other.maximum)
+        if self.batches is not None and other.batches is not None:
+            self.batches.merge(other.batches)
 
     def amax(self, point: str) -> float:
-        """The percentile of the magnitudes, never above the largest one."""
-        largest = self.maximum.amax(point)
-        total = int(self.counts.sum())
-        rank = min(total, max(1, math.ceil(total * (self.percentile / 100))))
-        bin_index = int(torch.searchsorted(self.counts.cumsum(0), rank))
-        value = float(torch.tensor(bin_index, dtype=torch.int16).view(torch.float16))
-        # A sparse tensor can have its percentile at zero; its largest magnitude is then the only scale there is.
-        return min(value, largest) if value > 0 else largest
+        """The amax by this calibrator's own algorithm."""
+        return amax_of({point: self}, self.algorithm)[point]
 
 
-CALIBRATORS = ("max", "percentile")
+class PercentileCalibrator(HistogramCalibrator):
+    """amax is the smallest magnitude that `percentile` per cent of all elements do not exceed."""
+
+    def __init__(self, percentile: float = DEFAULT_PERCENTILE) -> None:
+        super().__init__(algorithm_named("percentile", percentile))
 
 
-def make_calibrator(algorithm: str, percentile: float = DEFAULT_PERCENTILE) -> Calibrator:
-    """A fresh calibrator. Raises ConfigError naming the nearest algorithm when it is unknown."""
-    choice(algorithm, CALIBRATORS, "calibrator")
-    return MaxCalibrator() if algorithm == "max" else PercentileCalibrator(percentile)
+def amax_of(calibrators: Mapping[str, HistogramCalibrator], algorithm: Algorithm) -> dict[str, float]:
+    """The amax of every point by `algorithm`, searched for all points at once.
+
+    Raises CalibrationError naming the first point that saw no data, NaN or infinity, or only zeros, and how many more.
+    """
+    problems = [problem for name, c in calibrators.items() if (problem := problem_of(c.maximum.largest, name))]
+    if problems:
+        raise CalibrationError(problems[0] + (f" (and {len(problems) - 1} more points)" if len(problems) > 1 else ""))
+    if not calibrators:
+        return {}
+    if algorithm.name in PER_BATCH:
+        return {name: _of_batches(c, algorithm, name) for name, c in calibrators.items()}
+    largest = torch.tensor([c.maximum.largest for c in calibrators.values()], dtype=torch.float64)
+    counts = Counts(torch.stack([c.counts for c in calibrators.values()]), largest)
+    found = search(algorithm.name, counts, algorithm.percentile or DEFAULT_PERCENTILE)
+    return dict(zip(calibrators, found.tolist(), strict=True))
+
+
+def _of_batches(calibrator: HistogramCalibrator, algorithm: Algorithm, point: str) -> float:
+    if calibrator.batches is None:
+        raise CalibrationError(f"{point}: {algorithm.name} needs the maxima of batches, which this pass did not keep")
+    value = calibrator.batches.average() if algorithm.name == "avg" else calibrator.batches.moving_average()
+    return value if value > 0 else calibrator.maximum.largest
+
+
+def make_calibrator(algorithm: str, percentile: float | None = None) -> HistogramCalibrator | MaxCalibrator:
+    """A fresh calibrator of a name or alias. Raises ConfigError naming the nearest algorithm when it is unknown."""
+    chosen = algorithm_named(algorithm, percentile)
+    return MaxCalibrator() if chosen.name == "max" else HistogramCalibrator(chosen)
+
+
+def look_at(x: Tensor, mask: Tensor | None) -> Seen:
+    """Count the magnitudes of `x` where `mask` is True; the first dimension is the sample."""
+    x, ignored = _erase(x.detach(), mask)
+    if x.numel() == ignored:
+        return Seen(None, -math.inf, [])
+    least, most = torch.aminmax(x.flatten(1) if x.dim() > 1 else x[None], dim=1)
+    rows = torch.maximum(-least, most)
+    largest = float(rows.max())
+    if not math.isfinite(largest):
+        return Seen(None, largest, [])  # an error at amax()
+    if largest > LARGEST_FP16:
+        x = x.clamp(-LARGEST_FP16, LARGEST_FP16)
+    patterns = x.half().view(torch.int16) & 0x7FFF  # without the sign: the magnitude's pattern
+    counts = torch.bincount(patterns.reshape(-1), minlength=FINITE_FP16_MAGNITUDES)
+    counts[0] -= ignored
+    return Seen(counts, largest, rows.tolist())
 
 
 def _erase(x: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
@@ -123,21 +209,3 @@ def _erase(x: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
         return x, 0
     ignored = (mask.numel() - int(mask.sum())) * (x.numel() // mask.numel())
     return torch.where(mask, x, 0.0), ignored
-
-
-def _largest(x: Tensor, ignored: int) -> float:
-    """Largest magnitude, -inf when nothing counts, NaN when there is one."""
-    if x.numel() == ignored:
-        return -math.inf
-    least, most = torch.aminmax(x)
-    return float(torch.maximum(-least, most))
-
-
-def _usable(largest: float, point: str) -> float:
-    if largest == -math.inf:
-        raise CalibrationError(f"{point}: saw no data; calibrate with text that reaches this point, or disable it")
-    if not math.isfinite(largest):
-        raise CalibrationError(f"{point}: saw NaN or infinity; check the checkpoint's weights, or disable this point")
-    if largest == 0:
-        raise CalibrationError(f"{point}: saw only zeros; more varied calibration text is needed, or disable it")
-    return largest

@@ -102,7 +102,7 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
             return inputs
         if self._if_calib:
             mask = broadcast_mask(self.token_mask, inputs, self.layout)
-            self._calibrator.update(inputs.detach(), mask)
+            self._calibrator.update(inputs, mask)
         if not self._if_quant:
             return inputs
         scale = scale_of(self.current_amax(inputs), self._num_bits)
@@ -162,11 +162,23 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 
 
+TREATMENTS = ("_row_scale", "_column_scale", "_smoothing", "_codes", "_bias_shift")
+
+
 class QuantLinear(_QuantLinear):  # type: ignore[misc]  # untyped upstream
     """Linear with an optional quantizer on its input and on its weight; shares the parameters of `linear`.
 
-    `output_scale` multiplies weight and bias before anything else. A query projection carries attention's 1/sqrt(d)
-    there, so the stored parameters stay the checkpoint's own; `folded` bakes it in for an export.
+    The stored parameters stay the checkpoint's own. What changes them stands beside them and is applied on the way to
+    the multiplication; `folded` bakes it in for an export. `output_scale` is the 1/sqrt(d) of attention on a query
+    projection. The others are treatments of `qdq.ptq`, None where there is none:
+
+        _row_scale [out]: multiplies rows of the weight and the bias (equalization, the producing side).
+        _column_scale [in]: multiplies columns of the weight (equalization, the consuming side).
+        _smoothing [in]: multiplies the input and divides the columns; exact up to float rounding (SmoothQuant).
+        _codes int8 [out, in]: the weight's codes where they are not the nearest ones (AdaRound, GPTQ).
+        _bias_shift [out]: added to the bias (bias correction).
+
+    Codes and shift belong to the quantized weight: with the weight's quantizer disabled neither is applied.
     """
 
     def __init__(
@@ -182,51 +194,103 @@ class QuantLinear(_QuantLinear):  # type: ignore[misc]  # untyped upstream
         self._input_quantizer = inputs
         self._weight_quantizer = weight
         self.output_scale = output_scale
+        self.baked = False  # inside `folded`: the parameters hold everything but the input's factor
+        for name in TREATMENTS:
+            self.register_buffer(name, None)
         self.train(linear.training)
+
+    def treat(self, name: str, value: Tensor | None) -> None:
+        """Set one of the treatments above, or remove it."""
+        self.register_buffer(name, value)
+
+    def _row_factor(self, values: Tensor) -> Tensor:
+        """`values` [out, ...] with everything applied that scales an output."""
+        values = values if self.output_scale == 1.0 else values * self.output_scale
+        if self._row_scale is None:
+            return values
+        factors: Tensor = self._row_scale
+        return values * factors.view(-1, *[1] * (values.dim() - 1))
 
     @property
     def effective_weight(self) -> Tensor:
         """The weight that is quantized and multiplied: [out, in]."""
         weight: Tensor = self.weight
-        return weight if self.output_scale == 1.0 else weight * self.output_scale
+        if self.baked:
+            return weight
+        weight = self._row_factor(weight)
+        if self._column_scale is not None:
+            weight = weight * self._column_scale
+        return weight if self._smoothing is None else weight / self._smoothing
 
     @property
     def effective_bias(self) -> Tensor | None:
         """The bias that is added: [out]."""
-        bias: Tensor | None = self.bias
-        return bias if bias is None or self.output_scale == 1.0 else bias * self.output_scale
+        bias: Tensor | None = None if self.bias is None else self._row_factor(self.bias)
+        if self._bias_shift is None or not self.weight_is_quantized:
+            return bias
+        shift: Tensor = self._bias_shift
+        return shift if bias is None else bias + shift
+
+    @property
+    def weight_is_quantized(self) -> bool:
+        """Whether a forward quantizes the weight."""
+        point = self._weight_quantizer
+        return point is not None and not point._disabled and point._if_quant
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        """The weight a forward multiplies with: [out, in], by codes where there are any."""
+        if self._codes is None or not self.weight_is_quantized:
+            return quantize(self._weight_quantizer, self.effective_weight)
+        point = self._weight_quantizer
+        assert point is not None and point.amax is not None  # codes come with the amax they were rounded for
+        weight: Tensor = self._codes.to(torch.float32) * scale_of(point.amax, point._num_bits)
+        return weight
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        weight = quantize(self._weight_quantizer, self.effective_weight)
-        return nn.functional.linear(quantize(self._input_quantizer, input), weight, self.effective_bias)
+        if self._smoothing is not None:
+            input = input * self._smoothing
+        return nn.functional.linear(quantize(self._input_quantizer, input), self.quantized_weight, self.effective_bias)
 
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
-    """Bake every `output_scale` and every scale into constants for the duration, so that a trace sees only those.
+    """Bake scales and everything that changes a parameter into constants for the duration: a trace sees only those.
 
-    The exporter folds small constant expressions, but not the scales of a vocabulary's rows.
+    The exporter folds small constant expressions, but not the scales of a vocabulary's rows. Quantizing a weight made
+    of codes gives those codes again, so the graph holds them.
     """
     points = [module for module in model.modules() if isinstance(module, TensorQuantizer) and hasattr(module, "_amax")]
-    scaled = [module for module in model.modules() if isinstance(module, QuantLinear) and module.output_scale != 1.0]
-    kept = [(module.weight, module.bias, module.output_scale) for module in scaled]
+    linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    kept = [(m.weight, m.bias, m.output_scale, {name: getattr(m, name) for name in TREATMENTS}) for m in linears]
     try:
         for point in points:
             scale = scale_of(point._amax, point._num_bits)
             point._constant_scale = scale.reshape(()) if point._axis is None else scale.reshape(-1)
             point._constant_zero = torch.zeros_like(point._constant_scale, dtype=torch.int8)
-        for module in scaled:
-            weight, bias = module.effective_weight.detach(), module.effective_bias
-            module.weight = nn.Parameter(weight)
-            module.bias = None if bias is None else nn.Parameter(bias.detach())  # type: ignore[assignment]
-            module.output_scale = 1.0
+        for module in linears:
+            _fold(module)
         yield
     finally:
         for point in points:
             point._constant_scale = point._constant_zero = None
-        for module, (original, original_bias, factor) in zip(scaled, kept, strict=True):
-            module.weight, module.bias, module.output_scale = original, original_bias, factor
+        for module, (weight, bias, factor, treatments) in zip(linears, kept, strict=True):
+            module.weight, module.bias, module.output_scale, module.baked = weight, bias, factor, False
+            for name, value in treatments.items():
+                module.treat(name, value)
+
+
+def _fold(module: QuantLinear) -> None:
+    coded = module._codes is not None and module.weight_is_quantized
+    weight = (module.quantized_weight if coded else module.effective_weight).detach()
+    bias = module.effective_bias
+    module.weight = nn.Parameter(weight)
+    module.bias = None if bias is None else nn.Parameter(bias.detach())  # type: ignore[assignment]
+    module.output_scale, module.baked = 1.0, True
+    for name in TREATMENTS:
+        if name != "_smoothing":  # the input's factor is an operation of the graph
+            module.treat(name, None)
 
 
 def quantize(quantizer: nn.Module | None, x: Tensor) -> Tensor:
