@@ -17,12 +17,19 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, DEFAULT_PERCENTILE, PER_BATCH, Algorithm, algorithm_named
+from qdq.calibrate.algorithms import (
+    ALGORITHMS,
+    DEFAULT_MOVING_RATE,
+    DEFAULT_PERCENTILE,
+    PER_BATCH,
+    Algorithm,
+    algorithm_named,
+)
 from qdq.calibrate.batch_maxima import BatchMaxima
 from qdq.calibrate.thresholds import FINITE_FP16_MAGNITUDES, LARGEST_FP16, Counts, problem_of, search
 from qdq.errors import CalibrationError
 
-CODE_OF_INFINITY = 0x7C00
+CALIBRATORS = ALGORITHMS
 
 
 class Calibrator(Protocol):
