@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from qdq.arguments import FILE_COMMANDS, parse
 from qdq.errors import ConfigError, QdqError, Unavailable
-from qdq.options import PLAN_OPTIONS
+from qdq.interrupt import Interrupts
 
 DONE, FAILED, USAGE, AS_FAR_AS_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line, by default this process's own; returns the exit code."""
+    interrupts = Interrupts()
+    code = INTERRUPTED
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        interrupts.start()
+        code = _guarded(list(sys.argv[1:] if arguments is None else arguments), interrupts)
+    except KeyboardInterrupt:  # another one while the first was being reported
+        pass
+    finally:
+        interrupts.over = True
+        interrupts.ignore() if arguments is None else interrupts.restore()
+    return code
+
+
+def _guarded(arguments: list[str], interrupts: Interrupts) -> int:
+    """Run a command; every error becomes one message and an exit code."""
+    try:
+        return _run(arguments)
     except KeyboardInterrupt:
-        _complain("interrupted; whole files were kept, run again to continue")
-        return INTERRUPTED
+        return _interrupted(interrupts)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flush does not raise again
         return FAILED
     except Exception as error:  # the edge: a bug still ends in one message; the traceback is there on request
+        if interrupts.received:
+            return _interrupted(interrupts)
         if os.environ.get("QDQ_TRACEBACK"):
             raise
         message, code = _explain(error)
         _complain(message)
         return code
+
+
+def _interrupted(interrupts: Interrupts) -> int:
+    interrupts.over = True
+    _complain("interrupted; whole files were kept, run again to continue")
+    return INTERRUPTED
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -56,13 +76,18 @@ def _code(error: QdqError) -> int:
 
 
 def _complain(message: str) -> None:
-    from qdq.screen import wrap
-
     text = f"qdq: {message}"
-    print(wrap(text, 2) if sys.stderr.isatty() else text, file=sys.stderr)
+    if sys.stderr.isatty():
+        from qdq.screen import wrap
+
+        text = wrap(text, 2)
+    print(text, file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> int:
+    from qdq.arguments import FILE_COMMANDS, parse  # here, where Ctrl-C is handled already
+    from qdq.options import PLAN_OPTIONS
+
     command, typed, help_text = parse(arguments)
     if command is None:
         print(help_text, end="")
@@ -70,17 +95,11 @@ def _run(arguments: list[str]) -> int:
     if command in FILE_COMMANDS:
         return _file_command(command, typed)
     as_json = typed.pop("json")
-    signal.signal(signal.SIGTERM, _terminate)
     if command == "doctor":
         return _doctor(as_json)
     if typed.keys() & PLAN_OPTIONS:
         return _bench_plans(typed, as_json)
     return _compile(command, typed, as_json)
-
-
-def _terminate(number: int, frame: Any) -> NoReturn:
-    """SIGTERM ends a run as Ctrl-C does, through every cleanup."""
-    raise KeyboardInterrupt
 
 
 def _file_command(command: str, typed: Mapping[str, Any]) -> int:
@@ -92,6 +111,7 @@ def _file_command(command: str, typed: Mapping[str, Any]) -> int:
 
 
 def _bench_plans(typed: Mapping[str, Any], as_json: bool) -> int:
+    from qdq.options import PLAN_OPTIONS
     from qdq.plans import bench_engines
     from qdq.screen import Screen, logged_to
 

@@ -44,6 +44,8 @@ def ran(err: str) -> list[str]:
 
 
 def start(arguments: Sequence[str], folder: Path, seed: str) -> subprocess.Popen[str]:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # the tests run in the background, and children inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "qdq.cli", *arguments],
         cwd=folder,
@@ -64,7 +66,8 @@ def stop(child: subprocess.Popen[str], after: str, how: signal.Signals, delay: f
         pytest.fail(f"the run ended before {after} was shown")
     time.sleep(delay)
     child.send_signal(how)
-    child.communicate(timeout=60)
+    _, err = child.communicate(timeout=200)
+    assert "Traceback" not in err
     return child.returncode
 
 
@@ -89,12 +92,12 @@ def test_killed_and_interrupted_runs_are_completed(compiled: Path, tmp_path: Pat
         link = shutil.copytree if (compiled / name).is_dir() else shutil.copyfile
         link(compiled / name, tmp_path / name)
     command = ("compile", *SOURCE, "--target", "openvino", *small)
-    long = (*command, "--bench-seconds", "60")  # so that it cannot end before the signal arrives
+    long = (*command, "--bench-seconds", "600")  # so that it cannot end before the signal arrives
     work = tmp_path / "work"
 
     assert stop(start(command, tmp_path, "1"), "load", signal.SIGKILL) == -signal.SIGKILL
     assert_whole(work)
-    assert stop(start(command, tmp_path, "2"), "calibrate", signal.SIGINT, 1.0) == 130
+    assert stop(start(long, tmp_path, "2"), "calibrate", signal.SIGINT, 1.0) == 130
     assert_whole(work)
     assert list(work.rglob(f"{PARTIAL_PREFIX}*")) == []
     assert stop(start(long, tmp_path, "3"), "export", signal.SIGKILL) == -signal.SIGKILL
@@ -103,7 +106,7 @@ def test_killed_and_interrupted_runs_are_completed(compiled: Path, tmp_path: Pat
     assert_whole(work)
 
     last = start(command, tmp_path, "5")
-    _, err = last.communicate(timeout=120)
+    _, err = last.communicate(timeout=200)
     assert last.returncode == 0, err
     assert states(err)["calibrate"] == states(err)["export"] == "up to date"
     assert "ran" in states(err).values()
