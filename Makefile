@@ -3,7 +3,8 @@
 #|   make engine     compile MODEL for this machine; everything lands in build/
 #|   make bench      time that engine against FP32, without a time budget
 #|   make bench-t4   INT8, FP16 and FP32 TensorRT plans side by side on the GPU
-#|   make test       run the tests           (ARGS="-k name" chooses some)
+#|   make test       run the tests           (ARGS="-k name" chooses some; in
+#|                   WORKERS=2 processes, 0 for a debugger)
 #|   make test-gpu   the tests that need an NVIDIA GPU and TensorRT
 #|   make lint       ruff check and ruff format --check
 #|   make type       mypy --strict
@@ -102,8 +103,11 @@ results: setup
 	@$(VENV)/bin/python -m qdq.readme
 
 # ---- checks ----------------------------------------
+# A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,
+# which is the long end-to-end ones first.
+WORKERS ?= 2
 test: setup
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: setup
 	@$(VENV)/bin/python -m pytest -m gpu -rs $(ARGS)

@@ -45,7 +45,8 @@ FILE_COMMANDS = {
 }
 
 EPILOG = """\
-exit codes: 0 done, 1 failed, 2 usage, 3 done as far as this machine can
+exit codes: 0 done, 1 failed, 2 usage, 3 done as far as this machine can,
+130 interrupted
 
 Each stage is also a command of its own. It starts from the previous stage's
 files and takes every option it is not given from the earlier run:

@@ -34,6 +34,7 @@ def doctor(folder):
 
 engines.doctor.doctor = doctor
 engines.doctor.render = lambda report: "the report\\n"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests run in the background inherit that it is ignored
 {ahead}
 sys.exit(main())
 """
