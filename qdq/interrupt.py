@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one exception for both, that passes through every cleanup and cannot get lost on the way."""
+"""Ctrl-C and SIGTERM: one exception for both, that passes through every cleanup and comes again when it gets lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-RETRY_SECONDS = 0.1
+IMPORT_SECONDS = 0.1
+AGAIN_SECONDS = 3.0  # no cleanup takes that long
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,11 +25,11 @@ class Interrupts:
     """The signal handler of one run.
 
     It waits for the end of an import: an exception inside the start of a C++ library is made another error (numpy)
-    or ends the process with a core dump (torch).
+    or ends the process with a core dump (torch). It strikes again while the run goes on, because foreign code may
+    swallow the exception.
 
     Attributes:
-        received: a signal has come. Foreign code may swallow the exception or raise another one instead, so whoever
-            catches an error asks here, and `check` raises anew.
+        received: a signal has come; an error behind it may be what foreign code has made of the interruption.
         over: nothing is left to interrupt; further signals are ignored.
     """
 
@@ -62,13 +63,13 @@ class Interrupts:
         if self.over:
             return
         self.received = True
-        if _importing(frame):
-            signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
-        else:
+        importing = _importing(frame)
+        signal.setitimer(signal.ITIMER_REAL, IMPORT_SECONDS if importing else AGAIN_SECONDS)
+        if not importing:
             raise Interrupted
 
     def _unraisable(self, report: Any) -> None:
-        """What is raised inside __del__ goes nowhere: `check` will raise it again, and a traceback helps nobody."""
+        """What is raised inside __del__ goes nowhere: it will come again, and a traceback helps nobody."""
         if not issubclass(report.exc_type, Interrupted):
             self._hook(report)
 
@@ -79,10 +80,3 @@ def _importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def check() -> None:
-    """Raise Interrupted when a signal has come whose exception was swallowed; called between pieces of work."""
-    handler = signal.getsignal(signal.SIGALRM)
-    if isinstance(handler, Interrupts) and handler.received and not handler.over:
-        raise Interrupted

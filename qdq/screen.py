@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from qdq.interrupt import check
-
 WIDTH = 80
 NAME = 12  # columns of a stage's or setting's name
 REDRAW_SECONDS = 0.5
@@ -41,8 +39,7 @@ class Stage:
         self.result = result
 
     def progress(self, done: int, total: int) -> None:
-        """Move the bar, and draw it when nothing else does. Raises Interrupted when a Ctrl-C got lost before."""
-        check()
+        """Move the bar, and draw it when nothing else does."""
         due = time.perf_counter() - self._drawn > REDRAW_SECONDS
         self._bar.update(self._task, completed=done, total=total, refresh=due and not self._bar.live.auto_refresh)
         if due:
@@ -76,9 +73,8 @@ class Screen:
         """Show a bar while the block runs and one line when it is done.
 
         `undisturbed` draws only when the block reports progress: the thread that draws otherwise would wake up inside
-        what a benchmark times. Raises Interrupted, like `Stage.progress`, when a Ctrl-C got lost before.
+        what a benchmark times.
         """
-        check()
         started = time.perf_counter()
         columns = (TextColumn(f"  {name:<{NAME}}", markup=False), BarColumn(bar_width=40), TimeElapsedColumn())
         hidden = not self.console.is_terminal

@@ -12,17 +12,16 @@ from pathlib import Path
 import pytest
 
 from qdq.cli import main
-from qdq.interrupt import Interrupted, Interrupts, check
+from qdq.interrupt import Interrupted, Interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE = "qdq: interrupted; whole files were kept, run again to continue\n"
 
 # `python -m driver doctor`: what the doctor would do is replaced by STRIKE, code that sends the signal to itself.
 DRIVER = """
-import atexit, os, signal, sys
+import atexit, os, signal, sys, time
 import engines.doctor
 from qdq.cli import main
-from qdq.screen import Screen
 
 def strike(number):
     os.kill(os.getpid(), number)
@@ -49,28 +48,18 @@ PLACES = {
     except BaseException as error:
         raise ImportError("original import error") from error""",
     "where foreign code swallows it": """
-    with Screen().stage("swallowed") as stage:
         try:
             strike(scope["number"])
         except BaseException:
             pass
-        stage.progress(1, 2)
-        sys.exit("the run went on")""",
-    "between two stages": """
-    try:
-        strike(scope["number"])
-    except BaseException:
-        pass
-    with Screen().stage("next"):
-        sys.exit("the run went on")""",
+        time.sleep(60)""",
     "where python can only report it": """
-    class Deleted:
-        def __del__(self):
-            strike(scope["number"])
-    deleted = Deleted()
-    del deleted
-    with Screen().stage("next"):
-        sys.exit("the run went on")""",
+        class Deleted:
+            def __del__(self):
+                strike(scope["number"])
+        deleted = Deleted()
+        del deleted
+        time.sleep(60)""",
     "twice": """
     try:
         strike(scope["number"])
@@ -106,9 +95,7 @@ def run(folder: Path, body: str, number: str, ahead: str = "") -> tuple[int, str
 def test_a_signal_ends_the_run(tmp_path: Path, place: str, number: str) -> None:
     code, out, err = run(tmp_path, PLACES[place], number)
     assert (code, out) == (130, "")
-    assert err.replace("  swallowed", "").endswith(MESSAGE)
-    assert "Traceback" not in err
-    assert err.count("interrupted") == 1
+    assert err == MESSAGE
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
@@ -158,10 +145,6 @@ def test_the_caller_of_main_gets_its_handlers_back(capsys: pytest.CaptureFixture
     assert sys.unraisablehook is hook
 
 
-def test_check_outside_a_run_does_nothing() -> None:
-    check()
-
-
 def test_interrupts_are_remembered() -> None:
     interrupts = Interrupts()
     interrupts.start()
@@ -169,10 +152,7 @@ def test_interrupts_are_remembered() -> None:
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGTERM)
         assert interrupts.received
-        with pytest.raises(Interrupted):
-            check()
         interrupts.over = True
-        check()
         signal.raise_signal(signal.SIGTERM)
     finally:
         interrupts.restore()
