@@ -57,9 +57,9 @@ def open_engine(run: Run) -> Runner:
 
         return OpenVINORunner(run.target / "model.xml", OpenVINOSettings(options.threads, options.precision_hint))
     if options.target == "onnxruntime":
-        from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
+        from engines.onnxruntime import ENGINE, OnnxRuntimeRunner, OnnxRuntimeSettings
 
-        return OnnxRuntimeRunner(run.lowered, OnnxRuntimeSettings(options.threads))
+        return OnnxRuntimeRunner(run.target / ENGINE, OnnxRuntimeSettings(options.threads))
     from engines.tensorrt import TensorRTRunner
 
     return TensorRTRunner(run.target / PLAN)

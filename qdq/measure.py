@@ -199,6 +199,10 @@ def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
 
 
 def _lowered_for(run: Run, target: str, scratch: Path) -> Path:
+    if target == run.options.target == "onnxruntime":
+        from engines.onnxruntime import ENGINE
+
+        return run.target / ENGINE
     if target == run.options.target:
         return run.lowered
     from export.passes import lower

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.onnxruntime.build import OnnxRuntimeSettings, build
+from engines.onnxruntime.build import ENGINE, OnnxRuntimeSettings, build
 from engines.onnxruntime.runner import OnnxRuntimeRunner
 
-__all__ = ["OnnxRuntimeRunner", "OnnxRuntimeSettings", "build"]
+__all__ = ["ENGINE", "OnnxRuntimeRunner", "OnnxRuntimeSettings", "build"]

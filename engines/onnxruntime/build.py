@@ -1,7 +1,8 @@
-"""Build the ONNX Runtime engine: the lowered ONNX file itself, proved by the graph the runtime optimizes it to."""
+"""Build the ONNX Runtime engine: the lowered graph in the runtime's own operators, proved by what it makes of them."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from engines.interface import interface
+from engines.onnxruntime.fuse import fuse
 from engines.precision import Verdict, assemble
 from engines.types import BuiltEngine, MatmulNames
+from qdq.artifacts import PARTIAL_PREFIX
 from qdq.errors import BuildError, Unavailable
 
 # Operators whose CPU kernels multiply 8-bit operands. MatMul, Gemm and the Fused* ones multiply floats.
+ENGINE = "engine.onnx"
+ATTENTION = "MultiHeadAttention"  # multiplies floats and keeps the scores in the cache
+LARGEST_FILE = 3 << 29  # bytes of weights that go into the file itself; protobuf ends at 2 GiB
+
 INT8_OPERATORS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "QGemm", "DynamicQuantizeMatMul"})
 
 
@@ -28,16 +35,25 @@ class OnnxRuntimeSettings:
         options = _runtime().SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3  # its warnings are about its own optimizer; errors raise
+        # A masked score becomes exp(-10000), a denormal number, and a CPU multiplies those many times slower.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        # Waiting threads burn a core for milliseconds after every call, which whoever shares the machine then lacks.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
 
 def build(lowered: Path, folder: Path, settings: OnnxRuntimeSettings, names: MatmulNames | None) -> BuiltEngine:
-    """Load `lowered`, write the optimized graph to a scratch folder and read its operators back.
+    """Fuse `lowered` into ``engine.onnx`` in `folder`, let the runtime optimize it and read its operators back.
 
-    `names` None is a floating-point engine. Raises BuildError with the runtime's reason when it refuses the graph,
-    Unavailable when onnxruntime is not installed.
+    `names` None is a floating-point engine: `lowered` itself, as it is. Raises BuildError with the runtime's reason
+    when it refuses the graph, Unavailable when onnxruntime is not installed.
     """
     inputs, outputs = interface(lowered)
+    recorded = dict(recorded_settings(settings))
+    files = _files(lowered)
+    if names is not None:
+        recorded |= {"fused": _write_engine(lowered, folder / ENGINE)}
+        files = _files(folder / ENGINE)
     report = None
     with tempfile.TemporaryDirectory(prefix="qdq-ort-") as scratch:
         optimized = Path(scratch) / "optimized.onnx"
@@ -45,10 +61,30 @@ def build(lowered: Path, folder: Path, settings: OnnxRuntimeSettings, names: Mat
         options.optimized_model_filepath = str(optimized)
         # Weights apart: only the operators are looked at, and one file could not hold more than 2 GiB.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
-        open_session(lowered, options)
+        open_session(files[0], options)
         if names is not None:
             report = assemble(names, _verdicts(optimized))
-    return BuiltEngine("onnxruntime", _files(lowered), inputs, outputs, report, recorded_settings(settings))
+    return BuiltEngine("onnxruntime", files, inputs, outputs, report, recorded)
+
+
+def _write_engine(lowered: Path, engine: Path) -> dict[str, Any]:
+    """Fuse and write; what was fused. The external data of a large model lies beside it as ``engine.onnx.data``."""
+    import onnx
+
+    try:
+        model, fusions = fuse(lowered)
+    except (OSError, onnx.checker.ValidationError) as error:
+        raise BuildError(f"ONNX Runtime cannot load {lowered}: {error}; run the lower stage again") from error
+    data = engine.with_name(f"{engine.name}.data")
+    external = model.ByteSize() > LARGEST_FILE
+    with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=engine.parent) as scratch:
+        partial = Path(scratch) / engine.name
+        onnx.save(model, partial, save_as_external_data=external, location=data.name if external else None)
+        data.unlink(missing_ok=True)
+        for file in (data, engine):  # the model last: it is whole when it has its name
+            if (Path(scratch) / file.name).exists():
+                os.replace(Path(scratch) / file.name, file)
+    return fusions.as_json()
 
 
 def open_session(model: Path, options: Any) -> Any:
@@ -100,15 +136,17 @@ def _verdicts(optimized: Path) -> Callable[[str], Verdict]:
     import onnx
 
     operators = {
-        node.name.removeprefix("fused ").partition("/")[0]: node.op_type
+        name: node.op_type
         for node in onnx.load(optimized, load_external_data=False).graph.node
-        if "MatMul" in node.op_type or "Gemm" in node.op_type
+        for name in node.name.removeprefix("fused ").partition("/")[0].split("+")
+        if "MatMul" in node.op_type or "Gemm" in node.op_type or node.op_type == ATTENTION
     }
 
     def verdict(name: str) -> Verdict:
         operator = operators.get(name)
         if operator is None:
             return Verdict(False, False, "ONNX Runtime fused it into an operator of another name")
-        return Verdict(operator in INT8_OPERATORS, False, f"ONNX Runtime runs it as {operator}")
+        says = f"ONNX Runtime runs it {'inside' if operator == ATTENTION else 'as'} {operator}"
+        return Verdict(operator in INT8_OPERATORS, False, f"{says}, in float" if operator == ATTENTION else says)
 
     return verdict

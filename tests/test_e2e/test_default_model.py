@@ -24,7 +24,7 @@ from qdq.encode import encode_batch
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 MRPC = SHARED / "models" / "minilm-mrpc"
-ENGINE_FILES = {"openvino": ["model.xml", "model.bin"], "onnxruntime": ["model.onnx"]}
+ENGINE_FILES = {"openvino": ["model.xml", "model.bin"], "onnxruntime": ["engine.onnx"]}
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -117,7 +117,7 @@ def test_onnxruntime_target_beside_it_gives_the_same_embeddings(default_engine: 
     tokenizer = AutoTokenizer.from_pretrained(out / "checkpoint")
     feeds = encode_batch(tokenizer, records, ("input_ids", "attention_mask", "token_type_ids"), 128, "longest")
     first = OpenVINORunner(out / "openvino" / "model.xml", OpenVINOSettings())(feeds)["sentence_embedding"]
-    second = OnnxRuntimeRunner(out / "onnxruntime" / "model.onnx", OnnxRuntimeSettings())(feeds)["sentence_embedding"]
+    second = OnnxRuntimeRunner(out / "onnxruntime" / "engine.onnx", OnnxRuntimeSettings())(feeds)["sentence_embedding"]
     cosine = (first * second).sum(axis=1)
     assert float(cosine.mean()) > 0.99
     assert float(cosine.min()) > 0.95

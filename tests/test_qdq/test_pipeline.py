@@ -54,7 +54,8 @@ def test_the_files_of_a_target(compiled: Path, target: str) -> None:
     assert build["target"] == target
     assert all((folder / name).is_file() for name in build["engine_files"])
     assert build["int8"]["encoder_linear"] == [6, 6]
-    assert build["int8"]["attention_matmul"] == [1, 2]
+    # ONNX Runtime's flash attention multiplies floats, whatever the placement says.
+    assert build["int8"]["attention_matmul"] == [1 if target == "openvino" else 0, 2]
     assert all(item["name"] and item["reason"] for item in build["int8"]["not_int8"])
     accuracy = read(folder / "accuracy.json")
     assert accuracy["cosine_mean"] > 0.99
