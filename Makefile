@@ -3,6 +3,8 @@
 #|   make engine     compile MODEL for this machine; everything lands in build/
 #|   make bench      time that engine against FP32, without a time budget
 #|   make bench-t4   INT8, FP16 and FP32 TensorRT plans side by side on the GPU
+#|   make bench-peers  our CPU engines and other tools (NNCF, ONNX Runtime's
+#|                   quantizers, torch), interleaved; a second environment
 #|   make test       run the tests           (ARGS="-k name" chooses some; in
 #|                   WORKERS=2 processes, 0 for a debugger)
 #|   make test-gpu   the tests that need an NVIDIA GPU and TensorRT
@@ -35,7 +37,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine bench bench-t4 test lint type clean distclean lock results test-gpu
+.PHONY: help setup engine bench bench-t4 test lint type clean distclean lock results test-gpu bench-peers
 
 VENV := .venv
 PYTHON ?= python3
@@ -102,6 +104,20 @@ results: setup
 	done
 	@$(VENV)/bin/python -m qdq.readme
 
+# Our engines and the tools a user would pick instead, in an environment of its own: NNCF pins packages of ours. The table
+# of README.md comes from docs/results/peers/.
+PEERS := build/peers-venv
+PEERS_RUN = $(PEERS)/bin/python -m qdq.peers --calibration $(SHARED)/data/mrpc/train.tsv \
+  --eval-data $(SHARED)/data/mrpc/dev.tsv
+bench-peers: $(PEERS)/.installed
+	@mkdir -p docs/results/peers
+	@[ -d $(SHARED)/models ] || { echo "bench-peers measures on $(SHARED)/models and $(SHARED)/data, which are not here; for a" \
+	  "model of your own: $(PEERS)/bin/python -m qdq.peers --help"; exit 1; }
+	@$(PEERS_RUN) --model $(SHARED)/models/minilm-mrpc --work build/peers/minilm-mrpc --json docs/results/peers/minilm-mrpc.json
+	@$(PEERS_RUN) --model random:bert-base --work build/peers/bert-base --rounds 5 --eval-samples 80 \
+	  --json docs/results/peers/bert-base-random.json
+	@$(PEERS)/bin/python -m qdq.readme
+
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,
 # which is the long end-to-end ones first.
@@ -157,6 +173,16 @@ $(STAMP): $(PINS)
 	  onnxscript, onnx_graphsurgeon, polygraphy, onnxruntime, openvino'
 	@mv $(STARTED) $(STAMP)
 endif
+
+# NNCF beside everything of ours.
+$(PEERS)/.installed: $(PINS) requirements-peers.txt
+	@mkdir -p build && rm -rf $(PEERS) && $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt $(BUILD_TOOLS)
+	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps $(TORCH)
+	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e '.[cpu,triton]' \
+	  -r requirements-peers.txt
+	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements-demo.txt
+	@touch $@
 
 # A new lock: what pip chooses today within pyproject.toml's ranges. "+cpu" names a build of torch, not a version.
 lock: LOCKED := build/lock

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from engines.bench import Contestant
@@ -36,11 +37,12 @@ LABELLED_TASKS = ("text-classification", "next-sentence-prediction", "multiple-c
 class TorchRunner:
     """The floating-point torch model as a runner."""
 
-    def __init__(self, loaded: LoadedModel, threads: int) -> None:
+    def __init__(self, loaded: LoadedModel, threads: int, module: torch.nn.Module | None = None) -> None:
+        """`module` runs instead of the loaded model's own, with the same inputs and outputs."""
         import torch
 
         torch.set_num_threads(threads)
-        self._module = loaded.module()
+        self._module = loaded.module() if module is None else module
         self._outputs = loaded.outputs
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:

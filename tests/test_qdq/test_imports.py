@@ -17,6 +17,7 @@ SPINE = {
     "parity.py",
     "engine.py",
     "measure.py",
+    "peers.py",
     "variants.py",
     "plans.py",
     "pipeline.py",
