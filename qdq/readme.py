@@ -22,8 +22,9 @@ EXAMPLE = "all-MiniLM-L6-v2-openvino"
 
 
 def render(readme: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """README text with both generated parts replaced. Raises DeployError when a marker is missing."""
+    """README text with its generated parts replaced. Raises DeployError when a marker is missing."""
     text = _replaced(readme, "results", results_table(results))
+    text = _replaced(text, "peers", peers_tables(load_results(RESULTS / "peers")), "make bench-peers")
     return _replaced(text, "example", example_text(results[EXAMPLE]))
 
 
@@ -47,6 +48,13 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "Cosine and accuracy on text that was not calibrated on.",
     ]
     return "\n".join(lines)
+
+
+def peers_tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Our engines beside other tools, one table per model."""
+    from qdq.peers import render_peers
+
+    return "\n\n".join(render_peers(report) for _, report in sorted(reports.items(), reverse=True))
 
 
 def _row(name: str, result: Mapping[str, Any]) -> str:
@@ -75,8 +83,8 @@ def example_text(result: Mapping[str, Any]) -> str:
     return "```\n" + "\n".join(parts) + "```"
 
 
-def _replaced(text: str, part: str, content: str) -> str:
-    begin, end = f"<!-- {part}:begin, written by `make results` -->", f"<!-- {part}:end -->"
+def _replaced(text: str, part: str, content: str, command: str = "make results") -> str:
+    begin, end = f"<!-- {part}:begin, written by `{command}` -->", f"<!-- {part}:end -->"
     head, opening, rest = text.partition(begin)
     _, closing, tail = rest.partition(end)
     if not opening or not closing:

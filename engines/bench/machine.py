@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from engines.cores import available_cores
+
 CPUINFO = Path("/proc/cpuinfo")
 TIMEOUT_S = 5  # a wedged driver must not hang a benchmark
 # What decides the speed of INT8 and reduced-precision kernels, in the spelling of /proc/cpuinfo (x86, then Arm).
@@ -35,7 +37,7 @@ def machine(cpuinfo: Path = CPUINFO, nvidia_smi: str = "nvidia-smi") -> dict[str
     cpu = parse_cpuinfo(text)
     return {
         "cpu": cpu["cpu"] or _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine(),
-        "cores": _available_cores(),
+        "cores": available_cores(),
         "physical_cores": cpu["physical_cores"],
         "memory_gib": _memory_gib(),
         "isa": cpu["isa"],
@@ -63,12 +65,6 @@ def parse_nvidia_smi(text: str) -> str | None:
     """GPU names from `nvidia-smi -L`, such as ``2 x NVIDIA A10``; UUIDs are dropped. None when it lists none."""
     names = Counter(re.findall(r"^GPU \d+: (.+?)(?: \(UUID:.*)?$", text, flags=re.MULTILINE))
     return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in names.items()) or None
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:
