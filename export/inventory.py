@@ -13,7 +13,7 @@ import onnx
 
 from export.names import DEQUANTIZE, in_encoder
 
-MULTIPLICATIONS = ("MatMul", "Gemm")
+MULTIPLICATIONS = ("MatMul", "Gemm", "MatMulInteger")
 
 # Between a DequantizeLinear and the operand it serves these only move or retype values.
 LAYOUT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -48,7 +48,9 @@ class GraphIndex:
         return node if node is not None and node.op_type == DEQUANTIZE else None
 
     def quantized_operands(self, node: onnx.NodeProto) -> tuple[int, ...]:
-        """Which of the two factors of a MatMul or Gemm come from a DequantizeLinear: (), (0,), (1,) or (0, 1)."""
+        """Which of the two factors of a multiplication are INT8, here or behind a DequantizeLinear."""
+        if node.op_type == "MatMulInteger":
+            return (0, 1)
         return tuple(index for index, tensor in enumerate(node.input[:2]) if self.dequantizer(tensor) is not None)
 
 
@@ -100,6 +102,17 @@ def inventory(model: onnx.ModelProto) -> Inventory:
         else:
             matmuls.append(node.name)
     return Inventory(tuple(linears), tuple(matmuls), tuple(others), quantized)
+
+
+def reduction_sizes(model: onnx.ModelProto) -> tuple[int, ...]:
+    """How many products each multiplication by an INT8 weight of `model` sums: rows of the MatMul weights."""
+    index = GraphIndex(model.graph)
+    found = []
+    for node in model.graph.node:
+        weight = index.dequantizer(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is not None and weight.input[0] in index.initializers:
+            found.append(int(index.initializers[weight.input[0]].dims[0]))
+    return tuple(found)
 
 
 def _reason(name: str, constants: int, quantized: tuple[int, ...]) -> str:

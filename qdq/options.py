@@ -15,7 +15,7 @@ TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
 PRECISION_HINTS = ("f32", "bf16", "f16")
 BODIES = ("fp16", "bf16", "fp32")
 TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
-PLACEMENT_NAMES = ("linear", "linear+qk", "qdqbert", "ft1", "ft2", "ft3", "trt")
+PLACEMENT_NAMES = ("linear", "linear+qk", "qdqbert", "dynamic", "ft1", "ft2", "ft3", "trt")
 
 # Options of `qdq bench --engine` beside those of CompileOptions.
 PLAN_OPTIONS = (
@@ -93,6 +93,8 @@ class CompileOptions:
             choice(self.triton_backend, TRITON_BACKENDS, "--triton-backend")
         if self.triton_backend == "tensorrt" and self.target in CPU_TARGETS:
             raise ConfigError(f"--triton-backend: tensorrt serves plans only, not --target {self.target}; leave it out")
+        if self.placement == "dynamic" and self.target == "tensorrt":
+            raise ConfigError("--placement: dynamic needs a CPU target, TensorRT has no run-time scales; calibrate")
         if self.placement is not None and self.spec is not None:
             raise ConfigError(
                 "--placement and --spec both say what to quantize; give one (a spec can name a placement)"

@@ -218,7 +218,7 @@ def lower(run: Run, stage: Stage) -> Sequence[Path]:
     from export.passes import LowerOptions
     from export.passes import lower as lower_graph
 
-    options = None
+    options = LowerOptions(dynamic=is_dynamic(run))
     if run.options.target == "tensorrt":
         measured = ranges(run, stage, run.work.path / CANONICAL, run.options.body)
         options = LowerOptions(run.options.body, measured)  # type: ignore[arg-type]  # validated
@@ -226,6 +226,16 @@ def lower(run: Run, stage: Stage) -> Sequence[Path]:
     changes = [f"{step['pass']}: {len(step['changed'])} nodes" for step in report["passes"]]
     stage.say(", ".join(changes))
     return *graph_files(run.lowered), run.target / "passes.json"
+
+
+def is_dynamic(run: Run) -> bool:
+    """Whether the checkpoint leaves linear inputs to be quantized at run time. Raises ConfigError for TensorRT."""
+    from qdq.checkpoint import read_spec
+
+    dynamic = read_spec(run.checkpoint)[0].dynamic
+    if dynamic and run.options.target == "tensorrt":
+        raise ConfigError("--placement dynamic: TensorRT has no run-time scales; choose a CPU target, or calibrate")
+    return dynamic
 
 
 def ranges(run: Run, stage: Stage, graph: Path, body: str) -> Mapping[str, float] | None:

@@ -29,10 +29,13 @@ class OpenVINOSettings:
         threads: inference threads; 0 lets OpenVINO use all cores.
         precision_hint: precision of what is not INT8. Always set: OpenVINO's own default is bf16 on CPUs that have
             it, which changes both speed and numbers behind the user's back.
+        dynamic_group: how many inputs of a linear with INT8 weights share one run-time scale; 0 leaves the graph as it
+            is. Written into the IR, so that every reader of it computes the same.
     """
 
     threads: int = 0
     precision_hint: str = "f32"
+    dynamic_group: int = 0
 
     def __post_init__(self) -> None:
         choice(self.precision_hint, PRECISION_HINTS, "precision hint")
@@ -56,6 +59,8 @@ def build(
     try:
         model = core.read_model(str(lowered))
         _name_generated(model)
+        if settings.dynamic_group:
+            model.set_rt_info(str(settings.dynamic_group), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         compiled = core.compile_model(model, "CPU", settings.properties())
     except RuntimeError as error:
         raise BuildError(f"OpenVINO cannot build {lowered}: {reason(error)}; run the lower stage again") from error
@@ -73,6 +78,7 @@ def recorded_settings(settings: OpenVINOSettings) -> Mapping[str, Any]:
     return {
         "threads": settings.threads,
         "precision_hint": settings.precision_hint,
+        **({"dynamic_group": settings.dynamic_group} if settings.dynamic_group else {}),
         "openvino": openvino.__version__,
     }
 

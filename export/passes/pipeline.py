@@ -9,6 +9,7 @@ from functools import partial
 import onnx_graphsurgeon as gs
 
 from export.passes.base import Pass, PassResult
+from export.passes.dynamic_inputs import dynamic_inputs
 from export.passes.element_types import check_strong_types
 from export.passes.gather_codes import float_tables, gather_codes
 from export.passes.half_body import half_body
@@ -37,6 +38,13 @@ TABLES = Pass(
     "TensorRT dequantizes constants for multiplications only; a table it would expand at run time is stored as the "
     "float values it stands for. Before half_body, which makes them FP16",
     float_tables,
+)
+
+DYNAMIC = Pass(
+    "dynamic_inputs",
+    "dynamic quantization: weights are INT8 and inputs get a scale from each tensor at run time, which needs no "
+    "calibration. OpenVINO does this itself, from the same graph",
+    dynamic_inputs,
 )
 
 RECODE = Pass(
@@ -70,22 +78,25 @@ PROVE = Pass(
 
 @dataclass(frozen=True)
 class LowerOptions:
-    """What a TensorRT graph can be asked to be; the CPU targets compute their floats as the engine is told to.
+    """What a graph can be asked to be beyond its target; the CPU targets compute their floats as the engine is told to.
 
     Attributes:
         body: type of everything outside the INT8 islands.
         ranges: largest |x| per tensor on real data, from `export.ranges.measure_ranges`; None proves no tensor to fit.
+        dynamic: quantize the inputs of linears with INT8 weights at run time (ONNX Runtime).
     """
 
     body: Body = "fp16"
     ranges: Mapping[str, float] | None = None
+    dynamic: bool = False
 
 
 def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, ...]:
     """The ordered passes of a target. Raises ConfigError naming the nearest target."""
+    dynamic = (DYNAMIC,) if options is not None and options.dynamic else ()
     pipelines: Mapping[str, tuple[Pass, ...]] = {
         "openvino": (SHARE, CODES),  # takes the canonical symmetric s8 graph as it is
-        "onnxruntime": (SHARE, CODES, RECODE),
+        "onnxruntime": (SHARE, CODES, *dynamic, RECODE),
         "tensorrt": (SHARE, TABLES, *_typed(options or LowerOptions())),
     }
     return pipelines[choice(target, pipelines, "target")]

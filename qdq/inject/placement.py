@@ -96,6 +96,8 @@ def _decision(candidate: Candidate, spec: QuantSpec) -> tuple[bool, str]:
 
 
 def _by_kind(candidate: Candidate, spec: QuantSpec) -> tuple[bool, str]:
+    if spec.dynamic and candidate.kind == "linear_input":
+        return False, f"{spec.placement} quantizes it at run time"
     wanted = {"matmul": spec.matmul, "residual": spec.residual}.get(candidate.kind)
     if wanted is None:
         what = "linear inputs and weights"

@@ -27,6 +27,8 @@ class QuantSpec:
         linear: quantize linear inputs and weights.
         matmul: attention matmul operands to quantize, of q, k, a (softmax probabilities), v.
         residual: residual-add operands to quantize, of local and residual.
+        dynamic: linear inputs are quantized at run time, each tensor from its own range, so nothing is calibrated
+            (torch.ao's dynamic quantization); CPU targets only.
         enable_layers: regular expression on point names, quantized whatever else says no; the only way to
             reach the pooler and the task head [--quant-enable-layer-module].
         disable_layers: regular expression on point names that stay float [--quant-disable-layer-module].
@@ -49,6 +51,7 @@ class QuantSpec:
     linear: bool = True
     matmul: tuple[str, ...] = MATMUL_OPERANDS
     residual: tuple[str, ...] = RESIDUAL_OPERANDS
+    dynamic: bool = False
     enable_layers: str | None = None
     disable_layers: str | None = None
     disable_keywords: tuple[str, ...] = ()
@@ -92,6 +95,7 @@ PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
     "linear": {"matmul": (), "residual": ()},
     "linear+qk": {"matmul": ("q", "k"), "residual": ()},
     "qdqbert": {},
+    "dynamic": {"matmul": (), "residual": (), "dynamic": True},
     "ft1": {"residual": ()},
     "ft2": {"residual": ("residual",), "per_channel_weights": False, "fuse_qkv": True},
     "ft3": {"residual": ("residual",), "per_channel_weights": False, "fuse_qkv": True},
