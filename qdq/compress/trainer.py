@@ -24,6 +24,8 @@ from qdq.screen import Screen
 STEPS: Mapping[str, tuple[str, str]] = {
     "dynabert": ("dynabert", "DynaBert"),
     "ptq": ("ptq", "Ptq"),
+    "dynamic": ("dynamic", "Dynamic"),
+    "embeddings": ("embeddings", "Embeddings"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdq.inject.quantizer import FakeQuantize, TensorQuantizer, scale_of
+from qdq.inject.quantizer import FakeQuantize, TensorQuantizer, scale_of, weight_amax
 
 
 class QuantEmbedding(nn.Embedding):
@@ -41,3 +41,21 @@ class QuantEmbedding(nn.Embedding):
         high = 2 ** (point._num_bits - 1) - 1
         quantized: Tensor = FakeQuantize.apply(rows, scale_of(amax, point._num_bits), -high - 1, high)  # type: ignore[no-untyped-call]
         return quantized
+
+
+def place_tables(model: nn.Module) -> list[str]:
+    """Put every embedding table of `model` that is still float behind a quantizer, frozen at its rows' magnitudes.
+
+    For a model that is injected already; `inject` does the same for one that is not. Returns the paths of the tables.
+    """
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and not isinstance(module, QuantEmbedding) and "embeddings" in path
+    ]
+    for path, table in found:
+        point = TensorQuantizer(f"{path}.weight_quantizer", 8, 0, "weight")
+        point.set_amax(weight_amax(table.weight, 0))
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, QuantEmbedding(table, point))
+    return [path for path, _ in found]

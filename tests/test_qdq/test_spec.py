@@ -122,6 +122,7 @@ def test_every_switch_is_listed() -> None:
 DOCUMENTED = {
     "linear": ("", (), True, False),
     "linear+qk": ("qk", (), True, False),
+    "dynamic": ("", (), True, False),
     "qdqbert": ("qkav", ("local", "residual"), True, False),
     "ft1": ("qkav", (), True, False),
     "ft2": ("qkav", ("residual",), False, True),
