@@ -33,7 +33,8 @@ def quantize_linears(model: PreTrainedModel) -> PreTrainedModel:
         warnings.simplefilter("ignore")  # torch.ao announces its move to torchao on every call
         from torch.ao.quantization import quantize_dynamic
 
-        return cast(PreTrainedModel, quantize_dynamic(model.eval(), {nn.Linear}, dtype=torch.qint8))
+        made = quantize_dynamic(model.train(False), {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
+    return cast(PreTrainedModel, made)
 
 
 def save_dynamic(model: PreTrainedModel, folder: Path) -> None:
@@ -74,7 +75,8 @@ def load_dynamic(folder: Path) -> PreTrainedModel:
         _load_rest(model, tensors, folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}); copy it again") from error
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, Any]]:
