@@ -26,7 +26,9 @@ class Pruned:
         full = copy.deepcopy(config)
         full.num_attention_heads = config.hidden_size // config.head_size  # what transformers can build
         super().__init__(full, *arguments, **options)  # type: ignore[call-arg]  # the transformers class behind
-        narrow(cast(PreTrainedModel, self), config)
+        model = cast(PreTrainedModel, self)
+        config._attn_implementation = model.config._attn_implementation  # transformers has chosen it for the copy
+        narrow(model, config)
 
 
 def narrow(model: PreTrainedModel, config: Any) -> None:

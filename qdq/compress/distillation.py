@@ -68,6 +68,17 @@ def recorded_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+@contextmanager
+def recorded_output(model: nn.Module) -> Iterator[list[Any]]:
+    """The output of each forward of `model` in the block."""
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
 def counted(batch: dict[str, Tensor]) -> Tensor | None:
     """[B, S] positions that are no padding, None when the batch does not say."""
     mask = batch.get("attention_mask")
@@ -94,7 +105,8 @@ class WidthDistillation(nn.Module):
         super().__init__()
         self.student = student
         self._switch, self._sizes = switch, sizes
-        teacher.train(False).requires_grad_(False)
+        teacher.train(False)
+        teacher.requires_grad_(False)
         self._teacher = (teacher,)
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from qdq.compress.distillation import WidthDistillation
 from qdq.compress.elastic import extract, make_elastic, sizes_at
-from qdq.compress.importance import measure_importance, rewire
+from qdq.compress.importance import measure_importance, read_importance, rewire, write_importance
 from qdq.compress.step import Candidate, Session
 from qdq.compress.training import fingerprint, train
 from qdq.inject.widths import blocks
 
-IMPORTANCE_SAMPLES = 1024
+IMPORTANCE_SAMPLES = 384
 
 
 class DynaBert:
@@ -56,7 +56,11 @@ class DynaBert:
         count = -(-IMPORTANCE_SAMPLES // session.train.batch_size)
         batches = list(itertools.islice(session.train, count))
         with session.screen.stage("importance") as stage:
-            importance = measure_importance(student, batches, session.loss, stage.progress)
+            path = session.output / "training" / f"importance-{fingerprint(student)}.safetensors"
+            importance = read_importance(path)
+            if importance is None:
+                importance = measure_importance(student, batches, session.loss, stage.progress)
+                write_importance(importance, path)
             rewire(student, importance)
             found = blocks(student)
             stage.say(f"of {found[0].heads} heads and {found[0].neurons} neurons in {len(found)} blocks")

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdq.artifacts import atomic_path
 from qdq.compress.step import Batch
 from qdq.inject.attention import HEAD_MASK, IMPLEMENTATION, register
 from qdq.inject.widths import Block, blocks
@@ -123,3 +126,21 @@ def _permute(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | No
                 linear.bias.copy_(linear.bias[rows])
         if columns is not None:
             linear.weight.copy_(linear.weight[:, columns.to(linear.weight.device)])
+
+
+def write_importance(importance: Importance, path: Path) -> None:
+    """Keep a measurement for a run that continues."""
+    tensors = {f"heads.{index}": row.clone() for index, row in enumerate(importance.heads)}
+    tensors |= {f"neurons.{index}": row.clone() for index, row in enumerate(importance.neurons)}
+    with atomic_path(path) as partial:
+        save_file(tensors, str(partial))
+
+
+def read_importance(path: Path) -> Importance | None:
+    """What `write_importance` wrote, None when it has not."""
+    if not path.is_file():
+        return None
+    tensors = load_file(str(path))
+    count = sum(name.startswith("heads.") for name in tensors)
+    rows = {kind: tuple(tensors[f"{kind}.{index}"] for index in range(count)) for kind in ("heads", "neurons")}
+    return Importance(**rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from qdq.compress.loss import CalcLoss, Criterion, TaskLoss
 from qdq.compress.saving import save_candidate
 from qdq.compress.show import show_result
 from qdq.compress.step import Candidate, CompressionResult, Evaluate, Session, Step
+from qdq.compress.training import fingerprint
 from qdq.errors import ConfigError, DataError
 from qdq.screen import Screen
 
@@ -26,6 +28,7 @@ STEPS: Mapping[str, tuple[str, str]] = {
     "ptq": ("ptq", "Ptq"),
     "dynamic": ("dynamic", "Dynamic"),
     "embeddings": ("embeddings", "Embeddings"),
+    "qat": ("qat", "Qat"),
 }
 
 
@@ -102,9 +105,10 @@ class CompressionTrainer(Trainer):
         strategy = self.args.chosen_strategy
         if self.args.input_infer_model_path is not None:
             return self._compress_file()
-        session = self._session(custom_evaluate or custom_dynabert_evaluate, custom_dynabert_calc_loss)
+        evaluate = custom_evaluate or custom_dynabert_evaluate
+        session = self._session(evaluate, custom_dynabert_calc_loss)
         steps = [_step(name) for name in strategy.steps]
-        self._check(session, steps)
+        self._check(session, steps, custom=evaluate is not None)
         candidates = [Candidate("", session.model, metric=session.baseline)]
         for step in steps:
             candidates = [made for candidate in candidates for made in step.run(session, candidate)]
@@ -143,7 +147,7 @@ class CompressionTrainer(Trainer):
 
         return evaluate
 
-    def _check(self, session: Session, steps: list[Step]) -> None:
+    def _check(self, session: Session, steps: list[Step], custom: bool) -> None:
         """Everything that can be wrong, before any of it costs minutes."""
         if session.args.chosen_strategy.trains:
             if self.train_dataset is None:
@@ -156,8 +160,20 @@ class CompressionTrainer(Trainer):
             session.loss(session.model, next(iter(session.train)), None)
         check_labels(self.eval_dataset, self._given, "eval_dataset")
         with session.screen.stage("evaluate") as stage:
-            session.baseline = session.evaluate(session.model)
+            session.baseline = self._baseline(session, custom)
             stage.say(f"{session.baseline:.4f} before compression")
+
+    def _baseline(self, session: Session, custom: bool) -> float:
+        """Metric of the given model; a run that continues reads what the built-in evaluator has found before."""
+        record = session.output / "training" / "baseline.json"
+        key = f"{fingerprint(session.model)} on {len(session.eval.dataset)}"
+        earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        if not custom and earlier.get("of") == key:
+            return float(earlier["metric"])
+        metric = session.evaluate(session.model)
+        if not custom and self.is_world_process_zero():
+            write_json(record, {"of": key, "metric": metric})
+        return metric
 
     def _finish(self, session: Session, candidates: list[Candidate]) -> CompressionResult:
         scored = [

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_model
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from qdq.artifacts import write_json
@@ -62,7 +63,14 @@ class StepTrainer(Trainer):
         save_model(self.model, str(folder / "model.safetensors"))
 
 
-def train(session: Session, module: nn.Module, folder: Path, deciding: dict[str, Any], range_rate: float = 1.0) -> None:
+def train(
+    session: Session,
+    module: nn.Module,
+    folder: Path,
+    deciding: dict[str, Any],
+    range_rate: float = 1.0,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
     """Train `module` in place on the session's training data, from its newest whole checkpoint if there is one.
 
     `deciding` is what shapes this training beyond the arguments. Raises ConfigError when `folder` holds checkpoints of
@@ -70,6 +78,8 @@ def train(session: Session, module: nn.Module, folder: Path, deciding: dict[str,
     """
     _claim(session, folder, deciding)
     trainer = StepTrainer(module, session, folder, range_rate)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     found = newest_checkpoint(folder)
     trainer.train(resume_from_checkpoint=None if found is None else str(found))
     module.train(False)

@@ -44,13 +44,16 @@ def scale_of(amax: Tensor, bits: int) -> Tensor:
 
 
 class FakeQuantize(torch.autograd.Function):
-    """``clamp(round(x / scale), low, high) * scale`` with a straight-through gradient inside the clipping range."""
+    """``clamp(round(x / scale), low, high) * scale`` with a straight-through gradient inside the clipping range.
+
+    The gradient is that of ``clamp(x, low * scale, high * scale)``: rounding counts as the identity.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        codes = torch.round(x / scale)
-        ctx.save_for_backward((codes >= low) & (codes <= high))
-        return codes.clamp_(low, high).mul_(scale)
+        scaled = x / scale
+        ctx.save_for_backward((scaled >= low) & (scaled <= high))
+        return torch.round(scaled).clamp_(low, high).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

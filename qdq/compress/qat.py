@@ -1,0 +1,139 @@
+"""The step `qat`: quantizers calibrated by PTQ, then trained together with the weights they quantize."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from qdq.calibrate.calibrate import summarise
+from qdq.compress.datasets import without_labels
+from qdq.compress.distillation import (
+    counted,
+    labelled,
+    recorded_output,
+    recorded_states,
+    soft_cross_entropy,
+    squared_error,
+)
+from qdq.compress.evaluators import logits_of
+from qdq.compress.fake_quant import RangeSettings, finish, make_trainable, trained_quantizers
+from qdq.compress.ptq import Ptq
+from qdq.compress.step import Candidate, Session
+from qdq.compress.training import fingerprint, train
+
+DISTILLED_SHARE = 0.9  # of the loss; the labels have the rest
+STATE_WEIGHT = 0.1  # of hidden states against logits, as in DynaBERT
+RANGE_RATE = 100.0  # learning rate of learnable ranges, times that of the weights
+
+
+class QuantizedTraining(nn.Module):
+    """What the Trainer trains for QAT: the task loss of the quantized model, and its distance from the teacher."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel | None, session: Session) -> None:
+        super().__init__()
+        self.student = student
+        self._teacher, self._session = (teacher,), session
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """The batch of the student model, with labels."""
+        mask = counted(batch)
+        for point in trained_quantizers(self.student):
+            point.token_mask = mask
+        try:
+            teacher = self._teacher[0]
+            if teacher is None:
+                return {"loss": self._session.loss(self.student, batch, None)}
+            with recorded_states(self.student) as states, recorded_output(self.student) as outputs:
+                loss = self._session.loss(self.student, batch, None)
+            distance = self._distance(teacher, batch, logits_of(outputs[0]), states)
+        finally:
+            for point in trained_quantizers(self.student):
+                point.token_mask = None
+        return {"loss": (1 - DISTILLED_SHARE) * loss + DISTILLED_SHARE * distance}
+
+    @staticmethod
+    def _distance(teacher: PreTrainedModel, batch: dict[str, Tensor], logits: Any, states: list[Tensor]) -> Tensor:
+        inputs = without_labels(batch)
+        with torch.no_grad(), recorded_states(teacher) as wanted:
+            target = logits_of(teacher(**inputs))
+        error = squared_error(states, wanted, counted(batch))
+        return soft_cross_entropy(logits, target, labelled(batch)) + STATE_WEIGHT * error
+
+    def freeze(self) -> None:
+        """Let the activation ranges stay as they are."""
+        for point in trained_quantizers(self.student):
+            point.frozen = True
+            if point.learns:
+                point.clip.requires_grad_(False)
+                point.clip.grad = None
+
+
+class FreezeRanges(TrainerCallback):
+    """Freezes the ranges after a share of all steps; a resumed run freezes them at the same step."""
+
+    def __init__(self, module: QuantizedTraining, share: float) -> None:
+        self.module, self.share = module, share
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called before every step."""
+        if state.global_step >= self.share * state.max_steps:
+            self.module.freeze()
+
+
+class Qat:
+    """Quantization-aware training from the best PTQ-calibrated model of the lists."""
+
+    name = "qat"
+
+    def check(self, session: Session) -> None:
+        """What PTQ checks; the training data is checked by `compress`."""
+        Ptq().check(session)
+
+    def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
+        """One candidate: the trained quantized model."""
+        start = Ptq().run(session, candidate)[0]
+        assert start.spec is not None and start.table is not None  # PTQ has quantized it
+        student = start.model
+        args = session.args
+        kind = args.activation_quantize_type or "moving_average_abs_max"
+        settings = RangeSettings(kind, args.moving_rate, args.use_pact)
+        originals = make_trainable(student, settings)
+        teacher = copy.deepcopy(candidate.model) if args.distillation else None
+        if teacher is not None:
+            teacher.train(False)
+            teacher.requires_grad_(False)
+        module = QuantizedTraining(student, teacher, session)
+        deciding = {"model": fingerprint(student), "ranges": settings, "distillation": args.distillation}
+        folder = session.output / "training" / (f"{candidate.name}-qat" if candidate.name else "qat")
+        with without_dropout(student):
+            train(session, module, folder, deciding, RANGE_RATE, [FreezeRanges(module, args.freeze_observers)])
+        finish(student, originals)
+        student.train(False)
+        table = summarise(student, "qat", None, start.table.samples, start.table.tokens)
+        notes = {"calibrated": start.notes["algorithm"], "calibrated_metric": start.metric, "pact": args.use_pact}
+        made = candidate.evolve("qat", notes, model=student, spec=start.spec, table=table)
+        with session.screen.stage(made.name) as stage:
+            made = made.scored(session.evaluate(student))
+            stage.say(f"{made.metric:.4f}; {start.metric:.4f} before training")
+        return [made]
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Train without dropout: it widens activations by 1 / (1 - p), ranges would follow what inference never sees."""
+    kept = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    try:
+        for module, _ in kept:
+            module.p = 0.0
+        yield
+    finally:
+        for module, p in kept:
+            module.p = p
