@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.calibrate import CalibrationSettings, calibrate, default_percentile
 from qdq.calibrate.calibrators import CALIBRATORS
 from qdq.calibrate.table import CalibrationTable
 from qdq.compress.arguments import CompressionArguments
@@ -55,7 +55,12 @@ class Ptq:
                 name = f"{algorithm}-{size}x{'all' if count is None else count}"
                 with session.screen.stage(name) as stage:
                     model, table = quantized(candidate.model, quant_spec(args), algorithm, batches)
-                    notes = {"algorithm": algorithm, "batch_size": size, "batch_num": count}
+                    notes = {
+                        "float_metric": candidate.metric,
+                        "algorithm": algorithm,
+                        "batch_size": size,
+                        "batch_num": count,
+                    }
                     new = candidate.evolve(name, notes, model=model, spec=quant_spec(args), table=table)
                     made.append(new.scored(session.evaluate(model)))
                     stage.say(f"{made[-1].metric:.4f}")
@@ -74,7 +79,8 @@ def quantized(
     copied = copy.deepcopy(model)
     copied.train(False)
     inject(copied, spec)
-    table = calibrate(copied, batches, spec, CalibrationSettings(CALIBRATOR_OF[algorithm]))
+    settings = CalibrationSettings(CALIBRATOR_OF[algorithm], default_percentile(spec))
+    table = calibrate(copied, batches, spec, settings)
     return copied, table
 
 

@@ -29,7 +29,7 @@ class Candidate:
 
     Attributes:
         name: folder name below the output folder; "" is the model that was given.
-        model: plain, or injected with calibrated quantizers when `spec` is set.
+        model: a PreTrainedModel, injected with calibrated quantizers when `spec` is set; for an ONNX file its module.
         spec, table: what was quantized and with which amax; None while everything is floating point.
         notes: what made it, for the table and compression.json: {"width": "3/4", "algorithm": "mse"}.
         metric: of the evaluator, None while it was not evaluated.
@@ -37,7 +37,7 @@ class Candidate:
     """
 
     name: str
-    model: PreTrainedModel
+    model: Any
     spec: QuantSpec | None = None
     table: CalibrationTable | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import DataCollatorForTokenClassification, PreTrainedModel, Trainer
 
@@ -103,9 +104,9 @@ class CompressionTrainer(Trainer):
         DataError for everything that cannot work before anything is trained.
         """
         strategy = self.args.chosen_strategy
-        if self.args.input_infer_model_path is not None:
-            return self._compress_file()
         evaluate = custom_evaluate or custom_dynabert_evaluate
+        if self.args.input_infer_model_path is not None:
+            return self._compress_file(evaluate)
         session = self._session(evaluate, custom_dynabert_calc_loss)
         steps = [_step(name) for name in strategy.steps]
         self._check(session, steps, custom=evaluate is not None)
@@ -191,8 +192,19 @@ class CompressionTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         return result
 
-    def _compress_file(self) -> CompressionResult:
-        raise ConfigError("input_infer_model_path: is not supported by this version; give a model")
+    def _compress_file(self, evaluate: CustomEvaluate | None) -> CompressionResult:
+        """PTQ of the ONNX file; the result's candidates hold the quantized graphs as callable modules."""
+        from qdq.onnx_ptq import compress_file
+
+        if self.eval_dataset is None or isinstance(self.eval_dataset, dict):
+            raise DataError("eval_dataset: is missing; it calibrates and selects, give one")
+        batches = Batches(
+            self.eval_dataset, self.data_collator, self.args.per_device_eval_batch_size, torch.device("cpu")
+        )
+        result = compress_file(self.args, batches, evaluate)
+        if self.is_world_process_zero():
+            show_result(Screen(), result)
+        return result
 
 
 def _step(name: str) -> Step:

@@ -14,6 +14,7 @@ HEAVY = ("torch", "transformers", "onnx", "openvino", "onnxruntime", "tensorrt",
 # The stage modules call export/ and engines/, the command line prints their reports, readme renders them.
 SPINE = {
     "stages.py",
+    "onnx_ptq.py",
     "parity.py",
     "engine.py",
     "measure.py",

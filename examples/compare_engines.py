@@ -1,0 +1,50 @@
+"""Time several built engines in one interleaved run: `qdq build`'s folders in, ratios to the first one out.
+
+python examples/compare_engines.py full=build/minilm-mrpc/openvino narrow=build/width-0.6667/openvino \
+    --tokenizer ../shared/models/minilm-mrpc --out docs/results/compression/pruned-speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from engines.bench import BenchSettings, Contestant, bench
+from engines.openvino import OpenVINORunner, OpenVINOSettings
+from engines.types import Runner
+from qdq.artifacts import write_json
+from qdq.data import bundled, read_records
+from qdq.encode import workload
+from qdq.versions import versions
+
+
+def main() -> None:
+    """Parse the command line, run the benchmark, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engines", nargs="+", metavar="NAME=FOLDER", help="OpenVINO engine folders")
+    parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer they share")
+    parser.add_argument("--batch", type=int, default=40)
+    parser.add_argument("--sequence", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    records, _ = read_records(bundled(pairs=True, heldout=True))
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    feeds = workload(tokenizer, records, inputs, options.batch, options.sequence, 5)
+    named = dict(entry.split("=", 1) for entry in options.engines)
+    contestants = [Contestant(name, "openvino", _open(Path(folder), options.threads)) for name, folder in named.items()]
+    settings = BenchSettings(options.batch, options.sequence, budget_s=options.seconds, threads=options.threads)
+    report = bench(contestants, feeds, settings, versions())
+    write_json(options.out, report)
+
+
+def _open(folder: Path, threads: int) -> Runner:
+    return OpenVINORunner(folder / "model.xml", OpenVINOSettings(threads, "f32"))
+
+
+if __name__ == "__main__":
+    main()

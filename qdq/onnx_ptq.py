@@ -1,0 +1,164 @@
+"""PTQ of an ONNX file inside `compress()`: input_infer_model_path in, one quantized graph per candidate out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from torch import Tensor, nn
+
+from export.quantize_file import FileLinear, find_linears, quantize_linears, weight_of
+from export.to_onnx import save_proto
+from export.unoptimized import open_unoptimized, run
+from qdq.artifacts import write_json
+from qdq.calibrate.calibrators import Calibrator, make_calibrator
+from qdq.compress.arguments import CompressionArguments
+from qdq.compress.datasets import Batches
+from qdq.compress.evaluators import accuracy, checked, span_scores
+from qdq.compress.ptq import CALIBRATOR_OF
+from qdq.compress.step import Candidate, CompressionResult
+from qdq.errors import ConfigError, DataError, QdqError
+from qdq.inject.quantizer import scale_of, weight_amax
+
+Evaluate = Callable[[nn.Module], float]
+
+
+class OnnxModule(nn.Module):
+    """An ONNX graph as a module, so that evaluators can call it; computed in FP32 without graph optimization."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__()
+        self.inputs = tuple(value.name for value in model.graph.input)
+        self.outputs = tuple(value.name for value in model.graph.output)
+        self._session = open_unoptimized(model.SerializeToString(), Path())
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """The graph's inputs by name; other keys are ignored."""
+        results = run(self._session, feeds_of(inputs, self.inputs), list(self.outputs))
+        return Outputs(
+            {name: torch.from_numpy(np.array(value)) for name, value in zip(self.outputs, results, strict=True)}
+        )
+
+
+class Outputs(dict[str, Tensor]):
+    """Named outputs that can also be read as attributes, as transformers' outputs can."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+def feeds_of(batch: Mapping[str, Tensor], inputs: Iterable[str]) -> dict[str, Any]:
+    """The graph's inputs out of a batch. Raises DataError naming one the data lacks."""
+    missing = [name for name in inputs if name not in batch]
+    if missing:
+        raise DataError(
+            f"eval_dataset: has no column '{missing[0]}', which the graph needs (it has {', '.join(batch)})"
+        )
+    return {name: batch[name].numpy() for name in inputs}
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The ONNX file. Raises ConfigError when it is none."""
+    try:
+        return onnx.load(path)
+    except (OSError, DecodeError) as error:
+        raise ConfigError(f"input_infer_model_path: {path} cannot be read as ONNX ({error}); check the path") from error
+
+
+def evaluator_for(graph: OnnxModule, batches: Batches, custom: Callable[[nn.Module, Any], Any] | None) -> Evaluate:
+    """The caller's evaluator, or accuracy or span F1 by the graph's outputs. Raises ConfigError when neither fits."""
+    if custom is not None:
+        return lambda model: checked(custom(model, batches.loader()), "custom_evaluate")
+    if {"start_logits", "end_logits"} <= set(graph.outputs):
+        return lambda model: checked(span_scores(model, batches)["f1"], "span F1")
+    if graph.outputs == ("logits",) and "labels" in batches.dataset[0] and np.ndim(batches.dataset[0]["labels"]) == 0:
+        return lambda model: checked(accuracy(model, batches), "accuracy")
+    raise ConfigError(
+        f"input_infer_model_path: no built-in evaluator fits outputs {', '.join(graph.outputs)} and this data; pass "
+        "custom_evaluate to compress()"
+    )
+
+
+def observe(
+    model: onnx.ModelProto, tensors: list[str], algorithms: list[str], batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """Algorithm -> tensor -> amax, from one pass over `batches`; padded positions do not count."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    inputs = [value.name for value in probe.graph.input]
+    present = {value.name for value in probe.graph.output} | set(inputs)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in present)
+    session = open_unoptimized(probe.SerializeToString(), Path())
+    found: dict[str, dict[str, Calibrator]] = {
+        algorithm: {tensor: make_calibrator(CALIBRATOR_OF[algorithm]) for tensor in tensors} for algorithm in algorithms
+    }
+    for batch in batches:
+        mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
+        for tensor, value in zip(tensors, run(session, feeds_of(batch, inputs), tensors), strict=True):
+            x = torch.from_numpy(np.array(value))
+            counts = mask[:, :, None] if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape else None
+            for calibrators in found.values():
+                calibrators[tensor].update(x, counts)
+    return {
+        algorithm: {tensor: calibrator.amax(tensor) for tensor, calibrator in calibrators.items()}
+        for algorithm, calibrators in found.items()
+    }
+
+
+def quantized_graph(
+    model: onnx.ModelProto, linears: list[FileLinear], amax: Mapping[str, float], per_channel: bool
+) -> onnx.ModelProto:
+    """`model` with its linears quantized for these activation ranges."""
+    scales = {tensor: float(scale_of(torch.tensor(value), 8)) for tensor, value in amax.items()}
+    weights = {}
+    for linear in linears:
+        weight = torch.from_numpy(weight_of(model, linear).copy())
+        weights[linear.weight] = scale_of(weight_amax(weight, linear.axis if per_channel else None), 8).numpy()
+    return quantize_linears(model, linears, scales, weights)
+
+
+def compress_file(
+    args: CompressionArguments, batches: Batches, custom: Callable[[nn.Module, Any], Any] | None
+) -> CompressionResult:
+    """Quantize the file with every combination of the PTQ lists and write each as ``<output_dir>/<name>/model.onnx``.
+
+    The result's candidates hold the quantized graphs as modules, best first. Raises ConfigError when the strategy is
+    not ptq or the file cannot be used.
+    """
+    if args.chosen_strategy.name != "ptq":
+        raise ConfigError(
+            f"input_infer_model_path: an ONNX file can be quantized, not trained or pruned; strategy is "
+            f"{args.strategy}, give ptq"
+        )
+    path, output = Path(str(args.input_infer_model_path)), Path(str(args.output_dir))
+    model = read_graph(path)
+    try:
+        linears = find_linears(model)
+    except QdqError as error:
+        raise ConfigError(f"input_infer_model_path: {path}: {error}") from error
+    evaluate = evaluator_for(module := OnnxModule(model), batches, custom)
+    baseline = evaluate(module)
+    tensors = list(dict.fromkeys(linear.activation for linear in linears))
+    candidates = []
+    for size, count in itertools.product(args.batch_size_list, args.batch_num_list):
+        data = itertools.islice(batches.of_size(size), count)
+        for algorithm, amax in observe(model, tensors, args.algo_list, data).items():
+            made = quantized_graph(model, linears, amax, args.weight_quantize_type == "channel_wise_abs_max")
+            name = f"{algorithm}-{size}x{'all' if count is None else count}"
+            save_proto(made, output / name / "model.onnx")
+            module = OnnxModule(made)
+            notes = {"algorithm": algorithm, "batch_size": size, "batch_num": count, "linears": len(linears)}
+            candidates.append(Candidate(name, module, notes=notes, metric=evaluate(module)))
+    candidates.sort(key=lambda candidate: -(candidate.metric or 0.0))
+    folders = {candidate.name: output / candidate.name for candidate in candidates}
+    result = CompressionResult(baseline, tuple(candidates), folders)
+    write_json(output / "compression.json", result.as_json() | {"strategy": "ptq"})
+    return result
