@@ -17,11 +17,12 @@ from export.quantize_file import FileLinear, find_linears, quantize_linears, wei
 from export.to_onnx import save_proto
 from export.unoptimized import open_unoptimized, run
 from qdq.artifacts import write_json
-from qdq.calibrate.calibrators import Calibrator, make_calibrator
+from qdq.calibrate.algorithms import Algorithm
+from qdq.calibrate.calibrators import HistogramCalibrator, amax_of
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches
 from qdq.compress.evaluators import accuracy, checked, span_scores
-from qdq.compress.ptq import CALIBRATOR_OF
+from qdq.compress.ptq import algorithms
 from qdq.compress.step import Candidate, CompressionResult
 from qdq.errors import ConfigError, DataError, QdqError
 from qdq.inject.quantizer import scale_of, weight_amax
@@ -88,7 +89,7 @@ def evaluator_for(graph: OnnxModule, batches: Batches, custom: Callable[[nn.Modu
 
 
 def observe(
-    model: onnx.ModelProto, tensors: list[str], algorithms: list[str], batches: Iterable[Mapping[str, Tensor]]
+    model: onnx.ModelProto, tensors: list[str], wanted: Mapping[str, Algorithm], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, dict[str, float]]:
     """Algorithm -> tensor -> amax, from one pass over `batches`; padded positions do not count."""
     probe = onnx.ModelProto()
@@ -97,20 +98,14 @@ def observe(
     present = {value.name for value in probe.graph.output} | set(inputs)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in present)
     session = open_unoptimized(probe.SerializeToString(), Path())
-    found: dict[str, dict[str, Calibrator]] = {
-        algorithm: {tensor: make_calibrator(CALIBRATOR_OF[algorithm]) for tensor in tensors} for algorithm in algorithms
-    }
+    found = {tensor: HistogramCalibrator(Algorithm("avg")) for tensor in tensors}  # keeps what every algorithm needs
     for batch in batches:
         mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
         for tensor, value in zip(tensors, run(session, feeds_of(batch, inputs), tensors), strict=True):
             x = torch.from_numpy(np.array(value))
             counts = mask[:, :, None] if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape else None
-            for calibrators in found.values():
-                calibrators[tensor].update(x, counts)
-    return {
-        algorithm: {tensor: calibrator.amax(tensor) for tensor, calibrator in calibrators.items()}
-        for algorithm, calibrators in found.items()
-    }
+            found[tensor].update(x, counts)
+    return {name: amax_of(found, algorithm) for name, algorithm in wanted.items()}
 
 
 def quantized_graph(
@@ -150,7 +145,7 @@ def compress_file(
     candidates = []
     for size, count in itertools.product(args.batch_size_list, args.batch_num_list):
         data = itertools.islice(batches.of_size(size), count)
-        for algorithm, amax in observe(model, tensors, args.algo_list, data).items():
+        for algorithm, amax in observe(model, tensors, algorithms(args), data).items():
             made = quantized_graph(model, linears, amax, args.weight_quantize_type == "channel_wise_abs_max")
             name = f"{algorithm}-{size}x{'all' if count is None else count}"
             save_proto(made, output / name / "model.onnx")

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from transformers import TrainingArguments
 
+from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, algorithm_named
 from qdq.compress.strategy import Strategy, parse_strategy
 from qdq.config import choice
 from qdq.errors import ConfigError
@@ -20,7 +21,6 @@ from qdq.inject.spec import PLACEMENTS
 
 logger = logging.getLogger(__name__)
 
-ALGORITHMS = ("KL", "abs_max", "min_max", "avg", "hist", "mse", "emd")
 INPUT_TYPES = ("int64", "int32")
 WEIGHT_TYPES = ("abs_max", "channel_wise_abs_max")
 ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max")
@@ -75,7 +75,8 @@ class CompressionArguments(TrainingArguments):
     device: str = _option("gpu", "gpu (falls back to the CPU where there is none) or cpu")  # type: ignore[assignment]
     # PTQ
     algo_list: list[str] = field(
-        default_factory=lambda: ["mse", "KL"], metadata=_help(f"calibration algorithms to try: {', '.join(ALGORITHMS)}")
+        default_factory=lambda: ["mse", "KL"],
+        metadata=_help(f"ranges to try: {', '.join((*ALIASES, *ALGORITHMS))}"),
     )
     batch_num_list: list[BatchCount] = field(
         default_factory=lambda: [cast(BatchCount, 1)],
@@ -121,7 +122,7 @@ class CompressionArguments(TrainingArguments):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: is empty; give at least one value")
         for algorithm in self.algo_list:
-            choice(algorithm, ALGORITHMS, "algo_list")
+            algorithm_named(algorithm, where="algo_list")
 
     def _check_numbers(self) -> None:
         try:

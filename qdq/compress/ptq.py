@@ -1,18 +1,22 @@
-"""The step `ptq`: one candidate per calibration algorithm, batch size and number of batches."""
+"""The step `ptq`: one candidate per calibration algorithm, batch size and number of batches.
+
+What the activation types mean for a graph with one scale per tensor: range_abs_max takes the algorithm's range;
+abs_max, which PaddleNLP measures anew on every batch, is the largest magnitude of the calibration data; and
+moving_average_abs_max is the moving average of the batches' largest magnitudes. The last two leave the algorithms of
+`algo_list` nothing to choose.
+"""
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate, default_percentile
-from qdq.calibrate.calibrators import CALIBRATORS
-from qdq.calibrate.table import CalibrationTable
+from qdq.calibrate.algorithms import Algorithm, algorithm_named
+from qdq.calibrate.calibrate import collect, freeze_weights, settle
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, without_labels
 from qdq.compress.step import Candidate, Session
@@ -21,17 +25,6 @@ from qdq.inject import inject
 from qdq.inject.families import family_of
 from qdq.inject.spec import QuantSpec, named_spec
 
-# Documented algorithm -> our calibrator. Codes are symmetric, so a minimum and a maximum give the larger magnitude.
-CALIBRATOR_OF: Mapping[str, str] = {
-    "abs_max": "max",
-    "min_max": "max",
-    "KL": "entropy",
-    "hist": "percentile",
-    "mse": "mse",
-    "avg": "avg",
-    "emd": "emd",
-}
-
 
 class Ptq:
     """Post-training quantization over `algo_list` x `batch_size_list` x `batch_num_list`."""
@@ -39,32 +32,55 @@ class Ptq:
     name = "ptq"
 
     def check(self, session: Session) -> None:
-        """Raise ConfigError for an algorithm this version lacks, ModelError for an unsupported family."""
+        """Raise ModelError for an unsupported family, ConfigError for a treatment this step does not have."""
         family_of(session.model.config.model_type)
-        for algorithm in session.args.algo_list:
-            if CALIBRATOR_OF[algorithm] not in CALIBRATORS:
-                raise ConfigError(f"algo_list: {algorithm} is not available in this version; choose abs_max or hist")
+        algorithms(session.args)
+        for name, value, plain in (
+            ("round_type", session.args.round_type, "round"),
+            ("bias_correction", session.args.bias_correction, False),
+        ):
+            if value != plain:
+                raise ConfigError(f"{name}: {value} is not available inside compress(); leave it at {plain}")
 
     def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
-        """Every combination of the lists, the best one first."""
-        args = session.args
+        """Every combination of the lists, the best one first; one pass over the data serves all algorithms."""
+        args, spec = session.args, quant_spec(session.args)
         made = []
         for size, count in itertools.product(args.batch_size_list, args.batch_num_list):
             batches = calibration_batches(session.eval, size, count)
-            for algorithm in args.algo_list:
-                name = f"{algorithm}-{size}x{'all' if count is None else count}"
+            model = copy.deepcopy(candidate.model)
+            model.train(False)
+            inject(model, spec)
+            freeze_weights(model, spec.recalibrate_weights)
+            with session.screen.stage("calibrate") as stage:
+                found = algorithms(args)
+                collected = collect(model, batches, list(found.values()), stage.progress)
+                stage.say(f"{collected.samples} samples, {collected.tokens} tokens")
+            for label, algorithm in found.items():
+                name = f"{label}-{size}x{'all' if count is None else count}"
+                table = settle(model, spec, collected, algorithm)
+                notes = {"float_metric": candidate.metric, "algorithm": label, "batch_size": size, "batch_num": count}
                 with session.screen.stage(name) as stage:
-                    model, table = quantized(candidate.model, quant_spec(args), algorithm, batches)
-                    notes = {
-                        "float_metric": candidate.metric,
-                        "algorithm": algorithm,
-                        "batch_size": size,
-                        "batch_num": count,
-                    }
-                    new = candidate.evolve(name, notes, model=model, spec=quant_spec(args), table=table)
-                    made.append(new.scored(session.evaluate(model)))
-                    stage.say(f"{made[-1].metric:.4f}")
+                    metric = session.evaluate(model)
+                    stage.say(f"{metric:.4f}")
+                made.append(
+                    candidate.evolve(name, notes, model=_detached(model), spec=spec, table=table, metric=metric)
+                )
         return sorted(made, key=lambda one: -(one.metric or 0.0))
+
+
+def algorithms(args: CompressionArguments) -> dict[str, Algorithm]:
+    """What is to be tried, by the name that was typed, each once."""
+    if args.activation_quantize_type == "abs_max":
+        return {"abs_max": algorithm_named("max")}
+    if args.activation_quantize_type == "moving_average_abs_max" and "qat" not in args.chosen_strategy:
+        return {"moving_average_abs_max": algorithm_named("moving_average", moving_rate=args.moving_rate)}
+    found: dict[str, Algorithm] = {}
+    for name in args.algo_list:
+        algorithm = algorithm_named(name, where="algo_list")
+        if algorithm not in found.values():
+            found[name] = algorithm
+    return found
 
 
 def quant_spec(args: CompressionArguments) -> QuantSpec:
@@ -72,19 +88,22 @@ def quant_spec(args: CompressionArguments) -> QuantSpec:
     return named_spec(args.placement, per_channel_weights=args.weight_quantize_type == "channel_wise_abs_max")
 
 
-def quantized(
-    model: PreTrainedModel, spec: QuantSpec, algorithm: str, batches: Sequence[Mapping[str, Tensor]]
-) -> tuple[PreTrainedModel, CalibrationTable]:
-    """A copy of `model` with calibrated quantizers, and its table."""
-    copied = copy.deepcopy(model)
-    copied.train(False)
-    inject(copied, spec)
-    settings = CalibrationSettings(CALIBRATOR_OF[algorithm], default_percentile(spec))
-    table = calibrate(copied, batches, spec, settings)
-    return copied, table
+def _detached(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy without what calibration has collected, which the next algorithm still reads."""
+    from qdq.inject import quantizers
+
+    points = quantizers(model)
+    kept = {name: point.calibrator for name, point in points.items()}
+    for point in points.values():
+        point.calibrator = None  # type: ignore[assignment]  # for the copy only
+    try:
+        return copy.deepcopy(model)
+    finally:
+        for name, point in points.items():
+            point.calibrator = kept[name]
 
 
-def calibration_batches(data: Batches, size: int, count: int | None) -> list[dict[str, Tensor]]:
+def calibration_batches(data: Batches, size: int, count: int | None) -> Sequence[dict[str, Tensor]]:
     """The first `count` batches of `size` samples (all when None), without labels, with an attention mask."""
     batches = []
     for batch in itertools.islice(data.of_size(size), count):

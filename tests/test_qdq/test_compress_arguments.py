@@ -119,7 +119,7 @@ def test_arguments_survive_what_trainer_does_to_them(tmp_path: Path) -> None:
         (["--strategy", "ptq+dynamic"], "both quantize the linears"),
         (["--strategy", "qat+qat"], "twice"),
         (["--width_mult_list", "5/4"], "outside"),
-        (["--algo_list", "kl"], r"algo_list.*did you mean 'KL'"),
+        (["--algo_list", "mze"], r"algo_list.*did you mean 'mse'"),
         (["--batch_size_list", "0"], "batch_size_list: 0"),
         (["--weight_quantize_type", "absmax"], "weight_quantize_type"),
         (["--activation_quantize_type", "x"], "activation_quantize_type"),
