@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import torch
 from google.protobuf.message import DecodeError
+from onnx import helper
 from torch import Tensor, nn
 
+from export.names import IR_VERSION
+from export.passes.narrow_inputs import narrow_inputs
 from export.quantize_file import FileLinear, find_linears, quantize_linears, weight_of
 from export.to_onnx import save_proto
 from export.unoptimized import open_unoptimized, run
@@ -37,11 +41,14 @@ class OnnxModule(nn.Module):
         super().__init__()
         self.inputs = tuple(value.name for value in model.graph.input)
         self.outputs = tuple(value.name for value in model.graph.output)
+        element_types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+        self._types = {name: helper.tensor_dtype_to_np_dtype(kind) for name, kind in element_types.items()}
         self._session = open_unoptimized(model.SerializeToString(), Path())
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """The graph's inputs by name; other keys are ignored."""
-        results = run(self._session, feeds_of(inputs, self.inputs), list(self.outputs))
+        feeds = {name: array.astype(self._types[name]) for name, array in feeds_of(inputs, self.inputs).items()}
+        results = run(self._session, feeds, list(self.outputs))
         return Outputs(
             {name: torch.from_numpy(np.array(value)) for name, value in zip(self.outputs, results, strict=True)}
         )
@@ -72,6 +79,15 @@ def read_graph(path: Path) -> onnx.ModelProto:
         return onnx.load(path)
     except (OSError, DecodeError) as error:
         raise ConfigError(f"input_infer_model_path: {path} cannot be read as ONNX ({error}); check the path") from error
+
+
+def with_int32_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with INT32 graph inputs where they were INT64."""
+    graph = gs.import_onnx(model)
+    narrow_inputs(graph)
+    made: onnx.ModelProto = gs.export_onnx(graph.cleanup().toposort())
+    made.ir_version = min(model.ir_version, IR_VERSION)
+    return made
 
 
 def evaluator_for(graph: OnnxModule, batches: Batches, custom: Callable[[nn.Module, Any], Any] | None) -> Evaluate:
@@ -148,6 +164,8 @@ def compress_file(
         for algorithm, amax in observe(model, tensors, algorithms(args), data).items():
             made = quantized_graph(model, linears, amax, args.weight_quantize_type == "channel_wise_abs_max")
             name = f"{algorithm}-{size}x{'all' if count is None else count}"
+            if args.input_dtype == "int32":
+                made = with_int32_inputs(made)
             save_proto(made, output / name / "model.onnx")
             module = OnnxModule(made)
             notes = {"algorithm": algorithm, "batch_size": size, "batch_num": count, "linears": len(linears)}
@@ -155,5 +173,5 @@ def compress_file(
     candidates.sort(key=lambda candidate: -(candidate.metric or 0.0))
     folders = {candidate.name: output / candidate.name for candidate in candidates}
     result = CompressionResult(baseline, tuple(candidates), folders)
-    write_json(output / "compression.json", result.as_json() | {"strategy": "ptq"})
+    write_json(output / "compression.json", result.as_json() | {"strategy": "ptq", "input_dtype": args.input_dtype})
     return result

@@ -187,10 +187,14 @@ class CompressionTrainer(Trainer):
         if self.is_world_process_zero():
             for candidate in ranked:
                 save_candidate(session, candidate, folders[candidate.name])
-            write_json(session.output / "compression.json", result.as_json() | {"strategy": session.args.strategy})
+            write_json(session.output / "compression.json", result.as_json() | self._asked())
             show_result(session.screen, result)
         self.accelerator.wait_for_everyone()
         return result
+
+    def _asked(self) -> dict[str, str]:
+        """What compression.json says of the request; deployment exports with this type of inputs."""
+        return {"strategy": self.args.chosen_strategy.name, "input_dtype": self.args.input_dtype}
 
     def _compress_file(self, evaluate: CustomEvaluate | None) -> CompressionResult:
         """PTQ of the ONNX file; the result's candidates hold the quantized graphs as callable modules."""

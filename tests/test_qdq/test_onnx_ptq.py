@@ -76,6 +76,18 @@ def _fake_quantized(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> tor
     return logits
 
 
+def test_inputs_become_int32_when_asked(graph: Path, load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
+    data = rows(load_tiny, encode)
+    found = []
+    for kind in ("int64", "int32"):
+        result = run(graph, tmp_path / kind, data, input_dtype=kind)
+        made = onnx.load(tmp_path / kind / result.best.name / "model.onnx")
+        types = {onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in made.graph.input}
+        assert types == {kind.upper()}
+        found.append(OnnxModule(made)(**encode(load_tiny()))["logits"])
+    assert torch.equal(*found)
+
+
 def test_files_and_strategies_that_do_not_fit(graph: Path, load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     data = rows(load_tiny, encode)
     with pytest.raises(ConfigError, match=r"can be quantized, not trained or pruned; strategy is dynabert\+ptq"):

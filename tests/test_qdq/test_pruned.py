@@ -8,16 +8,23 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from export.check import check_file
+from export.to_onnx import export_onnx
+from qdq.calibrate.calibrate import CalibrationSettings, calibrate
 from qdq.compress.elastic import extract, make_elastic, size_at
 from qdq.compress.importance import Importance, masked_heads, measure_importance, rewire
 from qdq.compress.loss import TaskLoss
 from qdq.errors import ConfigError, ModelError
+from qdq.inject import QuantSpec, inject
+from qdq.inject.quantizer import folded
 from qdq.inject.widths import blocks
 from qdq.model import LoadedModel, load_model
+from qdq.onnx_ptq import OnnxModule
 from qdq.pruned import PRUNABLE
 
 Load = Callable[..., LoadedModel]
@@ -130,3 +137,23 @@ def test_auto_classes_know_pruned_models_after_import_qdq(
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "PrunedBertForSequenceClassification"
+
+
+def test_a_pruned_model_is_quantized_and_exported_like_any_other(
+    load_tiny: Load, encode: Encode, tmp_path: Path
+) -> None:
+    source = tiny(load_tiny)
+    extract(source.model, size_at(source.model, Fraction(3, 4))).save_pretrained(tmp_path / "pruned")
+    source.tokenizer.save_pretrained(tmp_path / "pruned")
+    loaded = load_model(str(tmp_path / "pruned"))
+    inputs = encode(loaded)
+    spec = QuantSpec()
+    placement = inject(loaded.model, spec)
+    calibrate(loaded.module(), [inputs], spec, CalibrationSettings("max"))
+    path = tmp_path / "model.qdq.onnx"
+    with folded(loaded.model):
+        export_onnx(loaded.module(), encode(loaded, 2), loaded.outputs, path)
+    check_file(path, [point.name for point in placement.placed])
+    with torch.no_grad():
+        (expected,) = loaded.module()(**inputs)
+    assert torch.allclose(OnnxModule(onnx.load(path))(**inputs)["logits"], expected, atol=0.05)
