@@ -41,6 +41,7 @@ COMMANDS = {
 FILE_COMMANDS = {
     "check": "find what TensorRT refuses or runs slowly in any ONNX file with Q/DQ",
     "estimate": "what a lowered graph would take on an NVIDIA device (an estimate)",
+    "profile": "where a CPU engine's time goes, layer by layer",
     "inspect": "a built plan's layers against what the graph should become",
 }
 
@@ -132,6 +133,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 def _add_file_options(name: str, parser: argparse.ArgumentParser) -> None:
     """Options of a command on one file."""
     add = parser.add_argument
+    if name == "profile":
+        _add_profile_options(parser)
+        return
     add("file", metavar="FILE", help="layer_info.json of the plan" if name == "inspect" else "ONNX file")
     add("--sequence", metavar="N", type=int, default=128, help="sequence length (default: 128)")
     if name == "check":
@@ -147,6 +151,27 @@ def _add_file_options(name: str, parser: argparse.ArgumentParser) -> None:
         add("--model", metavar="ONNX", help="graph the plan was built from (default: model.onnx beside FILE)")
     if name != "check":
         add("--json", action="store_true", default=False, help="print one JSON document")
+
+
+def _add_profile_options(parser: argparse.ArgumentParser) -> None:
+    """`profile` takes several engines, so that they can be compared."""
+    add = parser.add_argument
+    add("file", metavar="[LABEL=]FILE", nargs="+", help="OpenVINO .xml or .onnx; several are shown side by side")
+    add("--engine", metavar="NAME", help="runs .onnx files: onnxruntime or openvino (default: onnxruntime)")
+    add("--batch", metavar="N", type=int, default=40, help="batch (default: 40)")
+    add("--sequence", metavar="N", type=int, default=128, help="sequence length (default: 128)")
+    add("--threads", metavar="N", type=int, default=0, help="inference threads (default: 0, which is all cores)")
+    add(
+        "--precision-hint",
+        metavar="P",
+        default="f32",
+        help=f"what OpenVINO computes outside INT8: {', '.join(PRECISION_HINTS)} (default: f32)",
+    )
+    add("--rounds", metavar="N", type=int, default=10, help="runs that count (default: 10)")
+    add("--static", action="store_true", help="compile OpenVINO's engines for exactly this shape")
+    add("--steps", action="store_true", help="the first FILE is model.qdq.onnx: profile it after every lowering pass")
+    add("--output", metavar="DIR", help="folder for profile.json, layers.json and profile.png (default: not written)")
+    add("--json", action="store_true", default=False, help="print one JSON document")
 
 
 def _description(name: str, text: str) -> str:

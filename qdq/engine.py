@@ -65,13 +65,17 @@ def build_engine(run: Run, names: MatmulNames, group: int = 0) -> BuiltEngine:
     return tensorrt.build(run.lowered, run.target, tensorrt_settings(run), names)
 
 
-def open_engine(run: Run) -> Runner:
-    """The built engine of the run's target, ready to call. Raises BuildError when it cannot be loaded."""
+def open_engine(run: Run, shape: tuple[int, ...] | None = None) -> Runner:
+    """The built engine of the run's target, ready to call; OpenVINO's also compiled for exactly the inputs' `shape`.
+
+    Raises BuildError when it cannot be loaded.
+    """
     options = run.options
     if options.target == "openvino":
         from engines.openvino import OpenVINORunner, OpenVINOSettings
 
-        return OpenVINORunner(run.target / "model.xml", OpenVINOSettings(options.threads, options.precision_hint))
+        settings = OpenVINOSettings(options.threads, options.precision_hint, shape=shape)
+        return OpenVINORunner(run.target / "model.xml", settings)
     if options.target == "onnxruntime":
         from engines.onnxruntime import ENGINE, OnnxRuntimeRunner, OnnxRuntimeSettings
 

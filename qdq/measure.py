@@ -131,24 +131,27 @@ def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
         threads=options.threads,
     )
     feeds = workload(run, WORKLOAD_BATCHES)
-    report = race(contestants(run, stage), feeds, settings, run.versions, stage.progress)
+    report = race(contestants(run, stage, feeds[0]["input_ids"].shape), feeds, settings, run.versions, stage.progress)
     int8 = report["contestants"]["int8"]
     stage.say(f"{int8['latency_ms']['p50']:.1f} ms, {int8['speedup']['onnxruntime-fp32']:.2f} x ONNX Runtime FP32")
     return (write_json(run.target / "benchmark.json", report),)
 
 
-def contestants(run: Run, stage: Stage) -> list[Contestant]:
-    """INT8, the same runtime's float engines, ONNX Runtime FP32 and torch FP32, all with the same number of threads."""
+def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contestant]:
+    """INT8, the same runtime's float engines, ONNX Runtime FP32 and torch FP32, all with the same number of threads.
+
+    Inputs have `shape`; OpenVINO's engines, INT8 and float, are compiled for it.
+    """
     from engines.bench import Contestant
     from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
 
     options = run.options
     floating = run.work.path / FLOAT
-    entries = [Contestant("int8", options.target, open_engine(run))]
+    entries = [Contestant("int8", options.target, open_engine(run, shape))]
     if options.target == "openvino":
         from engines.openvino import OpenVINORunner, OpenVINOSettings
 
-        runner = OpenVINORunner(floating, OpenVINOSettings(options.threads, "f32"))
+        runner = OpenVINORunner(floating, OpenVINOSettings(options.threads, "f32", shape=shape))
         entries.append(Contestant("openvino-fp32", "openvino", runner))
     if options.target == "tensorrt":
         entries += [Contestant(f"tensorrt-{body}", "tensorrt", open_variant(run, stage, body)) for body in bodies(run)]

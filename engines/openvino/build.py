@@ -31,11 +31,15 @@ class OpenVINOSettings:
             it, which changes both speed and numbers behind the user's back.
         dynamic_group: how many inputs of a linear with INT8 weights share one run-time scale; 0 leaves the graph as it
             is. Written into the IR, so that every reader of it computes the same.
+        shape: of every input, that a runner compiles a second, static variant for: OpenVINO's kernels for a known
+            shape are faster, and a large batch can be cut into pieces (see `OpenVINORunner`). Other shapes run in the
+            dynamic variant. None: no such variant. The IR is the same.
     """
 
     threads: int = 0
     precision_hint: str = "f32"
     dynamic_group: int = 0
+    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         choice(self.precision_hint, PRECISION_HINTS, "precision hint")

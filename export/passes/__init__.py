@@ -14,7 +14,7 @@ from export.passes.pipeline import LowerOptions, float_passes, passes_for
 from export.to_onnx import EXTERNAL_DATA_BYTES
 from qdq.artifacts import sha256_file, write_json
 
-__all__ = ["LowerOptions", "float_variant", "lower"]
+__all__ = ["LowerOptions", "float_variant", "lower", "lowered_step_by_step"]
 
 
 def lower(
@@ -36,6 +36,22 @@ def lower(
     report = {"target": target, "canonical_sha256": sha256_file(canonical), "passes": steps}
     write_json(folder / "passes.json", report)
     return report
+
+
+def lowered_step_by_step(canonical: Path, target: str, folder: Path) -> dict[str, Path]:
+    """The canonical graph and the graph after every pass that changed it, as files by the pass's name, in order.
+
+    Raises as `lower`.
+    """
+    graph = load_graph(canonical)
+    found = {"canonical": canonical}
+    for step in passes_for(target):
+        result = step.run(graph)
+        graph.cleanup().toposort()
+        if result.modified:
+            found[step.name] = folder / step.name / "model.onnx"
+            save_graph(graph, found[step.name])
+    return found
 
 
 def float_variant(

@@ -9,12 +9,13 @@ from export.names import DEQUANTIZE, QUANTIZE
 from export.passes.base import Declined, PassResult
 
 
-def recode_unsigned(graph: gs.Graph) -> PassResult:
-    """Recode activations.
+def recode_unsigned(graph: gs.Graph, linears_only: bool = False) -> PassResult:
+    """Recode activations; with `linears_only` those that nothing but multiplications by weights read.
 
     Before: ``Q(zero-point int8 0) -> DQ(zero-point int8 0)``, codes in -128..127.
     After: ``Q(zero-point uint8 128) -> DQ(zero-point uint8 128)``, codes in 0..255; 128 + code, nothing else changes.
-    Leaves alone: weights (a Q or DQ on an initializer), what is unsigned already, and, declined with the reason, a Q
+    Leaves alone: weights (a Q or DQ on an initializer), what is unsigned already or outside `linears_only`, and,
+    declined with the reason, a Q
     whose zero-point is not 0 and one whose codes go anywhere but into such a DQ.
     """
     changed: list[str] = []
@@ -22,6 +23,8 @@ def recode_unsigned(graph: gs.Graph) -> PassResult:
     for quantize in [node for node in graph.nodes if node.op == QUANTIZE]:
         zero = _zero_point(quantize)
         if isinstance(quantize.inputs[0], gs.Constant) or zero is None or zero.dtype != np.int8:
+            continue
+        if linears_only and not _feeds_linears(quantize):
             continue
         if reason := _obstacle(graph, quantize, zero):
             declined.append(Declined(quantize.name, reason))
@@ -33,6 +36,21 @@ def recode_unsigned(graph: gs.Graph) -> PassResult:
         quantize.outputs[0].dtype = np.uint8
         changed.append(quantize.name)
     return PassResult(tuple(changed), tuple(declined))
+
+
+def _feeds_linears(quantize: gs.Node) -> bool:
+    """Whether all that is computed from the codes are products with constant second factors."""
+    readers = [reader for dequantize in quantize.outputs[0].outputs for reader in dequantize.outputs[0].outputs]
+    return bool(readers) and all(
+        reader.op in ("MatMul", "Gemm") and _is_constant(reader.inputs[1]) for reader in readers
+    )
+
+
+def _is_constant(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant, or one behind a DequantizeLinear or a layout node."""
+    while tensor.inputs and tensor.inputs[0].op in (DEQUANTIZE, QUANTIZE, "Transpose", "Cast"):
+        tensor = tensor.inputs[0].inputs[0]
+    return isinstance(tensor, gs.Constant)
 
 
 def _zero_point(node: gs.Node) -> np.ndarray | None:

@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from engines.openvino import OpenVINORunner, OpenVINOSettings, build
+from engines.openvino.runner import piece_of
 from engines.types import BuiltEngine, MatmulNames
 from export.to_onnx import save_proto
 from qdq.engine import multiplications
@@ -213,6 +214,43 @@ def test_runner_takes_any_shape_and_owns_what_it_returns(write_encoder: Callable
         assert result.dtype == np.float32
         assert result.flags.owndata
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("tokens", [1280, 32, 9], ids=["two pieces", "four pieces on two streams", "whole"])
+def test_a_runner_for_one_shape_takes_every_other_shape_too(
+    write_encoder: Callable[..., Path], make_feeds: Any, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """Its static variant and the dynamic one are two compilations: float sums may differ in their last bits."""
+    monkeypatch.setattr("engines.openvino.runner.PIECE_TOKENS", tokens)
+    built(model := write_encoder())
+    xml = model.parent / "openvino" / "model.xml"
+    general, special = OpenVINORunner(xml, ONE_THREAD), OpenVINORunner(xml, OpenVINOSettings(2, shape=(8, 16)))
+    for shape in ((8, 16), (3, 9), (8, 16), (8, 17)):
+        expected, got = (runner(make_feeds(*shape))["last_hidden_state"] for runner in (general, special))
+        assert got.shape == expected.shape
+        # a code that rounds the other way moves one product by a scale; most values must be equal all the same
+        assert np.median(np.abs(got - expected)) < 1e-5
+        assert (np.median(np.abs(got - expected), axis=(1, 2)) < 1e-2).all()  # and every row is in its place
+    with pytest.raises(BuildError, match="cannot load"):
+        OpenVINORunner(xml, OpenVINOSettings(1, shape=(2, 9, 9)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads", "rows"),
+    [
+        ((40, 128), 2, 10),
+        ((8, 128), 2, 4),
+        ((40, 16), 2, 20),
+        ((6, 2, 64), 2, 3),  # multiple choice
+        ((40, 128), 1, 40),  # nobody to share with
+        ((1, 128), 2, 1),
+        ((41, 128), 2, 41),  # no even share
+        ((4, 4096), 2, 4),  # one row is beyond a piece
+        ((16, 128), 8, 2),
+    ],
+)
+def test_a_batch_is_cut_into_even_pieces_of_limited_size(shape: tuple[int, ...], threads: int, rows: int) -> None:
+    assert piece_of(shape, threads) == rows
 
 
 def test_runner_refuses_a_batch_that_does_not_fit(write_encoder: Callable[..., Path], make_feeds: Any) -> None:

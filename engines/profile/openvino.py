@@ -1,0 +1,169 @@
+"""Per-layer times of an OpenVINO engine, from its performance counters and its compiled graph."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from engines.interface import feeds_for
+from engines.openvino.build import OpenVINOSettings, open_core, reason
+from engines.profile.layers import Layer, Profiled
+from engines.types import Feeds
+from qdq.errors import BuildError
+
+INT8 = frozenset({"i8", "u8"})
+REORDERS = frozenset({"Broadcast", "Concatenation", "Convert", "Reorder", "Reshape", "Split", "Transpose"})
+NORMALIZATION = frozenset({"LayerNorm", "LayerNormalization", "MVN", "RMSNorm"})
+ACTIVATIONS = frozenset({"Erf", "Gelu", "Relu", "Swish", "Tanh"})
+
+
+class OpenVINOProfiler:
+    """An IR or ONNX file compiled with performance counters."""
+
+    def __init__(self, model: Path, settings: OpenVINOSettings) -> None:
+        """Raises BuildError when OpenVINO cannot load `model`, Unavailable when it is not installed."""
+        core = open_core()
+        try:
+            self._network = core.read_model(str(model))
+            if settings.shape is not None:
+                self._network.reshape({port.get_any_name(): list(settings.shape) for port in self._network.inputs})
+            self._compiled = core.compile_model(self._network, "CPU", {**settings.properties(), "PERF_COUNT": True})
+        except RuntimeError as error:
+            raise BuildError(f"OpenVINO cannot load {model}: {reason(error)}; build it again") from error
+        self._model = model
+        self._ranks = {port.get_any_name(): len(port.get_partial_shape()) for port in self._network.inputs}
+        self._request = self._compiled.create_infer_request()
+        self._times: dict[str, list[float]] = defaultdict(list)
+        self._kinds: dict[str, str] = {}
+        self._calls: list[float] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def run(self, feeds: Feeds) -> None:
+        """See `Profiler`."""
+        wanted = feeds_for(self._ranks, feeds)
+        begin = time.perf_counter()
+        try:
+            self._request.infer(wanted)
+        except RuntimeError as error:
+            raise BuildError(f"OpenVINO cannot run {self._model}: {reason(error)}") from error
+        elapsed = 1e3 * (time.perf_counter() - begin)
+        if not self._shapes:
+            self._shapes = {name: array.shape for name, array in wanted.items()}
+            return
+        self._calls.append(elapsed)
+        for entry in self._request.profiling_info:
+            self._times[entry.node_name].append(1e3 * entry.real_time.total_seconds())
+            self._kinds[entry.node_name] = entry.node_type
+
+    def result(self) -> Profiled:
+        """See `Profiler`."""
+        nodes = {node.get_friendly_name(): node for node in self._compiled.get_runtime_model().get_ordered_ops()}
+        origins = _Origins(self._network, self._shapes)
+        medians = {name: statistics.median(values) for name, values in self._times.items()}
+        layers = (_layer(name, self._kinds[name], ms, nodes.get(name), origins) for name, ms in medians.items() if ms)
+        return Profiled(tuple(layers), statistics.median(self._calls))
+
+
+class _Origins:
+    """The operations of the network before OpenVINO compiled it: their types, and what each multiplies."""
+
+    def __init__(self, network: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.types = {op.get_friendly_name(): str(op.get_type_name()) for op in network.get_ordered_ops()}
+        fixed = network.clone()
+        fixed.reshape({port.get_any_name(): list(shapes[port.get_any_name()]) for port in fixed.inputs})
+        self.multiply_adds: dict[str, int] = {}
+        for op in fixed.get_ordered_ops():
+            if op.get_type_name() == "MatMul":
+                inner = op.input(0).get_partial_shape().to_shape()[-2 if op.get_attributes()["transpose_a"] else -1]
+                self.multiply_adds[op.get_friendly_name()] = prod(op.output(0).get_partial_shape().to_shape()) * inner
+
+    def of(self, node: Any) -> list[str]:
+        """Names of the operations a primitive was fused from, in the network's spelling.
+
+        OpenVINO adds ``/DequantizationMultiply`` and the like to a name, or ``_original``.
+        """
+        found = []
+        for name in _information(node, "originalLayersNames").split(","):
+            while name and name.removesuffix("_original") not in self.types:
+                name = name.rpartition("/")[0]
+            if name:
+                found.append(name.removesuffix("_original"))
+        return found
+
+
+def _layer(name: str, kind: str, milliseconds: float, node: Any, origins: _Origins) -> Layer:
+    if node is None:
+        return Layer(name, kind, "other", False, milliseconds)
+    names = origins.of(node)
+    types = {origins.types[origin] for origin in names}
+    layer_type = _information(node, "layerType")
+    group = _group(layer_type, types, node)
+    if group != "gemm":
+        return Layer(name, kind, group, _information(node, "runtimePrecision") in INT8, milliseconds)
+    first, second = (node.input_value(index).get_element_type().get_type_name() for index in (0, 1))
+    products = [origin for origin in (*names, *_weight_names(node, origins)) if origin in origins.multiply_adds]
+    work = origins.multiply_adds[products[0]] if products else 0
+    return Layer(name, kind, group, first in INT8 and second in INT8, milliseconds, work)
+
+
+def _weight_names(node: Any, origins: _Origins) -> Iterator[str]:
+    """Fused with a bias a multiplication may carry only that name, but its weight still says ``x/transpose_b``."""
+    weight = node.input_value(1).get_node()
+    while _information(weight, "layerType") in REORDERS:
+        yield from origins.of(weight)
+        weight = weight.input_value(0).get_node()
+
+
+def _group(layer_type: str, types: set[str], node: Any) -> str:
+    """Group of a primitive by its type and by the operations it was fused from."""
+    if layer_type == "FullyConnected":
+        return "gemm"
+    if layer_type in ("MatMul", "ScaledDotProductAttention") or {"MatMul", "Softmax"} <= types:
+        return "attention"
+    if layer_type in REORDERS and layer_type != "Convert":
+        return "reorder"
+    if layer_type == "Gather":
+        return "embeddings" if "f" in _output_type(node) or _output_type(node) in INT8 else "other"
+    if layer_type == "Softmax":
+        return "softmax"
+    if layer_type in NORMALIZATION or types & NORMALIZATION or _follows(node, NORMALIZATION):
+        return "layernorm"
+    if layer_type == "FakeQuantize":
+        return "quantize"
+    if layer_type in ("Eltwise", "Subgraph", "Math"):
+        return _elementwise(types, node)
+    return "reorder" if layer_type == "Convert" and "f" in _output_type(node) else "other"
+
+
+def _elementwise(types: set[str], node: Any) -> str:
+    if types & ACTIVATIONS:
+        return "gelu"
+    floats = [source for source in _sources(node) if _information(source, "layerType") != "Const"]
+    if "Add" in types and len(floats) > 1 and "f" in _output_type(node):
+        return "residual"
+    return "quantize" if _output_type(node) in INT8 and "FakeQuantize" in types else "other"
+
+
+def _follows(node: Any, kinds: frozenset[str]) -> bool:
+    """Whether a scale and shift is that of the primitive in front of it."""
+    sources = [source for source in _sources(node) if _information(source, "layerType") != "Const"]
+    elementwise = _information(node, "layerType") in ("Eltwise", "Subgraph") and len(sources) == 1
+    return elementwise and _information(sources[0], "layerType") in kinds
+
+
+def _sources(node: Any) -> list[Any]:
+    return [value.get_node() for value in node.input_values()]
+
+
+def _output_type(node: Any) -> str:
+    return _information(node, "outputPrecisions").split(",")[0].lower()
+
+
+def _information(node: Any, key: str) -> str:
+    information = node.get_rt_info()
+    return str(information[key].astype(str)) if key in information else ""
