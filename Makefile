@@ -13,6 +13,7 @@
 #|   make setup      create .venv (the targets above do so when needed)
 #|   make clean      remove build/ and caches; make distclean: .venv too
 #|   make results    measure README.md's tables anew
+#|   make proof      prove the TensorRT graphs without a GPU: docs/tensorrt.md
 #|   make lock       renew constraints.txt from the ranges in pyproject.toml
 #|
 #| Variables of engine and bench (`.venv/bin/qdq compile --help` has details):
@@ -37,7 +38,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine bench bench-t4 test lint type clean distclean lock results test-gpu bench-peers
+.PHONY: help setup engine bench bench-t4 proof test lint type clean distclean lock results test-gpu bench-peers
 
 VENV := .venv
 PYTHON ?= python3
@@ -117,6 +118,9 @@ bench-peers: $(PEERS)/.installed
 	@$(PEERS_RUN) --model random:bert-base --work build/peers/bert-base --rounds 5 --eval-samples 80 \
 	  --json docs/results/peers/bert-base-random.json
 	@$(PEERS)/bin/python -m qdq.readme
+
+proof: setup
+	@$(VENV)/bin/python -m qdq.proof
 
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,

@@ -52,6 +52,9 @@ def _inspect(typed: Mapping[str, Any]) -> Answer:
     from engines.tensorrt import inspect_command
 
     layer_info = Path(typed["file"])
+    if not layer_info.is_file() or layer_info.suffix != ".json":
+        what = "is no JSON file" if layer_info.is_file() else "is not a file"
+        raise ConfigError(f"{layer_info}: {what}; give the layer_info.json that a build leaves beside its plan")
     model = Path(typed["model"]) if typed["model"] else layer_info.with_name("model.onnx")
     layers = _fusion_map(model, typed["sm"], typed["sequence"])
     return inspect_command(layer_info, layers, "json" if typed["json"] else "text")

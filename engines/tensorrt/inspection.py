@@ -137,7 +137,8 @@ def _verdict(judged: Verdict) -> Iterator[str]:
             yield from textwrap.wrap(told, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
         if len(found) > SHOWN:
             yield f"    and {len(found) - SHOWN} more"
-    yield "as predicted" if judged.as_predicted else f"{len(judged.differences)} differences"
+    count = len(judged.differences)
+    yield "as predicted" if judged.as_predicted else f"{count} difference{'s' * (count != 1)}"
 
 
 def _shorten(text: str, width: int) -> str:

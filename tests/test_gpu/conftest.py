@@ -199,9 +199,16 @@ def wait_until_ready(url: str, server: Popen[bytes], timeout_s: float) -> None:
     pytest.fail(f"{url} was not ready within {timeout_s:g} seconds")
 
 
+def texts(folder: Path) -> Path:
+    """A file of `write_texts` in `folder`."""
+    return write_texts(folder / "texts.txt")
+
+
 @dataclass(frozen=True)
 class Tools:
     """The functions above, for tests, which cannot import this file."""
+
+    texts: Callable[[Path], Path] = texts
 
     feeds_of: Callable[..., dict[str, NDArray[Any]]] = feeds_of
     reference: Callable[..., Outputs] = reference

@@ -135,17 +135,42 @@ def test_default_model(default_model: Any, tools: Any) -> None:
     check_prediction(model, 128)
 
 
-def test_int8_is_faster_than_fp16_on_bert_base(base_sized: Any, tools: Any, record_property: Any) -> None:
-    """Batch 40, sequence 128, both with the transfers of ids and logits, a few hundred KB in all; measured in turns."""
+@pytest.fixture(scope="module")
+def base_plans(base_sized: Any) -> dict[str, Path]:
+    """BERT-base with random weights, built in both precisions."""
     for model in (base_sized.int8, base_sized.fp16):
         build(model, model.parent, TensorRTSettings())
-    plans = {name: getattr(base_sized, name).parent / "model.plan" for name in ("int8", "fp16")}
+    return {name: getattr(base_sized, name).parent / "model.plan" for name in ("int8", "fp16")}
+
+
+def test_int8_is_faster_than_fp16_on_bert_base(
+    base_sized: Any, base_plans: dict[str, Path], tools: Any, record_property: Any
+) -> None:
+    """Batch 40, sequence 128, both with the transfers of ids and logits, a few hundred KB in all; measured in turns."""
     feeds = tools.feeds_of(base_sized.int8, 40, 128)
-    with TensorRTRunner(plans["int8"]) as int8, TensorRTRunner(plans["fp16"]) as fp16:
+    with TensorRTRunner(base_plans["int8"]) as int8, TensorRTRunner(base_plans["fp16"]) as fp16:
         found = tools.medians({"int8": int8, "fp16": fp16}, feeds, ROUNDS)
     sys.stdout.write(f"BERT-base, 40 x 128: INT8 {found['int8']:.2f} ms, FP16 {found['fp16']:.2f} ms\n")
     record_property("milliseconds", found)
     assert found["int8"] < found["fp16"], found
+
+
+@pytest.mark.parametrize("switches", [(), ("--no-cuda-graph", "--transfers", "--no-spin-wait", "--streams", "2")])
+def test_the_benchmark_command_on_a_real_device(
+    base_plans: dict[str, Path], tools: Any, tmp_path: Path, switches: tuple[str, ...]
+) -> None:
+    from qdq.artifacts import read_json
+    from qdq.cli import main
+
+    engines = [word for name, plan in base_plans.items() for word in ("--engine", f"{name}={plan}")]
+    # The random checkpoint knows fewer words than the command's random ids go to, but text has its tokenizer.
+    text = ("--model", str(base_plans["fp16"].parents[2] / "checkpoint"), "--eval-data", str(tools.texts(tmp_path)))
+    assert main(["bench", *engines, *text, *switches, "--iterations", "200", "--out", str(tmp_path)]) == 0
+    report = read_json(tmp_path / "benchmark-gpu.json")
+    int8 = report["contestants"]["int8"]
+    assert report["gpu"]["clock"] == "CUDA events" and report["gpu"]["device"] in (probe().gpu or "")
+    assert int8["latency_ms"]["p50"] <= int8["latency_ms"]["p90"] <= int8["latency_ms"]["p99"]
+    assert int8["speedup"]["tensorrt-fp16"] > 1
 
 
 def free_port() -> int:

@@ -28,6 +28,32 @@ def test_readme_tables_are_what_the_results_give() -> None:
     assert render(readme, load_results()) == readme, "run 'make results', or 'python -m qdq.readme' after editing"
 
 
+def test_the_tensorrt_table_is_what_the_results_give() -> None:
+    from qdq import proof
+
+    page = proof.PAGE.read_text(encoding="utf-8")
+    assert proof.render(page, proof.load_results()) == page, "run 'make proof'"
+
+
+def test_the_tensorrt_graphs_were_proved() -> None:
+    """What `make proof` found on real models: the same acceptance the tests hold a tiny graph to."""
+    from qdq import proof
+
+    results = proof.load_results()
+    assert {"all-MiniLM-L6-v2", "minilm-mrpc"} <= set(results)
+    for name, result in results.items():
+        lint, removals, half = result["lint"], result["removals"], result["fp16"]
+        assert (lint["findings"]["error"], lint["findings"]["performance"]) == (0, 0), name
+        layers = lint["layers"]
+        assert lint["fused_attentions"] == layers and lint["int8"]["linears"] == [6 * layers, 6 * layers], name
+        assert removals["points"] == 20 * layers, name
+        assert removals["breaking"] == {"1": 19 * layers, "2": layers}, name
+        assert removals["not_one"] == ["attention.output.dense.input_quantizer"], name
+        assert half["worst_ulp"] <= 4 and half["largest"] < 65504, name
+    metric = results["minilm-mrpc"]["fp16"]["metric"]
+    assert metric["texts"] >= 400 and abs(metric["points_lost"]) <= 0.5
+
+
 def test_results_are_outcomes_of_compile() -> None:
     assert list(RESULTS.glob("*.json"))
     for path in RESULTS.glob("*.json"):

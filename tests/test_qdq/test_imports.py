@@ -21,6 +21,7 @@ SPINE = {
     "peers.py",
     "variants.py",
     "plans.py",
+    "proof.py",
     "pipeline.py",
     "cli.py",
     "file_commands.py",
