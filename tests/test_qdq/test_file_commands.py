@@ -7,31 +7,59 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 Qdq = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def graph(compiled: Path) -> Path:
-    """A canonical graph with the linears and the first attention matmul quantized."""
-    return compiled / "work" / "model.qdq.onnx"
+def write_graph(path: Path, scale: float = 0.1, float_weight: bool = False) -> Path:
+    """relu(x [batch, 128, 32]) through a pair, times an INT8 weight [32, 32] of one scale (or a float one)."""
+    make = onnx.helper.make_node
+    pair = ["x.scale", "zero"]
+    nodes = [
+        make("Relu", ["x"], ["h"], "relu"),  # a Q right behind an input is a finding
+        make("QuantizeLinear", ["h", *pair], ["x.codes"], "x.quantize"),
+        make("DequantizeLinear", ["x.codes", *pair], ["x.dq"], "x.dequantize"),
+        make("DequantizeLinear", ["codes", "w.scale", "zero"], ["w.dq"], "w.dequantize"),
+        make("MatMul", ["x.dq", "float" if float_weight else "w.dq"], ["y"], "linear.MatMul"),
+    ]
+    values = {
+        "x.scale": np.float32(scale),
+        "w.scale": np.float32(0.1),
+        "zero": np.int8(0),
+        **({"float": np.ones((32, 32), np.float32)} if float_weight else {}),
+        "codes": np.ones((32, 32), np.int8),
+    }
+    if float_weight:
+        del nodes[3], values["codes"], values["w.scale"]
+    tensors = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["batch", 128, 32]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "linear", ends[:1], ends[1:], tensors)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
 
 
 @pytest.fixture
-def broken(graph: Path, tmp_path: Path) -> Path:
-    """The same graph with one scale that is negative: an error."""
-    model = onnx.load(graph)
-    scale = next(t for t in model.graph.initializer if t.name.endswith("input_quantizer.scale"))
-    scale.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(scale), scale.name))
-    onnx.save(model, tmp_path / "broken.onnx")
-    return tmp_path / "broken.onnx"
+def graph(tmp_path: Path) -> Path:
+    """One INT8 linear."""
+    return write_graph(tmp_path / "linear.onnx")
 
 
-def test_check_fails_on_errors_and_with_strict_on_lost_speed(qdq: Qdq, graph: Path, broken: Path) -> None:
-    for path, strict, code in ((graph, (), 0), (graph, ("--strict",), 1), (broken, (), 1)):
-        ran = qdq("check", path, *strict)
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """The same with a negative scale, which TensorRT refuses."""
+    return write_graph(tmp_path / "broken.onnx", scale=-0.1)
+
+
+def test_check_fails_on_errors_and_with_strict_on_lost_speed(
+    qdq: Qdq, graph: Path, broken: Path, tmp_path: Path
+) -> None:
+    slow = write_graph(tmp_path / "slow.onnx", float_weight=True)
+    strict = ("--strict",)
+    for path, options, code in ((graph, strict, 0), (slow, (), 0), (slow, strict, 1), (broken, (), 1)):
+        ran = qdq("check", path, *options)
         assert ran.code == code, ran.out
         assert "predicted fusion map" in ran.out and ran.err == ""
         assert max(len(line) for line in ran.out.splitlines() if str(path) not in line) <= 80
@@ -40,7 +68,7 @@ def test_check_fails_on_errors_and_with_strict_on_lost_speed(qdq: Qdq, graph: Pa
 
 def test_check_formats(qdq: Qdq, broken: Path) -> None:
     report = json.loads(qdq("check", broken, "--format", "json", "--target", "trt10", "--sm", "86").out)
-    assert (report["target"], report["sm"], report["counts"]["error"]) == ("trt10", 86, 1)
+    assert (report["target"], report["sm"], report["counts"]["error"]) == ("trt10", 86, 2)  # Q and DQ
     sarif = json.loads(qdq("check", broken, "--format", "sarif").out)
     assert sarif["version"] == "2.1.0" and sarif["runs"][0]["results"][0]["ruleId"] == "QDQ-E104"
 
@@ -64,7 +92,7 @@ def test_estimate(qdq: Qdq, graph: Path) -> None:
         (("estimate", "GRAPH", "--device", "t40"), "unknown value 't40'; did you mean 't4'?"),
         (("estimate", "GRAPH", "--batch", "0"), "batch"),
         (("inspect", "gone.json"), "gone.json: is not a file; give the layer_info.json that a build leaves"),
-        (("inspect", "GRAPH"), "model.qdq.onnx: is no JSON file; give the layer_info.json"),
+        (("inspect", "GRAPH"), "linear.onnx: is no JSON file; give the layer_info.json"),
     ],
 )
 def test_mistakes(qdq: Qdq, graph: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -78,4 +106,4 @@ def test_inspect_reads_the_graph_beside_the_file(qdq: Qdq, graph: Path, tmp_path
     ran = qdq("inspect", tmp_path / "layer_info.json")
     assert ran.code == 2 and f"{tmp_path / 'model.onnx'}: is not a file" in ran.err
     ran = qdq("inspect", tmp_path / "layer_info.json", "--model", graph)
-    assert ran.code == 1 and "layer_info.json" in ran.err  # no layer with a precision: the build was not detailed
+    assert ran.code == 1 and "no engine layer names 'linear.MatMul'\n1 difference\n" in ran.out
