@@ -4,7 +4,7 @@ A strategy such as ``dynabert+qat+embeddings`` is a chain of steps (`qdq.compres
 candidate, the model that was given; every step turns each candidate into one or more::
 
     dynabert     one candidate per width: a smaller model
-    ptq          one candidate per algorithm, batch size and number of batches; scored, the best is kept
+    ptq          one candidate per algorithm, batch size and number of batches, best first
     qat          quantizers, calibrated and then trained with the weights
     dynamic      activations quantized with a range taken from every batch
     embeddings   INT8 embedding tables

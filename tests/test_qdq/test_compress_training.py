@@ -193,3 +193,15 @@ def test_both_forms_of_a_criterion_and_the_older_loss_function(load_tiny: Load, 
         result = trainer.compress(custom_dynabert_calc_loss=calc_loss)
         assert result.best.name == "width-0.5"
     assert any(mask is not None and mask.shape == (2, 2) for mask in masks)
+
+
+def test_the_whole_chain_with_the_documented_defaults(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
+    loaded = load_tiny(num_attention_heads=4)
+    lists = {"algo_list": ["mse", "KL"], "batch_num_list": [1], "width_mult_list": ["3/4"]}
+    result = compress(loaded, encode, tmp_path, "dynabert+qat+embeddings", max_steps=2, **lists)
+    assert result.best.name == "width-0.75-qat-embeddings"
+    again, _, _ = load_checkpoint(result.folders[result.best.name])
+    assert blocks_heads(again) == 3
+    inputs = encode(loaded)
+    with torch.no_grad():
+        assert torch.equal(again.model(**inputs).logits, result.best.model(**inputs).logits)
