@@ -33,6 +33,7 @@ COMMANDS = {
     "build": "stage 6: the engine from TARGET/model.onnx (build.json)",
     "verify": "stage 7: the engine against FP32 (accuracy.json)",
     "bench": "stage 8: latency of the engine and FP32 baselines (benchmark.json), or of plans",
+    "shapes": "latency over batches and sequence lengths, padding and length buckets (shapes.json)",
     "deploy": "stage 9: the Triton model repository",
     "doctor": "what this machine can build, run and benchmark",
 }

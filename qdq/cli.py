@@ -167,6 +167,11 @@ def _print_outcome(command: str, outcome: Any) -> None:
         print(f"\n{relate(reports['accuracy'])}", end="")
     if command in ("compile", "bench") and reports["benchmark"]:
         print(f"\n{render_table(reports['benchmark'])}", end="")
+    if command == "shapes":
+        from qdq.artifacts import read_json
+        from qdq.shapes import render_shapes
+
+        print(f"\n{render_shapes(read_json(Path(outcome.out) / outcome.target / 'shapes.json'))}", end="")
     print("\n" + "\n".join(outcome.artifacts))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qdq import measure, stages
+from qdq import measure, shapes, stages
 from qdq.artifacts import read_json, sha256_file
 from qdq.errors import DeployError, Unavailable
 from qdq.options import TARGETS, CompileOptions, resolve
@@ -116,6 +116,9 @@ def _single(run: Run, name: str) -> None:
             with run.screen.stage(part) as stage:
                 function(run, stage)
         stages.write_placement(run)
+    elif name == "shapes":
+        with run.screen.stage(name, undisturbed=True) as stage:
+            shapes.bench_shapes(run, stage)
     elif name == "bench":
         run_step(run, replace(steps["bench"], parts=(("bench", measure.bench_in_full),)), force=True)
     else:

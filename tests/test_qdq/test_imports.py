@@ -19,6 +19,7 @@ SPINE = {
     "engine.py",
     "measure.py",
     "peers.py",
+    "shapes.py",
     "variants.py",
     "plans.py",
     "proof.py",

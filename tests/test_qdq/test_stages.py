@@ -55,6 +55,26 @@ def test_bench_alone_has_enough_samples_for_p99(workplace: Path, qdq: Qdq) -> No
     assert "int8 " in ran.out
 
 
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_serving_shapes(workplace: Path, qdq: Qdq, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shape the model takes is timed, the others are named; the policies run the same texts."""
+    monkeypatch.setattr("qdq.shapes.SECONDS", 0.01)
+    monkeypatch.setattr("qdq.shapes.BATCHES", (1, 3))
+    monkeypatch.setattr("qdq.shapes.SEQUENCES", (16, 32, 100_000))
+    ran = qdq("shapes", "--out", "work", "--target", target)
+    assert ran.code == 0, ran.err
+    found = read(workplace / "work" / target / "shapes.json")
+    assert [(item["batch"], item["sequence"]) for item in found["shapes"]] == [(1, 16), (3, 16), (1, 32), (3, 32)]
+    assert all(item["contestants"]["int8"]["samples"] >= 3 for item in found["shapes"])
+    assert [item["sequence"] for item in found["skipped"]] == [100_000, 100_000]
+    assert "beyond the" in found["skipped"][0]["reason"]
+    batching = found["batching"]
+    assert batching["fixed"]["speedup"] == 1 and batching["fixed"]["widths"] == [32]
+    assert 0 <= batching["bucketed"]["padding_share"] <= batching["fixed"]["padding_share"] < 1
+    assert all(row["sequences_per_s"] > 0 for row in batching.values())
+    assert "bucketed" in ran.out and "skipped: --sequence" in ran.out
+
+
 def test_inject_and_calibrate_give_the_same_bytes_again(workplace: Path, qdq: Qdq) -> None:
     before = without_manifest(workplace / "work")
     for stage in ("inject", "calibrate"):
