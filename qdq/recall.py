@@ -18,7 +18,7 @@ DECIDED_BY: Mapping[str, tuple[str, ...]] = {
     "lower": ("body",),
     "build": ("precision_hint",),
 }
-ORDER = ("inject", "calibrate", "export", "lower", "variants", "build", "verify", "bench", "deploy")
+ORDER = ("inject", "calibrate", "export", "lower", "variants", "build", "verify", "bench", "shapes", "deploy")
 
 
 def recalled(stage: str, typed: Mapping[str, Any], earlier: Mapping[str, Any]) -> CompileOptions:
