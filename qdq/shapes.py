@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.artifacts import write_json
+from qdq.engine import open_engine
 from qdq.errors import ConfigError
 from qdq.measure import contestants
 from qdq.run import Run
@@ -36,7 +37,7 @@ def bench_shapes(run: Run, stage: Stage) -> Sequence[Path]:
     loaded = run.reference
     if loaded.task.choices:
         raise ConfigError("qdq shapes: multiple choice has no single sequence per text; use 'qdq bench'")
-    race, texts = contestants(run), run.evaluation.records
+    texts = run.evaluation.records
     shapes: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     grid = [(batch, sequence) for sequence in SEQUENCES for batch in BATCHES]
@@ -49,11 +50,11 @@ def bench_shapes(run: Run, stage: Stage) -> Sequence[Path]:
             skipped.append({"batch": batch, "sequence": sequence, "reason": str(error)})
             continue
         settings = BenchSettings(batch, sequence, budget_s=SECONDS, threads=run.options.threads)
-        report = bench(race, feeds, settings, run.versions)
+        report = bench(contestants(run, stage, (batch, sequence)), feeds, settings, run.versions)
         shapes.append({key: report[key] for key in ("batch", "sequence", "workload", "contestants")})
     if not shapes:
         raise ConfigError(f"no serving shape fits: {skipped[0]['reason']}")
-    policies = bench_policies(run, race[0].run)
+    policies = bench_policies(run, open_engine(run))
     stage.say(f"{len(shapes)} shapes; bucketed batching {policies['bucketed']['speedup']:.2f} x fixed padding")
     found = {"shapes": shapes, "skipped": skipped, "batching": policies, "machine": report["machine"]}
     return (write_json(run.target / "shapes.json", found),)
