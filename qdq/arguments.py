@@ -16,9 +16,11 @@ from qdq.options import (
     DEFAULT_PLACEMENT,
     PLACEMENT_NAMES,
     PRECISION_HINTS,
+    SEARCH,
     TARGETS,
     CompileOptions,
 )
+from qdq.ptq.settings import ACTIVATION_TYPES, ROUND_TYPES, WEIGHT_TYPES
 from qdq.tasks import TASKS
 
 WIDTH = 80
@@ -194,6 +196,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     _text_options(parser)
     _quantization_options(parser)
+    _ptq_options(parser)
     _engine_options(parser)
 
 
@@ -247,7 +250,8 @@ def _quantization_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--calibrator",
         metavar="NAME",
-        help=f"{', '.join(ALGORITHMS)}; as in PaddleNLP {', '.join(ALIASES)} (default: {d.calibrator})",
+        help=f"{SEARCH} (mse, then by the error of what a point feeds), {', '.join(ALGORITHMS)}; as in PaddleNLP "
+        f"{', '.join(ALIASES)} (default: {d.calibrator})",
     )
     add(
         "--percentile",
@@ -255,6 +259,29 @@ def _quantization_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="of the percentile calibrator (default: 99.999, or 99.99 when residual adds are quantized)",
     )
+
+
+def _ptq_options(parser: argparse.ArgumentParser) -> None:
+    d = CompileOptions()
+    add = parser.add_argument_group("post-training parameters (PaddleNLP's names) and treatments").add_argument
+    add("--weight-quantize-type", metavar="T", help=f"{' or '.join(WEIGHT_TYPES)} (default: what the placement says)")
+    add(
+        "--activation-quantize-type",
+        metavar="T",
+        help=f"{', '.join(ACTIVATION_TYPES)} (default: {d.activation_quantize_type}, the algorithm's range)",
+    )
+    add("--moving-rate", metavar="R", type=float, help=f"of moving averages (default: {d.moving_rate:g})")
+    add("--round-type", metavar="T", help=f"{', '.join(ROUND_TYPES)} (default: {d.round_type})")
+    for name, text in (
+        ("bias-correction", "absorb a linear's mean error in its bias"),
+        ("equalization", "scale query against key and value against output channels"),
+        ("smoothing", "divide outlier channels in front of linears where it pays"),
+        ("softmax-scale", "amax 1 for softmax outputs whatever the data"),
+    ):
+        add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{text} (default: on)")
+    add("--algo-list", metavar="A,B", type=_names, help="sweep: calibrators to try (percentile:99.9 is one)")
+    add("--batch-num-list", metavar="N,M", type=_counts, help="sweep: numbers of batches; all is every sample")
+    add("--batch-size-list", metavar="N,M", type=_counts, help="sweep: samples in a batch")
 
 
 def _engine_options(parser: argparse.ArgumentParser) -> None:
@@ -310,6 +337,10 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     add("--cuda-graph", action=switch, help="launch as one CUDA graph (default: on)")
     add("--spin-wait", action=switch, help="poll for the end of a launch (default: on)")
     add("--transfers", action=switch, help="time copies to and from the GPU, too (default: off)")
+
+
+def _counts(text: str) -> tuple[int | None, ...]:
+    return tuple(None if part == "all" else int(part) for part in text.split(",") if part)
 
 
 def _names(text: str) -> tuple[str, ...]:

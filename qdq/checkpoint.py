@@ -1,7 +1,8 @@
 """Our checkpoint folder: a transformers checkpoint whose safetensors also hold every amax, and its quant spec.
 
-The parameters are the original ones (1/sqrt(d) is applied on load, not stored), so ``AutoModel.from_pretrained`` reads
-the same folder as the floating-point model, and QDQBERT state dicts, which use the same names, can be imported.
+The parameters are the original ones: 1/sqrt(d) is applied on load, and what treatments change of a weight stands beside
+it (`qdq.inject.quantizer.TREATMENTS`). So ``AutoModel.from_pretrained`` reads the same folder as the floating-point
+model, and QDQBERT state dicts, which use the same names, can be imported.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.inject import Placement, inject, quantizers
 from qdq.inject.embedding import QuantEmbedding
-from qdq.inject.quantizer import QuantLinear, TensorQuantizer, weight_amax
+from qdq.inject.quantizer import TREATMENTS, QuantLinear, TensorQuantizer, weight_amax
 from qdq.inject.spec import QuantSpec, spec_from_mapping
 from qdq.model import LoadedModel, load_model, quiet_transformers
 from qdq.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
 
 AMAX_SUFFIX = "_amax"
+OURS = (AMAX_SUFFIX, *(f".{name}" for name in TREATMENTS))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 POOLING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
@@ -111,7 +113,10 @@ def has_amax(folder: Path, allow_pickle: bool = False) -> bool:
 
 
 def read_amax(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
-    """Every ``…_amax`` tensor of a folder's weight files. Raises ModelError for a damaged or refused file."""
+    """Every ``…_amax`` tensor of a folder's weight files, and the treatments of linears.
+
+    Raises ModelError for a damaged or refused file.
+    """
     found: dict[str, Tensor] = {}
     for path in weight_files(folder, allow_pickle):
         try:
@@ -123,7 +128,7 @@ def read_amax(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as handle:
-        return {key: handle.get_tensor(key) for key in handle.keys() if key.endswith(AMAX_SUFFIX)}  # noqa: SIM118
+        return {key: handle.get_tensor(key) for key in handle.keys() if key.endswith(OURS)}  # noqa: SIM118
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -147,6 +152,23 @@ def load_amax(model: nn.Module, amax: Mapping[str, Tensor]) -> None:
                 f"{name}: the checkpoint's amax is {list(amax[key].shape)}, not {list(shapes[name])}; calibrate again"
             )
         point.set_amax(amax[key])
+    _load_treatments(model, amax)
+
+
+def _load_treatments(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give every linear the treatments of `tensors` (by state dict key). Raises CalibrationError for a wrong shape."""
+    for path, linear in model.named_modules():
+        if not isinstance(linear, QuantLinear):
+            continue
+        shapes = {"_codes": linear.weight.shape, "_smoothing": linear.weight.shape[1:]}
+        shapes |= {"_column_scale": linear.weight.shape[1:]}
+        for name in TREATMENTS:
+            value = tensors.get(f"{path}.{name}")
+            if value is not None and value.shape != (expected := shapes.get(name, linear.weight.shape[:1])):
+                raise CalibrationError(
+                    f"{path}: the checkpoint's {name} is {list(value.shape)}, not {list(expected)}; calibrate again"
+                )
+            linear.treat(name, value)
 
 
 def table_amax(model: nn.Module) -> dict[str, Tensor]:

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, Algorithm, algorithm_named
 from qdq.config import choice
 from qdq.errors import ConfigError
+from qdq.ptq.settings import PtqSettings, Treatments
 from qdq.tasks import TASKS
 
 TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
@@ -23,9 +24,11 @@ PLAN_OPTIONS = (
     *("cuda_graph", "spin_wait", "transfers"),
 )
 
+SEARCH = "search"  # the default calibrator: mse, then the clip search of qdq.ptq.clip
 CPU_TARGETS = ("openvino", "onnxruntime")
 DEFAULT_PLACEMENT = {"openvino": "linear+qk", "onnxruntime": "linear+qk", "tensorrt": "qdqbert"}
 LARGEST_BATCH = 4096
+DEFAULT_BATCH_SIZE = 4  # of calibration, PaddleNLP's; matters to avg and moving averages only
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,13 @@ class CompileOptions:
         placement: named placement; None is linear+qk for CPU targets and qdqbert for TensorRT.
         spec: JSON or YAML file with a QuantSpec, instead of a named placement.
         embedding_tables: INT8 embedding tables with a scale per row, whatever the placement says; needs no data.
-        calibrator, percentile: how activation ranges are chosen; percentile None is 99.999, or 99.99 when residual adds
-            are quantized (their outliers are larger and matter less than the bulk).
+        calibrator, percentile: how activation ranges are chosen: an algorithm of qdq.calibrate.algorithms, or search,
+            which takes mse and then searches the points whose own error misleads by the error of what they feed.
+            percentile None is 99.999, or 99.99 when residual adds are quantized.
+        weight_quantize_type, activation_quantize_type, moving_rate, round_type, bias_correction: of PaddleNLP's
+            compression API, see qdq.ptq.settings; weight_quantize_type None is what the placement says.
+        equalization, smoothing, softmax_scale: the other treatments of qdq.ptq.settings.
+        algo_list, batch_num_list, batch_size_list: what a sweep tries; without any there is no sweep.
         samples: calibration texts.
         eval_samples: most texts compared with FP32.
         batch, sequence: benchmark shape; sequence is also where texts are truncated.
@@ -65,8 +73,19 @@ class CompileOptions:
     placement: str | None = None
     spec: str | None = None
     embedding_tables: bool = False
-    calibrator: str = "percentile"
+    calibrator: str = SEARCH
     percentile: float | None = None
+    weight_quantize_type: str | None = None
+    activation_quantize_type: str = "range_abs_max"
+    moving_rate: float = DEFAULT_MOVING_RATE
+    round_type: str = "gptq"
+    bias_correction: bool = True
+    equalization: bool = True
+    smoothing: bool = True
+    softmax_scale: bool = True
+    algo_list: tuple[str, ...] = ()
+    batch_num_list: tuple[int | None, ...] = ()
+    batch_size_list: tuple[int, ...] = ()
     samples: int = 128
     eval_samples: int = 512
     batch: int = 40
@@ -86,7 +105,8 @@ class CompileOptions:
         choice(self.target, TARGETS, "--target")
         choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
         choice(self.body, BODIES, "--body")
-        algorithm_named(self.calibrator, self.percentile, where="--calibrator")
+        self.algorithm(None)
+        self.ptq_settings()
         if self.placement is not None:
             choice(self.placement, PLACEMENT_NAMES, "--placement")
         if self.triton_backend is not None:
@@ -109,12 +129,51 @@ class CompileOptions:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ConfigError(f"--{name.replace('_', '-')}: {value} is outside {least}..{most}")
-        if self.percentile is not None and not 0 < self.percentile <= 100:
-            raise ConfigError(f"--percentile: {self.percentile} is outside (0, 100]")
         if not self.bench_seconds > 0:
             raise ConfigError(f"--bench-seconds: {self.bench_seconds} must be positive")
         if len(self.text_columns) > 2:
             raise ConfigError(f"--text-columns: at most two (text and pair), found {len(self.text_columns)}")
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether several settings are to be tried."""
+        return bool(self.algo_list or self.batch_num_list or self.batch_size_list)
+
+    def algorithm(self, default_percentile: float | None) -> Algorithm:
+        """The one algorithm of a run that does not sweep. Raises ConfigError."""
+        if self.percentile is not None:
+            algorithm_named("percentile", self.percentile, where="--percentile")
+        name = "mse" if self.calibrator == SEARCH else self.calibrator
+        chosen = algorithm_named(name, self.percentile or default_percentile, self.moving_rate, "--calibrator")
+        fixed = PtqSettings(
+            activation_quantize_type=self.activation_quantize_type, moving_rate=self.moving_rate
+        ).algorithms()
+        return chosen if self.activation_quantize_type == "range_abs_max" else fixed[0]
+
+    def ptq_settings(self) -> PtqSettings:
+        """What a sweep tries; a list that is not given holds the run's one value. Raises ConfigError."""
+        return PtqSettings(
+            algo_list=self.algo_list or ("mse" if self.calibrator == SEARCH else self.calibrator,),
+            batch_num_list=self.batch_num_list or (None,),
+            batch_size_list=self.batch_size_list or (DEFAULT_BATCH_SIZE,),
+            weight_quantize_type=self.weight_quantize_type or "channel_wise_abs_max",
+            activation_quantize_type=self.activation_quantize_type,
+            moving_rate=self.moving_rate,
+            round_type=self.round_type,
+            bias_correction=self.bias_correction,
+        )
+
+    @property
+    def treatments(self) -> Treatments:
+        """What is done beside choosing ranges. A calibrator that was named decides every range itself."""
+        return Treatments(
+            equalization=self.equalization,
+            smoothing=self.smoothing,
+            clip_search=self.calibrator == SEARCH and self.activation_quantize_type == "range_abs_max",
+            softmax_scale=self.softmax_scale,
+            round_type=self.round_type,
+            bias_correction=self.bias_correction,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON value of every option."""

@@ -14,6 +14,8 @@ DECIDED_BY: Mapping[str, tuple[str, ...]] = {
     "calibrate": (
         *("model", "task", "allow_pickle", "placement", "spec", "embedding_tables"),
         *("calibration", "samples", "calibrator", "percentile"),
+        *("weight_quantize_type", "activation_quantize_type", "moving_rate", "round_type", "bias_correction"),
+        *("equalization", "smoothing", "softmax_scale", "algo_list", "batch_num_list", "batch_size_list"),
     ),
     "lower": ("body",),
     "build": ("precision_hint",),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.artifacts import write_json
 from qdq.errors import CalibrationError, ConfigError, Unavailable
+from qdq.measure_ranges import Calibrated, measured
 from qdq.run import CANONICAL, CHOICES, FLOAT, Run, prepare_torch
 from qdq.screen import Stage
 
@@ -74,6 +75,8 @@ def requested_spec(run: Run) -> QuantSpec:
     else:
         assert run.source is not None  # options.resolve names a placement for everything but a checkpoint of ours
         spec = read_spec(run.source)[0]
+    if run.options.weight_quantize_type is not None:
+        spec = replace(spec, per_channel_weights=run.options.weight_quantize_type == "channel_wise_abs_max")
     return replace(spec, embedding_tables=True) if run.options.embedding_tables else spec
 
 
@@ -95,24 +98,24 @@ def write_placement(run: Run) -> Path:
 
 
 def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
-    """Stage 3: an amax for every point, measured on text or brought by the checkpoint. All three files come last."""
+    """Stage 3: an amax for every point, measured on text or brought by the checkpoint. All files come last."""
     from qdq.checkpoint import write_checkpoint
 
     assert run.loaded is not None
     spec = requested_spec(run)
-    brought = _take_over(run, run.loaded)
-    if brought and run.options.calibration is None:
-        table, source = _completed(run.loaded), "the checkpoint's own amax"
+    if _take_over(run, run.loaded) and run.options.calibration is None:
+        result = Calibrated(_completed(run.loaded), "the checkpoint's own amax")
         stage.say("amax taken from the checkpoint")
     else:
-        table, source = _measured(run, run.loaded, spec, stage), run.calibration.source
-        how = f"percentile {table.percentile}" if table.percentile else table.algorithm
-        stage.say(f"{how} over {table.tokens} tokens of {source}")
+        result = measured(run, run.loaded, spec, stage)
+    table = result.table
     if table.zero_channels:
         run.screen.warn(f"{sum(table.zero_channels.values())} all-zero weight channels got the floor scale 2**-14")
     write_checkpoint(run.loaded, spec, table, run.checkpoint)  # first: the one that may not fit on the disk
-    calibration = write_json(run.work.path / "calibration.json", {**table.as_json(), "source": source})
-    return run.checkpoint, calibration, write_placement(run)
+    content = {**table.as_json(), "source": result.source, "treatments": result.treatments}
+    calibration = write_json(run.work.path / "calibration.json", content)
+    swept = [write_json(run.work.path / "sweep.json", result.sweep)] if result.sweep else []
+    return run.checkpoint, calibration, write_placement(run), *swept
 
 
 def _take_over(run: Run, loaded: LoadedModel) -> bool:
@@ -146,25 +149,6 @@ def _completed(loaded: LoadedModel) -> CalibrationTable:
     for point in points.values():
         point.enable_quant()
     return summarise(loaded.model, "imported", None, 0, 0)
-
-
-def _measured(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> CalibrationTable:
-    """Stage 3 proper: text through the injected model."""
-    import torch
-
-    from qdq.calibrate.calibrate import CalibrationSettings, calibrate, default_percentile
-    from qdq.encode import calibration_batches, check_language
-
-    options, records = run.options, run.calibration.records
-    if options.calibration is None and (warning := check_language(loaded.tokenizer, records)):
-        run.screen.warn(warning)
-    choices = CHOICES if loaded.task.choices else None
-    feeds = calibration_batches(
-        loaded.tokenizer, records, loaded.inputs, options.sequence, micro_batch=MICRO_BATCH, choices=choices
-    )
-    batches = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
-    settings = CalibrationSettings(options.calibrator, options.percentile or default_percentile(spec))
-    return calibrate(loaded.module(), batches, spec, settings, stage.progress)
 
 
 def export(run: Run, stage: Stage) -> Sequence[Path]:

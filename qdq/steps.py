@@ -43,8 +43,19 @@ def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
         "placement": sha256_file(Path(options.spec)) if options.spec else options.placement,
         "embedding_tables": options.embedding_tables,
         "calibrator": [options.calibrator, options.percentile, options.samples, options.sequence],
+        "ptq": [options.ptq_settings().as_json(), options.treatments.as_json(), options.weight_quantize_type],
+        "sweep": _sweep_inputs(run),
         "text": source_fingerprint(options, options.calibration),
     }
+
+
+def _sweep_inputs(run: Run) -> Mapping[str, Any] | None:
+    """A sweep also depends on what it is scored with."""
+    options = run.options
+    if not options.sweeps:
+        return None
+    text = source_fingerprint(options, options.eval_data)
+    return {"text": text, "labels": options.label_column, "samples": options.eval_samples}
 
 
 def _export_inputs(run: Run) -> Mapping[str, Any]:

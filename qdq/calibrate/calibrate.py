@@ -148,13 +148,18 @@ def settle(module: nn.Module, spec: QuantSpec, collected: Collected, algorithm: 
     points = quantizers(module)
     for name, amax in amax_of(collected.points, algorithm).items():
         points[name].set_amax(torch.tensor(amax))
+    apply_switches(module, spec)
+    for point in points.values():
+        point.enable_quant()
+    return summarise(module, algorithm.name, algorithm.percentile, collected.samples, collected.tokens)
+
+
+def apply_switches(module: nn.Module, spec: QuantSpec) -> None:
+    """The spec's clip_gelu and fuse_qkv, on whatever chose the ranges."""
     if spec.clip_gelu is not None:
         clip_gelu(module, _family(module), spec.clip_gelu)
     if spec.fuse_qkv:
         _fuse_qkv(module, per_tensor_weights=not spec.per_channel_weights)
-    for point in points.values():
-        point.enable_quant()
-    return summarise(module, algorithm.name, algorithm.percentile, collected.samples, collected.tokens)
 
 
 def freeze_weights(module: nn.Module, recalibrate: bool = True) -> None:

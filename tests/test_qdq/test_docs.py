@@ -14,7 +14,7 @@ import pytest
 from qdq.readme import RESULTS, load_results, render
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("custom-model.md", "custom-data.md")
+PAGES = ("custom-model.md", "custom-data.md", "calibration.md")
 CheckpointFactory = Callable[..., Path]
 
 
@@ -102,6 +102,9 @@ def test_page_commands_run(page: str, tmp_path: Path, tiny_checkpoint: Checkpoin
     # The pages show users' commands; the test makes the benchmark short and the shape fit the tiny model.
     small = "--bench-seconds 0.5 --batch 2 --sequence 32"
     script = "\n".join(found).replace("qdq compile", f"qdq compile {small}")
+    script = script.replace("qdq calibrate", f"qdq calibrate {small}").replace(
+        "calibrate.cost", "calibrate.cost --sequence 32"
+    )
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=tmp_path,

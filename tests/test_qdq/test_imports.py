@@ -23,6 +23,7 @@ SPINE = {
     "variants.py",
     "plans.py",
     "proof.py",
+    "measure_ranges.py",
     "pipeline.py",
     "cli.py",
     "file_commands.py",

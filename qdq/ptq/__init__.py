@@ -1,0 +1,1 @@
+"""Post-training quantization beyond choosing ranges: what keeps hard models accurate, and the sweep over settings."""

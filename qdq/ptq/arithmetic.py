@@ -1,0 +1,38 @@
+"""What a quantized linear computes, on sampled rows: the yardstick every treatment is chosen by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qdq.inject.quantizer import scale_of, weight_amax
+
+Rows = Tensor  # [n, in] float32
+
+
+def fake_quantize(x: Tensor, amax: Tensor | float, bits: int = 8) -> Tensor:
+    """``clamp(round(x / scale)) * scale`` as the quantizer computes it."""
+    scale = scale_of(torch.as_tensor(amax), bits)
+    high = 2 ** (bits - 1) - 1
+    return torch.round(x / scale).clamp_(-high - 1, high).mul_(scale)
+
+
+def quantized_weight(weight: Tensor, axis: int | None, bits: int) -> Tensor:
+    """The weight rounded to nearest, per output channel (axis 0) or per tensor (None)."""
+    return fake_quantize(weight, weight_amax(weight, axis), bits)
+
+
+def spread(rows: Tensor, count: int) -> Tensor:
+    """At most `count` evenly spaced rows."""
+    return rows[:: max(1, -(-len(rows) // count))]
+
+
+def normalized(x: Tensor) -> Tensor:
+    """LayerNorm without its affine part, over the last dimension."""
+    return torch.nn.functional.layer_norm(x, x.shape[-1:])
+
+
+def mean_square(x: Tensor, importance: Tensor | None = None) -> float:
+    """Mean of squares of [n, C], rows weighted by `importance` [n]."""
+    rows = x.square().mean(1).double()
+    return float(rows.mean() if importance is None else (rows * importance).mean())

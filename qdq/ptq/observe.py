@@ -1,0 +1,219 @@
+"""A floating-point pass that keeps, per linear input, every channel's largest magnitude and a sample of rows.
+
+Treatments are chosen on these. It runs no more micro-batches than ROWS rows need, evenly spread over the data, and
+keeps evenly spaced real (not padded) positions of them: neither memory nor time grows with the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qdq.calibrate.rebatch import Batch, MicroBatches
+from qdq.inject import quantizers
+from qdq.inject.blocks import Residual
+from qdq.inject.quantizer import QuantLinear
+
+LEAST_VARIANCE = 1e-6  # a row of equal values must not weigh more than all others together
+ROWS = 2048  # at least the inner width of the models this is for, or a GPTQ Hessian has no full rank
+
+
+@dataclass
+class Seen:
+    """What was seen of one tensor: `largest` [C] over all positions, and sampled rows [n, C]."""
+
+    largest: Tensor
+    parts: list[Tensor] = field(default_factory=list)
+
+    @property
+    def rows(self) -> Tensor:
+        """[n, C], n at most ROWS (and one more for each time the tensor's module is passed in a forward)."""
+        if len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts)]
+        return self.parts[0]
+
+
+@dataclass
+class Group:
+    """Linears that read the same tensor.
+
+    `importance` [n] weighs the sampled rows where the only linear's output is added to a residual and normalized: an
+    error counts as LayerNorm will see it, divided by the variance of the sum. A few tokens of massive magnitude would
+    decide everything otherwise, though normalizing takes their errors away again.
+    """
+
+    linears: dict[str, QuantLinear]
+    seen: Seen
+    importance: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The first linear's path."""
+        return next(iter(self.linears))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights below each other, [sum of outputs, in]."""
+        return torch.cat([linear.effective_weight.detach() for linear in self.linears.values()])
+
+
+@dataclass
+class Observed:
+    """Every group of quantized linears in model order, what leaves each linear, and both operands of residual adds."""
+
+    groups: list[Group]
+    outputs: Mapping[str, Tensor]  # linear -> largest magnitude of every output channel, [out]
+    residuals: Mapping[str, tuple[Seen, Seen]]
+
+
+class _Recorder:
+    """Collects tensors of the forward that runs."""
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+        self.mask = torch.ones(0, dtype=torch.bool)
+        self.offset = 0  # real positions before this forward
+        self.seen: dict[str, Seen] = {}
+        self.sources: dict[str, int] = {}
+        self.variances: dict[str, list[Tensor]] = {}
+        self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._made: dict[int, tuple[str, Tensor]] = {}
+
+    def start(self, mask: Tensor) -> None:
+        self.mask, self._kept, self._made = mask, {}, {}
+
+    def finish(self) -> None:
+        self.offset += int(self.mask.sum())
+
+    def record(self, name: str, x: Tensor) -> None:
+        """[B, S, C] of the positions that count; a tensor seen before in this forward is not copied again."""
+        if id(x) not in self._kept:
+            real = x[self.mask]
+            first = -self.offset % self.stride
+            self._kept[id(x)] = x, real.abs().amax(0), real[first :: self.stride].clone()
+        _, largest, rows = self._kept[id(x)]
+        self.sources[name] = id(x)
+        seen = self.seen.setdefault(name, Seen(torch.zeros_like(largest)))
+        seen.largest = torch.maximum(seen.largest, largest)
+        seen.parts.append(rows)
+
+    def made(self, name: str, output: Tensor) -> None:
+        """What a linear gave, to know it again where it is added."""
+        self._made[id(output)] = name, output
+
+    def added(self, local: Tensor, residual: Tensor) -> None:
+        """The variance every sampled row's sum will be divided by."""
+        if id(local) in self._made:
+            total = (local + residual)[self.mask][-self.offset % self.stride :: self.stride]
+            self.variances.setdefault(self._made[id(local)][0], []).append(total.var(dim=1))
+
+
+def observe(
+    module: nn.Module, batches: MicroBatches, progress: Callable[[int, int], None] | None = None, rows: int = ROWS
+) -> Observed:
+    """Run `batches` through the injected `module` in floating point.
+
+    Only linears whose input and weight are both quantized, and residual adds with a quantized operand, are recorded.
+    """
+    linears = {name: m for name, m in module.named_modules() if isinstance(m, QuantLinear) and _both(m)}
+    residuals = {name: m for name, m in module.named_modules() if isinstance(m, Residual)}
+    chosen = enough(batches.feeds, rows)
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in chosen)
+    recorder = _Recorder(max(1, -(-tokens // rows)))
+    outputs: dict[str, Tensor] = {}
+    groups: list[list[str]] = []
+    with ExitStack() as stack, torch.no_grad():
+        for name, linear in linears.items():
+            stack.enter_context(_watching(linear, name, recorder, outputs))
+        for name, add in residuals.items():
+            stack.enter_context(_watching_add(add, name, recorder))
+        for point in quantizers(module).values():
+            point.disable_quant()
+        for done, batch in enumerate(chosen, start=1):
+            recorder.start(batch["attention_mask"].bool().flatten(0, -2))
+            module(**batch)
+            if not groups:
+                groups = _by_source([name for name in linears if name in recorder.sources], recorder.sources)
+            recorder.finish()
+            if progress:
+                progress(done, len(chosen))
+    found = [
+        Group({name: linears[name] for name in names}, recorder.seen[names[0]], _importance(names, recorder))
+        for names in groups
+    ]
+    adds = {
+        name: (recorder.seen[f"{name}:local"], recorder.seen[f"{name}:residual"])
+        for name in residuals
+        if f"{name}:local" in recorder.seen
+    }
+    return Observed(found, outputs, adds)
+
+
+def _importance(names: Sequence[str], recorder: _Recorder) -> Tensor | None:
+    """Weights of the sampled rows, with a mean of one; None where the output is not added to a residual."""
+    if len(names) > 1 or names[0] not in recorder.variances:
+        return None
+    inverse = 1 / torch.cat(recorder.variances[names[0]]).clamp(min=LEAST_VARIANCE)
+    return inverse / inverse.mean()
+
+
+def enough(feeds: Sequence[Batch], rows: int) -> list[Batch]:
+    """Evenly spaced feeds that hold at least `rows` real positions, all of them when they hold fewer."""
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in feeds)
+    stride = max(1, tokens // rows)
+    return list(feeds[stride // 2 :: stride])
+
+
+def _both(linear: QuantLinear) -> bool:
+    return linear._input_quantizer is not None and linear._weight_quantizer is not None
+
+
+def _any(add: Residual) -> bool:
+    return add.add_local_input_quantizer is not None or add.add_residual_input_quantizer is not None
+
+
+def _by_source(names: Sequence[str], sources: Mapping[str, int]) -> list[list[str]]:
+    grouped: dict[int, list[str]] = {}
+    for name in names:
+        grouped.setdefault(sources[name], []).append(name)
+    return list(grouped.values())
+
+
+@contextmanager
+def _watching(linear: QuantLinear, name: str, recorder: _Recorder, outputs: dict[str, Tensor]) -> Iterator[None]:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if inputs[0].dim() < 3:  # a head that reads one pooled vector has no positions to sample
+            return
+        recorder.record(name, inputs[0])
+        recorder.made(name, output)
+        largest = output[recorder.mask].abs().amax(0)
+        outputs[name] = torch.maximum(outputs[name], largest) if name in outputs else largest
+
+    handle = linear.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _watching_add(add: Residual, name: str, recorder: _Recorder) -> Iterator[None]:
+    """Both operands where either is quantized, and the sum's variance; the method is wrapped on this object alone."""
+    original = add.add
+
+    def record(local: Tensor, residual: Tensor) -> Tensor:
+        if _any(add):
+            recorder.record(f"{name}:local", local)
+            recorder.record(f"{name}:residual", residual)
+        recorder.added(local, residual)
+        return original(local, residual)
+
+    add.add = record  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del add.add

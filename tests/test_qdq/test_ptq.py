@@ -1,0 +1,327 @@
+"""Treatments of post-training quantization: exact where they claim it, better where they are meant to be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.rebatch import MicroBatches
+from qdq.checkpoint import load_checkpoint, write_checkpoint
+from qdq.data import Record
+from qdq.encode import calibration_batches
+from qdq.errors import ConfigError
+from qdq.inject import inject, quantizers
+from qdq.inject.families import FAMILIES
+from qdq.inject.quantizer import TREATMENTS, QuantLinear, folded
+from qdq.inject.spec import QuantSpec, named_spec
+from qdq.model import LoadedModel, load_model
+from qdq.ptq.arithmetic import fake_quantize
+from qdq.ptq.engine import drop_rounding, finish, prepare
+from qdq.ptq.equalize import attentions, power_of_two, query_factor
+from qdq.ptq.observe import observe
+from qdq.ptq.rounding import adaround, gptq, inverse_factor, output_errors
+from qdq.ptq.settings import PLAIN, PtqSettings, Treatments
+from qdq.ptq.smooth import choose_smoothing, smoothing_factor
+
+Checkpoint = Callable[..., Path]
+Batch = dict[str, Tensor]
+
+ALL, MSE, MAX = named_spec("qdqbert"), algorithm_named("mse"), algorithm_named("max")
+EXACT = Treatments(True, True, False, False, "round", False)  # what must leave the floating-point function alone
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_checkpoint: Checkpoint) -> LoadedModel:
+    """With outlier channels as real encoders have them: a LayerNorm gain of 40 on one channel. Never injected."""
+    loaded = load_model(str(tiny_checkpoint("bert")))
+    for name, parameter in loaded.model.named_parameters():
+        if name.endswith("LayerNorm.weight") and "encoder" in name:
+            parameter.data[3] = 40.0
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def batches(bert: LoadedModel, sentences: tuple[str, ...]) -> list[Batch]:
+    feeds = calibration_batches(bert.tokenizer, [Record(text) for text in sentences[:24]], bert.inputs, 64, 8)
+    return [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
+
+
+def injected(loaded: LoadedModel, spec: QuantSpec = ALL) -> nn.Module:
+    module = copy.deepcopy(loaded.module())
+    inject(module.model, spec)
+    return module
+
+
+def outputs(module: nn.Module, batches: list[Batch], quantized: bool) -> Tensor:
+    for point in quantizers(module).values():
+        point.enable_quant() if quantized else point.disable_quant()
+    with torch.no_grad():
+        return torch.cat([module(**batch)[0] for batch in batches])
+
+
+def treated(
+    loaded: LoadedModel, batches: list[Batch], treatments: Treatments, spec: QuantSpec = ALL, algorithm: str = "mse"
+) -> nn.Module:
+    module = injected(loaded, spec)
+    chosen = algorithm_named(algorithm)
+    finish(prepare(module, MicroBatches.of(batches, 8), spec, [chosen], treatments), chosen)
+    return module
+
+
+def linears(module: nn.Module) -> dict[str, QuantLinear]:
+    return {name: part for name, part in module.named_modules() if isinstance(part, QuantLinear)}
+
+
+# Exactness
+
+
+def test_equalization_changes_no_bit_of_the_floating_point_function(bert: LoadedModel, batches: list[Batch]) -> None:
+    plain = injected(bert)
+    equalized = treated(bert, batches, Treatments(True, False, False, False, "round", False))
+    changed = [linear for linear in linears(equalized).values() if linear._row_scale is not None]
+    assert any(bool((linear._row_scale != 1).any()) for linear in changed)
+    assert torch.equal(outputs(plain, batches, False), outputs(equalized, batches, False))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_treatments_keep_the_function_of_every_family(
+    model_type: str, tiny_checkpoint: Checkpoint, sentences: tuple[str, ...]
+) -> None:
+    loaded = load_model(str(tiny_checkpoint(model_type)))
+    feeds = calibration_batches(loaded.tokenizer, [Record(text) for text in sentences[:16]], loaded.inputs, 64, 8)
+    batches = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
+    module = injected(loaded)
+    before = outputs(module, batches, False)
+    finish(prepare(module, MicroBatches.of(batches, 8), ALL, [MSE], Treatments()), MSE)
+    assert sum(1 for _ in attentions(module)) in (1, 2)  # ALBERT shares its layer
+    assert all(linear._codes is not None for linear in linears(module).values() if linear._weight_quantizer)
+    torch.testing.assert_close(outputs(module, batches, False), before, rtol=1e-4, atol=1e-5)
+
+
+def test_smoothing_keeps_the_function_up_to_float_rounding(bert: LoadedModel, batches: list[Batch]) -> None:
+    smoothed = treated(bert, batches, EXACT)
+    assert any(linear._smoothing is not None for linear in linears(smoothed).values())
+    expected, actual = outputs(injected(bert), batches, False), outputs(smoothed, batches, False)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_linears_that_share_an_input_share_its_smoothing(bert: LoadedModel, batches: list[Batch]) -> None:
+    """One multiplication and one quantizer in the graph, not three."""
+    module = treated(bert, batches, EXACT)
+    for _, projections in attentions(module):
+        factors = [linear._smoothing for linear in projections]
+        assert all(factor is None for factor in factors) or all(torch.equal(f, factors[0]) for f in factors)
+        assert len({float(linear._input_quantizer.amax) for linear in projections}) == 1
+
+
+def test_the_parameters_stay_the_checkpoints_own(bert: LoadedModel, batches: list[Batch]) -> None:
+    module = treated(bert, batches, Treatments())
+    originals = dict(bert.model.named_parameters())
+    assert all(torch.equal(value, originals[name]) for name, value in module.model.named_parameters())
+
+
+# Effect
+
+
+@pytest.mark.parametrize("placement", ["linear", "linear+qk", "ft1", "qdqbert"])
+def test_treatments_lower_the_error_of_a_model_with_outliers(
+    bert: LoadedModel, batches: list[Batch], placement: str
+) -> None:
+    spec = named_spec(placement)
+    expected = outputs(injected(bert, spec), batches, False)
+    plain = outputs(treated(bert, batches, PLAIN, spec, "max"), batches, True)
+    better = outputs(treated(bert, batches, Treatments(), spec, "max"), batches, True)
+    assert float((better - expected).square().mean()) < 0.5 * float((plain - expected).square().mean())
+
+
+def test_smoothing_is_declined_where_it_does_not_pay(bert: LoadedModel, batches: list[Batch]) -> None:
+    observed = observe(injected(bert), MicroBatches.of(batches, 8))
+    group = observed.groups[0]
+    applied, _ = choose_smoothing(group)
+    declined, _ = choose_smoothing(group, worth_it=0.0)
+    assert applied.as_json()["reason"] == "applied"
+    assert declined.alpha is None
+    assert declined.as_json()["reason"].startswith("declined: the error would be")
+
+
+def test_smoothing_factor_is_smoothquants() -> None:
+    """Half-way: activations and columns then have the same largest magnitudes, up to one common factor."""
+    largest, weight = torch.tensor([1.0, 16.0, 4.0]), torch.tensor([[2.0, 0.5, -1.0], [-4.0, 1.0, 1.0]])
+    factor = smoothing_factor(largest, weight, 0.5)
+    activations, columns = largest * factor, weight.abs().amax(0) / factor
+    torch.testing.assert_close(activations / columns, (activations / columns)[0].expand(3))
+    assert float(activations.amax()) == pytest.approx(16.0)
+
+
+def test_query_factor_evens_both_sides_out() -> None:
+    query, key = torch.tensor([1.0, 1.0, 16.0]), torch.tensor([1.0, 16.0, 1.0])
+    factor = query_factor(query, key)
+    assert factor.tolist() == [1.0, 4.0, 0.25]
+    assert (query * factor).tolist() == [1.0, 4.0, 4.0]
+    assert (key / factor).tolist() == [1.0, 4.0, 4.0]
+    assert power_of_two(torch.tensor([1e9, 0.6, 1e-9])).tolist() == [64.0, 0.5, 2.0**-6]
+
+
+def test_softmax_scale_needs_no_data(bert: LoadedModel, batches: list[Batch]) -> None:
+    module = treated(bert, batches, Treatments())
+    scores = [point for point in quantizers(module).values() if point.layout == "scores"]
+    assert scores and all(float(point.amax) == 1.0 for point in scores)
+
+
+def test_bias_correction_makes_the_mean_output_exact(bert: LoadedModel, batches: list[Batch]) -> None:
+    """On the rows it was computed from, weighted as LayerNorm will see them."""
+    module = injected(bert)
+    plan = MicroBatches.of(batches, 8)
+    prepared = prepare(module, plan, ALL, [MSE], Treatments(False, False, False, False, "round", True))
+    finish(prepared, MSE)
+    assert prepared.observed is not None
+    for group in prepared.observed.groups:
+        weights = torch.ones(len(group.seen.rows)) if group.importance is None else group.importance
+        for linear in group.linears.values():
+            rows = group.seen.rows
+            quantized = fake_quantize(rows, linear._input_quantizer.amax) @ linear.quantized_weight.T
+            exact = rows @ linear.effective_weight.T
+            gap = ((quantized + linear._bias_shift - exact) * weights[:, None]).mean(0)
+            assert float(gap.abs().max()) < 1e-4
+
+
+# Rounding
+
+
+def correlated(seed: int, rows: int = 200, columns: int = 16) -> tuple[Tensor, Tensor]:
+    """Inputs with correlated columns, and a weight [8, columns]."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=generator) + 2 * torch.ones(columns, columns)
+    return torch.randn(rows, columns, generator=generator) @ mix, torch.randn(8, columns, generator=generator)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("method", ["gptq", "adaround"])
+def test_rounding_by_output_beats_rounding_to_nearest(method: str, seed: int) -> None:
+    inputs, weight = correlated(seed)
+    scale = weight.abs().amax(1, keepdim=True) / 7  # four bits: rounding matters
+    hessian = inputs.T @ inputs / len(inputs)
+    nearest = torch.round(weight / scale).clamp(-8, 7)
+    if method == "gptq":
+        codes = gptq(weight, scale, inverse_factor(hessian), 7)
+    else:
+        codes = adaround(weight, scale, inputs, 7, seed=1)
+        assert bool(((codes - weight / scale).abs() <= 1 + 1e-5).all())  # up or down, nothing else
+    assert bool(((codes >= -8) & (codes <= 7) & (codes == codes.round())).all())
+    before, after = (float(output_errors(c * scale - weight, hessian).mean()) for c in (nearest, codes))
+    assert after < 0.7 * before
+
+
+def test_gptq_of_uncorrelated_inputs_is_rounding_to_nearest() -> None:
+    _, weight = correlated(0)
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    codes = gptq(weight, scale, inverse_factor(torch.eye(16)), 127)
+    assert torch.equal(codes, torch.round(weight / scale))
+
+
+def test_gptq_in_blocks_is_gptq_column_by_column() -> None:
+    """The textbook update of the whole remaining weight after each column."""
+    inputs, weight = correlated(3, rows=600, columns=300)
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    inverse = inverse_factor(inputs.T @ inputs / len(inputs))
+    remaining, expected = weight.double().clone(), torch.empty_like(weight)
+    for column in range(300):
+        code = torch.round(remaining[:, column] / scale[:, 0])
+        expected[:, column] = code
+        error = (remaining[:, column] - code * scale[:, 0]) / inverse[column, column]
+        remaining[:, column + 1 :] -= error[:, None] * inverse[column, column + 1 :][None]
+    agreement = (gptq(weight, scale, inverse, 127) == expected).float().mean()
+    assert float(agreement) > 0.99  # float32 against float64 at ties
+
+
+@pytest.mark.parametrize("round_type", ["adaround", "gptq"])
+def test_two_runs_give_the_same_bytes(bert: LoadedModel, batches: list[Batch], round_type: str) -> None:
+    treatments = Treatments(round_type=round_type)
+    first, second = (treated(bert, batches, treatments, named_spec("linear")).state_dict() for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_batch_size_changes_no_treatment(bert: LoadedModel, batches: list[Batch]) -> None:
+    found = []
+    for size in (1, 4, 16):
+        module = injected(bert)
+        finish(prepare(module, MicroBatches.of(batches, size), ALL, [MSE], Treatments()), MSE)
+        found.append(module.state_dict())
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
+
+
+def test_codes_belong_to_the_quantized_weight(bert: LoadedModel, batches: list[Batch]) -> None:
+    module = treated(bert, batches, Treatments())
+    quantized = outputs(module, batches, True)
+    drop_rounding(module)
+    assert all(linear._codes is None and linear._bias_shift is None for linear in linears(module).values())
+    assert not torch.equal(outputs(module, batches, True), quantized)
+
+
+# Checkpoint and export
+
+
+def test_checkpoint_brings_every_treatment_back(bert: LoadedModel, batches: list[Batch], tmp_path: Path) -> None:
+    loaded = load_model(str(bert.folder))
+    loaded.model.load_state_dict(bert.model.state_dict())
+    inject(loaded.model, ALL)
+    table, _ = finish(prepare(loaded.module(), MicroBatches.of(batches, 8), ALL, [MSE], Treatments()), MSE)
+    write_checkpoint(loaded, ALL, table, tmp_path / "checkpoint")
+    again, _, _ = load_checkpoint(tmp_path / "checkpoint")
+    used = {
+        name for linear in linears(again.module()).values() for name in TREATMENTS if getattr(linear, name) is not None
+    }
+    assert used == set(TREATMENTS)
+    assert torch.equal(outputs(again.module(), batches, True), outputs(loaded.module(), batches, True))
+    floating = load_model(str(tmp_path / "checkpoint"))  # what verify compares with
+    original = [bert.model(**batch).logits for batch in batches]
+    assert all(
+        torch.equal(floating.model(**batch).logits, logits) for batch, logits in zip(batches, original, strict=True)
+    )
+
+
+def test_folding_keeps_the_quantized_outputs(bert: LoadedModel, batches: list[Batch]) -> None:
+    module = treated(bert, batches, Treatments())
+    before = outputs(module, batches, True)
+    with folded(module):
+        inside = outputs(module, batches, True)
+        assert all(linear._codes is None for linear in linears(module).values())
+    assert torch.equal(inside, before)
+    assert torch.equal(outputs(module, batches, True), before)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"algo_list": ("KLL",)}, "algo_list: unknown value 'KLL'; did you mean 'KL'"),
+        ({"algo_list": ()}, "algo_list: is empty"),
+        ({"batch_num_list": (0,)}, "batch_num_list: 0 must be at least 1"),
+        ({"batch_size_list": (-4,)}, "batch_size_list: -4 must be at least 1"),
+        ({"round_type": "adarond"}, "round_type: unknown value 'adarond'; did you mean 'adaround'"),
+        ({"weight_quantize_type": "channel"}, "weight_quantize_type: unknown value 'channel'"),
+        ({"activation_quantize_type": "absmax"}, "did you mean 'abs_max'"),
+        ({"activation_quantize_type": "moving_average_abs_max", "moving_rate": 1.5}, "moving_rate 1.5 is outside"),
+    ],
+)
+def test_settings_name_what_is_wrong(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PtqSettings(**values)  # type: ignore[arg-type]
+
+
+def test_activation_types_decide_the_algorithm() -> None:
+    listed = PtqSettings(algo_list=("mse", "abs_max", "min_max", "KL"))
+    assert [a.name for a in listed.algorithms()] == ["mse", "max", "entropy"]  # abs_max and min_max are one
+    frozen = PtqSettings(activation_quantize_type="abs_max")
+    assert [a.name for a in frozen.algorithms()] == ["max"]
+    moving = PtqSettings(activation_quantize_type="moving_average_abs_max", moving_rate=0.5)
+    assert [(a.name, a.moving_rate) for a in moving.algorithms()] == [("moving_average", 0.5)]
