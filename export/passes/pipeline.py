@@ -18,8 +18,16 @@ from export.passes.half_types import Body
 from export.passes.narrow_inputs import narrow_inputs
 from export.passes.needed_rows import needed_rows
 from export.passes.recode_unsigned import recode_unsigned
+from export.passes.share_factors import share_factors
 from export.passes.share_quantizers import share_quantizers
 from qdq.config import choice
+
+FACTORS = Pass(
+    "share_factors",
+    "linears that share a smoothed input each multiply it by the same factor; once is enough. Before share_quantizers, "
+    "which then sees one tensor",
+    share_factors,
+)
 
 SHARE = Pass(
     "share_quantizers",
@@ -119,9 +127,9 @@ def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, 
     """The ordered passes of a target. Raises ConfigError naming the nearest target."""
     dynamic = (DYNAMIC,) if options is not None and options.dynamic else ()
     pipelines: Mapping[str, tuple[Pass, ...]] = {
-        "openvino": (SHARE, ROWS, COMPACT, CODES, LINEARS_UNSIGNED),
-        "onnxruntime": (SHARE, ROWS, CODES, *dynamic, RECODE),
-        "tensorrt": (SHARE, TABLES, *_typed(options or LowerOptions())),
+        "openvino": (FACTORS, SHARE, ROWS, COMPACT, CODES, LINEARS_UNSIGNED),
+        "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *dynamic, RECODE),
+        "tensorrt": (FACTORS, SHARE, TABLES, *_typed(options or LowerOptions())),
     }
     return pipelines[choice(target, pipelines, "target")]
 

@@ -36,7 +36,7 @@ def share_quantizers(graph: gs.Graph) -> PassResult:
         elif any(node.outputs[0] is output for output in graph.outputs):
             declined.append(Declined(node.name, f"same as {twin.name}, but its output is one of the graph's"))
         else:
-            _redirect(node.outputs[0], twin.outputs[0])
+            redirect(node.outputs[0], twin.outputs[0])
             node.outputs.clear()
             changed.append(node.name)
     return PassResult(tuple(changed), tuple(declined))
@@ -57,6 +57,7 @@ def _bytes(node: gs.Node, index: int) -> bytes:
     return f"{values.dtype}{values.shape}".encode() + values.tobytes()
 
 
-def _redirect(old: gs.Tensor, new: gs.Tensor) -> None:
+def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let every reader of `old` read `new`."""
     for reader in list(old.outputs):
         reader.inputs = [new if tensor is old else tensor for tensor in reader.inputs]

@@ -132,6 +132,7 @@ def test_the_lowered_graph_takes_int32_and_computes_the_same(
 ) -> None:
     report = lower(canonical, "tensorrt", tmp_path, options=LowerOptions(body))
     assert [step["pass"] for step in report["passes"]] == [
+        "share_factors",
         "share_quantizers",
         "half_body",
         "narrow_inputs",
