@@ -134,6 +134,7 @@ def test_the_lowered_graph_takes_int32_and_computes_the_same(
     assert [step["pass"] for step in report["passes"]] == [
         "share_factors",
         "share_quantizers",
+        "float_tables",
         "half_body",
         "narrow_inputs",
         "strong_types",
