@@ -126,8 +126,8 @@ def test_the_table_marks_the_best() -> None:
         Candidate("percentile 99.9", 16, None, 128, {"accuracy": None, "minus_error": -0.3}),
     ]
     assert table_text(rows).splitlines() == [
-        "algorithm        batches  accuracy  minus error",
-        "mse                1 x 4    0.8100      -0.2000  best",
+        "algorithm         batches  accuracy  minus error",
+        "mse                 1 x 4    0.8100      -0.2000  best",
         "percentile 99.9  all x 16         -      -0.3000",
     ]
 
