@@ -1,7 +1,8 @@
 """A floating-point pass that keeps, per linear input, every channel's largest magnitude and a sample of rows.
 
-Treatments are chosen on these. It runs no more micro-batches than ROWS rows need, evenly spread over the data, and
-keeps evenly spaced real (not padded) positions of them: neither memory nor time grows with the data.
+Treatments are chosen on these. The rows are evenly spaced over all real (not padded) positions, so that memory does not
+grow with the data: at most ROWS of each input. The maxima are those of all positions: a channel that is massive for a
+few tokens only must not be missed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from qdq.calibrate.rebatch import Batch, MicroBatches
+from qdq.calibrate.rebatch import MicroBatches
 from qdq.inject import quantizers
 from qdq.inject.blocks import Residual
 from qdq.inject.quantizer import QuantLinear
@@ -121,8 +122,7 @@ def observe(
     """
     linears = {name: m for name, m in module.named_modules() if isinstance(m, QuantLinear) and _both(m)}
     residuals = {name: m for name, m in module.named_modules() if isinstance(m, Residual)}
-    chosen = enough(batches.feeds, rows)
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in chosen)
+    tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in batches)
     recorder = _Recorder(max(1, -(-tokens // rows)))
     outputs: dict[str, Tensor] = {}
     groups: list[list[str]] = []
@@ -133,14 +133,14 @@ def observe(
             stack.enter_context(_watching_add(add, name, recorder))
         for point in quantizers(module).values():
             point.disable_quant()
-        for done, batch in enumerate(chosen, start=1):
+        for done, (batch, _) in enumerate(batches, start=1):
             recorder.start(batch["attention_mask"].bool().flatten(0, -2))
             module(**batch)
             if not groups:
                 groups = _by_source([name for name in linears if name in recorder.sources], recorder.sources)
             recorder.finish()
             if progress:
-                progress(done, len(chosen))
+                progress(done, len(batches))
     found = [
         Group({name: linears[name] for name in names}, recorder.seen[names[0]], _importance(names, recorder))
         for names in groups
@@ -159,13 +159,6 @@ def _importance(names: Sequence[str], recorder: _Recorder) -> Tensor | None:
         return None
     inverse = 1 / torch.cat(recorder.variances[names[0]]).clamp(min=LEAST_VARIANCE)
     return inverse / inverse.mean()
-
-
-def enough(feeds: Sequence[Batch], rows: int) -> list[Batch]:
-    """Evenly spaced feeds that hold at least `rows` real positions, all of them when they hold fewer."""
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in feeds)
-    stride = max(1, tokens // rows)
-    return list(feeds[stride // 2 :: stride])
 
 
 def _both(linear: QuantLinear) -> bool:
