@@ -250,7 +250,7 @@ def _quantization_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--calibrator",
         metavar="NAME",
-        help=f"{SEARCH} (mse, then by the error of what a point feeds), {', '.join(ALGORITHMS)}; as in PaddleNLP "
+        help=f"{SEARCH} (max, residual adds by the error of their sum), {', '.join(ALGORITHMS)}; as in PaddleNLP "
         f"{', '.join(ALIASES)} (default: {d.calibrator})",
     )
     add(

@@ -24,7 +24,7 @@ PLAN_OPTIONS = (
     *("cuda_graph", "spin_wait", "transfers"),
 )
 
-SEARCH = "search"  # the default calibrator: mse, then the clip search of qdq.ptq.clip
+SEARCH = "search"  # the default calibrator: max (smoothing has taken the outliers), then the search of qdq.ptq.clip
 CPU_TARGETS = ("openvino", "onnxruntime")
 DEFAULT_PLACEMENT = {"openvino": "linear+qk", "onnxruntime": "linear+qk", "tensorrt": "qdqbert"}
 LARGEST_BATCH = 4096
@@ -46,7 +46,7 @@ class CompileOptions:
         spec: JSON or YAML file with a QuantSpec, instead of a named placement.
         embedding_tables: INT8 embedding tables with a scale per row, whatever the placement says; needs no data.
         calibrator, percentile: how activation ranges are chosen: an algorithm of qdq.calibrate.algorithms, or search,
-            which takes mse and then searches the points whose own error misleads by the error of what they feed.
+            which takes max and searches residual operands by the error of the normalized sum.
             percentile None is 99.999, or 99.99 when residual adds are quantized.
         weight_quantize_type, activation_quantize_type, moving_rate, round_type, bias_correction: of PaddleNLP's
             compression API, see qdq.ptq.settings; weight_quantize_type None is what the placement says.
@@ -143,7 +143,7 @@ class CompileOptions:
         """The one algorithm of a run that does not sweep. Raises ConfigError."""
         if self.percentile is not None:
             algorithm_named("percentile", self.percentile, where="--percentile")
-        name = "mse" if self.calibrator == SEARCH else self.calibrator
+        name = "max" if self.calibrator == SEARCH else self.calibrator
         chosen = algorithm_named(name, self.percentile or default_percentile, self.moving_rate, "--calibrator")
         fixed = PtqSettings(
             activation_quantize_type=self.activation_quantize_type, moving_rate=self.moving_rate
@@ -153,7 +153,7 @@ class CompileOptions:
     def ptq_settings(self) -> PtqSettings:
         """What a sweep tries; a list that is not given holds the run's one value. Raises ConfigError."""
         return PtqSettings(
-            algo_list=self.algo_list or ("mse" if self.calibrator == SEARCH else self.calibrator,),
+            algo_list=self.algo_list or ("max" if self.calibrator == SEARCH else self.calibrator,),
             batch_num_list=self.batch_num_list or (None,),
             batch_size_list=self.batch_size_list or (DEFAULT_BATCH_SIZE,),
             weight_quantize_type=self.weight_quantize_type or "channel_wise_abs_max",

@@ -32,7 +32,6 @@ def normalized(x: Tensor) -> Tensor:
     return torch.nn.functional.layer_norm(x, x.shape[-1:])
 
 
-def mean_square(x: Tensor, importance: Tensor | None = None) -> float:
-    """Mean of squares of [n, C], rows weighted by `importance` [n]."""
-    rows = x.square().mean(1).double()
-    return float(rows.mean() if importance is None else (rows * importance).mean())
+def mean_square(x: Tensor) -> float:
+    """Mean of squares of [n, C]."""
+    return float(x.square().mean(1).double().mean())

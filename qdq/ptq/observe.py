@@ -19,7 +19,6 @@ from qdq.inject import quantizers
 from qdq.inject.blocks import Residual
 from qdq.inject.quantizer import QuantLinear
 
-LEAST_VARIANCE = 1e-6  # a row of equal values must not weigh more than all others together
 ROWS = 2048  # at least the inner width of the models this is for, or a GPTQ Hessian has no full rank
 
 
@@ -40,16 +39,10 @@ class Seen:
 
 @dataclass
 class Group:
-    """Linears that read the same tensor.
-
-    `importance` [n] weighs the sampled rows where the only linear's output is added to a residual and normalized: an
-    error counts as LayerNorm will see it, divided by the variance of the sum. A few tokens of massive magnitude would
-    decide everything otherwise, though normalizing takes their errors away again.
-    """
+    """Linears that read the same tensor."""
 
     linears: dict[str, QuantLinear]
     seen: Seen
-    importance: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -80,12 +73,10 @@ class _Recorder:
         self.offset = 0  # real positions before this forward
         self.seen: dict[str, Seen] = {}
         self.sources: dict[str, int] = {}
-        self.variances: dict[str, list[Tensor]] = {}
         self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._made: dict[int, tuple[str, Tensor]] = {}
 
     def start(self, mask: Tensor) -> None:
-        self.mask, self._kept, self._made = mask, {}, {}
+        self.mask, self._kept = mask, {}
 
     def finish(self) -> None:
         self.offset += int(self.mask.sum())
@@ -102,16 +93,6 @@ class _Recorder:
         seen.largest = torch.maximum(seen.largest, largest)
         seen.parts.append(rows)
 
-    def made(self, name: str, output: Tensor) -> None:
-        """What a linear gave, to know it again where it is added."""
-        self._made[id(output)] = name, output
-
-    def added(self, local: Tensor, residual: Tensor) -> None:
-        """The variance every sampled row's sum will be divided by."""
-        if id(local) in self._made:
-            total = (local + residual)[self.mask][-self.offset % self.stride :: self.stride]
-            self.variances.setdefault(self._made[id(local)][0], []).append(total.var(dim=1))
-
 
 def observe(
     module: nn.Module, batches: MicroBatches, progress: Callable[[int, int], None] | None = None, rows: int = ROWS
@@ -121,7 +102,7 @@ def observe(
     Only linears whose input and weight are both quantized, and residual adds with a quantized operand, are recorded.
     """
     linears = {name: m for name, m in module.named_modules() if isinstance(m, QuantLinear) and _both(m)}
-    residuals = {name: m for name, m in module.named_modules() if isinstance(m, Residual)}
+    residuals = {name: m for name, m in module.named_modules() if isinstance(m, Residual) and _any(m)}
     tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in batches)
     recorder = _Recorder(max(1, -(-tokens // rows)))
     outputs: dict[str, Tensor] = {}
@@ -141,24 +122,13 @@ def observe(
             recorder.finish()
             if progress:
                 progress(done, len(batches))
-    found = [
-        Group({name: linears[name] for name in names}, recorder.seen[names[0]], _importance(names, recorder))
-        for names in groups
-    ]
+    found = [Group({name: linears[name] for name in names}, recorder.seen[names[0]]) for names in groups]
     adds = {
         name: (recorder.seen[f"{name}:local"], recorder.seen[f"{name}:residual"])
         for name in residuals
         if f"{name}:local" in recorder.seen
     }
     return Observed(found, outputs, adds)
-
-
-def _importance(names: Sequence[str], recorder: _Recorder) -> Tensor | None:
-    """Weights of the sampled rows, with a mean of one; None where the output is not added to a residual."""
-    if len(names) > 1 or names[0] not in recorder.variances:
-        return None
-    inverse = 1 / torch.cat(recorder.variances[names[0]]).clamp(min=LEAST_VARIANCE)
-    return inverse / inverse.mean()
 
 
 def _both(linear: QuantLinear) -> bool:
@@ -182,7 +152,6 @@ def _watching(linear: QuantLinear, name: str, recorder: _Recorder, outputs: dict
         if inputs[0].dim() < 3:  # a head that reads one pooled vector has no positions to sample
             return
         recorder.record(name, inputs[0])
-        recorder.made(name, output)
         largest = output[recorder.mask].abs().amax(0)
         outputs[name] = torch.maximum(outputs[name], largest) if name in outputs else largest
 
@@ -195,14 +164,12 @@ def _watching(linear: QuantLinear, name: str, recorder: _Recorder, outputs: dict
 
 @contextmanager
 def _watching_add(add: Residual, name: str, recorder: _Recorder) -> Iterator[None]:
-    """Both operands where either is quantized, and the sum's variance; the method is wrapped on this object alone."""
+    """Both operands, though one of them may have no quantizer; the method is wrapped on this object alone."""
     original = add.add
 
     def record(local: Tensor, residual: Tensor) -> Tensor:
-        if _any(add):
-            recorder.record(f"{name}:local", local)
-            recorder.record(f"{name}:residual", residual)
-        recorder.added(local, residual)
+        recorder.record(f"{name}:local", local)
+        recorder.record(f"{name}:residual", residual)
         return original(local, residual)
 
     add.add = record  # type: ignore[method-assign]

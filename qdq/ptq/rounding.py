@@ -30,16 +30,14 @@ def round_weights(
     rows: list[dict[str, Any]] = []
     for done, group in enumerate(observed.groups, start=1):
         inputs = quantized_inputs(group)
-        weighted = inputs if group.importance is None else inputs * group.importance[:, None]
-        hessian = weighted.T @ inputs / len(inputs)
+        hessian = inputs.T @ inputs / len(inputs)
         parts = [weight_and_scale(linear) for linear in group.linears.values()]
         weight, scale = (torch.cat(tensors) for tensors in ([w for w, _, _ in parts], [s for _, s, _ in parts]))
         high = parts[0][2]
         if round_type == "gptq":
             codes = gptq(weight, scale, inverse_factor(hessian), high)
         else:
-            seen = inputs if group.importance is None else inputs * group.importance.sqrt()[:, None]
-            codes = adaround(weight, scale, spread(seen, ROWS_KEPT), high, seed)
+            codes = adaround(weight, scale, spread(inputs, ROWS_KEPT), high, seed)
         nearest = torch.round(weight / scale).clamp(-high - 1, high)
         before, after = (output_errors(c * scale - weight, hessian) for c in (nearest, codes))
         start = 0
@@ -157,10 +155,7 @@ def correct_biases(observed: Observed) -> list[dict[str, Any]]:
     """
     rows = []
     for group in observed.groups:
-        weights = torch.ones(len(group.seen.rows)) if group.importance is None else group.importance
-        exact, quantized = (
-            (rows * weights[:, None]).double().mean(0) for rows in (group.seen.rows, quantized_inputs(group))
-        )
+        exact, quantized = group.seen.rows.double().mean(0), quantized_inputs(group).double().mean(0)
         for name, linear in group.linears.items():
             weight = linear.effective_weight.detach().double()
             with quantizing(linear):

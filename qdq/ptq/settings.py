@@ -33,8 +33,8 @@ class Treatments:
             exact (powers of two), costs nothing at run time.
         smoothing: divide outlier channels in front of a linear and multiply its columns (SmoothQuant), where that
             lowers the linear's output error enough to pay for the multiplication it adds to the graph.
-        clip_search: choose the range of linear inputs and of residual operands by the error of what they feed (the
-            linear's output, the normalized sum) instead of by the tensor alone.
+        clip_search: choose the range of residual operands by the error of the normalized sum instead of by the tensor
+            alone.
         softmax_scale: the softmax output is in [0, 1] whatever the data, so its amax is 1.
         round_type: round (to nearest), adaround, or gptq (error-compensating).
         bias_correction: absorb the mean error of a quantized linear in its bias.

@@ -21,7 +21,7 @@ from qdq.inject.quantizer import QuantLinear
 from qdq.ptq.arithmetic import fake_quantize, mean_square, quantized_weight, spread
 from qdq.ptq.observe import Group
 
-ALPHAS = (0.5, 0.65, 0.75, 0.85, 0.95, 1.0)
+ALPHAS = (0.5, 0.65, 0.75, 0.85, 0.95)
 SEARCH_ROWS = 384
 # A multiplication costs about 1 % of a linear on the CPUs measured; below this fall of the error it is left out.
 WORTH_IT = 0.7
@@ -54,13 +54,13 @@ def choose_smoothing(group: Group, worth_it: float = WORTH_IT) -> tuple[Smoothed
     """The decision for `group`, and the factor [in] its input is multiplied by: the best one, even if declined."""
     first = next(iter(group.linears.values()))
     weight, largest = group.weight, group.seen.largest
-    rows, importance = searched(group)
+    rows = spread(group.seen.rows, SEARCH_ROWS)
     exact = rows @ weight.T
-    power = mean_square(exact, importance) or 1.0
+    power = mean_square(exact) or 1.0
 
     def error(factor: Tensor) -> float:
         inputs = fake_quantize(rows * factor, (largest * factor).amax())
-        return mean_square(inputs @ _rounded(weight / factor, first).T - exact, importance) / power
+        return mean_square(inputs @ _rounded(weight / factor, first).T - exact) / power
 
     before = error(torch.ones_like(largest))
     tried = [
@@ -68,12 +68,6 @@ def choose_smoothing(group: Group, worth_it: float = WORTH_IT) -> tuple[Smoothed
     ]
     after, alpha, factor = min(tried, key=lambda entry: entry[0])
     return Smoothed(group.name, before, after, alpha if after < worth_it * before else None), factor
-
-
-def searched(group: Group) -> tuple[Tensor, Tensor | None]:
-    """The rows a search runs on, and their importance."""
-    importance = group.importance
-    return spread(group.seen.rows, SEARCH_ROWS), None if importance is None else spread(importance, SEARCH_ROWS)
 
 
 def smoothing_factor(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
