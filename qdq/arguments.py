@@ -278,7 +278,7 @@ def _ptq_options(parser: argparse.ArgumentParser) -> None:
         ("smoothing", "divide outlier channels in front of linears where it pays"),
         ("softmax-scale", "amax 1 for softmax outputs whatever the data"),
     ):
-        add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{text} (default: on)")
+        add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{text} (default: off)")
     add("--algo-list", metavar="A,B", type=_names, help="sweep: calibrators to try (percentile:99.9 is one)")
     add("--batch-num-list", metavar="N,M", type=_counts, help="sweep: numbers of batches; all is every sample")
     add("--batch-size-list", metavar="N,M", type=_counts, help="sweep: samples in a batch")

@@ -24,7 +24,7 @@ PLAN_OPTIONS = (
     *("cuda_graph", "spin_wait", "transfers"),
 )
 
-SEARCH = "search"  # the default calibrator: max (smoothing has taken the outliers), then the search of qdq.ptq.clip
+SEARCH = "search"  # max (smoothing has taken the outliers), then the search of qdq.ptq.clip
 CPU_TARGETS = ("openvino", "onnxruntime")
 DEFAULT_PLACEMENT = {"openvino": "linear+qk", "onnxruntime": "linear+qk", "tensorrt": "qdqbert"}
 LARGEST_BATCH = 4096
@@ -73,16 +73,16 @@ class CompileOptions:
     placement: str | None = None
     spec: str | None = None
     embedding_tables: bool = False
-    calibrator: str = SEARCH
+    calibrator: str = "percentile"
     percentile: float | None = None
     weight_quantize_type: str | None = None
     activation_quantize_type: str = "range_abs_max"
     moving_rate: float = DEFAULT_MOVING_RATE
-    round_type: str = "gptq"
-    bias_correction: bool = True
-    equalization: bool = True
-    smoothing: bool = True
-    softmax_scale: bool = True
+    round_type: str = "round"
+    bias_correction: bool = False
+    equalization: bool = False
+    smoothing: bool = False
+    softmax_scale: bool = False
     algo_list: tuple[str, ...] = ()
     batch_num_list: tuple[int | None, ...] = ()
     batch_size_list: tuple[int, ...] = ()

@@ -281,7 +281,7 @@ def test_our_own_checkpoint_is_calibrated_anew_on_request(workplace: Path, qdq: 
     assert read(Path("again/calibration.json")) == read(Path("work/calibration.json"))
     ran = qdq("calibrate", "--model", "work/checkpoint", *small, "--placement", "linear", "--out", "linear")
     assert ran.code == 0, ran.err
-    assert read(Path("linear/calibration.json"))["algorithm"] == "search"
+    assert read(Path("linear/calibration.json"))["algorithm"] == "percentile"
     assert not any("matmul" in name for name in read(Path("linear/calibration.json"))["activations"])
 
 

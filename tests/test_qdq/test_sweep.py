@@ -141,7 +141,7 @@ def test_command_line_sweep_writes_its_table(
     arguments = ["calibrate", "--model", str(tiny_checkpoint("bert")), "--calibration", str(tmp_path / "data.tsv")]
     arguments += ["--samples", "16", "--target", "onnxruntime", "--sequence", "32", "--threads", "1", "--out", str(out)]
     arguments += ["--algo-list", "KL,hist,percentile:90", "--batch-num-list", "2,all", "--batch-size-list", "4"]
-    assert main([*arguments, "--round-type", "round", "--no-bias-correction"]) == 0
+    assert main(arguments) == 0
     report = json.loads((out / "sweep.json").read_text(encoding="utf-8"))
     assert [row["algorithm"] for row in report["candidates"]] == ["entropy", "percentile 99.999", "percentile 90"] * 2
     assert [row["samples"] for row in report["candidates"]] == [8] * 3 + [16] * 3
@@ -154,11 +154,22 @@ def test_command_line_sweep_writes_its_table(
 
 
 def test_plain_calibration_through_the_command_line(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Every switch off: what other tools do, and what calibration.json says then."""
+    """No treatment unless it is asked for."""
     arguments = ["calibrate", "--model", str(tiny_checkpoint("bert")), "--samples", "8", "--target", "onnxruntime"]
-    arguments += ["--calibrator", "KL", "--round-type", "round", "--no-bias-correction", "--no-equalization"]
-    arguments += ["--no-smoothing", "--no-softmax-scale", "--sequence", "32", "--out", str(tmp_path / "work")]
+    arguments += ["--calibrator", "KL", "--sequence", "32", "--out", str(tmp_path / "work")]
     assert main(arguments) == 0
     calibration = json.loads((tmp_path / "work" / "calibration.json").read_text(encoding="utf-8"))
     assert calibration["algorithm"] == "entropy"
     assert calibration["treatments"] == {}
+
+
+def test_treatments_through_the_command_line(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """What was done stands in calibration.json, and the checkpoint holds it."""
+    arguments = ["calibrate", "--model", str(tiny_checkpoint("bert")), "--samples", "8", "--target", "onnxruntime"]
+    arguments += ["--calibrator", "search", "--round-type", "gptq", "--bias-correction", "--equalization"]
+    arguments += ["--smoothing", "--softmax-scale", "--placement", "qdqbert", "--sequence", "32"]
+    assert main([*arguments, "--out", str(tmp_path / "work")]) == 0
+    calibration = json.loads((tmp_path / "work" / "calibration.json").read_text(encoding="utf-8"))
+    assert calibration["algorithm"] == "search"
+    done = {"equalization", "smoothing", "clip_search", "softmax_scale", "rounding", "bias_correction"}
+    assert calibration["treatments"].keys() == done
