@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +90,7 @@ class FakeTensorRT:
     """The names of `tensorrt` the benchmark uses. A plan file's text is the version that built it."""
 
     __version__ = "10.14.1"
+    __spec__ = ModuleSpec("tensorrt", None)  # torch._dynamo asks for it when it is first imported
     TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
 
     def __init__(self, device: FakeDevice) -> None:
