@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdq.calibrate import ranks
 from qdq.calibrate.algorithms import (
     DEFAULT_MOVING_RATE,
     DEFAULT_PERCENTILE,
@@ -100,11 +101,15 @@ def collect(
     """One floating-point pass over `batches`, from which every one of `algorithms` can be settled afterwards.
 
     The cost does not depend on how many algorithms there are. `MicroBatches` says itself which samples make a batch
-    of the per-batch algorithms; in a plain sequence every element is one.
+    of the per-batch algorithms; in a plain sequence every element is one. Under a process group every process runs a
+    share of the forwards and all of them return everybody's statistics; the per-batch algorithms, which depend on the
+    order, run all forwards on every process.
     """
     points = quantizers(module)
     plan = batches if isinstance(batches, MicroBatches) else MicroBatches.as_given(batches)
     rates = [algorithm.moving_rate for algorithm in algorithms if algorithm.name in PER_BATCH]
+    if not rates:
+        plan = ranks.share(plan)
     memo = TensorMemo()
     for point in points.values():
         point.disable_quant()
@@ -131,6 +136,9 @@ def collect(
         for point in points.values():
             point.token_mask = None
             point.disable_calib()
+    if not rates:
+        calibrators = ranks.merged(calibrators)
+        samples, tokens = ranks.total(samples, tokens)
     return Collected(calibrators, samples, tokens)
 
 
