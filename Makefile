@@ -5,6 +5,7 @@
 #|   make bench-t4   INT8, FP16 and FP32 TensorRT plans side by side on the GPU
 #|   make bench-peers  our CPU engines and other tools (NNCF, ONNX Runtime's
 #|                   quantizers, torch), interleaved; a second environment
+#|   make walkthrough DATA=…  fine-tune on MRPC, quantize dynamically, compare
 #|   make test       run the tests           (ARGS="-k name" chooses some; in
 #|                   WORKERS=2 processes, 0 for a debugger)
 #|   make test-gpu   the tests that need an NVIDIA GPU and TensorRT
@@ -55,7 +56,7 @@ BENCH_OPTIONS := $(ENGINE_OPTIONS)
 # nor the shell ever reads it as code: a model name is text, whatever it holds.
 variable = $(firstword $(subst =, ,$(1)))
 option = $(lastword $(subst =, ,$(1)))
-TYPED := $(foreach pair,$(ENGINE_OPTIONS),$(call variable,$(pair))) TORCH_INDEX
+TYPED := $(foreach pair,$(ENGINE_OPTIONS),$(call variable,$(pair))) TORCH_INDEX DATA
 $(foreach name,$(TYPED),$(eval override $(name) := $$(value $(name))))
 export $(TYPED)
 flags = $(foreach pair,$(1),$${$(call variable,$(pair)):+--$(call option,$(pair))="$$$(call variable,$(pair))"})
@@ -76,6 +77,12 @@ engine: setup
 
 bench: engine
 	@$(VENV)/bin/qdq bench $(call flags,$(BENCH_OPTIONS))
+
+# Dynamic quantization from a fine-tuning to a table; DATA is a folder with MRPC's train.tsv and dev.tsv.
+.PHONY: walkthrough
+walkthrough: setup
+	@$(VENV)/bin/python examples/walkthrough.py --data_dir="$$DATA" $${MODEL:+--model_name_or_path="$$MODEL"} \
+	  --output_dir="$${OUT:-build/walkthrough}"
 
 # On the GPU of this machine, a T4 or another: the three plans are built where they are not up to date, then raced. The
 # variables of `engine` hold here, too; without a GPU the first command says what is missing.

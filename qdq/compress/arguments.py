@@ -18,6 +18,7 @@ from qdq.compress.strategy import Strategy, parse_strategy
 from qdq.config import choice
 from qdq.errors import ConfigError
 from qdq.inject.spec import PLACEMENTS
+from qdq.options import TARGETS
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,11 @@ class CompressionArguments(TrainingArguments):
     use_pact: bool = _option(True, "learn the clipping of activations (PACT, arXiv 1805.06085)")
     moving_rate: float = _option(0.9, "decay of moving_average_abs_max")
     # Beyond the documented API
+    deploy: list[str] = field(
+        default_factory=list,
+        metadata=_help("targets to compile, benchmark and prepare for Triton at the end, for every candidate"),
+    )
+    deploy_data: str | None = _option(None, "text the engines are compared and timed with; bundled text by default")
     placement: str = _option("qdqbert", f"points to quantize: {', '.join(PLACEMENTS)}")
     distillation: bool = _option(True, "qat: learn from the unquantized model's logits as well as from the labels")
     freeze_observers: float = _option(0.8, "qat: share of the training after which activation ranges stay")
@@ -123,6 +129,8 @@ class CompressionArguments(TrainingArguments):
                 raise ConfigError(f"{name}: is empty; give at least one value")
         for algorithm in self.algo_list:
             algorithm_named(algorithm, where="algo_list")
+        for target in self.deploy:
+            choice(target, TARGETS, "deploy")
 
     def _check_numbers(self) -> None:
         try:

@@ -14,6 +14,7 @@ from transformers import DataCollatorForTokenClassification, PreTrainedModel, Tr
 from qdq.artifacts import write_json
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, check_labels, named
+from qdq.compress.deploy import DeploySettings, deploy
 from qdq.compress.evaluators import CustomEvaluate, builtin_evaluator, checked
 from qdq.compress.loss import CalcLoss, Criterion, TaskLoss
 from qdq.compress.saving import save_candidate
@@ -189,6 +190,12 @@ class CompressionTrainer(Trainer):
                 save_candidate(session, candidate, folders[candidate.name])
             write_json(session.output / "compression.json", result.as_json() | self._asked())
             show_result(session.screen, result)
+            if session.args.deploy:
+                deploy(
+                    session.output,
+                    DeploySettings(tuple(session.args.deploy), session.args.deploy_data),
+                    session.screen,
+                )
         self.accelerator.wait_for_everyone()
         return result
 

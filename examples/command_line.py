@@ -1,0 +1,63 @@
+"""The command line the three compression scripts share: their own flags beside every flag of CompressionArguments."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from qdq.compress import CompressionArguments
+from qdq.config import load_mapping
+from qdq.errors import ConfigError
+
+CONFIG = Path(__file__).with_name("config.yml")
+
+
+@dataclass
+class DataArguments:
+    """What is compressed, and on which data."""
+
+    dataset: str = field(metadata={"help": 'hub data set such as "clue tnews", or a folder with train and dev files'})
+    model_name_or_path: str = field(metadata={"help": "fine-tuned checkpoint: hub id or folder"})
+    max_seq_length: int = field(default=128, metadata={"help": "longer texts are cut, longer contexts windowed"})
+    max_answer_length: int = field(default=50, metadata={"help": "question answering: tokens of the longest answer"})
+    doc_stride: int = field(default=128, metadata={"help": "question answering: tokens two windows share"})
+    max_train_samples: int = field(default=0, metadata={"help": "use only the first so many; 0 is all"})
+    max_eval_samples: int = field(default=0, metadata={"help": "use only the first so many; 0 is all"})
+
+
+def parse(
+    defaults: Mapping[str, Any], arguments: Sequence[str] | None = None
+) -> tuple[DataArguments, CompressionArguments]:
+    """Parse the command line over `defaults` (flag name to value; batch_size stands for both batch sizes)."""
+    parser = HfArgumentParser((DataArguments, CompressionArguments))  # type: ignore[arg-type]
+    values = dict(defaults)
+    if "batch_size" in values:
+        size = values.pop("batch_size")
+        values |= {"per_device_train_batch_size": size, "per_device_eval_batch_size": size}
+    known = {action.dest for action in parser._actions}
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"{CONFIG}: unknown flag '{unknown[0]}'; it must be one the script takes")
+    parser.set_defaults(**values)
+    data, compression = parser.parse_args_into_dataclasses(list(sys.argv[1:] if arguments is None else arguments))
+    return data, compression
+
+
+def defaults_of(dataset: str) -> dict[str, Any]:
+    """What config.yml says of a data set; a folder counts as the CLUE task of its name."""
+    config = load_mapping(CONFIG)
+    name = dataset if dataset in config else f"clue {Path(dataset).name.lower()}"
+    return {**config["default"], **config.get(name, {})}
+
+
+def typed(flag: str, arguments: Sequence[str] | None = None) -> str:
+    """The value of a flag before the whole line can be parsed. Raises ConfigError without it."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for index, word in enumerate(words):
+        if word.startswith(f"--{flag}="):
+            return word.partition("=")[2]
+        if word == f"--{flag}" and index + 1 < len(words):
+            return words[index + 1]
+    raise ConfigError(f"--{flag} is missing; see --help")

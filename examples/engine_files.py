@@ -1,0 +1,76 @@
+"""Open what `qdq compile` (or compress --deploy) left in a work directory, to run it on raw text."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from engines.interface import interface
+from qdq.errors import ConfigError, DataError
+from qdq.source import read_config
+
+TARGETS = ("openvino", "onnxruntime", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded engine with its tokenizer, the names of its inputs and its class names."""
+
+    run: Any
+    tokenizer: Any
+    inputs: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def open_engine(work: Path, target: str | None, threads: int = 0) -> Engine:
+    """The engine of a work directory. Raises ConfigError when there is none, BuildError when it cannot be loaded."""
+    built = [name for name in TARGETS if (work / name / "build.json").is_file()]
+    if not built or (target is not None and target not in built):
+        raise ConfigError(f"{work}: has {', '.join(built) or 'no'} engine; run 'qdq compile --out {work}' first")
+    chosen = target or built[0]
+    checkpoint = work / "checkpoint"
+    names = {int(index): str(name) for index, name in (read_config(checkpoint).get("id2label") or {}).items()}
+    inputs, _ = interface(work / chosen / "model.onnx")
+    return Engine(
+        _runner(work / chosen, chosen, threads),
+        AutoTokenizer.from_pretrained(checkpoint),
+        tuple(tensor.name for tensor in inputs),
+        tuple(names[index] for index in sorted(names)),
+    )
+
+
+def _runner(folder: Path, target: str, threads: int) -> Any:
+    if target == "openvino":
+        from engines.openvino import OpenVINORunner, OpenVINOSettings
+
+        return OpenVINORunner(folder / "model.xml", OpenVINOSettings(threads))
+    if target == "onnxruntime":
+        from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
+
+        return OnnxRuntimeRunner(folder / "model.onnx", OnnxRuntimeSettings(threads))
+    from engines.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(folder / "model.plan")
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The flags the three scripts share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", type=Path, required=True, help="work directory of qdq compile")
+    parser.add_argument("--target", choices=TARGETS, help="which of its engines (default: the first there is)")
+    parser.add_argument("--max_seq_length", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=0, help="0 is all cores")
+    return parser
+
+
+def texts_of(texts: list[str] | None, file: Path | None) -> list[str]:
+    """Texts of the command line, else the file's lines. Raises DataError for none."""
+    found = list(texts or [])
+    if file is not None:
+        found += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not found:
+        raise DataError("no text; give --text TEXT … or --file FILE with one text per line")
+    return found

@@ -1,0 +1,51 @@
+"""Classify raw text with a compiled engine; one JSON line per text.
+
+python examples/infer_seq_cls.py --engine build/my-bert --text "a first text" "another one"
+python examples/infer_seq_cls.py --engine build/my-mrpc --text "one sentence" --pair "its paraphrase"
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from engine_files import arguments, open_engine, texts_of
+
+from qdq.data import Record
+from qdq.encode import encode_batch
+from qdq.errors import ConfigError
+
+
+def main(words: list[str] | None = None) -> list[dict[str, Any]]:
+    """Answer the command line; returns what is printed."""
+    parser = arguments(__doc__)
+    parser.add_argument("--text", nargs="+")
+    parser.add_argument("--pair", nargs="+", help="second texts of a pair task, as many as --text")
+    parser.add_argument("--file", type=Path, help="one text per line; a tab separates the two of a pair")
+    options = parser.parse_args(words)
+    if options.pair and len(options.pair) != len(options.text or []):
+        raise ConfigError(f"--pair: {len(options.pair)} for {len(options.text or [])} --text; give as many of both")
+    pairs = [tuple(line.split("\t", 1)) for line in texts_of(options.text, options.file)]
+    records = [Record(pair[0], pair[1] if len(pair) > 1 else None) for pair in pairs]
+    if options.pair:
+        records = [Record(text, pair) for text, pair in zip(options.text, options.pair, strict=True)]
+    engine = open_engine(options.engine, options.target, options.threads)
+    found = []
+    for start in range(0, len(records), options.batch_size):
+        batch = records[start : start + options.batch_size]
+        feed = encode_batch(engine.tokenizer, batch, engine.inputs, options.max_seq_length, pad_to="longest")
+        logits = engine.run(feed)["logits"].astype(np.float64)
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        for record, row in zip(batch, shares, strict=True):
+            best = int(row.argmax())
+            texts = {"text": record.text} | ({"pair": record.pair} if record.pair else {})
+            found.append({**texts, "label": engine.labels[best], "score": round(float(row[best]), 6)})
+    for answer in found:
+        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The generated part of docs/compression.md: tables of every JSON in docs/results/compression/.
+
+    python -m qdq.compress.page
+
+Three kinds of file are understood: what `compress()` writes (compression.json), what the walkthrough writes
+(walkthrough.json), and a benchmark of several engines (benchmark.json). A test checks that the page is up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qdq.artifacts import write_text
+from qdq.errors import DeployError
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "compression.md"
+RESULTS = ROOT / "docs" / "results" / "compression"
+BEGIN, END = "<!-- results:begin, written by `python -m qdq.compress.page` -->", "<!-- results:end -->"
+
+
+def render(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page with its generated part replaced. Raises DeployError when a marker is missing."""
+    head, opening, rest = page.partition(BEGIN)
+    _, closing, tail = rest.partition(END)
+    if not opening or not closing:
+        raise DeployError(f"docs/compression.md: has no '{BEGIN}' … '{END}'; restore the markers")
+    tables = "\n\n".join("\n".join(_table(name, result)) for name, result in sorted(results.items()))
+    return f"{head}{BEGIN}\n{tables}\n{END}{tail}"
+
+
+def _table(name: str, result: Mapping[str, Any]) -> Iterator[str]:
+    kinds = {"rows": _walkthrough, "candidates": _candidates, "contestants": _benchmark}
+    for key, table in kinds.items():
+        if key in result:
+            yield f"### {name}\n"
+            yield from table(result)
+            return
+    raise DeployError(f"docs/results/compression/{name}.json: is none of {', '.join(kinds)}; remove it")
+
+
+def _candidates(result: Mapping[str, Any]) -> Iterator[str]:
+    """What one compress() made."""
+    yield "| candidate | metric | points | M parameters |"
+    yield "|---|---|---|---|"
+    yield f"| as given | {result['baseline']:.4f} | | |"
+    for row in result["candidates"]:
+        mark = " (best)" if row["name"] == result["best"] else ""
+        points = f"{-100 * row['drop']:+.2f}"
+        yield f"| {row['name']}{mark} | {row['metric']:.4f} | {points} | {row['parameters'] / 1e6:.2f} |"
+    if "command" in result:
+        yield f"\n`{result['command']}`"
+
+
+def _benchmark(result: Mapping[str, Any]) -> Iterator[str]:
+    """Engines in one interleaved run, by their median against the first one's."""
+    contestants = result["contestants"]
+    base = next(iter(contestants.values()))["latency_ms"]["p50"]
+    yield "| engine | p50 ms | faster |"
+    yield "|---|---|---|"
+    for name, entry in contestants.items():
+        p50 = entry["latency_ms"]["p50"]
+        yield f"| {name} | {p50:.1f} | {base / p50:.2f} |"
+    yield f"\n{_where(result)}, {result['threads']} threads."
+
+
+def _walkthrough(result: Mapping[str, Any]) -> Iterator[str]:
+    """The dynamic-quantization walkthrough: the fine-tuned model, then the BERT-base shape."""
+    yield "| model | contestant | MB | smaller | accuracy | F1 | mean | evaluation s | faster |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    rows = [(result["model"], row) for row in result["rows"]]
+    rows += [("BERT-base shape", row) for row in result.get("base_rows", [])]
+    for model, row in rows:
+        scores = [f"{row[key]:.4f}" if key in row else "–" for key in ("acc", "f1", "acc_and_f1")]
+        cells = [model, row["name"], f"{row['mb']:.1f}", f"{row['smaller']:.2f}", *scores]
+        cells += [f"{row['evaluation_s']:.1f}", f"{row['faster']:.2f}"]
+        yield f"| {' | '.join(cells)} |"
+    yield (
+        f"\n{_where(result)}, one thread. Evaluation is the dev set at the median batch time; faster is the median "
+        "of per-round ratios to torch FP32."
+    )
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    """Shape, machine and versions."""
+    machine, versions = result["machine"], result["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("openvino", "onnxruntime", "torch") if name in versions)
+    return f"Batch {result['batch']} x {result['sequence']}, interleaved; {machine['cpu']}; {named}"
+
+
+def load_results(folder: Path = RESULTS) -> dict[str, Any]:
+    """JSON by file stem."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def main() -> int:
+    """Rewrite docs/compression.md."""
+    write_text(PAGE, render(PAGE.read_text(encoding="utf-8"), load_results()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

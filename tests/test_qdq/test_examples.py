@@ -1,0 +1,178 @@
+"""The scripts in examples/ on tiny models and local files: compress, deploy, and run the engines on raw text."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from qdq.compress.deploy import DeploySettings, deploy
+from qdq.errors import ConfigError, DataError, DeployError
+from qdq.screen import Screen
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+Load = Callable[[str], ModuleType]
+QUICK = ("--report_to", "none", "--disable_tqdm", "True", "--device", "cpu", "--max_seq_length", "32")
+PTQ = ("--strategy", "ptq", "--algo_list", "abs_max", "--batch_size_list", "4", *QUICK)
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Load:
+    """`example(name)`: a script as a module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, sentences: tuple[str, ...]) -> Path:
+    """A folder in CLUE's JSON-lines layout whose labels are codes, as TNEWS has them."""
+    folder = tmp_path / "tnews"
+    folder.mkdir()
+    for name in ("train", "dev"):
+        rows = [{"label": ("100", "116")[i % 2], "sentence": text} for i, text in enumerate(sentences)]
+        (folder / f"{name}.json").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_a_classifier_from_files_to_answers(
+    example: Load, labelled: Path, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    flags = ("--dataset", labelled, "--model_name_or_path", tiny_checkpoint("bert", num_hidden_layers=1))
+    out = tmp_path / "out"
+    result = example("compress_seq_cls").main([*map(str, flags), "--output_dir", str(out), *PTQ])
+    assert [candidate.notes["algorithm"] for candidate in result.candidates] == ["abs_max"]
+    settings = DeploySettings(("openvino",), batch=2, sequence=32, threads=1, bench_seconds=0.2)
+    report = deploy(out, settings, Screen())
+    (row,) = report["engines"]
+    assert row["best"] and row["p50_ms"] > 0
+    assert Path(row["triton"]).is_dir()
+    assert json.loads((out / "deployment.json").read_text()) == report
+    words = ["--engine", row["work"], "--threads", "1", "--text", "the cat sat", "a dog ran"]
+    answers = example("infer_seq_cls").main(words)
+    assert [answer["text"] for answer in answers] == ["the cat sat", "a dog ran"]
+    assert all(answer["label"] in ("LABEL_0", "LABEL_1") and 0.5 <= answer["score"] <= 1 for answer in answers)
+
+
+def test_config_gives_the_defaults_of_the_data_set_and_the_command_line_wins(example: Load, labelled: Path) -> None:
+    command_line = example("command_line")
+    words = ["--dataset", str(labelled), "--model_name_or_path", "m", "--output_dir", "o", "--device", "cpu"]
+    data, args = command_line.parse(command_line.defaults_of(command_line.typed("dataset", words)), words)
+    assert (args.learning_rate, args.per_device_train_batch_size, data.max_seq_length) == (5e-5, 32, 128)  # tnews
+    assert args.batch_size_list == [4, 8, 16]
+    _, args = command_line.parse(command_line.defaults_of(str(labelled)), [*words, "--learning_rate", "1e-3"])
+    assert args.learning_rate == 1e-3
+    with pytest.raises(ConfigError, match="--dataset is missing"):
+        command_line.typed("dataset", ["--output_dir", "o"])
+
+
+TAGS = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}
+
+
+def test_a_tagger_from_token_lines(example: Load, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    model = tiny_checkpoint("bert", "token-classification", num_hidden_layers=1, **TAGS)
+    lines = "the O\ncat B-PER\nsat I-PER\n\na O\ndog B-PER\nran O\n"
+    for name in ("train.txt", "valid.txt"):
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+    words = ["--dataset", str(tmp_path), "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
+    assert 0 <= example("compress_token_cls").main([*words, *PTQ]).best.metric <= 1
+    (tmp_path / "valid.txt").write_text("the O\ncat\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"valid.txt, line 2: has no tag"):
+        example("compress_token_cls").main([*words, *PTQ])
+    (tmp_path / "valid.txt").write_text("the O\ncat B-LOC\n", encoding="utf-8")
+    with pytest.raises(DataError, match="B-LOC"):
+        example("compress_token_cls").main([*words, *PTQ])
+
+
+def test_entities_are_words_with_their_places(example: Load) -> None:
+    text = "Ada Lovelace met Bob"
+    tags = ["O", "B-PER", "I-PER", "I-PER", "O", "I-PER", "O"]
+    places = [None, (0, 3), (4, 8), (8, 12), (13, 16), (17, 20), None]
+    words = [None, 0, 1, 1, 2, 3, None]
+    found = example("infer_token_cls").entities(text, tags, places, words)
+    assert [(one["text"], one["label"]) for one in found] == [("Ada Lovelace", "PER"), ("Bob", "PER")]
+
+
+def squad_file(folder: Path) -> None:
+    context = "the cat sat in the house and the dog ran"
+    answers = [{"text": "the house", "answer_start": context.index("the house")}]
+    paragraph = {"context": context, "qas": [{"id": "q", "question": "where the cat sat", "answers": answers}]}
+    for name in ("train.json", "dev.json"):
+        content = {"data": [{"title": "t", "paragraphs": [paragraph] * 4}]}
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_question_answering_scores_whole_answers(
+    example: Load, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    squad_file(tmp_path)
+    model = tiny_checkpoint("bert", "question-answering", num_hidden_layers=1)
+    words = ["--dataset", str(tmp_path), "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
+    assert 0 <= example("compress_qa").main([*words, *PTQ]).best.metric <= 1
+
+
+def test_windows_hold_the_answer_they_are_labelled_with(
+    example: Load, tmp_path: Path, load_tiny: Callable[..., Any]
+) -> None:
+    """A model that points exactly at the labels is scored 100; windows without the answer are labelled (0, 0)."""
+    import numpy as np
+
+    squad = example("squad")
+    squad_file(tmp_path)
+    rows = example("task_data").read(str(tmp_path), "dev", "answers")
+    cut = squad.windows(load_tiny().tokenizer, rows, 14, 4)
+    assert len(cut) > len(rows)  # more windows than questions
+    texts: dict[int, tuple[float, str]] = {}
+    for window in cut:
+        label = squad.labelled(window, rows[window.question])
+        logits = np.full((2, len(window.offsets) + 3), -9.0)  # with padding behind
+        logits[0, label["start_positions"]] = logits[1, label["end_positions"]] = 9.0
+        score, text, _ = squad.best_answer(*logits, window, rows[window.question]["context"], 10)
+        texts[window.question] = max(texts.get(window.question, (-1e9, "")), (score, text))
+    assert squad.scores([texts[i][1] for i in range(len(rows))], rows) == {"em": 100.0, "f1": 100.0}
+
+
+def test_scores_follow_squad_and_count_characters_in_chinese(example: Load) -> None:
+    squad = example("squad")
+    gold = {"answers": {"text": ["The red house", "house"]}}
+    assert squad.scores(["a red house!"], [gold]) == {"em": 100.0, "f1": 100.0}
+    assert squad.scores(["big house"], [gold])["f1"] == pytest.approx(200 / 3)
+    assert squad.scores(["北京市"], [{"answers": {"text": ["北京"]}}])["f1"] == pytest.approx(80)
+
+
+def test_deploy_needs_a_finished_compression(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match="has no compression"):
+        deploy(tmp_path, DeploySettings(), Screen())
+
+
+def test_a_missing_split_is_named(example: Load, tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("label\ttext\n1\ta b\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no file for 'dev'"):
+        example("task_data").read(str(tmp_path), "dev", "classes")
+
+
+def test_the_walkthrough_compares_every_contestant(
+    example: Load,
+    tiny_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    sentences: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [f"{i % 2}\t{i}\t{i}\t{text}\t{text}" for i, text in enumerate(sentences)]
+    for name in ("train", "dev"):
+        content = "\n".join(["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *rows])
+        (tmp_path / f"{name}.tsv").write_text(content + "\n", encoding="utf-8")
+    walkthrough = example("walkthrough")
+    monkeypatch.setattr(walkthrough, "SEQUENCE", 32)
+    model = tiny_checkpoint("bert", "feature-extraction", num_hidden_layers=1)  # an encoder: it is fine-tuned first
+    words = ["--data_dir", str(tmp_path), "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
+    report = walkthrough.main([*words, "--max_steps", "2", "--base_layers", "0", "--bench_seconds", "0.2"])
+    assert report["fine_tuned_here"]
+    names = [row["name"] for row in report["rows"]]
+    assert names[:2] == ["torch-fp32", "torch-dynamic"] and len(names) == 6
+    smallest = min(report["rows"], key=lambda row: row["mb"])
+    assert "acc_and_f1" in report["rows"][0] and smallest["name"] != "torch-fp32"
