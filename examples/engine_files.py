@@ -21,7 +21,11 @@ class Engine:
     run: Any
     tokenizer: Any
     inputs: tuple[str, ...]
-    labels: tuple[str, ...]
+    labels: dict[int, str]  # empty when the checkpoint keeps transformers' default names
+
+    def label(self, index: int) -> str:
+        """Name of a class."""
+        return self.labels.get(index, f"LABEL_{index}")
 
 
 def open_engine(work: Path, target: str | None, threads: int = 0) -> Engine:
@@ -37,7 +41,7 @@ def open_engine(work: Path, target: str | None, threads: int = 0) -> Engine:
         _runner(work / chosen, chosen, threads),
         AutoTokenizer.from_pretrained(checkpoint),
         tuple(tensor.name for tensor in inputs),
-        tuple(names[index] for index in sorted(names)),
+        names,
     )
 
 

@@ -41,7 +41,7 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
         for record, row in zip(batch, shares, strict=True):
             best = int(row.argmax())
             texts = {"text": record.text} | ({"pair": record.pair} if record.pair else {})
-            found.append({**texts, "label": engine.labels[best], "score": round(float(row[best]), 6)})
+            found.append({**texts, "label": engine.label(best), "score": round(float(row[best]), 6)})
     for answer in found:
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
     return found

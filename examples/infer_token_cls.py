@@ -33,7 +33,7 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
                 place if side is not None else None
                 for place, side in zip(tokens["offset_mapping"][row], tokens.sequence_ids(row), strict=True)
             ]
-            tags = [engine.labels[index] for index in best[row]]
+            tags = [engine.label(int(index)) for index in best[row]]
             found.append({"text": text, "entities": entities(text, tags, places, tokens.word_ids(row))})
     for answer in found:
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
