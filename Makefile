@@ -15,6 +15,7 @@
 #|   make clean      remove build/ and caches; make distclean: .venv too
 #|   make results    measure README.md's tables anew
 #|   make proof      prove the TensorRT graphs without a GPU: docs/tensorrt.md
+#|   make profile    measure the cost pictures of docs/performance.md anew
 #|   make lock       renew constraints.txt from the ranges in pyproject.toml
 #|
 #| Variables of engine and bench (`.venv/bin/qdq compile --help` has details):
@@ -39,7 +40,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine bench bench-t4 proof test lint type clean distclean lock results test-gpu bench-peers
+.PHONY: profile help setup engine bench bench-t4 proof test lint type clean distclean lock results test-gpu bench-peers
 
 VENV := .venv
 PYTHON ?= python3
@@ -128,6 +129,17 @@ bench-peers: $(PEERS)/.installed
 
 proof: setup
 	@$(VENV)/bin/python -m qdq.proof
+
+# The cost pictures of docs/performance.md, on the same terms. PROFILE_FILES= adds engines to compare with, such as
+# NNCF=path/to/model.xml.
+profile: setup
+	@set -e; if [ -d $(SHARED)/models ]; then \
+	  $(call RESULT,minilm-mrpc) --target openvino --model $(SHARED)/models/minilm-mrpc \
+	    --calibration $(SHARED)/data/mrpc/train.tsv --eval-data $(SHARED)/data/mrpc/dev.tsv > /dev/null; \
+	  $(VENV)/bin/qdq profile --steps --output docs/results/performance/minilm-mrpc \
+	    build/results/minilm-mrpc/model.qdq.onnx $(PROFILE_FILES); \
+	fi
+	@$(VENV)/bin/python -m qdq.performance
 
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from qdq import performance
+from qdq.errors import DeployError
 from qdq.readme import RESULTS, load_results, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,15 @@ def test_the_tensorrt_graphs_were_proved() -> None:
     assert metric["texts"] >= 400 and abs(metric["points_lost"]) <= 0.5
 
 
+def test_performance_tables_are_what_the_profiles_give() -> None:
+    page = performance.PAGE.read_text(encoding="utf-8")
+    results = performance.load_results()
+    assert results
+    assert performance.render(page, results) == page, "run 'make profile', or 'python -m qdq.performance' after editing"
+    with pytest.raises(DeployError, match="restore the markers"):
+        performance.render("no markers", results)
+
+
 def test_results_are_outcomes_of_compile() -> None:
     assert list(RESULTS.glob("*.json"))
     for path in RESULTS.glob("*.json"):
@@ -71,7 +82,7 @@ def test_readme_commands_are_make_targets() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/custom-model.md", "docs/custom-data.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/custom-model.md", "docs/custom-data.md", "docs/performance.md"])
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
