@@ -44,7 +44,7 @@ def test_every_contestant_is_built_checked_and_timed(
     assert all(0 < errors[name] < 0.5 for name in quantized)  # really quantized, and no nonsense
     sizes_mb = {name: row["bytes"] for name, row in report["rows"].items()}
     assert sizes_mb["onnxruntime-dynamic"] < sizes_mb["onnxruntime-fp32"]
-    assert render_peers(report) + "\n" == shown
+    assert shown.endswith(render_peers(report) + "\n")  # NNCF draws its progress on standard output, before it
 
 
 def test_an_unknown_contestant_is_refused_before_any_work(tmp_path: Path) -> None:
