@@ -54,6 +54,8 @@ def peers_tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Our engines beside other tools, one table per model."""
     from qdq.peers import render_peers
 
+    if not reports:
+        return "Not measured yet on an idle machine: run `make bench-peers`."
     return "\n\n".join(render_peers(report) for _, report in sorted(reports.items(), reverse=True))
 
 
