@@ -16,6 +16,7 @@
 #|   make results    measure README.md's tables anew
 #|   make proof      prove the TensorRT graphs without a GPU: docs/tensorrt.md
 #|   make profile    measure the cost pictures of docs/performance.md anew
+#|   make accuracy   measure what docs/accuracy.md lacks, and write it
 #|   make lock       renew constraints.txt from the ranges in pyproject.toml
 #|
 #| Variables of engine and bench (`.venv/bin/qdq compile --help` has details):
@@ -40,7 +41,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: profile help setup engine bench bench-t4 proof test lint type clean distclean lock results test-gpu bench-peers
+.PHONY: profile help setup accuracy engine bench bench-t4 proof test lint type clean distclean lock results test-gpu bench-peers
 
 VENV := .venv
 PYTHON ?= python3
@@ -140,6 +141,9 @@ profile: setup
 	    build/results/minilm-mrpc/model.qdq.onnx $(PROFILE_FILES); \
 	fi
 	@$(VENV)/bin/python -m qdq.performance
+
+accuracy: setup
+	@$(VENV)/bin/python -m qdq.accuracy --shared $(SHARED)
 
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,

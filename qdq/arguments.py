@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from qdq import __version__
+from qdq.arguments_study import STUDY_COMMANDS, add_study_options
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES
 from qdq.config import nearest
 from qdq.errors import ConfigError
@@ -80,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing usage; `main` prints the one message."""
         if message.startswith("argument COMMAND: invalid choice"):
             word = message.split("'")[1]
-            raise ConfigError(f"unknown command '{word}'; {nearest(word, COMMANDS | FILE_COMMANDS)}")
+            raise ConfigError(f"unknown command '{word}'; {nearest(word, COMMANDS | FILE_COMMANDS | STUDY_COMMANDS)}")
         raise ConfigError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
@@ -130,6 +131,11 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         command.add_argument("--json", action="store_true", default=False, help="print one JSON document")
     for name, text in FILE_COMMANDS.items():
         _add_file_options(name, commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
+    for name, text in STUDY_COMMANDS.items():
+        sentence = f"{text[0].upper()}{text[1:]}."
+        add_study_options(
+            name, commands.add_parser(name, help=text, description=sentence, argument_default=argparse.SUPPRESS)
+        )
     return parser, commands.choices
 
 
@@ -241,6 +247,8 @@ def _quantization_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(PLACEMENT_NAMES)} (default: {cpu} for CPU targets, {gpu} for tensorrt)",
     )
+    add("--search", action="store_true", help="with auto: try every unit on training rows, not 20 s of checks")
+    add("--max-drop", metavar="P", type=float, help=f"points that --search may lose (default: {d.max_drop})")
     add("--spec", metavar="FILE", help="QuantSpec as JSON or YAML, instead of --placement (default: none)")
     add(
         "--embedding-tables",

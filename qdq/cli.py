@@ -86,6 +86,7 @@ def _complain(message: str) -> None:
 
 def _run(arguments: list[str]) -> int:
     from qdq.arguments import FILE_COMMANDS, parse  # here, where Ctrl-C is handled already
+    from qdq.arguments_study import STUDY_COMMANDS
     from qdq.options import PLAN_OPTIONS
 
     command, typed, help_text = parse(arguments)
@@ -97,6 +98,8 @@ def _run(arguments: list[str]) -> int:
     as_json = typed.pop("json")
     if command == "doctor":
         return _doctor(as_json)
+    if command in STUDY_COMMANDS:
+        return _study(command, typed, as_json)
     if typed.keys() & PLAN_OPTIONS:
         return _bench_plans(typed, as_json)
     return _compile(command, typed, as_json)
@@ -153,6 +156,19 @@ def _compile(command: str, typed: Mapping[str, Any], as_json: bool) -> int:
     else:
         _print_outcome(command, outcome)
     return outcome.exit_code
+
+
+def _study(command: str, typed: Mapping[str, Any], as_json: bool) -> int:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from qdq.screen import Screen, logged_to
+    from qdq.study import run_study
+
+    screen = Screen()
+    with logged_to(screen):
+        text, code = run_study(command, typed, screen, as_json)
+    print(text, end="")
+    return code
 
 
 def _print_outcome(command: str, outcome: Any) -> None:

@@ -17,6 +17,7 @@ from qdq.config import nearest
 from qdq.errors import ConfigError, DataError
 from qdq.text_columns import DETECTION_RULES, SAMPLE_ROWS, Columns, detect_columns
 from qdq.text_files import Row, files_below, read_rows
+from qdq.text_rows import details, known_layout
 
 __all__ = ["DETECTION_RULES", "Columns", "Record", "TextSource", "bundled", "read_records", "records_from_rows"]
 
@@ -27,11 +28,24 @@ _BUNDLED = Path(__file__).resolve().parents[1] / "calib_data"
 
 @dataclass(frozen=True)
 class Record:
-    """One text, or a text pair, and its label as written in the file."""
+    """One text, or a text pair, with what the file says about it.
+
+    Attributes:
+        label: class or score as written; None when there is none.
+        label_name: CLUE's readable name of the class (label_desc), where the file has one beside the label.
+        words, tags: of a tagged sentence, one tag per word; "" is a tag that is missing.
+        answers: (text, first character in `pair`) of a question, () when it has none; None when the file says nothing.
+        id: the row's own id, for prediction files.
+    """
 
     text: str
     pair: str | None = None
     label: str | None = None
+    label_name: str | None = None
+    words: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    answers: tuple[tuple[str, int], ...] | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,8 @@ def records_from_rows(
     """As `read_records`, from rows at hand: any iterable of mappings, such as a `datasets.Dataset`."""
     if limit is not None and limit < 1:
         raise ConfigError(f"{source.path}: cannot read {limit} rows; ask for at least one")
-    stream = (row if isinstance(row, Row) else Row(f"{source.path}, row {n}", row) for n, row in enumerate(rows, 1))
+    numbered = (row if isinstance(row, Row) else Row(f"{source.path}, row {n}", row) for n, row in enumerate(rows, 1))
+    stream = map(known_layout, numbered)
     sample = list(itertools.islice(stream, SAMPLE_ROWS))
     if not sample:
         raise DataError(f"{source.path}: no rows (empty, only blank lines, or only a header); give a file with text")
@@ -127,7 +142,7 @@ def _record(row: Row, columns: Columns) -> Record | None:
     if not text or (columns.pair and not pair):
         return None
     label = row.values.get(columns.label) if columns.label else None
-    return Record(text, pair, None if label is None else str(label))
+    return Record(text, pair, _word(label), **details(row))
 
 
 def _string(row: Row, column: str) -> str:
@@ -143,6 +158,13 @@ def _string(row: Row, column: str) -> str:
         kind = type(value).__name__
         raise DataError(f"{row.where}: '{column}' is {kind}, not text; correct it, or name another with --text-columns")
     return value.encode("utf-8", "replace").decode()  # tokenizers refuse unpaired surrogates, which JSON escapes allow
+
+
+def _word(label: Any) -> str | None:
+    """A label as text; JSON's true and false in its own spelling."""
+    if label is None or isinstance(label, bool):
+        return None if label is None else str(label).lower()
+    return str(label)
 
 
 def _is_saved_dataset(folder: Path) -> bool:
@@ -171,4 +193,17 @@ def _dataset_rows(spec: str) -> Iterator[Row]:
         data = data[split]
     elif split:
         raise DataError(f"{spec}: this dataset was saved without splits; leave ':{split}' away")
-    return (Row(f"{spec}, row {number}", row) for number, row in enumerate(data, start=1))
+    names = _tag_names(data)
+    return (Row(f"{spec}, row {number}", _named(row, names)) for number, row in enumerate(data, start=1))
+
+
+def _tag_names(data: Any) -> dict[str, list[str]]:
+    """Columns that hold a list of class numbers per row -> the names of the classes."""
+    inner = {
+        column: getattr(feature, "feature", None) for column, feature in (getattr(data, "features", None) or {}).items()
+    }
+    return {column: list(feature.names) for column, feature in inner.items() if feature and hasattr(feature, "names")}
+
+
+def _named(row: Mapping[str, Any], names: Mapping[str, list[str]]) -> Mapping[str, Any]:
+    return {**row, **{column: [classes[tag] for tag in row[column]] for column, classes in names.items()}}

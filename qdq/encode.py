@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Feed: TypeAlias = dict[str, NDArray[np.int64]]
 PadTo = Literal["max_length", "longest"]
-_Row: TypeAlias = Mapping[str, list[int]]  # one tokenized text (pair): input name -> ids, not padded
+TokenRow: TypeAlias = Mapping[str, list[int]]  # one tokenized text (pair): input name -> ids, not padded
 # Where "clearly not English" begins; bert-base-chinese has a CJK share of 35 %, multilingual BERT of about 7 %.
 _UNKNOWN_SHARE, _TOKENS_PER_WORD, _CJK_SHARE, _ENGLISH_SHARE = 0.20, 3.0, 0.15, 0.30
 _ENGLISH_WORD = re.compile(r"[\u2581\u0120]?[a-z]{3,}")  # with the word-start marks of SentencePiece and byte-level BPE
@@ -46,8 +46,8 @@ def encode_batch(
     """
     if not records:
         raise DataError("there are no records to tokenize; read at least one text")
-    rows = [_tokenize(tokenizer, record, inputs, sequence) for record in records]
-    return _pad(tokenizer, rows, inputs, sequence if pad_to == "max_length" else _longest(rows))
+    rows = [tokenize(tokenizer, record, inputs, sequence) for record in records]
+    return pad(tokenizer, rows, inputs, sequence if pad_to == "max_length" else longest(rows))
 
 
 def encode_choices(
@@ -94,12 +94,12 @@ def calibration_batches(
     if micro_batch < 1:
         raise ConfigError(f"a calibration batch cannot hold {micro_batch} records; give at least one")
     samples = [[record] for record in records] if choices is None else choice_records(records, choices)
-    encoded = [[_tokenize(tokenizer, record, inputs, sequence) for record in sample] for sample in samples]
-    encoded.sort(key=_longest)
+    encoded = [[tokenize(tokenizer, record, inputs, sequence) for record in sample] for sample in samples]
+    encoded.sort(key=longest)
     for start in range(0, len(encoded), micro_batch):
         group = encoded[start : start + micro_batch]
         rows = list(itertools.chain.from_iterable(group))
-        yield _shaped(_pad(tokenizer, rows, inputs, _longest(rows)), len(group), choices)
+        yield _shaped(pad(tokenizer, rows, inputs, longest(rows)), len(group), choices)
 
 
 def workload(
@@ -137,7 +137,7 @@ def workload_of_shape(
     feeds = []
     for _ in range(count):
         rows = list(itertools.chain.from_iterable(itertools.islice(samples, batch)))
-        feeds.append(_shaped(_pad(tokenizer, rows, inputs, sequence), batch, choices))
+        feeds.append(_shaped(pad(tokenizer, rows, inputs, sequence), batch, choices))
     return feeds
 
 
@@ -147,14 +147,14 @@ def _distinct_samples(
     inputs: Sequence[str],
     sequence: int,
     needed: int,
-) -> list[list[_Row]]:
+) -> list[list[TokenRow]]:
     """Up to `needed` samples that differ in their tokens: the records as they are, then with their words rotated."""
-    found: dict[tuple[tuple[int, ...], ...], list[_Row]] = {}
+    found: dict[tuple[tuple[int, ...], ...], list[TokenRow]] = {}
     rotation, before = 0, -1
     while len(found) > before:
         before = len(found)
         for group in groups:
-            rows = [_tokenize(tokenizer, _rotated(record, rotation), inputs, sequence) for record in group]
+            rows = [tokenize(tokenizer, _rotated(record, rotation), inputs, sequence) for record in group]
             found.setdefault(tuple(tuple(row["input_ids"]) for row in rows), rows)
             if len(found) == needed:
                 return list(found.values())
@@ -175,7 +175,7 @@ def _rotate(text: str, by: int) -> str:
     return separator.join(units[shift:] + units[:shift])
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequence[str], sequence: int) -> _Row:
+def tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequence[str], sequence: int) -> TokenRow:
     """One record's ids per input, truncated to `sequence`, not padded."""
     for name in inputs:
         if name not in _INPUTS:
@@ -202,11 +202,12 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequen
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}
 
 
-def _longest(rows: Sequence[_Row]) -> int:
+def longest(rows: Sequence[TokenRow]) -> int:
+    """Tokens of the longest row."""
     return max(len(row["input_ids"]) for row in rows)
 
 
-def _pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[_Row], inputs: Sequence[str], width: int) -> Feed:
+def pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenRow], inputs: Sequence[str], width: int) -> Feed:
     """Arrays [len(rows), width] on the side and with the ids the tokenizer was trained to pad with."""
     if tokenizer.pad_token_id is None:
         raise DataError("the tokenizer has no padding token; set pad_token in its tokenizer_config.json")

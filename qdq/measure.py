@@ -12,89 +12,73 @@ from qdq.artifacts import PARTIAL_PREFIX, write_json
 from qdq.engine import PLAN, open_engine
 from qdq.errors import DataError
 from qdq.run import CANONICAL, CHOICES, FLOAT, Run
+from qdq.runner import TorchRunner
 from qdq.screen import Stage
 from qdq.stages import check_shape
-from qdq.texts import label_indices
 from qdq.variants import bodies, open_variant
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
     from engines.bench import Contestant
     from engines.types import BuiltEngine
     from qdq.model import LoadedModel
+    from qdq.tasks.evaluation import Evaluation, Scores
 
 VERIFY_BATCH = 32
 WORKLOAD_BATCHES = 5  # different batches the benchmark rotates through
 BENCH_SAMPLES = 100  # most per contestant; p99 needs that many
-LABELLED_TASKS = ("text-classification", "next-sentence-prediction", "multiple-choice")
-
-
-class TorchRunner:
-    """The floating-point torch model as a runner."""
-
-    def __init__(self, loaded: LoadedModel, threads: int, module: torch.nn.Module | None = None) -> None:
-        """`module` runs instead of the loaded model's own, with the same inputs and outputs."""
-        import torch
-
-        torch.set_num_threads(threads)
-        self._module = loaded.module() if module is None else module
-        self._outputs = loaded.outputs
-
-    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Feeds as the module names them; returns float32 arrays."""
-        import torch
-
-        with torch.inference_mode():
-            results = self._module(**{name: torch.from_numpy(array) for name, array in feeds.items()})
-        return {name: value.float().numpy() for name, value in zip(self._outputs, results, strict=True)}
 
 
 def verify(run: Run, stage: Stage) -> Sequence[Path]:
-    """Stage 7: outputs, agreement and, with labels, the task metric; accuracy.json out."""
+    """Stage 7: outputs, agreement and, with labels, the task metric of both sides; accuracy.json out."""
     from engines.compare import compare
-    from qdq.encode import encode_batch, encode_choices
 
-    loaded, texts = run.reference, run.evaluation
-    encode = encode_choices if loaded.task.choices else encode_batch
-    batches = [
-        encode(
-            loaded.tokenizer,
-            texts.records[start : start + VERIFY_BATCH],
-            loaded.inputs,
-            run.options.sequence,
-            pad_to="longest",
-        )
-        for start in range(0, len(texts.records), VERIFY_BATCH)
-    ]
-    labels, why_no_metric = evaluation_labels(run, loaded)
-    reference = TorchRunner(loaded, run.options.threads)
-    report = compare(reference, open_engine(run), batches, loaded.task.name, labels, stage.progress)
-    report |= {"source": texts.source} | ({"metric_reason": why_no_metric} if labels is None else {})
-    stage.say(f"cosine {report['cosine_mean']:.4f} mean, {report['cosine_min']:.4f} worst, over {texts.source}")
+    loaded = run.reference
+    evaluation = evaluation_for(run, loaded)
+    floating = evaluation.reader(TorchRunner(loaded.module(), run.options.threads))
+    engine = evaluation.reader(open_engine(run))
+    report = compare(floating, engine, evaluation.feeds, loaded.task.name, progress=stage.progress)
+    report |= {"source": run.evaluation.source, "notes": list(evaluation.notes)}
+    report |= task_metrics(floating.scores(), engine.scores(), evaluation.reason)
+    stage.say(
+        f"cosine {report['cosine_mean']:.4f} mean, {report['cosine_min']:.4f} worst, over {run.evaluation.source}"
+    )
     return (write_json(run.target / "accuracy.json", report),)
 
 
-def evaluation_labels(run: Run, loaded: LoadedModel) -> tuple[list[int] | None, str]:
-    """Class index of every evaluation text, or None and the reason why there is no metric.
+def task_metrics(floating: Scores, engine: Scores, reason: str) -> dict[str, Any]:
+    """accuracy.json's ``metric`` (the one that decides), ``metrics`` and ``metric_reason`` (why there is none)."""
+    if not floating.metrics:
+        return {"metric": None, "metrics": {}, "metric_reason": reason}
+    both = {
+        name: {
+            "fp32": floating.values[name],
+            "int8": engine.values[name],
+            "drop_points": -interval.difference,
+            "drop_interval": [-interval.high, -interval.low],
+        }
+        for name, interval in engine.difference(floating).items()
+    }
+    main = engine.main
+    return {"metric": {"name": main, **both[main]}, "metrics": both, "metric_reason": None}
+
+
+def evaluation_for(run: Run, loaded: LoadedModel) -> Evaluation:
+    """The evaluation texts as feeds and labels of `loaded`'s task.
 
     Raises DataError when the user named the label column and it does not hold the model's classes.
     """
+    from qdq.tasks.loading import EvaluationSettings, evaluation_of
+
     texts, required = run.evaluation, run.options.label_column is not None
-    if loaded.task.name not in LABELLED_TASKS:
-        return None, f"there is no built-in metric for {loaded.task.name} on this kind of file"
-    if all(record.label is None for record in texts.records):
+    settings = EvaluationSettings(run.options.sequence, VERIFY_BATCH, required=required and not texts.bundled)
+    evaluation = evaluation_of(texts.records, loaded, settings, texts.source)
+    if required and not evaluation.labelled and all(record.label is None for record in texts.records):
         reason = f"no text of {texts.source} has a label"
-        if required and not texts.bundled:
+        if not texts.bundled:
             raise DataError(f"{reason}; name another --label-column, or leave it out")
-        if required:  # the column is there, but the calibration took every row
-            run.screen.warn(f"no task metric: {reason}; give labelled text to --eval-data (EVAL=)")
-        return None, reason
-    return label_indices(texts.records, loaded.labels, len(loaded.labels) or CHOICES, required)
+        # the column is there, but the calibration took every row
+        run.screen.warn(f"no task metric: {reason}; give labelled text to --eval-data (EVAL=)")
+    return evaluation
 
 
 def workload(run: Run, count: int) -> list[Any]:
@@ -157,7 +141,7 @@ def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contesta
         entries += [Contestant(f"tensorrt-{body}", "tensorrt", open_variant(run, stage, body)) for body in bodies(run)]
     session = OnnxRuntimeRunner(floating, OnnxRuntimeSettings(options.threads))
     entries.append(Contestant("onnxruntime-fp32", "onnxruntime", session))
-    entries.append(Contestant("torch-fp32", "torch", TorchRunner(run.reference, options.threads)))
+    entries.append(Contestant("torch-fp32", "torch", TorchRunner(run.reference.module(), options.threads)))
     return entries
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qdq.ptq.sweep import Score, Swept
 
 ENCODED_AT_ONCE = 64  # texts; bounds the padding of one array
+SCORED = ("text-classification", "next-sentence-prediction", "multiple-choice")
 SCORE_BATCH = 32
 
 
@@ -107,7 +108,9 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
     """
     from engines.compare import compare
     from qdq.encode import encode_batch, encode_choices
-    from qdq.measure import TorchRunner, evaluation_labels
+    from qdq.measure import CHOICES
+    from qdq.runner import TorchRunner
+    from qdq.tasks.labels import class_indices
 
     texts, threads = run.evaluation, run.options.threads
     encode = encode_choices if loaded.task.choices else encode_batch
@@ -121,12 +124,14 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
         )
         for i in range(0, len(texts.records), SCORE_BATCH)
     ]
-    labels, _ = evaluation_labels(run, loaded)
+    labels = None
+    if len(loaded.labels) != 1 and loaded.task.name in SCORED:
+        labels, _ = class_indices(texts.records, loaded.labels, len(loaded.labels) or CHOICES, required=False)
     expected = _floating(loaded, feeds, threads)
 
     def score(module: nn.Module) -> Score:
         outputs = iter(expected)
-        runner = TorchRunner(loaded, threads, module)
+        runner = TorchRunner(module, threads)
         report = compare(lambda _: next(outputs), runner, feeds, loaded.task.name, labels)
         distance = report["logit_mse"] if report["logit_mse"] is not None else report["mean_abs_error"]
         metric = report.get("metric")
@@ -139,10 +144,10 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
 def _floating(loaded: LoadedModel, feeds: list[Any], threads: int) -> list[Any]:
     """FP32 outputs of every feed, by the injected model with its quantizers disabled."""
     from qdq.inject import quantizers
-    from qdq.measure import TorchRunner
+    from qdq.runner import TorchRunner
 
     module = loaded.module()
     for point in quantizers(module).values():
         point.disable_quant()
-    runner = TorchRunner(loaded, threads, module)
+    runner = TorchRunner(module, threads)
     return [runner(feed) for feed in feeds]

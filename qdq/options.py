@@ -16,7 +16,7 @@ TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
 PRECISION_HINTS = ("f32", "bf16", "f16")
 BODIES = ("fp16", "bf16", "fp32")
 TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
-PLACEMENT_NAMES = ("linear", "linear+qk", "qdqbert", "dynamic", "ft1", "ft2", "ft3", "trt")
+PLACEMENT_NAMES = ("auto", "linear", "linear+qk", "qdqbert", "dynamic", "ft1", "ft2", "ft3", "trt")
 
 # Options of `qdq bench --engine` beside those of CompileOptions.
 PLAN_OPTIONS = (
@@ -43,6 +43,7 @@ class CompileOptions:
         eval_data: likewise; None is what `calibration` has left after the calibration samples, or bundled text.
         text_columns, label_column: column names; detected when empty.
         placement: named placement; None is linear+qk for CPU targets and qdqbert for TensorRT.
+        search, max_drop: with placement auto, judge every unit on training rows and allow that many points of drop.
         spec: JSON or YAML file with a QuantSpec, instead of a named placement.
         embedding_tables: INT8 embedding tables with a scale per row, whatever the placement says; needs no data.
         calibrator, percentile: how activation ranges are chosen: an algorithm of qdq.calibrate.algorithms, or search,
@@ -71,6 +72,8 @@ class CompileOptions:
     text_columns: tuple[str, ...] = ()
     label_column: str | None = None
     placement: str | None = None
+    search: bool = False
+    max_drop: float = 0.5
     spec: str | None = None
     embedding_tables: bool = False
     calibrator: str = "percentile"
@@ -113,6 +116,7 @@ class CompileOptions:
             choice(self.triton_backend, TRITON_BACKENDS, "--triton-backend")
         if self.triton_backend == "tensorrt" and self.target in CPU_TARGETS:
             raise ConfigError(f"--triton-backend: tensorrt serves plans only, not --target {self.target}; leave it out")
+        self._validate_search()
         if self.placement == "dynamic" and self.target == "tensorrt":
             raise ConfigError("--placement: dynamic needs a CPU target, TensorRT has no run-time scales; calibrate")
         if self.placement is not None and self.spec is not None:
@@ -174,6 +178,17 @@ class CompileOptions:
             round_type=self.round_type,
             bias_correction=self.bias_correction,
         )
+
+    def _validate_search(self) -> None:
+        if not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"--max-drop: {self.max_drop} is outside 0..100 points")
+        if self.search and self.placement != "auto":
+            raise ConfigError("--search chooses a placement, so it needs --placement auto")
+        if self.search and self.calibration is not None and self.eval_data is None:
+            raise ConfigError(
+                "--search decides on the rows behind the calibration rows, which then prove nothing; give other text "
+                "to --eval-data (EVAL=)"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON value of every option."""

@@ -28,7 +28,7 @@ def write_parity(run: Run, loaded: LoadedModel) -> Path:
     from export.parity import end_to_end_parity, point_parity
     from qdq.encode import encode_batch, encode_choices
     from qdq.inject import quantizers
-    from qdq.measure import TorchRunner
+    from qdq.runner import TorchRunner
 
     encode = encode_choices if loaded.task.choices else encode_batch
     records = run.evaluation.records[: max(TEXTS, CHOICES)]
@@ -37,7 +37,7 @@ def write_parity(run: Run, loaded: LoadedModel) -> Path:
     points = point_parity(canonical, feeds, {n: _on_arrays(point) for n, point in quantizers(loaded.model).items()})
     try:
         answers: dict[str, Any] | None = end_to_end_parity(
-            TorchRunner(loaded, run.options.threads), canonical, [feeds], loaded.task.name
+            TorchRunner(loaded.module(), run.options.threads), canonical, [feeds], loaded.task.name
         )
     except ParityError as error:
         run.screen.warn(str(error))

@@ -253,7 +253,7 @@ def _torch(name: str, loaded: LoadedModel, material: Material) -> Built:
     import torch
 
     from engines.peers import Built
-    from qdq.measure import TorchRunner
+    from qdq.runner import TorchRunner
 
     begin = time.perf_counter()
     module = loaded.module()
@@ -266,7 +266,7 @@ def _torch(name: str, loaded: LoadedModel, material: Material) -> Built:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a quantized state is a TypedStorage, whose use warns
         torch.save(module.state_dict(), path)
-    runner = TorchRunner(loaded, material.threads, module)
+    runner = TorchRunner(module, material.threads)
     return Built("torch", runner, path.stat().st_size, time.perf_counter() - begin)
 
 
@@ -274,15 +274,16 @@ def _accuracies(run: Any, contestants: Mapping[str, Built]) -> dict[str, Any]:
     """accuracy.json objects of all contestants, on batches padded to the benchmark's sequence."""
     from engines.compare import compare
     from qdq.encode import encode_batch
-    from qdq.measure import TorchRunner, evaluation_labels
+    from qdq.runner import TorchRunner
+    from qdq.tasks.labels import class_indices
 
     loaded, options, records = run.reference, run.options, run.evaluation.records
     batches = [
         encode_batch(loaded.tokenizer, records[start : start + options.batch], loaded.inputs, options.sequence)
         for start in range(0, len(records), options.batch)
     ]
-    labels, _ = evaluation_labels(run, loaded)
-    reference = _Cached(TorchRunner(loaded, options.threads))
+    labels, _ = class_indices(records, loaded.labels, len(loaded.labels), required=False)
+    reference = _Cached(TorchRunner(loaded.module(), options.threads))
     return {
         name: compare(reference, built.run, batches, "text-classification", labels)
         for name, built in contestants.items()

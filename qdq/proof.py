@@ -120,7 +120,8 @@ def _texts(out: Path) -> tuple[Any, list[Any], list[int] | None]:
     from qdq.measure import VERIFY_BATCH
     from qdq.model import load_model
     from qdq.options import CompileOptions
-    from qdq.texts import calibration_texts, evaluation_texts, label_indices
+    from qdq.tasks.labels import class_indices
+    from qdq.texts import calibration_texts, evaluation_texts
 
     loaded = load_model(str(out / "checkpoint"), task=read_spec(out / "checkpoint")[1]["task"])
     typed = read_json(out / "manifest.json")["options"]
@@ -128,7 +129,7 @@ def _texts(out: Path) -> tuple[Any, list[Any], list[int] | None]:
     options = CompileOptions(**{name: typed[name] for name in text})
     task = loaded.task.name
     records = evaluation_texts(options, task, calibration_texts(options, task)).records
-    labels = label_indices(records, loaded.labels, len(loaded.labels), required=False)[0] if loaded.labels else None
+    labels = class_indices(records, loaded.labels, len(loaded.labels), required=False)[0] if loaded.labels else None
     batches = [
         encode_batch(loaded.tokenizer, records[start : start + VERIFY_BATCH], loaded.inputs, SEQUENCE, pad_to="longest")
         for start in range(0, len(records), VERIFY_BATCH)

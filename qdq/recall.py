@@ -12,7 +12,7 @@ from qdq.options import CompileOptions
 # Stage -> options it is the last to read. A later stage cannot change them: it starts from files they decided.
 DECIDED_BY: Mapping[str, tuple[str, ...]] = {
     "calibrate": (
-        *("model", "task", "allow_pickle", "placement", "spec", "embedding_tables"),
+        *("model", "task", "allow_pickle", "placement", "search", "max_drop", "spec", "embedding_tables"),
         *("calibration", "samples", "calibrator", "percentile"),
         *("weight_quantize_type", "activation_quantize_type", "moving_rate", "round_type", "bias_correction"),
         *("equalization", "smoothing", "softmax_scale", "algo_list", "batch_num_list", "batch_size_list"),

@@ -18,6 +18,7 @@ from qdq.workdir import SEED, WorkDirectory
 if TYPE_CHECKING:
     from qdq.inject import Placement
     from qdq.model import LoadedModel
+    from qdq.placing.auto import Choice
 
 CANONICAL = "model.qdq.onnx"
 FLOAT = "model.fp32.onnx"
@@ -41,6 +42,7 @@ class Run:
         name: short name of the model; Triton serves it under this name.
         source: the model's folder; None in a run that starts behind the checkpoint.
         loaded, placement: what stages 1 and 2 hand to stage 3; they live in memory only.
+        auto: how `--placement auto` decided.
         replaced: what the stage that runs now wrote the last time.
         versions: of everything installed that shapes a file; part of what every stage depends on.
     """
@@ -52,6 +54,7 @@ class Run:
     source: Path | None = None
     loaded: LoadedModel | None = None
     placement: Placement | None = None
+    auto: Choice | None = None
     replaced: tuple[Path, ...] = ()
     versions: Mapping[str, str] = field(default_factory=versions)
 

@@ -28,14 +28,14 @@ VOCABULARY_TASKS = ("fill-mask", "language-modeling")  # tasks whose output has 
 
 def load(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 1. Also refuses, before anything is written, a shape or labels this model cannot take."""
-    from qdq.measure import evaluation_labels
+    from qdq.measure import evaluation_for
 
     prepare_torch(run.options.threads)
     from qdq.model import load_model
 
     loaded = load_model(run.options.model, run.task, run.options.allow_pickle)
     check_shape(loaded, run.options.batch, run.options.sequence)
-    evaluation_labels(run, loaded)
+    evaluation_for(run, loaded)
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     stage.say(f"{loaded.model.config.model_type}, {loaded.task.name}, {parameters / 1e6:.1f} M parameters")
     run.loaded = loaded
@@ -66,12 +66,13 @@ def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
 def requested_spec(run: Run) -> QuantSpec:
     """The QuantSpec the options ask for, or the checkpoint's own. Raises ConfigError for a bad spec file."""
     from qdq.checkpoint import read_spec
-    from qdq.inject.spec import load_spec, named_spec
+    from qdq.inject.spec import load_spec
+    from qdq.placing import base_spec
 
     if run.options.spec is not None:
         spec = load_spec(Path(run.options.spec))
     elif run.options.placement is not None:
-        spec = named_spec(run.options.placement)
+        spec = base_spec(run.options.placement, run.options.target)
     else:
         assert run.source is not None  # options.resolve names a placement for everything but a checkpoint of ours
         spec = read_spec(run.source)[0]
@@ -94,7 +95,8 @@ def inject(run: Run, stage: Stage) -> Sequence[Path]:
 def write_placement(run: Run) -> Path:
     """placement.json: every candidate point with its reason."""
     assert run.placement is not None
-    return write_json(run.work.path / "placement.json", run.placement.as_json())
+    decision = {} if run.auto is None else {"auto": run.auto.as_json()}
+    return write_json(run.work.path / "placement.json", {**run.placement.as_json(), **decision})
 
 
 def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
@@ -109,6 +111,8 @@ def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
     else:
         result = measured(run, run.loaded, spec, stage)
     table = result.table
+    if run.options.placement == "auto":
+        spec, table = _decided(run, run.loaded, spec, table, stage)
     if table.zero_channels:
         run.screen.warn(f"{sum(table.zero_channels.values())} all-zero weight channels got the floor scale 2**-14")
     write_checkpoint(run.loaded, spec, table, run.checkpoint)  # first: the one that may not fit on the disk
@@ -116,6 +120,62 @@ def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
     calibration = write_json(run.work.path / "calibration.json", content)
     swept = [write_json(run.work.path / "sweep.json", result.sweep)] if result.sweep else []
     return run.checkpoint, calibration, write_placement(run), *swept
+
+
+def _decided(
+    run: Run, loaded: LoadedModel, spec: QuantSpec, table: CalibrationTable, stage: Stage
+) -> tuple[QuantSpec, CalibrationTable]:
+    """`--placement auto`: leave out what costs the answers too much, on the calibration texts alone."""
+    from qdq.inject import quantizers
+    from qdq.placing.decide import decide_placement
+
+    options = run.options
+    if options.search:
+        spec = _searched(run, loaded, spec, stage)
+    else:
+        spec, run.placement, run.auto = decide_placement(
+            loaded, spec, run.calibration.records, options.target, options.sequence, stage.progress
+        )
+    assert run.auto is not None
+    kept = quantizers(loaded.model)
+    stage.say(
+        f"{stage.result}; auto leaves {len(spec.declined)} of {len(kept) + len(spec.declined)} points float, "
+        f"divergence {run.auto.before:.4f} to {run.auto.after:.4f} in {run.auto.checks} checks"
+    )
+    return spec, replace(
+        table,
+        activations={point: amax for point, amax in table.activations.items() if point in kept},
+        weights={point: amax for point, amax in table.weights.items() if point in kept},
+        zero_channels={point: count for point, count in table.zero_channels.items() if point in kept},
+    )
+
+
+def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> QuantSpec:
+    """`--search`: the curve over training rows to search.json and search.png.
+
+    Raises CalibrationError when no placement on it is within the allowed drop; the curve is written all the same.
+    """
+    from qdq.placing.decide import SearchRequest, search_placement
+    from qdq.placing.search import plot_curve
+    from qdq.texts import search_records
+
+    options = run.options
+    records = search_records(options, run.calibration)
+    request = SearchRequest(options.target, options.sequence, options.max_drop)
+    spec, run.placement, run.auto, found = search_placement(loaded, spec, records, request, stage.progress)
+    path = write_json(run.work.path / "search.json", found.as_json())
+    plot_curve(found, run.work.path / "search.png")
+    if found.best is None:
+        # Recorded, so that a first run that ends here leaves its curve behind.
+        run.work.complete("search", {"limit": found.limit}, [path], [run.work.path / "search.png"])
+        closest = found.curve[found.closest]
+        loss = closest.divergence if closest.drop_points is None else closest.drop_points
+        raise CalibrationError(
+            f"no placement of {len(found.curve)} tried is within {found.limit:g} ({found.by}); the closest leaves "
+            f"{closest.dropped} units float and still loses {loss:.3g}: see {path}, allow a larger --max-drop, or "
+            "treat the outliers first"
+        )
+    return spec
 
 
 def _take_over(run: Run, loaded: LoadedModel) -> bool:

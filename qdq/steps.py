@@ -9,6 +9,7 @@ from typing import Any
 
 from qdq import engine, measure, stages, variants
 from qdq.artifacts import sha256_file
+from qdq.options import CompileOptions
 from qdq.run import CANONICAL, FLOAT, Run
 from qdq.screen import Stage
 from qdq.texts import source_fingerprint
@@ -40,7 +41,7 @@ def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
             p.relative_to(folder).as_posix(): sha256_file(p) for g in MODEL_FILES for p in sorted(folder.glob(g))
         },
         "task": options.task,
-        "placement": sha256_file(Path(options.spec)) if options.spec else options.placement,
+        "placement": sha256_file(Path(options.spec)) if options.spec else _placement(options),
         "embedding_tables": options.embedding_tables,
         "calibrator": [options.calibrator, options.percentile, options.samples, options.sequence],
         "ptq": [options.ptq_settings().as_json(), options.treatments.as_json(), options.weight_quantize_type],
@@ -56,6 +57,13 @@ def _sweep_inputs(run: Run) -> Mapping[str, Any] | None:
         return None
     text = source_fingerprint(options, options.eval_data)
     return {"text": text, "labels": options.label_column, "samples": options.eval_samples}
+
+
+def _placement(options: CompileOptions) -> Any:
+    """`auto` decides for a target; every other placement is the same for all."""
+    if options.placement != "auto":
+        return options.placement
+    return [options.placement, options.target, options.max_drop if options.search else None]
 
 
 def _export_inputs(run: Run) -> Mapping[str, Any]:

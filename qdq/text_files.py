@@ -135,7 +135,8 @@ def _squad(article: Row) -> Iterator[Row]:
     try:
         for paragraph in article.values["paragraphs"]:
             for question in paragraph["qas"]:
-                yield Row(article.where, {"question": question["question"], "context": paragraph["context"]})
+                known = {key: question[key] for key in ("id", "answers") if key in question}
+                yield Row(article.where, {"question": question["question"], "context": paragraph["context"], **known})
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{article.where}: looks like SQuAD but lacks context, qas or question ({error!r}); correct it"
@@ -203,17 +204,22 @@ def _is_json_object(text: str) -> bool:
 
 
 def _tagged(path: Path) -> Iterator[Row]:
-    """``token TAG`` lines with a blank line between sentences: one row per sentence, tags dropped."""
+    """``token TAG`` lines with a blank line between sentences: one row per sentence, with its words and tags.
+
+    The tag is the last column, "" on a line that has the token alone.
+    """
     lines = ((number, text.split()) for number, text in _text_lines(path))
     for blank, block in itertools.groupby(lines, key=lambda line: not line[1]):
         if not blank:
             sentence = list(block)
-            tokens = [cells[0] for _, cells in sentence if cells[0] != "-DOCSTART-"]
-            if tokens:
-                yield Row(f"{path}, line {sentence[0][0]}", {"text": _join(tokens)})
+            rows = [cells for _, cells in sentence if cells[0] != "-DOCSTART-"]
+            if rows:
+                words = [cells[0] for cells in rows]
+                tags = [cells[-1] if len(cells) > 1 else "" for cells in rows]
+                yield Row(f"{path}, line {sentence[0][0]}", {"text": join_words(words), "words": words, "tags": tags})
 
 
-def _join(tokens: Iterable[str]) -> str:
+def join_words(tokens: Iterable[str]) -> str:
     """Sentence of `tokens`; character-tagged text (Chinese) is joined without spaces."""
     words = list(tokens)
     single = sum(len(word) == 1 and not word.isascii() for word in words)

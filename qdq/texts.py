@@ -12,6 +12,7 @@ from qdq.data import Columns, Record, TextSource, bundled, read_records
 from qdq.errors import DataError
 from qdq.options import CompileOptions
 
+SEARCH_SAMPLES = 256  # rows that `--search` judges placements on
 PAIR_TASKS = ("question-answering", "next-sentence-prediction", "multiple-choice")
 
 
@@ -62,34 +63,12 @@ def evaluation_texts(options: CompileOptions, task: str, calibration: Texts) -> 
     return Texts(fresh, f"bundled held-out English text, {_count(fresh)}", bundled=True)
 
 
-def label_indices(
-    records: Sequence[Record], names: Sequence[str], classes: int, required: bool
-) -> tuple[list[int] | None, str]:
-    """Class index of every record, or None and why there is no metric.
-
-    A label is a class name of the checkpoint or its number. Raises DataError when `required` (the user named the
-    column) and a label is missing or unknown.
-    """
-    indices: list[int] = []
-    for number, record in enumerate(records, start=1):
-        index = _label_index(record.label, names, classes)
-        if index is None:
-            what = "has no label" if record.label is None else f"has label '{record.label}', unknown to the model"
-            known = ", ".join(names) if names else f"0 to {classes - 1}"
-            reason = f"evaluation text {number} {what} (it knows {known})"
-            if required:
-                raise DataError(f"{reason}; name another --label-column, or leave it out")
-            return None, reason
-        indices.append(index)
-    return indices, ""
-
-
-def _label_index(label: str | None, names: Sequence[str], classes: int) -> int | None:
-    if label is None:
-        return None
-    if label in names:
-        return names.index(label)
-    return int(label) if label.isdecimal() and int(label) < classes else None
+def search_records(options: CompileOptions, calibration: Texts) -> tuple[Record, ...]:
+    """Training rows for `--search`: those behind the calibration rows, else the calibration texts themselves."""
+    if options.calibration is None:
+        return calibration.records
+    records, _ = read_records(_source(options, options.calibration), options.samples + SEARCH_SAMPLES)
+    return tuple(records[options.samples :]) or calibration.records
 
 
 def source_fingerprint(options: CompileOptions, path: str | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ from qdq.inject.placement import Candidate, Placement, Zone, decide
 from qdq.inject.quantizer import Layout, QuantLinear, TensorQuantizer
 from qdq.inject.spec import QuantSpec
 
-__all__ = ["Placement", "QuantSpec", "candidates", "inject", "quantizers"]
+__all__ = ["Placement", "QuantSpec", "candidates", "decided", "inject", "quantizers", "remove"]
 
 MATMUL_LAYOUTS: dict[str, Layout] = {"q": "heads", "k": "heads", "a": "scores", "v": "heads"}
 
@@ -69,6 +69,20 @@ def candidates(model: PreTrainedModel, family: Family) -> Iterator[Candidate]:
         if zone == "encoder" and type(module).__name__ in family.residual:
             for operand in ("local", "residual"):
                 yield Candidate(path, f"add_{operand}_input_quantizer", "residual", zone, operand)
+
+
+def decided(model: PreTrainedModel, spec: QuantSpec) -> Placement:
+    """What `spec` says of every candidate point of an injected model."""
+    return Placement(
+        tuple(decide(candidate, spec) for candidate in candidates(model, family_of(model.config.model_type)))
+    )
+
+
+def remove(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Take the quantizers of the points `names` out of an injected model."""
+    for candidate in list(candidates(model, family_of(model.config.model_type))):
+        if candidate.name in names:
+            setattr(model.get_submodule(candidate.module), candidate.attribute, None)
 
 
 def base_path(model: PreTrainedModel) -> str:

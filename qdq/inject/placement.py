@@ -84,6 +84,9 @@ def _decision(candidate: Candidate, spec: QuantSpec) -> tuple[bool, str]:
         return True, f"enable_layers '{spec.enable_layers}' matches"
     if spec.disable_layers and re.search(spec.disable_layers, name):
         return False, f"disable_layers '{spec.disable_layers}' matches"
+    for declined, reason in spec.declined:
+        if declined == name:
+            return False, reason
     for keyword in spec.disable_keywords:
         if keyword in name:
             return False, f"disable_keywords has '{keyword}'"

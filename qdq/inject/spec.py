@@ -42,6 +42,7 @@ class QuantSpec:
         clip_gelu: upper bound on the amax of the activation behind GELU [--clip-gelu].
         recalibrate_weights: recompute weight amax from the weights even where a checkpoint brought its own
             [--recalibrate-weights].
+        declined: (point name, reason) of points that stay float, as `--placement auto` decides them.
     """
 
     placement: str = "qdqbert"
@@ -60,6 +61,7 @@ class QuantSpec:
     fuse_qkv: bool = False
     clip_gelu: float | None = None
     recalibrate_weights: bool = False
+    declined: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         choice(self.placement, PLACEMENTS, "placement")
@@ -72,6 +74,8 @@ class QuantSpec:
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside 2..8")
         if self.clip_gelu is not None and not self.clip_gelu > 0:
             raise ConfigError(f"clip_gelu: {self.clip_gelu} must be positive")
+        if any(len(entry) != 2 for entry in self.declined):
+            raise ConfigError("declined: expected pairs of a point name and the reason why it stays float")
         for name in ("enable_layers", "disable_layers"):
             _check_pattern(name, getattr(self, name))
 
@@ -92,6 +96,7 @@ def _check_pattern(name: str, pattern: str | None) -> None:
 # extra switches (layernorm_input, softmax_input, aftergemm, final_input) name tensors that are not among the twenty,
 # so ft3, which only adds softmax_input and layernorm_input to ft2, quantizes the same points as ft2 here.
 PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
+    "auto": {},  # the widest; what is left out of it stands in `declined`
     "linear": {"matmul": (), "residual": ()},
     "linear+qk": {"matmul": ("q", "k"), "residual": ()},
     "qdqbert": {},

@@ -73,12 +73,14 @@ def test_tsv_keeps_lone_quotes_as_text_and_csv_reads_quoted_line_breaks(tmp_path
 
 
 def test_squad_files_give_question_and_context(tmp_path: Path) -> None:
-    questions = [{"question": "Who?", "answers": []}, {"question": "When?"}]
+    answer = {"text": "Ada", "answer_start": 0}
+    questions = [{"question": "Who?", "id": "q1", "answers": [answer]}, {"question": "When?"}]
     paragraph: dict[str, Any] = {"context": "Ada, in 1843.", "qas": questions}
     squad = {"version": "1", "data": [{"paragraphs": [paragraph]}]}
     for indent in (None, 2):
         records, columns = read_records(write(tmp_path / "squad.json", json.dumps(squad, indent=indent)))
-        assert records == [Record("Who?", "Ada, in 1843."), Record("When?", "Ada, in 1843.")]
+        asked = Record("Who?", "Ada, in 1843.", answers=(("Ada", 0),), id="q1")
+        assert records == [asked, Record("When?", "Ada, in 1843.")]
         assert columns == Columns("question", "context")
     del paragraph["context"]
     assert "item 1: looks like SQuAD but lacks" in failure(write(tmp_path / "squad.json", json.dumps(squad)))
@@ -87,7 +89,8 @@ def test_squad_files_give_question_and_context(tmp_path: Path) -> None:
 def test_token_per_line_files_give_sentences(tmp_path: Path) -> None:
     conll = "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\nPeter NNP B-NP B-PER\n"
     assert texts(write(tmp_path / "train.txt", conll)) == ["EU rejects", "Peter"]
-    assert texts(write(tmp_path / "zh.txt", "希\tO\n望\tO\n\n北\tB-LOC\n京\tI-LOC\n")) == ["希望", "北京"]
+    zh = read_records(write(tmp_path / "zh.txt", "希\tO\n望\tO\n\n北\tB-LOC\n京\tI-LOC\n"))[0]
+    assert zh[1] == Record("北京", words=("北", "京"), tags=("B-LOC", "I-LOC"))
 
 
 def test_a_folder_is_read_by_sorted_name_and_skips_what_is_no_data(tmp_path: Path) -> None:
@@ -176,7 +179,8 @@ def test_text_columns_are_found(row: dict[str, Any], expected: str) -> None:
         ({"text": "a", "label_desc": "news"}, "label_desc"),
         ({"text": "a", "Target": 1.5}, "Target"),
         ({"text": "a", "labels": [1, 2]}, None),
-        ({"text": "a", "score": 1}, None),
+        ({"text": "a", "score": 1}, "score"),
+        ({"text": "a", "points": 1}, None),
     ],
 )
 def test_the_label_column_is_found(row: dict[str, Any], label: str | None) -> None:
@@ -195,7 +199,7 @@ def test_files_of_the_shape_of_mrpc_tnews_and_afqmc(tmp_path: Path) -> None:
     assert records == [Record('He, "x", left.', 'He left "x.', "1")]
     tnews = '{"label": "108", "label_desc": "news_edu", "sentence": "上课时学生手机响个不停", "keywords": ""}\n'
     records = read_records(write(tmp_path / "tnews.json", tnews))[0]
-    assert records == [Record("上课时学生手机响个不停", None, "108")]
+    assert records == [Record("上课时学生手机响个不停", None, "108", "news_edu")]
     afqmc = '{"sentence1": "双十一花呗提额在哪", "sentence2": "里可以提花呗额度", "label": "0"}\n'
     records = read_records(write(tmp_path / "afqmc.json", afqmc))[0]
     assert records == [Record("双十一花呗提额在哪", "里可以提花呗额度", "0")]
@@ -259,7 +263,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_saved_datasets_are_read_with_or_without_the_prefix_and_split(saved: Path) -> None:
-    assert read_records(TextSource(f"datasets:{saved / 'one'}"))[0] == [Record("one row", None, "1")]
+    assert read_records(TextSource(f"datasets:{saved / 'one'}"))[0] == [Record("one row", None, "1", id="0")]
     assert texts(TextSource(str(saved / "one"))) == ["one row"]
     assert len(texts(TextSource(str(saved / "both")))) == 1
     assert len(texts(TextSource(f"datasets:{saved / 'both'}:test"))) == 2

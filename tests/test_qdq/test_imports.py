@@ -27,6 +27,8 @@ SPINE = {
     "pipeline.py",
     "cli.py",
     "file_commands.py",
+    "contestants.py",
+    "placement_costs.py",
     "options.py",
     "readme.py",
 }

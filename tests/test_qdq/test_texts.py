@@ -11,7 +11,8 @@ import pytest
 from qdq.data import Record
 from qdq.errors import DataError
 from qdq.options import CompileOptions
-from qdq.texts import Texts, calibration_texts, evaluation_texts, label_indices, source_fingerprint
+from qdq.tasks.labels import class_indices
+from qdq.texts import Texts, calibration_texts, evaluation_texts, source_fingerprint
 
 TASK = "feature-extraction"
 
@@ -92,20 +93,20 @@ NAMES = ("negative", "positive")
 
 def test_labels_are_names_or_numbers() -> None:
     records = [Record("a", label="positive"), Record("b", label="0"), Record("c", label="1")]
-    assert label_indices(records, NAMES, 2, required=True) == ([1, 0, 1], "")
-    assert label_indices(records[1:], (), 2, required=True) == ([0, 1], "")
+    assert class_indices(records, NAMES, 2, required=True) == ([1, 0, 1], "")
+    assert class_indices(records[1:], (), 2, required=True) == ([0, 1], "")
 
 
 @pytest.mark.parametrize("label", ["neutral", "2", "-1", "1.0", None])
 def test_an_unknown_label_is_no_metric_or_an_error(label: str | None) -> None:
     records = [Record("a", label="positive"), Record("b", label=label)]
-    indices, reason = label_indices(records, NAMES, 2, required=False)
+    indices, reason = class_indices(records, NAMES, 2, required=False)
     assert indices is None
     assert reason.startswith("evaluation text 2 has ")
     assert "(it knows negative, positive)" in reason
     with pytest.raises(DataError, match="name another --label-column, or leave it out"):
-        label_indices(records, NAMES, 2, required=True)
-    assert "(it knows 0 to 2)" in label_indices([Record("a", label="x")], (), 3, required=False)[1]
+        class_indices(records, NAMES, 2, required=True)
+    assert "(it knows 0 to 2)" in class_indices([Record("a", label="x")], (), 3, required=False)[1]
 
 
 # What the manifest remembers

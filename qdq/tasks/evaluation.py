@@ -1,0 +1,134 @@
+"""A data set ready for a model, and the metrics of any runner on it; `loading` makes one from a file.
+
+::
+
+    evaluation = load_evaluation("dev.tsv", loaded)           # a LoadedModel names task, tokenizer, inputs and classes
+    scores = evaluation.score(TorchRunner(loaded.module()))   # any callable from feeds to named arrays
+    scores.value, scores.values                               # 0.8137, {"accuracy": 0.8137, "f1": 0.8729, ...}
+    scores.difference(other)["accuracy"]                      # points, with a 95 % interval, samples paired
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qdq.encode import Feed
+from qdq.errors import ConfigError, DataError
+from qdq.tasks.batches import Batches, Feeds, Outputs, Runner, split
+from qdq.tasks.metrics import Interval, Metric, differences
+from qdq.tasks.problems import Answer, Problem
+
+Progress = Callable[[int, int], None]  # (batches done, of how many)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one runner on one data set.
+
+    Attributes:
+        metrics: by name, with the statistics a paired bootstrap needs; empty without labels.
+        main: name of the metric that decides.
+        samples: texts, sentences or questions.
+        answers: one prediction per sample.
+    """
+
+    metrics: Mapping[str, Metric]
+    main: str
+    samples: int
+    answers: tuple[Answer, ...]
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Metrics as numbers in [0, 1] (correlations in [-1, 1])."""
+        return {name: metric() for name, metric in self.metrics.items()}
+
+    @property
+    def value(self) -> float:
+        """The metric that decides. Raises ConfigError when the data have no labels."""
+        if not self.metrics:
+            raise ConfigError("the data have no labels, so there is no metric to decide by; give labelled data")
+        return self.metrics[self.main]()
+
+    def difference(self, reference: Scores) -> dict[str, Interval]:
+        """This minus `reference` per metric, in points with a 95 % bootstrap interval over paired samples."""
+        return differences(self.metrics, reference.metrics)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A data set ready for a model: feeds, and how to read the outputs for them.
+
+    Attributes:
+        task: task name.
+        source: the sentence that says where the data come from.
+        samples: texts, sentences or questions.
+        batches: the feeds; a sample may have several rows.
+        notes: what was cut off or left out.
+    """
+
+    task: str
+    source: str
+    samples: int
+    batches: Batches
+    problem: Problem
+    notes: tuple[str, ...] = ()
+
+    @property
+    def feeds(self) -> tuple[Feed, ...]:
+        """int64 arrays by input name, one mapping per batch."""
+        return self.batches.feeds
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a metric; `reason` says why not."""
+        return bool(self.problem.main)
+
+    @property
+    def reason(self) -> str:
+        """Why there is no metric."""
+        return self.problem.reason
+
+    def score(self, runner: Runner, progress: Progress | None = None) -> Scores:
+        """Run every feed through `runner` and score. Raises ParityError for NaN or missing outputs."""
+        reader = self.reader(runner)
+        for done, feed in enumerate(self.feeds, start=1):
+            reader(feed)
+            if progress is not None:
+                progress(done, len(self.feeds))
+        return reader.scores()
+
+    def reader(self, runner: Runner) -> Reader:
+        """`runner` with its answers noted on the way; call it with every feed, in order, then ask for `scores`."""
+        return Reader(self, runner)
+
+
+class Reader:
+    """A runner that hands outputs through and keeps what scoring needs of them."""
+
+    def __init__(self, evaluation: Evaluation, runner: Runner) -> None:
+        self._evaluation, self._runner = evaluation, runner
+        self._kept: dict[int, Any] = {}
+        self._done = 0
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Run one feed; the n-th call must be the n-th feed."""
+        outputs = self._runner(feeds)
+        problem = self._evaluation.problem
+        rows = split(outputs, feeds, problem.token_level, f"batch {self._done}")
+        for row, values in zip(self._evaluation.batches.order[self._done], rows, strict=True):
+            self._kept[row] = problem.keep(row, values)
+        self._done += 1
+        return outputs
+
+    def scores(self) -> Scores:
+        """Metrics of everything that was run. Raises DataError before all feeds were."""
+        evaluation = self._evaluation
+        if self._done != len(evaluation.feeds):
+            raise DataError(
+                f"{evaluation.source}: {self._done} of {len(evaluation.feeds)} batches were run; run them all"
+            )
+        kept = [self._kept[row] for row in range(evaluation.batches.rows)]
+        problem = evaluation.problem
+        return Scores(problem.metrics(kept), problem.main, evaluation.samples, tuple(problem.answers(kept)))

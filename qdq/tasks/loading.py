@@ -1,0 +1,196 @@
+"""Labelled data of any supported kind to an `Evaluation` for one model.
+
+Which labels count, what is truncated and what is left out is decided here, and said in the evaluation's notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from qdq.config import choice
+from qdq.data import Record, TextSource, read_records
+from qdq.encode import TokenRow, choice_records, tokenize
+from qdq.errors import ConfigError, DataError
+from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
+from qdq.tasks.batches import batched
+from qdq.tasks.evaluation import Evaluation
+from qdq.tasks.extraction import Extraction, windows
+from qdq.tasks.labels import NO_CONSENSUS, check_tags, class_indices, numbers
+from qdq.tasks.problems import Classification, Problem, Regression, Similarity, Unscored
+from qdq.tasks.tagging import Tagging, tagged_rows, unseen
+
+if TYPE_CHECKING:
+    from qdq.model import LoadedModel
+
+CHOICES = 2  # answers per multiple-choice sample that is built from plain text
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How data become feeds.
+
+    Attributes:
+        sequence: tokens per row; longer texts are truncated, longer contexts continue in another window.
+        batch: rows per feed.
+        overlap: tokens neighbouring windows of a context share; None is a third of `sequence`, -1 one window only.
+        scoring: squad or cmrc; None decides by the contexts' script.
+        metric: the metric that decides; None is the task's own.
+        required: whether missing or unknown labels are an error instead of a reason for having no metric.
+    """
+
+    sequence: int = 128
+    batch: int = 32
+    overlap: int | None = None
+    scoring: str | None = None
+    metric: str | None = None
+    required: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sequence < 4 or self.batch < 1 or (self.overlap is not None and self.overlap < -1):
+            raise ConfigError(
+                f"evaluation: sequence {self.sequence}, batch {self.batch}, overlap {self.overlap}; give a sequence of "
+                "at least 4, a batch of at least 1 and an overlap of at least 0 (-1: one window)"
+            )
+        if self.scoring is not None:
+            choice(self.scoring, SCORINGS, "--scoring")
+
+
+def load_evaluation(
+    source: str | TextSource,
+    loaded: LoadedModel,
+    settings: EvaluationSettings | None = None,
+    samples: int | None = None,
+    task: str | None = None,
+) -> Evaluation:
+    """The first `samples` usable rows of `source` (all when None) for `loaded`.
+
+    `source`: TSV, CSV, JSON lines, CoNLL, SQuAD or CMRC JSON, a folder of them, or ``datasets:NAME[:SPLIT]``. `task`
+    overrides the model's, for scoring one encoder in another way. Raises DataError for unusable data, ConfigError for
+    settings that do not fit the task.
+    """
+    place = TextSource(source) if isinstance(source, str) else source
+    records, columns = read_records(place, samples)
+    names = " + ".join(name for name in (columns.text, columns.pair) if name)
+    note = (f"{columns.skipped} rows without text left out",) if columns.skipped else ()
+    evaluation = evaluation_of(records, loaded, settings, f"{place.path} ({names})", task)
+    return replace(evaluation, notes=note + evaluation.notes)
+
+
+def evaluation_of(
+    records: Sequence[Record],
+    loaded: LoadedModel,
+    settings: EvaluationSettings | None = None,
+    source: str = "the given texts",
+    task: str | None = None,
+) -> Evaluation:
+    """As `load_evaluation`, from records at hand."""
+    settings = settings or EvaluationSettings()
+    name = task or loaded.task.name
+    dropped = [record for record in records if record.label == NO_CONSENSUS]
+    if name == "text-classification" and dropped:
+        records = [record for record in records if record.label != NO_CONSENSUS]
+    else:
+        dropped = []
+    if not records:
+        raise DataError(f"{source}: there is nothing to evaluate on; give at least one text")
+    rows, problem, notes = _BUILDERS[name](records, loaded, settings)
+    _check_metric(settings.metric, problem, loaded, name)
+    batches = batched(loaded.tokenizer, rows, loaded.inputs, settings.batch, loaded.task.choices)
+    if dropped:
+        notes = (f"{len(dropped)} rows without consensus ('{NO_CONSENSUS}') left out", *notes)
+    return Evaluation(name, source, len(records), batches, problem, tuple(note for note in notes if note))
+
+
+Built = tuple[Sequence[Sequence[TokenRow]], Problem, tuple[str, ...]]
+
+
+def _check_metric(metric: str | None, problem: Problem, loaded: LoadedModel, task: str) -> None:
+    """Make `metric` the one that decides. Raises ConfigError when the task does not have it."""
+    if metric is None:
+        return
+    if not problem.main:
+        raise ConfigError(f"--metric {metric}: {problem.reason}; give labelled data, or leave it out")
+    valid = _metric_names(problem, len(loaded.labels))
+    if metric not in valid:
+        choice(metric, valid, f"--metric for {task}")
+    problem.main = metric
+
+
+def _metric_names(problem: Problem, classes: int) -> tuple[str, ...]:
+    if isinstance(problem, Classification):
+        return ("accuracy", "macro_f1") if classes > 2 else ("accuracy", "f1", "accuracy_f1")
+    if isinstance(problem, Tagging):
+        return ("f1", "precision", "recall", "token_accuracy")
+    return ("f1", "exact_match") if isinstance(problem, Extraction) else ("pearson", "spearman", "pearson_spearman")
+
+
+def _classes(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
+    samples = choice_records(records, CHOICES) if loaded.task.choices else [[record] for record in records]
+    rows = [[tokenize(loaded.tokenizer, part, loaded.inputs, settings.sequence) for part in s] for s in samples]
+    if not _any_label(records):
+        return rows, Classification(records, loaded.labels, None, f"none of the {len(records)} texts has a label"), ()
+    if len(loaded.labels) == 1:
+        gold, reason = numbers(records, settings.required)
+        return rows, Regression(records, gold, reason), ()
+    labels, reason = class_indices(records, loaded.labels, len(loaded.labels) or CHOICES, settings.required)
+    return rows, Classification(records, loaded.labels, labels, reason), ()
+
+
+def _any_label(records: Sequence[Record]) -> bool:
+    return any(record.label is not None for record in records)
+
+
+def _pairs(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
+    if not _any_label(records) or any(record.pair is None for record in records):
+        rows = [[tokenize(loaded.tokenizer, record, loaded.inputs, settings.sequence)] for record in records]
+        return rows, Unscored("similarity needs text pairs with a score, and these are none"), ()
+    sides = [Record(text) for record in records for text in (record.text, str(record.pair))]
+    rows = [[tokenize(loaded.tokenizer, side, loaded.inputs, settings.sequence)] for side in sides]
+    gold, reason = numbers(records, settings.required)
+    return rows, Similarity(records, gold, reason), ()
+
+
+def _tags(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
+    typed = "token_type_ids" in loaded.inputs and "token_type_ids" in loaded.tokenizer.model_input_names
+    tagged = tagged_rows(loaded.tokenizer, records, settings.sequence, typed)
+    if any(record.tags for record in records):
+        reason = check_tags(records, loaded.labels, settings.required)
+    else:
+        reason = f"none of the {len(records)} texts has tags"
+    problem = Tagging(records, tagged, loaded.labels, not reason, reason)
+    return [[row.tokens] for row in tagged], problem, (unseen(tagged),)
+
+
+def _answers(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
+    if any(record.pair is None for record in records):
+        return _plain(records, loaded, settings)
+    typed = "token_type_ids" in loaded.inputs and "token_type_ids" in loaded.tokenizer.model_input_names
+    parts = windows(loaded.tokenizer, records, settings.sequence, settings.overlap, typed)
+    scoring: Scoring = settings.scoring or detect_scoring([record.pair or "" for record in records])  # type: ignore[assignment]
+    bare = sum(record.answers is None for record in records)
+    reason = ""
+    if bare:
+        reason = f"{bare} of {len(records)} questions have no answers"
+        if settings.required and bare < len(records):
+            raise DataError(f"{reason}; give a file with the answers of all, or of none")
+    note = f"{len(parts)} windows for {len(records)} questions" if len(parts) > len(records) else ""
+    return [[part.tokens] for part in parts], Extraction(records, parts, scoring, not bare, reason), (note,)
+
+
+def _plain(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
+    rows = [[tokenize(loaded.tokenizer, record, loaded.inputs, settings.sequence)] for record in records]
+    return rows, Unscored(f"there is no metric for {loaded.task.name} on this kind of file"), ()
+
+
+_BUILDERS: Mapping[str, Callable[[Sequence[Record], Any, EvaluationSettings], Built]] = {
+    "text-classification": _classes,
+    "next-sentence-prediction": _classes,
+    "multiple-choice": _classes,
+    "feature-extraction": _pairs,
+    "token-classification": _tags,
+    "question-answering": _answers,
+    "fill-mask": _plain,
+    "language-modeling": _plain,
+}

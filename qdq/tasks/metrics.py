@@ -1,0 +1,156 @@
+"""Metrics as functions of per-sample statistics, so that a paired bootstrap can resample them without scoring again.
+
+Every metric here is in [-1, 1] or [0, 1] and equals what the published scorer prints, divided by 100 where that prints
+per cent: GLUE's accuracy, F1 and correlations, seqeval's micro F1, SQuAD's and CMRC's EM and F1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+Statistics = NDArray[np.float64]  # [samples, columns]; what the columns hold is the metric's own business
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`value` of the statistics of any multiset of samples.
+
+    Attributes:
+        statistics: [samples, columns].
+        of_sums: whether `value` takes column sums [..., columns] (cheap to resample), else the rows themselves.
+        value: statistics (or their sums, any leading shape) to the metric.
+    """
+
+    statistics: Statistics
+    value: Callable[[Any], Any]
+    of_sums: bool = True
+
+    def __call__(self) -> float:
+        """The metric of all samples."""
+        return float(self.value(self.statistics.sum(axis=0) if self.of_sums else self.statistics))
+
+    def resampled(self, counts: NDArray[np.int64]) -> Vector:
+        """The metric of each resample; `counts` [resamples, samples] says how often a sample is in it."""
+        if self.of_sums:
+            return np.asarray(self.value(counts @ self.statistics), dtype=np.float64)
+        rows = (np.repeat(self.statistics, count, axis=0) for count in counts)
+        return np.array([float(self.value(chosen)) for chosen in rows])
+
+
+def ratio_of(over: NDArray[Any], under: NDArray[Any]) -> Metric:
+    """Sum of `over` divided by sum of `under`, one number of each per sample; 0 when nothing is below the line."""
+    statistics = np.stack([over, under], axis=1).astype(np.float64)
+    return Metric(statistics, lambda sums: _ratio(sums[..., 0], sums[..., 1]))
+
+
+def mean_of(values: NDArray[Any]) -> Metric:
+    """The mean of one number per sample: accuracy, exact match, SQuAD's F1."""
+    return ratio_of(np.asarray(values), np.ones(len(values)))
+
+
+def micro_f1(correct: NDArray[Any], predicted: NDArray[Any], gold: NDArray[Any]) -> Metric:
+    """2 correct / (predicted + gold) over all samples; 0 when there is nothing to find and nothing found (seqeval)."""
+    return ratio_of(2 * correct, np.asarray(predicted, dtype=np.float64) + gold)
+
+
+def classification(predicted: NDArray[np.int64], gold: NDArray[np.int64], classes: int) -> dict[str, Metric]:
+    """accuracy, and F1: of class 1 when there are two (GLUE's MRPC and QQP), else the mean over classes (macro).
+
+    ``accuracy_f1`` is GLUE's mean of both, for two classes. A class that neither occurs nor is predicted is left out
+    of the macro mean, as scikit-learn does.
+    """
+    found = {"accuracy": mean_of(predicted == gold)}
+    if classes == 2:
+        f1 = micro_f1(((predicted == 1) & (gold == 1)).astype(np.int64), predicted == 1, gold == 1)
+        both = np.concatenate([found["accuracy"].statistics, f1.statistics], axis=1)
+        mean = Metric(both, lambda s: (_ratio(s[..., 0], s[..., 1]) + _ratio(s[..., 2], s[..., 3])) / 2)
+        return {**found, "f1": f1, "accuracy_f1": mean}
+    one_hot = np.eye(classes)
+    hits = one_hot[gold] * (predicted == gold)[:, None]
+    statistics = np.concatenate([hits, one_hot[predicted], one_hot[gold]], axis=1)
+
+    def macro(sums: Any) -> Any:
+        correct, of_predicted, of_gold = np.split(sums, 3, axis=-1)
+        occurs = of_predicted + of_gold
+        scores = np.where(occurs > 0, 2 * correct / np.maximum(occurs, 1), 0.0)
+        return scores.sum(axis=-1) / np.maximum((occurs > 0).sum(axis=-1), 1)
+
+    return {**found, "macro_f1": Metric(statistics, macro)}
+
+
+def correlation(predicted: Vector, gold: Vector) -> dict[str, Metric]:
+    """pearson, spearman (ties get their mean rank) and their mean, as GLUE scores STS-B. Constant values give 0."""
+    rows = np.stack([predicted, gold], axis=1).astype(np.float64)
+    return {
+        "pearson": Metric(rows, _pearson, of_sums=False),
+        "spearman": Metric(rows, _spearman, of_sums=False),
+        "pearson_spearman": Metric(rows, lambda r: (_pearson(r) + _spearman(r)) / 2, of_sums=False),
+    }
+
+
+def _pearson(rows: Statistics) -> float:
+    centred = rows - rows.mean(axis=0)
+    scale = float(np.sqrt((centred[:, 0] ** 2).sum() * (centred[:, 1] ** 2).sum()))
+    return float((centred[:, 0] * centred[:, 1]).sum()) / scale if scale > 0 else 0.0
+
+
+def _spearman(rows: Statistics) -> float:
+    return _pearson(np.stack([_ranks(rows[:, 0]), _ranks(rows[:, 1])], axis=1))
+
+
+def _ranks(values: Vector) -> Vector:
+    """Rank of each value from 0, equal ones sharing the mean of their places."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return (last - (count + 1) / 2)[place]
+
+
+def _ratio(over: Any, under: Any) -> Any:
+    return np.where(np.asarray(under) > 0, over / np.maximum(under, 1e-300), 0.0)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference between two runners on the same samples, in points, with its 95 % bootstrap interval."""
+
+    difference: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, float]:
+        """Plain JSON value."""
+        return {"difference_points": self.difference, "low_points": self.low, "high_points": self.high}
+
+
+def paired_difference(candidate: Metric, reference: Metric, resamples: int = RESAMPLES) -> Interval:
+    """candidate minus reference in points (hundredths), with the percentile interval of a paired bootstrap.
+
+    Both metrics must be of the same samples in the same order: each resample draws samples, not scores, so what both
+    get right or wrong together cancels (Efron and Tibshirani, An Introduction to the Bootstrap, 1993). Seeded: the same
+    statistics give the same interval.
+    """
+    samples = len(reference.statistics)
+    generator = np.random.default_rng(_SEED)
+    differences: list[Vector] = []
+    step = max(1, 4_000_000 // max(samples, 1))  # resample counts of at most 32 MB at a time
+    for start in range(0, resamples, step):
+        shares = np.full(samples, 1 / samples)
+        counts = generator.multinomial(samples, shares, size=min(step, resamples - start))
+        differences.append(candidate.resampled(counts) - reference.resampled(counts))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(differences), [tail, 1 - tail])
+    return Interval(100 * (candidate() - reference()), 100 * float(low), 100 * float(high))
+
+
+def differences(candidate: Mapping[str, Metric], reference: Mapping[str, Metric]) -> dict[str, Interval]:
+    """`paired_difference` of every metric both have."""
+    return {name: paired_difference(metric, reference[name]) for name, metric in candidate.items() if name in reference}

@@ -1,0 +1,153 @@
+"""What a task asks of a model's outputs: classes, scores, similarities; `tagging` and `extraction` hold the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.data import Record
+from qdq.tasks.batches import RowOutputs
+from qdq.tasks.kinds import SENTENCE_EMBEDDING
+from qdq.tasks.metrics import Metric, classification, correlation
+
+Answer = dict[str, Any]  # one sample's prediction, as the predictions file has it
+STATES = "last_hidden_state"
+
+
+class Problem(ABC):
+    """Reads the outputs of one data set's rows.
+
+    Attributes:
+        main: the metric that decides when one number must; "" when there is no gold to score with.
+        reason: why there is no metric, "" when there is one.
+        token_level: outputs that have one value per token.
+    """
+
+    main: str
+    reason: str
+    token_level: tuple[str, ...] = ()
+
+    @abstractmethod
+    def keep(self, row: int, outputs: RowOutputs) -> Any:
+        """What of a row's outputs the answer needs."""
+
+    @abstractmethod
+    def metrics(self, kept: Sequence[Any]) -> dict[str, Metric]:
+        """Metrics over all rows; empty without gold."""
+
+    @abstractmethod
+    def answers(self, kept: Sequence[Any]) -> list[Answer]:
+        """One prediction per sample."""
+
+
+def identity(records: Sequence[Record]) -> list[Answer]:
+    """The part of an answer that says whose it is: the row's own id, else its number from 0."""
+    return [{"id": record.id if record.id is not None else number} for number, record in enumerate(records)]
+
+
+class Classification(Problem):
+    """One class per text (pair), sentence pair order, or choice."""
+
+    def __init__(
+        self, records: Sequence[Record], names: Sequence[str], gold: Sequence[int] | None, reason: str = ""
+    ) -> None:
+        self._records, self._names = records, names
+        self._gold = None if gold is None else np.array(gold, dtype=np.int64)
+        self.main, self.reason = ("accuracy" if gold is not None else ""), reason
+
+    def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.float64]:
+        """The logits."""
+        return outputs["logits"]
+
+    def metrics(self, kept: Sequence[NDArray[np.float64]]) -> dict[str, Metric]:
+        """See `metrics.classification`."""
+        if self._gold is None:
+            return {}
+        logits = np.stack(kept)
+        return classification(logits.argmax(axis=1), self._gold, logits.shape[1])
+
+    def answers(self, kept: Sequence[NDArray[np.float64]]) -> list[Answer]:
+        """Class name (or number) and its softmax probability."""
+        found = []
+        for who, logits in zip(identity(self._records), kept, strict=True):
+            best = int(logits.argmax())
+            shares = np.exp(logits - logits.max())
+            name = self._names[best] if self._names else best
+            found.append({**who, "label": name, "probability": round(float(shares[best] / shares.sum()), 6)})
+        return found
+
+
+class Regression(Problem):
+    """One number per text (pair), such as STS-B's similarity."""
+
+    def __init__(self, records: Sequence[Record], gold: Sequence[float] | None, reason: str = "") -> None:
+        self._records = records
+        self._gold = None if gold is None else np.array(gold)
+        self.main, self.reason = ("pearson" if gold is not None else ""), reason
+
+    def keep(self, row: int, outputs: RowOutputs) -> float:
+        """The single logit."""
+        return float(outputs["logits"].reshape(-1)[0])
+
+    def metrics(self, kept: Sequence[float]) -> dict[str, Metric]:
+        """See `metrics.correlation`."""
+        return {} if self._gold is None else correlation(np.array(kept), self._gold)
+
+    def answers(self, kept: Sequence[float]) -> list[Answer]:
+        """The score."""
+        return [{**who, "score": score} for who, score in zip(identity(self._records), kept, strict=True)]
+
+
+class Similarity(Problem):
+    """Cosine of the embeddings of a text and its pair; rows 2n and 2n + 1 are the two sides of sample n.
+
+    Token states of a model without a pooling head are averaged over the tokens that are not padding.
+    """
+
+    token_level = (STATES,)
+
+    def __init__(self, records: Sequence[Record], gold: Sequence[float] | None, reason: str = "") -> None:
+        self._records = records
+        self._gold = None if gold is None else np.array(gold)
+        self.main, self.reason = ("spearman" if gold is not None else ""), reason
+
+    def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.float64]:
+        """The embedding, of length 1."""
+        vector = outputs[SENTENCE_EMBEDDING] if SENTENCE_EMBEDDING in outputs else outputs[STATES].mean(axis=0)
+        return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+    def _cosines(self, kept: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        sides = np.stack(kept)
+        cosines: NDArray[np.float64] = (sides[0::2] * sides[1::2]).sum(axis=1)
+        return cosines
+
+    def metrics(self, kept: Sequence[NDArray[np.float64]]) -> dict[str, Metric]:
+        """See `metrics.correlation`."""
+        return {} if self._gold is None else correlation(self._cosines(kept), self._gold)
+
+    def answers(self, kept: Sequence[NDArray[np.float64]]) -> list[Answer]:
+        """The cosine."""
+        cosines = self._cosines(kept).tolist()
+        return [{**who, "cosine": cosine} for who, cosine in zip(identity(self._records), cosines, strict=True)]
+
+
+class Unscored(Problem):
+    """A task without a metric, such as fill-mask: its outputs are compared with FP32's only."""
+
+    def __init__(self, reason: str) -> None:
+        self.main, self.reason = "", reason
+
+    def keep(self, row: int, outputs: RowOutputs) -> None:
+        """Nothing."""
+
+    def metrics(self, kept: Sequence[None]) -> dict[str, Metric]:
+        """None."""
+        return {}
+
+    def answers(self, kept: Sequence[None]) -> list[Answer]:
+        """None."""
+        return []

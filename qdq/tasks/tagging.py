@@ -1,0 +1,111 @@
+"""Token classification: words to their first sub-tokens, and those tokens' classes back to tags and entities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.data import Record
+from qdq.encode import TokenRow
+from qdq.errors import DataError
+from qdq.tasks.batches import RowOutputs
+from qdq.tasks.entities import OUTSIDE, entity_scores
+from qdq.tasks.metrics import Metric
+from qdq.tasks.problems import Answer, Problem, identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TaggedRow:
+    """One sentence as tokens. `words` are its words, `first` the first sub-token of each that was not truncated."""
+
+    tokens: TokenRow
+    words: tuple[str, ...]
+    first: tuple[int, ...]
+
+
+def tagged_rows(
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], sequence: int, typed: bool
+) -> list[TaggedRow]:
+    """Sentences truncated to `sequence` tokens, not padded. A record without words is split as the tokenizer does.
+
+    Raises DataError for a tokenizer that cannot say which word a token belongs to.
+    """
+    if not tokenizer.is_fast:
+        raise DataError("word labels need a fast tokenizer; save its tokenizer.json with the checkpoint")
+    spaced = "ByteLevel" in type(tokenizer.backend_tokenizer.pre_tokenizer).__name__
+    return [_tagged_row(tokenizer, record, sequence, typed, spaced) for record in records]
+
+
+def _tagged_row(
+    tokenizer: PreTrainedTokenizerBase, record: Record, sequence: int, typed: bool, spaced: bool
+) -> TaggedRow:
+    words = list(record.words)
+    if spaced:  # byte-level BPE knows a word inside a sentence by the space before it
+        words = [*words[:1], *(f" {word}" for word in words[1:])]
+    encoding = tokenizer(
+        words or record.text,
+        is_split_into_words=bool(words),
+        truncation=True,
+        max_length=sequence,
+        return_token_type_ids=typed,
+        verbose=False,
+    )
+    ids = list(encoding["input_ids"])
+    first: dict[int, int] = {}
+    for position, word in enumerate(encoding.word_ids()):
+        if word is not None:
+            first.setdefault(word, position)
+    texts = record.words or tuple(record.text[slice(*encoding.word_to_chars(word))] for word in sorted(first))
+    # A word of characters the tokenizer drops (a lone variation selector) has no token at all.
+    places = tuple(first.get(word, -1) for word in range(len(texts)))
+    types = list(encoding["token_type_ids"]) if typed else [0] * len(ids)
+    return TaggedRow({"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}, texts, places)
+
+
+def unseen(rows: Sequence[TaggedRow]) -> str:
+    """How many words have no prediction because they were truncated, as a sentence; "" when none."""
+    missing = sum(place < 0 for row in rows for place in row.first)
+    cut = sum(any(place < 0 for place in row.first) for row in rows)
+    total = sum(len(row.words) for row in rows)
+    return (
+        f"{missing} of {total} words in {cut} of {len(rows)} texts are cut off and count as {OUTSIDE}"
+        if missing
+        else ""
+    )
+
+
+class Tagging(Problem):
+    """One tag per word, from its first sub-token; entities are scored by seqeval's rule."""
+
+    token_level = ("logits",)
+
+    def __init__(
+        self, records: Sequence[Record], rows: Sequence[TaggedRow], names: Sequence[str], scored: bool, reason: str = ""
+    ) -> None:
+        self._records, self._rows, self._names, self._scored = records, rows, names, scored
+        self.main, self.reason = ("f1" if scored else ""), reason
+
+    def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.int64]:
+        """The class of every word; -1 where it has no token."""
+        classes = outputs["logits"].argmax(axis=-1)
+        first = np.array(self._rows[row].first, dtype=np.int64)
+        return np.where(first >= 0, classes[np.maximum(first, 0)], -1)
+
+    def _tags(self, kept: Sequence[NDArray[np.int64]]) -> list[list[str]]:
+        return [[self._names[tag] if tag >= 0 else OUTSIDE for tag in classes.tolist()] for classes in kept]
+
+    def metrics(self, kept: Sequence[NDArray[np.int64]]) -> dict[str, Metric]:
+        """See `entities.entity_scores`."""
+        return entity_scores(self._tags(kept), [record.tags for record in self._records]) if self._scored else {}
+
+    def answers(self, kept: Sequence[NDArray[np.int64]]) -> list[Answer]:
+        """Words and their tags."""
+        tagged = zip(identity(self._records), self._rows, self._tags(kept), strict=True)
+        return [{**who, "words": list(row.words), "tags": tags} for who, row, tags in tagged]
