@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qdq.run import CHOICES, Run
 from qdq.screen import Stage
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from qdq.calibrate.table import CalibrationTable
     from qdq.inject.spec import QuantSpec
-    from qdq.model import LoadedModel
+    from qdq.model import EncoderModule, LoadedModel
     from qdq.ptq.sweep import Score, Swept
 
 ENCODED_AT_ONCE = 64  # texts; bounds the padding of one array
@@ -108,7 +108,6 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
     """
     from engines.compare import compare
     from qdq.encode import encode_batch, encode_choices
-    from qdq.measure import CHOICES
     from qdq.runner import TorchRunner
     from qdq.tasks.labels import class_indices
 
@@ -131,7 +130,7 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
 
     def score(module: nn.Module) -> Score:
         outputs = iter(expected)
-        runner = TorchRunner(module, threads)
+        runner = TorchRunner(cast("EncoderModule", module), threads)  # a copy of loaded.module()
         report = compare(lambda _: next(outputs), runner, feeds, loaded.task.name, labels)
         distance = report["logit_mse"] if report["logit_mse"] is not None else report["mean_abs_error"]
         metric = report.get("metric")
