@@ -213,6 +213,13 @@ def test_runner_takes_any_shape_and_owns_what_it_returns(write_encoder: Callable
     np.testing.assert_array_equal(run(make_feeds(2, 7))["last_hidden_state"], kept)
 
 
+def test_an_engine_leaves_this_process_its_arithmetic(write_encoder: Callable[..., Path]) -> None:
+    """Denormal numbers stay what they are for whoever computes next: ONNX Runtime can flush them, thread-wide."""
+    engine = built(lowered(write_encoder()))
+    OnnxRuntimeRunner(engine.files[0], ONE_THREAD)
+    assert np.float32(1e-40) * np.float32(1.0) > 0
+
+
 def test_runner_refuses_a_batch_that_does_not_fit(write_encoder: Callable[..., Path], make_feeds: Any) -> None:
     run = OnnxRuntimeRunner(write_encoder(), ONE_THREAD)
     feeds = make_feeds(2, 7)
