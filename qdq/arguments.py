@@ -36,7 +36,7 @@ COMMANDS = {
     "build": "stage 6: the engine from TARGET/model.onnx (build.json)",
     "verify": "stage 7: the engine against FP32 (accuracy.json)",
     "bench": "stage 8: latency of the engine and FP32 baselines (benchmark.json), or of plans",
-    "shapes": "latency over batches and sequence lengths, padding and length buckets (shapes.json)",
+    "shapes": "latency over batches and sequence lengths, padding waste (shapes.json)",
     "deploy": "stage 9: the Triton model repository",
     "doctor": "what this machine can build, run and benchmark",
 }
@@ -247,7 +247,7 @@ def _quantization_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(PLACEMENT_NAMES)} (default: {cpu} for CPU targets, {gpu} for tensorrt)",
     )
-    add("--search", action="store_true", help="with auto: try every unit on training rows, not 20 s of checks")
+    add("--search", action="store_true", help="with auto: try every unit on training rows (default: 20 s of checks)")
     add("--max-drop", metavar="P", type=float, help=f"points that --search may lose (default: {d.max_drop})")
     add("--spec", metavar="FILE", help="QuantSpec as JSON or YAML, instead of --placement (default: none)")
     add(
@@ -287,9 +287,15 @@ def _ptq_options(parser: argparse.ArgumentParser) -> None:
         ("softmax-scale", "amax 1 for softmax outputs whatever the data"),
     ):
         add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{text} (default: off)")
-    add("--algo-list", metavar="A,B", type=_names, help="sweep: calibrators to try (percentile:99.9 is one)")
-    add("--batch-num-list", metavar="N,M", type=_counts, help="sweep: numbers of batches; all is every sample")
-    add("--batch-size-list", metavar="N,M", type=_counts, help="sweep: samples in a batch")
+    add(
+        "--algo-list",
+        metavar="A,B",
+        type=_names,
+        help="sweep: calibrators to try, such as percentile:99.9 (default: no sweep)",
+    )
+    batches = "sweep: numbers of batches; all is every sample (default: no sweep)"
+    add("--batch-num-list", metavar="N,M", type=_counts, help=batches)
+    add("--batch-size-list", metavar="N,M", type=_counts, help="sweep: samples in a batch (default: no sweep)")
 
 
 def _engine_options(parser: argparse.ArgumentParser) -> None:
