@@ -124,6 +124,7 @@ DOCUMENTED = {
     "linear+qk": ("qk", (), True, False),
     "dynamic": ("", (), True, False),
     "qdqbert": ("qkav", ("local", "residual"), True, False),
+    "auto": ("qkav", ("local", "residual"), True, False),
     "ft1": ("qkav", (), True, False),
     "ft2": ("qkav", ("residual",), False, True),
     "ft3": ("qkav", ("residual",), False, True),
