@@ -113,6 +113,7 @@ def test_page_commands_run(page: str, tmp_path: Path, tiny_checkpoint: Checkpoin
     # The pages show users' commands; the test makes the benchmark short and the shape fit the tiny model.
     small = "--bench-seconds 0.5 --batch 2 --sequence 32"
     script = "\n".join(found).replace("qdq compile", f"qdq compile {small}")
+    script = script.replace("qdq evaluate", "qdq evaluate --sequence 32")
     script = script.replace("qdq calibrate", f"qdq calibrate {small}").replace(
         "calibrate.cost", "calibrate.cost --sequence 32"
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from qdq.cli import main
-from qdq.interrupt import Interrupted, Interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE = "qdq: interrupted; whole files were kept, run again to continue\n"
@@ -146,13 +145,25 @@ def test_the_caller_of_main_gets_its_handlers_back(capsys: pytest.CaptureFixture
 
 
 def test_interrupts_are_remembered() -> None:
-    interrupts = Interrupts()
-    interrupts.start()
-    try:
-        with pytest.raises(Interrupted):
+    """In a process of its own: a handler that failed would end the one that runs the tests."""
+    program = """
+        import signal
+        from qdq.interrupt import Interrupted, Interrupts
+
+        interrupts = Interrupts()
+        interrupts.start()
+        try:
             signal.raise_signal(signal.SIGTERM)
-        assert interrupts.received
+        except Interrupted:
+            assert interrupts.received
+        else:
+            raise SystemExit("nothing was raised")
         interrupts.over = True
         signal.raise_signal(signal.SIGTERM)
-    finally:
         interrupts.restore()
+        print("over")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")
