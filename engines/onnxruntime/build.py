@@ -36,7 +36,7 @@ class OnnxRuntimeSettings:
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3  # its warnings are about its own optimizer; errors raise
         # Never session.set_denormal_as_zero: it changes the arithmetic of the calling thread for good, so of whoever
-        # computes in this process next (the torch reference among them), for about 6 % of the latency.
+        # computes in this process next (the torch reference among them).
         # Waiting threads burn a core for milliseconds after every call, which whoever shares the machine then lacks.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
