@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -113,6 +114,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         seed=options.seed,
         save_strategy="no",
         report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
     dev = encoded(tokenizer, read(options.data_dir, "dev"), labels, options.max_seq_length)
     trainer = Trainer(

@@ -29,9 +29,9 @@ from qdq.artifacts import write_json
 from qdq.checkpoint import read_spec
 from qdq.compress.torch_dynamic import WEIGHTS, load_dynamic, quantize_linears, save_dynamic
 from qdq.encode import encode_batch
-from qdq.measure import TorchRunner
 from qdq.model import LoadedModel, load_model
 from qdq.pipeline import run_stage
+from qdq.runner import TorchRunner
 from qdq.screen import Screen
 from qdq.source import read_config, resolve
 from qdq.versions import versions
@@ -145,7 +145,7 @@ def contestants(
         save_dynamic(quantize_linears(load_model(folder).model), out / "torch-dynamic")
     float32 = sum(4 * parameter.numel() for parameter in loaded.model.parameters())
     runners: dict[str, tuple[str, Run]] = {
-        "torch-fp32": ("torch", TorchRunner(loaded, 1)),
+        "torch-fp32": ("torch", TorchRunner(loaded.module(), 1)),
         "torch-dynamic": ("torch", Dynamic(out / "torch-dynamic")),
     }
     sizes = {"torch-fp32": float32, "torch-dynamic": (out / "torch-dynamic" / WEIGHTS).stat().st_size}
@@ -155,6 +155,7 @@ def contestants(
             work = out / name
             typed = {"model": folder, "target": target, "out": str(work), "placement": "dynamic", "threads": 1}
             typed |= {"embedding_tables": tables, "eval_data": str(Path(options.data_dir) / "dev.tsv")}
+            typed |= {"batch": BATCH, "sequence": SEQUENCE}
             for stage in () if options.reuse and (work / target / "build.json").is_file() else STAGES:
                 given = typed if stage == "calibrate" else {"out": str(work), "target": target, "threads": 1}
                 run_stage(stage, given, Screen())
