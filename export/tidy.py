@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +39,6 @@ def tidy(model: ir.Model, int8_weights: bool = True) -> TidyReport:
     if model.producer_name != PRODUCER:  # a tidy graph has its names, and no scopes left to make them from
         _name_nodes(graph)
     reshapes = _constant_reshapes(graph)
-    _fold_narrow_weights(graph)
     weights = _fold_weights(graph) if int8_weights else 0
     _remove_dead(graph)
     _name_initializers(graph)
@@ -120,39 +118,6 @@ def _copying_shape(source: list[object], target: list[object]) -> list[int] | No
 
 def _is_named(dim: object) -> bool:
     return getattr(dim, "value", None) is not None  # two unknown dimensions need not be the same one
-
-
-# What the fake-quantizer of a weight narrower than 8 bits traces to; the exporter folds it only for small weights.
-NARROWING: dict[str, Callable[..., np.ndarray]] = {
-    "Div": np.divide,
-    "Round": np.rint,
-    "Clip": np.clip,
-    "Mul": np.multiply,
-}
-
-
-def _fold_narrow_weights(graph: ir.Graph) -> None:
-    """Weight -> Div -> Round -> Clip -> Mul -> Q becomes a constant -> Q; chains that read an activation stay."""
-    for node in graph:
-        source = node.inputs[0] if node.op_type == QUANTIZE else None
-        if source is None or source.const_value is not None:
-            continue
-        values = _narrowed(source)
-        if values is not None:
-            node.replace_input_with(0, _initializer(graph, _owner(node) + ".narrowed", values))
-
-
-def _narrowed(value: ir.Value | None) -> np.ndarray | None:
-    """Value of a constant, or of a chain of NARROWING ops over constants; None when it depends on an input."""
-    if value is None or value.const_value is not None:
-        return None if value is None or value.const_value is None else value.const_value.numpy()
-    producer = value.producer()
-    if producer is None or producer.op_type not in NARROWING:
-        return None
-    operands = [_narrowed(operand) for operand in producer.inputs]
-    if any(operand is None for operand in operands):
-        return None
-    return NARROWING[producer.op_type](*operands)
 
 
 def _fold_weights(graph: ir.Graph) -> int:

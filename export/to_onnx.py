@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
+from export.floating import Parameters, without_quantizers
 from export.names import IR_VERSION, OPSET
 from export.tidy import TidyReport, tidy
 from qdq.artifacts import atomic_path
@@ -37,12 +38,26 @@ class ExportSettings:
     external_data_bytes: int = EXTERNAL_DATA_BYTES
 
 
+@dataclass(frozen=True)
+class FloatGraph:
+    """The same model in floating point, written beside the quantized one.
+
+    Attributes:
+        path: file to write, as `export_onnx` writes its own.
+        parameters: the floating-point module's parameters and buffers by their names in the exported module.
+    """
+
+    path: Path
+    parameters: Parameters
+
+
 def export_onnx(
     module: torch.nn.Module,
     example: dict[str, torch.Tensor],
     outputs: Sequence[str],
     path: Path,
     settings: ExportSettings | None = None,
+    floating: FloatGraph | None = None,
 ) -> TidyReport:
     """Export `module` (called with the tensors of `example` by name) to `path` with dynamic batch and sequence.
 
@@ -51,12 +66,18 @@ def export_onnx(
         example: input name to int64 [B, S] (or [B, N, S]) with B >= 2, S >= 2: a size of one would be specialised.
         outputs: names of the graph outputs.
         path: file to write, atomically, together with its ``.data`` file when that is needed.
+        floating: what to write the same graph without its quantizers to; costs no second trace.
 
     Raises ExportError when torch cannot trace the module or the graph does not hold what was injected.
     """
     settings = settings or ExportSettings()
     _check_calibrated(module)
     model = _trace(module, example, outputs)
+    if floating is not None:
+        plain = without_quantizers(model, floating.parameters)
+        tidy(plain)
+        save(plain, floating.path, settings.external_data_bytes)
+        del plain
     report = tidy(model, settings.int8_weights)
     save(model, path, settings.external_data_bytes)
     return report

@@ -214,7 +214,7 @@ def _completed(loaded: LoadedModel) -> CalibrationTable:
 def export(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 4: the canonical QDQ graph, and the same model in FP32 for comparison."""
     from export.check import check_file
-    from export.to_onnx import export_onnx
+    from export.to_onnx import FloatGraph, export_onnx
     from qdq.checkpoint import load_checkpoint
     from qdq.inject import inject as inject_points
     from qdq.inject.quantizer import folded
@@ -224,17 +224,17 @@ def export(run: Run, stage: Stage) -> Sequence[Path]:
     prepare_torch(run.options.threads)
     loaded, _, placement = load_checkpoint(run.checkpoint)
     example = export_example(loaded)
-    stage.progress(0, 2)
-    with folded(loaded.model):
-        export_onnx(loaded.module(), example, loaded.outputs, run.work.path / CANONICAL)
-    stage.progress(1, 2)
-    report = check_file(run.work.path / CANONICAL, [point.name for point in placement.placed])
-    # The FP32 graph takes the same path with nothing placed, so the comparison differs in quantization only.
+    # The FP32 graph is the same one with nothing placed, so the comparison differs in quantization only.
     floating = run.reference
     del run.reference  # it carries our attention from here on; whoever needs the plain model loads it again
     inject_points(floating.model, QuantSpec(placement="linear", linear=False, matmul=(), residual=()))
-    with folded(floating.model):
-        export_onnx(floating.module(), example, loaded.outputs, run.work.path / FLOAT)
+    stage.progress(0, 2)
+    with folded(loaded.model), folded(floating.model):
+        parameters = {name: tensor.numpy() for name, tensor in floating.module().state_dict().items()}
+        plain = FloatGraph(run.work.path / FLOAT, parameters)
+        export_onnx(loaded.module(), example, loaded.outputs, run.work.path / CANONICAL, floating=plain)
+    stage.progress(1, 2)
+    report = check_file(run.work.path / CANONICAL, [point.name for point in placement.placed])
     parity = write_parity(run, loaded)
     stage.say(f"{report.quantize} QuantizeLinear, {report.weights} INT8 weights, structure and parity checked")
     return *graph_files(run.work.path / CANONICAL), *graph_files(run.work.path / FLOAT), parity

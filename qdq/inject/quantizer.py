@@ -108,34 +108,33 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
             self._calibrator.update(inputs, mask)
         if not self._if_quant:
             return inputs
-        scale = scale_of(self.current_amax(inputs), self._num_bits)
         if torch.onnx.is_in_onnx_export():
-            return self._symbolic_pair(inputs, scale)
-        return self._fake_quantize(inputs, scale)
+            return self._symbolic_pair(inputs)
+        return self._fake_quantize(inputs, scale_of(self.current_amax(inputs), self._num_bits))
 
     def _fake_quantize(self, inputs: Tensor, scale: Tensor) -> Tensor:
         high = 2 ** (self._num_bits - 1) - 1
         result: Tensor = FakeQuantize.apply(inputs, scale, -high - 1, high)  # type: ignore[no-untyped-call]
         return result
 
-    def _symbolic_pair(self, inputs: Tensor, scale: Tensor) -> Tensor:
-        """The same computation as ONNX nodes; weights become INT8 initializers after export."""
+    def _symbolic_pair(self, inputs: Tensor) -> Tensor:
+        """The same computation as ONNX nodes; weights become INT8 initializers after export.
+
+        Scales are `folded`, because the exporter traces three times whatever would compute them here.
+        """
         if not hasattr(self, "_amax"):
             raise ExportError(f"{self.point}: no calibrated amax; run calibration before export")
-        if self._num_bits < 8:  # QuantizeLinear saturates at 8 bits, so the narrower codes are fixed beforehand
-            if self.layout != "weight":
-                raise ExportError(f"{self.point}: {self._num_bits}-bit activations have no ONNX form; use 8 bits")
-            inputs = self._fake_quantize(inputs, scale)
-        flat, zero = self._constant_scale, self._constant_zero
-        if flat is None:  # not `folded`: left to the exporter, which folds small constants only
-            flat = scale.reshape(-1) if self._axis is not None else scale.reshape(())
-            zero = torch.zeros_like(flat, dtype=torch.int8)
+        if self._num_bits < 8 and self.layout != "weight":
+            raise ExportError(f"{self.point}: {self._num_bits}-bit activations have no ONNX form; use 8 bits")
+        scale, zero = self._constant_scale, self._constant_zero
+        if scale is None:
+            raise ExportError(f"{self.point}: its scale is not a constant; export inside qdq.inject.quantizer.folded")
         attributes = {"axis": self._axis} if self._axis is not None else {}
         codes = torch.onnx.ops.symbolic(
-            "QuantizeLinear", (inputs, flat, zero), attributes, dtype=torch.int8, shape=inputs.shape, version=20
+            "QuantizeLinear", (inputs, scale, zero), attributes, dtype=torch.int8, shape=inputs.shape, version=20
         )
         return torch.onnx.ops.symbolic(
-            "DequantizeLinear", (codes, flat, zero), attributes, dtype=torch.float32, shape=inputs.shape, version=20
+            "DequantizeLinear", (codes, scale, zero), attributes, dtype=torch.float32, shape=inputs.shape, version=20
         )
 
     # The calibration protocol of pytorch-quantization, as QDQBERT's documentation spells it.
@@ -261,8 +260,8 @@ class QuantLinear(_QuantLinear):  # type: ignore[misc]  # untyped upstream
 def folded(model: nn.Module) -> Iterator[None]:
     """Bake scales and everything that changes a parameter into constants for the duration: a trace sees only those.
 
-    The exporter folds small constant expressions, but not the scales of a vocabulary's rows. Quantizing a weight made
-    of codes gives those codes again, so the graph holds them.
+    Quantizing a weight made of codes gives those codes again, so the graph holds them; likewise a weight on the grid of
+    fewer than 8 bits, which QuantizeLinear could not clamp.
     """
     points = [module for module in model.modules() if isinstance(module, TensorQuantizer) and hasattr(module, "_amax")]
     linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
@@ -285,7 +284,8 @@ def folded(model: nn.Module) -> Iterator[None]:
 
 
 def _fold(module: QuantLinear) -> None:
-    coded = module._codes is not None and module.weight_is_quantized
+    point = module._weight_quantizer
+    coded = module.weight_is_quantized and (module._codes is not None or point._num_bits < 8)
     weight = (module.quantized_weight if coded else module.effective_weight).detach()
     bias = module.effective_bias
     module.weight = nn.Parameter(weight)

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from qdq.calibrate.calibrators import PercentileCalibrator
-from qdq.errors import CalibrationError
+from qdq.errors import CalibrationError, ExportError
 from qdq.inject.quantizer import (
     SMALLEST_FP16,
     SMALLEST_NORMAL_FP16,
@@ -257,6 +257,27 @@ def test_folding_changes_nothing_computed_and_restores_the_parameters() -> None:
     assert quantized.bias is source.bias
     assert quantized.output_scale == 1 / math.sqrt(12)
     assert torch.equal(model(x), before)
+
+
+def test_a_narrow_weight_is_folded_onto_its_grid() -> None:
+    _, quantized = linear(1.0)
+    quantized._weight_quantizer._num_bits = 4
+    quantized._weight_quantizer.set_amax(quantized.weight.detach().abs().amax(1, keepdim=True))
+    x = torch.randn(5, 6)
+    quantized._input_quantizer.set_amax(torch.tensor(2.0))
+    before = quantized(x)
+    with folded(nn.Sequential(quantized)):
+        codes = quantized.weight / scale_of(quantized._weight_quantizer.amax, 4)  # what QuantizeLinear will round
+        assert torch.equal(quantized(x), before)
+    assert (codes - codes.round()).abs().max() < 1e-5
+    assert codes.round().abs().max() == 7
+
+
+def test_an_export_needs_folded_scales() -> None:
+    quantizer = TensorQuantizer("encoder.layer.0.query.input_quantizer")
+    quantizer.set_amax(torch.tensor(1.0))
+    with pytest.raises(ExportError, match=r"query\.input_quantizer: its scale is not a constant"):
+        quantizer._symbolic_pair(torch.ones(2))
 
 
 def test_folding_restores_after_an_error() -> None:

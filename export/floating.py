@@ -1,0 +1,66 @@
+"""The FP32 graph from the trace of the quantized one, so that a model is traced once.
+
+What quantization put there is bypassed: every QuantizeLinear/DequantizeLinear pair, and the multiplication of a
+smoothed input. Parameters are the floating-point model's own, by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import onnxscript.optimizer
+from numpy.typing import NDArray
+
+from export.names import DEQUANTIZE, QUANTIZE
+from qdq.errors import ExportError
+
+Parameters = Mapping[str, "NDArray[object]"]
+SMOOTHING = "._smoothing"  # name of the factor's buffer in its module
+
+
+def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
+    """A copy of `traced` (as the exporter left it, before tidying) that computes in floating point with `parameters`.
+
+    Raises ExportError when a parameter has another shape there, or a quantizer is left.
+    """
+    model = traced.clone()
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == QUANTIZE:
+            _bypass_pair(graph, node)
+        elif node.op_type == "Mul" and any(_is_smoothing(value) for value in node.inputs):
+            _bypass(graph, node, next(value for value in node.inputs if not _is_smoothing(value)))
+    for name, value in list(graph.initializers.items()):
+        if value.uses() and name in parameters:
+            _give(value, parameters[name])
+    onnxscript.optimizer.optimize_ir(model)  # as the exporter leaves a plain model: weights transposed, for one
+    left = [str(node.name) for node in graph if node.op_type in (QUANTIZE, DEQUANTIZE)]
+    if left:
+        raise ExportError(f"{left[0]}: stays in the floating-point graph; this is an error of ours, please report it")
+    return model
+
+
+def _is_smoothing(value: ir.Value | None) -> bool:
+    return value is not None and str(value.name).endswith(SMOOTHING)
+
+
+def _bypass_pair(graph: ir.Graph, quantize: ir.Node) -> None:
+    for dequantize, _ in list(quantize.outputs[0].uses()):
+        _bypass(graph, dequantize, quantize.inputs[0])
+    graph.remove(quantize, safe=True)
+
+
+def _bypass(graph: ir.Graph, node: ir.Node, source: ir.Value | None) -> None:
+    if source is None:
+        raise ExportError(f"{node.name}: reads nothing; this is an error of ours, please report it")
+    ir.convenience.replace_all_uses_with(node.outputs[0], source)
+    graph.remove(node, safe=True)
+
+
+def _give(value: ir.Value, array: NDArray[object]) -> None:
+    if value.shape is not None and tuple(value.shape) != array.shape:
+        raise ExportError(
+            f"{value.name}: {array.shape} in the floating-point model, {value.shape} in the quantized one"
+        )
+    value.const_value = ir.tensor(array, name=value.name)

@@ -1,0 +1,54 @@
+"""The floating-point graph that comes out of the quantized model's trace."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from export.floating import without_quantizers
+from export.to_onnx import FloatGraph, export_onnx
+from qdq.errors import ExportError
+from qdq.inject.quantizer import QuantLinear, folded
+
+from .conftest import Tiny, as_tensors
+
+
+def test_it_computes_the_model_without_quantizers_or_treatments(tiny: Tiny, tmp_path: Path) -> None:
+    plain, treated = copy.deepcopy(tiny.module), copy.deepcopy(tiny.module)
+    for part in plain.modules():
+        if hasattr(part, "disable_quant"):
+            part.disable_quant()
+    feeds = tiny.feeds(4, 12)
+    with torch.no_grad():
+        expected = plain(**as_tensors(feeds))[0].numpy()
+    for linear in treated.modules():
+        if isinstance(linear, QuantLinear) and linear._input_quantizer is not None:
+            linear.treat("_smoothing", torch.rand(linear.in_features) + 0.5)
+            linear.treat("_bias_shift", torch.rand(linear.out_features))
+    path = tmp_path / "model.fp32.onnx"
+    with folded(treated.model), folded(plain.model):
+        parameters = {name: tensor.numpy() for name, tensor in plain.state_dict().items()}
+        floating = FloatGraph(path, parameters)
+        export_onnx(treated, as_tensors(feeds), ["logits"], tmp_path / "model.qdq.onnx", floating=floating)
+    graph = onnx.load(path).graph
+    assert {node.op_type for node in graph.node} & {"QuantizeLinear", "DequantizeLinear"} == set()
+    assert not any(".scale" in tensor.name or "smoothing" in tensor.name for tensor in graph.initializer)
+    weights = [tensor for tensor in graph.initializer if tensor.name.endswith("query.MatMul.input_1")]
+    assert len(weights) == 2 and not any(
+        node.op_type == "Transpose" and node.input[0] in weights for node in graph.node
+    )
+    (actual,) = ort.InferenceSession(path).run(None, feeds)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+    assert "smoothing" in str(onnx.load(tmp_path / "model.qdq.onnx").graph.initializer)
+
+
+def test_parameters_of_another_model_are_refused(tiny: Tiny, traced) -> None:  # type: ignore[no-untyped-def]
+    name = next(name for name in traced().graph.initializers if name.endswith("query.weight"))
+    with pytest.raises(ExportError, match=r"query\.weight: \(3, 3\) in the floating-point model"):
+        without_quantizers(traced(), {name: np.ones((3, 3), np.float32)})
