@@ -117,7 +117,8 @@ results: setup
 # Our engines and the tools a user would pick instead, in an environment of its own: NNCF pins packages of ours. The table
 # of README.md comes from docs/results/peers/.
 PEERS := build/peers-venv
-PEERS_RUN = $(PEERS)/bin/python -m qdq.peers --calibration $(SHARED)/data/mrpc/train.tsv \
+PEERS_SHAPES ?= 40x128,1x128,8x128,40x16,8x384
+PEERS_RUN = $(PEERS)/bin/python -m qdq.peers --shapes $(PEERS_SHAPES) --calibration $(SHARED)/data/mrpc/train.tsv \
   --eval-data $(SHARED)/data/mrpc/dev.tsv
 bench-peers: $(PEERS)/.installed
 	@mkdir -p docs/results/peers

@@ -52,7 +52,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def peers_tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Our engines beside other tools, one table per model."""
-    from qdq.peers import render_peers
+    from qdq.peers_table import render_peers
 
     if not reports:
         return "Not measured yet on an idle machine: run `make bench-peers`."

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ class Contestant:
 class BenchSettings:
     """Shape and extent of a benchmark.
 
-    `threads` is what the engines were loaded with (0: their own default); it is only recorded.
+    `threads` is what the engines were loaded with (0: their own default); it is only recorded. `pause_s` goes before
+    every call: threads that a runtime lets spin after a call must not run into the next contestant's time. `bases`
+    names contestants that speedups are given over, beside the FP32 baselines.
     Raises ConfigError for values that cannot be measured.
     """
 
@@ -62,9 +65,11 @@ class BenchSettings:
     warmup: int = 3
     samples: int = 100
     threads: int = 0
+    pause_s: float = 0.0
+    bases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        least = {"batch": 1, "sequence": 1, "warmup": 1, "samples": MIN_SAMPLES, "threads": 0}
+        least = {"pause_s": 0, "batch": 1, "sequence": 1, "warmup": 1, "samples": MIN_SAMPLES, "threads": 0}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"benchmark {name} is {getattr(self, name)}; it must be at least {minimum}")
@@ -180,6 +185,8 @@ class _Race:
 
     def _time(self, index: int, turn: int) -> tuple[int, Outputs]:
         run, feeds = self.contestants[index].run, self.workload[turn % len(self.workload)]
+        if self.settings.pause_s:
+            time.sleep(self.settings.pause_s)
         begin = self.clock()
         outputs = run(feeds)
         return max(1, self.clock() - begin), outputs  # never 0: a coarse clock must not divide a speedup by it

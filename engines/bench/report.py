@@ -5,7 +5,8 @@
 * `sequences_per_s` is batch / mean latency in seconds (multiple choice: one sequence is one question with all choices).
 * `speedup[base]` is the median, over the rounds in which both ran, of base latency / own latency in that round
   (> 1: faster than that base). Pairs from one round see the same machine, so a slow drift cancels; the ratio of two p50
-  values does not have that property. Bases are the contestants whose name ends in ``-fp32``, itself included.
+  values does not have that property. Bases are the contestants whose name ends in ``-fp32`` and those that the
+  settings name, itself included.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def bench(
         "elapsed_s": elapsed_s,
         "rounds": timings.rounds,
         "workload": describe_workload(workload),
-        "contestants": {c.name: _entry(c, timings, settings.batch) for c in contestants},
+        "contestants": {c.name: _entry(c, timings, settings) for c in contestants},
         "machine": machine(),
         "versions": dict(versions),
     }
@@ -72,17 +73,17 @@ def _check_line_up(contestants: Sequence[Contestant]) -> None:
         )
 
 
-def _entry(contestant: Contestant, timings: Timings, batch: int) -> dict[str, Any]:
+def _entry(contestant: Contestant, timings: Timings, settings: BenchSettings) -> dict[str, Any]:
     own = timings.samples[contestant.name]
     latency_ms = summarize([ns / 1e6 for ns in own.values()])
-    bases = [name for name in timings.samples if name.endswith(BASE_SUFFIX)]
+    bases = [name for name in timings.samples if name.endswith(BASE_SUFFIX) or name in settings.bases]
     return {
         "engine": contestant.engine,
         "samples": len(own),
         "every": timings.every[contestant.name],
         "warmup": timings.warmup[contestant.name],
         "latency_ms": latency_ms,
-        "sequences_per_s": batch / (sum(own.values()) / len(own) / 1e9),
+        "sequences_per_s": settings.batch / (sum(own.values()) / len(own) / 1e9),
         "speedup": {base: paired_speedup(timings.samples[base], own) for base in bases},
     }
 

@@ -26,9 +26,15 @@ INT8_OPERATORS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInte
 
 @dataclass(frozen=True)
 class OnnxRuntimeSettings:
-    """`threads`: intra-op threads; 0 lets ONNX Runtime use all physical cores."""
+    """How sessions are opened.
+
+    Attributes:
+        threads: intra-op threads; 0 lets ONNX Runtime use all physical cores.
+        defaults: everything else as ONNX Runtime has it, for a fair rival: waiting threads spin after a call.
+    """
 
     threads: int = 0
+    defaults: bool = False
 
     def session_options(self) -> Any:
         """Quiet SessionOptions with these settings."""
@@ -37,6 +43,8 @@ class OnnxRuntimeSettings:
         options.log_severity_level = 3  # its warnings are about its own optimizer; errors raise
         # Never session.set_denormal_as_zero: it changes the arithmetic of the calling thread for good, so of whoever
         # computes in this process next (the torch reference among them).
+        if self.defaults:
+            return options
         # Waiting threads burn a core for milliseconds after every call, which whoever shares the machine then lacks.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return options

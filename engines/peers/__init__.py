@@ -1,10 +1,12 @@
 """The tools a user would pick instead, each turning one FP32 ONNX file into something that runs on this CPU.
 
-`tools` builds them; qdq/peers.py adds torch's and ours, checks accuracy and times all of them in one interleaved run.
+`tools` builds them, `opening` loads what was built; qdq/peers.py adds torch's and ours, checks accuracy and times all
+of them in one interleaved run.
 """
 
 from __future__ import annotations
 
-from engines.peers.tools import TOOLS, Built, Material, build_tool
+from engines.peers.opening import Opening, open_runner
+from engines.peers.tools import ARTIFACTS, TOOLS, Material, Tool, build_artifact
 
-__all__ = ["TOOLS", "Built", "Material", "build_tool"]
+__all__ = ["ARTIFACTS", "TOOLS", "Material", "Opening", "Tool", "build_artifact", "open_runner"]

@@ -1,24 +1,22 @@
-"""ONNX Runtime's and OpenVINO's own ways from an FP32 ONNX file to a running model: as their documentation says.
+"""ONNX Runtime's and OpenVINO's own ways from an FP32 ONNX file to a quantized one: as their documentation says.
 
-Every tool gets the same file, the same calibration batches and the same number of threads. ONNX Runtime:
-https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html; NNCF:
+Every tool gets the same file, the same calibration batches and the same number of threads, and is otherwise left at its
+defaults. ONNX Runtime: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html; NNCF:
 https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
-from engines.openvino import OpenVINORunner, OpenVINOSettings
-from engines.types import Feeds, Runner
+from engines.peers.opening import Opening
+from engines.types import Feeds
 from qdq.config import choice
-from qdq.errors import Unavailable
+from qdq.errors import BuildError, Unavailable
 
 
 @dataclass(frozen=True)
@@ -28,56 +26,50 @@ class Material:
     Attributes:
         model: FP32 ONNX file with a dynamic batch and sequence.
         calibration: feeds of real text, int64 [b, S].
-        folder: where the tools write their files.
-        threads: inference threads.
-        hint: what OpenVINO computes outside INT8 in, f32 or bf16.
     """
 
     model: Path
     calibration: Sequence[Feeds]
-    folder: Path
-    threads: int
-    hint: str = "f32"
 
 
 @dataclass(frozen=True)
-class Built:
-    """A tool's model, ready to call: bytes of its weights on disk and seconds from the FP32 file to the first call."""
+class Tool:
+    """A contestant: which runtime loads which artifact, and how.
+
+    `hint` None is the run's precision hint; `static`: compiled for the benchmark's shape, as our engine is.
+    """
 
     engine: str
-    run: Runner
-    bytes: int
-    build_s: float
+    artifact: str
+    hint: str | None = None
+    static: bool = False
+
+    def opening(self, model: Path, threads: int, hint: str) -> Opening:
+        """How `model`, its artifact, is loaded in a run with `hint`."""
+        return Opening(self.engine, str(model), threads, self.hint or hint, self.static, defaults=True)
 
 
-def build_tool(name: str, material: Material) -> Built:
-    """Run one tool. Raises ConfigError for an unknown name, Unavailable when the tool is not installed."""
-    engine, build = TOOLS[choice(name, TOOLS, "peer")]
-    begin = time.perf_counter()
+def build_artifact(name: str, material: Material, path: Path) -> None:
+    """Write an artifact to `path`.
+
+    Raises ConfigError for an unknown name, Unavailable without the tool, BuildError when the tool fails.
+    """
+    build = ARTIFACTS[choice(name, ARTIFACTS, "artifact")][1]
     try:
-        run, files = build(material)
+        build(material, path)
     except ImportError as error:
         raise Unavailable(f"{name}: {error.name or error} is not installed; 'make bench-peers' installs it") from error
-    return Built(engine, run, sum(file.stat().st_size for file in files), time.perf_counter() - begin)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise BuildError(f"{name}: the tool failed on {material.model}: {error}") from error
 
 
-def _onnxruntime(model: Path, material: Material) -> tuple[Runner, list[Path]]:
-    return OnnxRuntimeRunner(model, OnnxRuntimeSettings(material.threads)), [model]
-
-
-def _onnxruntime_fp32(material: Material) -> tuple[Runner, list[Path]]:
-    return _onnxruntime(material.model, material)
-
-
-def _onnxruntime_dynamic(material: Material) -> tuple[Runner, list[Path]]:
+def _onnxruntime_dynamic(material: Material, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = material.folder / "onnxruntime-dynamic.onnx"
-    quantize_dynamic(str(material.model), str(model), weight_type=QuantType.QInt8, per_channel=True)
-    return _onnxruntime(model, material)
+    quantize_dynamic(str(material.model), str(path), weight_type=QuantType.QInt8, per_channel=True)
 
 
-def _onnxruntime_static(material: Material) -> tuple[Runner, list[Path]]:
+def _onnxruntime_static(material: Material, path: Path) -> None:
     """Q/DQ, u8 activations and per-channel s8 weights of every MatMul and Gemm: its best for x86 transformers."""
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
@@ -89,10 +81,9 @@ def _onnxruntime_static(material: Material) -> tuple[Runner, list[Path]]:
         def get_next(self) -> Any:
             return next(self.feeds, None)
 
-    model = material.folder / "onnxruntime-static.onnx"
     quantize(
         str(material.model),
-        str(model),
+        str(path),
         Reader(),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
@@ -101,22 +92,9 @@ def _onnxruntime_static(material: Material) -> tuple[Runner, list[Path]]:
         weight_type=QuantType.QInt8,
         op_types_to_quantize=["MatMul", "Gemm"],
     )
-    return _onnxruntime(model, material)
 
 
-def _openvino(material: Material, hint: str) -> tuple[Runner, list[Path]]:
-    return OpenVINORunner(material.model, OpenVINOSettings(material.threads, hint)), [material.model]
-
-
-def _openvino_fp32(material: Material) -> tuple[Runner, list[Path]]:
-    return _openvino(material, "f32")
-
-
-def _openvino_bf16(material: Material) -> tuple[Runner, list[Path]]:
-    return _openvino(material, "bf16")
-
-
-def _nncf(material: Material) -> tuple[Runner, list[Path]]:
+def _nncf(material: Material, path: Path) -> None:
     os.environ.setdefault("NNCF_TELEMETRY", "0")
     import nncf
     import openvino
@@ -127,18 +105,26 @@ def _nncf(material: Material) -> tuple[Runner, list[Path]]:
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(material.calibration),
     )
-    path = material.folder / "nncf.xml"
     openvino.save_model(model, str(path), compress_to_fp16=False)
-    run = OpenVINORunner(path, OpenVINOSettings(material.threads, material.hint))
-    return run, [path.with_suffix(".bin")]
 
 
-# In the order of the table: ONNX Runtime FP32 is what everything is related to.
-TOOLS: Mapping[str, tuple[str, Callable[[Material], tuple[Runner, list[Path]]]]] = {
-    "onnxruntime-fp32": ("onnxruntime", _onnxruntime_fp32),
-    "onnxruntime-dynamic": ("onnxruntime", _onnxruntime_dynamic),
-    "onnxruntime-static": ("onnxruntime", _onnxruntime_static),
-    "openvino-fp32": ("openvino", _openvino_fp32),
-    "openvino-bf16": ("openvino", _openvino_bf16),
-    "nncf": ("openvino", _nncf),
+FLOAT = "fp32"  # the file every tool starts from
+
+# Artifact: file name and who writes it.
+ARTIFACTS: Mapping[str, tuple[str, Callable[[Material, Path], None]]] = {
+    "onnxruntime-dynamic": ("onnxruntime-dynamic.onnx", _onnxruntime_dynamic),
+    "onnxruntime-static": ("onnxruntime-static.onnx", _onnxruntime_static),
+    "nncf": ("nncf.xml", _nncf),
+}
+
+# In the order of the table: ONNX Runtime FP32 and NNCF are what everything is related to. NNCF's documentation has the
+# dynamic model; the static one is the same file with what our engine gets, so that its share of the lead shows.
+TOOLS: Mapping[str, Tool] = {
+    "onnxruntime-fp32": Tool("onnxruntime", FLOAT),
+    "onnxruntime-dynamic": Tool("onnxruntime", "onnxruntime-dynamic"),
+    "onnxruntime-static": Tool("onnxruntime", "onnxruntime-static"),
+    "openvino-fp32": Tool("openvino", FLOAT, "f32"),
+    "openvino-bf16": Tool("openvino", FLOAT, "bf16"),
+    "nncf": Tool("openvino", "nncf"),
+    "nncf-static": Tool("openvino", "nncf", static=True),
 }

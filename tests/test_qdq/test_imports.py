@@ -19,6 +19,8 @@ SPINE = {
     "engine.py",
     "measure.py",
     "peers.py",
+    "peers_build.py",
+    "peers_open.py",
     "shapes.py",
     "variants.py",
     "plans.py",

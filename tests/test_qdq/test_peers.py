@@ -9,33 +9,40 @@ from pathlib import Path
 
 import pytest
 
-from engines.peers import TOOLS, Material, build_tool
+from engines.peers import TOOLS, Material, build_artifact
 from qdq.errors import ConfigError, Unavailable
-from qdq.peers import OURS, REFERENCE, PeerOptions, bench_peers, main, render_peers
+from qdq.peers import PeerOptions, bench_peers, main
+from qdq.peers_build import OURS, TORCH
+from qdq.peers_table import render_peers
+from qdq.readme import peers_tables
 
 HAS_NNCF = importlib.util.find_spec("nncf") is not None
 MISSING = "NNCF is installed by 'make bench-peers' only, in an environment of its own"
+
+
+REFERENCE = TORCH[0]
 
 
 @pytest.mark.slow
 def test_every_contestant_is_built_checked_and_timed(
     tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, out = tiny_checkpoint("bert", "text-classification"), tmp_path / "peers.json"
-    sizes = ("--batch", "2", "--sequence", "16", "--samples", "4", "--eval-samples", "6", "--rounds", "3")
-    code = main(["--model", str(model), "--json", str(out), "--work", str(tmp_path / "work"), "--threads", "1", *sizes])
-    shown = capsys.readouterr().out
-    assert code == 0
-    report = json.loads(out.read_text())
-    expected = {*OURS, REFERENCE, "torch-dynamic", *TOOLS} - (set() if HAS_NNCF else {"nncf"})
-    entries = report["benchmark"]["contestants"]
-    assert set(entries) == set(report["rows"]) == expected
-    assert set(report["skipped"]) == {*TOOLS, *OURS, REFERENCE, "torch-dynamic"} - expected
+    model, out, work = tiny_checkpoint("bert", "text-classification"), tmp_path / "peers.json", tmp_path / "work"
+    typed = ["--model", str(model), "--json", str(out), "--work", str(work), "--threads", "1", "--samples", "4"]
+    assert main([*typed, "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16,1x8"]) == 0
+    shown, report = capsys.readouterr().out, json.loads(out.read_text())
+    everyone = {*OURS, *TORCH, *TOOLS}
+    expected = everyone - (set() if HAS_NNCF else {"nncf", "nncf-static"})
+    assert [(race["batch"], race["sequence"], race["rounds"]) for race in report["shapes"]] == [(2, 16, 3), (1, 8, 12)]
+    entries = report["shapes"][0]["contestants"]
+    assert set(entries) == set(report["rows"]) == expected and set(report["skipped"]) == everyone - expected
     if not HAS_NNCF:
         assert "nncf is not installed; 'make bench-peers' installs it" in report["skipped"]["nncf"]
+    bases = {"onnxruntime-fp32", "openvino-fp32", "torch-fp32", *(("nncf", "nncf-static") if HAS_NNCF else ())}
     for name, row in report["rows"].items():
-        assert entries[name]["samples"] == 3 and entries[name]["speedup"]["onnxruntime-fp32"] > 0
+        assert entries[name]["samples"] == 3 and set(entries[name]["speedup"]) == bases
         assert row["bytes"] > 1000 and row["build_s"] > 0 and row["accuracy"]["samples"] == 6
+        assert row["peak_rss_bytes"] > 100_000
         assert f"| {f'**{name}**' if name in OURS else name} |" in shown
     errors = {name: row["accuracy"]["mean_abs_error"] for name, row in report["rows"].items()}
     assert errors[REFERENCE] == 0
@@ -45,6 +52,11 @@ def test_every_contestant_is_built_checked_and_timed(
     sizes_mb = {name: row["bytes"] for name, row in report["rows"].items()}
     assert sizes_mb["onnxruntime-dynamic"] < sizes_mb["onnxruntime-fp32"]
     assert shown.endswith(render_peers(report) + "\n")  # NNCF draws its progress on standard output, before it
+    assert peers_tables({"tiny": report}) == render_peers(report)
+    kept = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.suffix in (".onnx", ".xml", ".pt")}
+    assert main([*typed, "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16", "--only", *OURS]) == 0
+    assert json.loads(out.read_text())["rows"] == {name: report["rows"][name] for name in OURS}
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())  # only timed again
 
 
 def test_an_unknown_contestant_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -56,4 +68,4 @@ def test_an_unknown_contestant_is_refused_before_any_work(tmp_path: Path) -> Non
 @pytest.mark.skipif(HAS_NNCF, reason="this environment has NNCF")
 def test_a_tool_that_is_not_installed_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"nncf is not installed; 'make bench-peers' installs it"):
-        build_tool("nncf", Material(tmp_path / "model.onnx", [], tmp_path, 1))
+        build_artifact("nncf", Material(tmp_path / "model.onnx", []), tmp_path / "nncf.xml")
