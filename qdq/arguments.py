@@ -327,6 +327,12 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="onnxruntime or openvino for CPU targets (default: onnxruntime), tensorrt for tensorrt",
     )
+    add(
+        "--buckets",
+        metavar="N,M",
+        type=_widths,
+        help="lengths Triton serves as models of their own, such as 32,64,128 (default: one model for all)",
+    )
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
@@ -351,6 +357,10 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     add("--cuda-graph", action=switch, help="launch as one CUDA graph (default: on)")
     add("--spin-wait", action=switch, help="poll for the end of a launch (default: on)")
     add("--transfers", action=switch, help="time copies to and from the GPU, too (default: off)")
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
 
 
 def _counts(text: str) -> tuple[int | None, ...]:

@@ -81,13 +81,14 @@ def evaluation_for(run: Run, loaded: LoadedModel) -> Evaluation:
     return evaluation
 
 
-def workload(run: Run, count: int) -> list[Any]:
-    """Benchmark feeds of the run's batch and sequence from text that was not calibrated on."""
+def workload(run: Run, count: int, sequence: int | None = None) -> list[Any]:
+    """Benchmark feeds of the run's batch and sequence (or another one) from text that was not calibrated on."""
     from qdq.encode import workload_of_shape
 
     loaded, options = run.reference, run.options
-    check_shape(loaded, options.batch, options.sequence)
-    shape = (options.batch, CHOICES, options.sequence) if loaded.task.choices else (options.batch, options.sequence)
+    sequence = sequence or options.sequence
+    check_shape(loaded, options.batch, sequence)
+    shape = (options.batch, CHOICES, sequence) if loaded.task.choices else (options.batch, sequence)
     return workload_of_shape(loaded.tokenizer, run.evaluation.records, loaded.inputs, shape, count)
 
 
@@ -147,7 +148,7 @@ def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contesta
 
 def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 9: the Triton model repository, written through Triton's schema and read back."""
-    from engines.triton import TritonSettings, preferred_sizes, write_repository
+    from engines.triton import TritonSettings, bucket_model, preferred_sizes, write_buckets, write_repository
 
     options, loaded = run.options, run.reference
     backend = options.triton_backend or ("tensorrt" if options.target == "tensorrt" else "onnxruntime")
@@ -158,16 +159,27 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         preferred_batch_sizes=preferred_sizes(options.batch),
         threads=None if backend == "tensorrt" else options.threads,
         labels=loaded.labels if loaded.task.name == "text-classification" else (),
+        buckets=options.buckets,
     )
-    sample = {name: array[:1] for name, array in workload(run, 1)[0].items()}
+    names = [bucket_model(run.name, width) for width in options.buckets] or [run.name]
+    samples = {width: _sample(run, width) for width in options.buckets or (options.sequence,)}
     folder = run.target / "model_repository"
     for earlier in run.replaced:  # a repository is never replaced by one of another model unless that was ours too
-        if earlier.name != run.name:
+        if earlier.name not in names:
             shutil.rmtree(earlier, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
-        write_repository(served_engine(run, backend, Path(scratch)), settings, sample, folder)
-    stage.say(f"Triton repository for the {backend} backend, read back")
-    return (folder / run.name,)
+        served = served_engine(run, backend, Path(scratch))
+        if options.buckets:
+            write_buckets(served, settings, samples, folder)
+        else:
+            write_repository(served, settings, samples[options.sequence], folder)
+    stage.say(f"Triton repository for the {backend} backend, {len(names)} model(s), read back")
+    return tuple(folder / name for name in names)
+
+
+def _sample(run: Run, sequence: int) -> dict[str, Any]:
+    """One text as feeds of `sequence` tokens."""
+    return {name: array[:1] for name, array in workload(run, 1, sequence)[0].items()}
 
 
 def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:

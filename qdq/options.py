@@ -60,6 +60,8 @@ class CompileOptions:
         precision_hint: what OpenVINO computes non-INT8 layers in.
         body: type of everything outside the INT8 islands in a TensorRT graph.
         triton_backend: None is tensorrt for plans and onnxruntime otherwise.
+        buckets: sequence lengths that Triton serves as models of their own, increasing, the last one `sequence`; none
+            is one model for every length.
         bench_seconds: time budget of the benchmark inside compile.
         out: work directory; None is build/<model name>.
     """
@@ -97,6 +99,7 @@ class CompileOptions:
     precision_hint: str = "f32"
     body: str = "fp16"
     triton_backend: str | None = None
+    buckets: tuple[int, ...] = ()
     bench_seconds: float = 20.0
     out: str | None = None
     allow_pickle: bool = False
@@ -116,6 +119,7 @@ class CompileOptions:
             choice(self.triton_backend, TRITON_BACKENDS, "--triton-backend")
         if self.triton_backend == "tensorrt" and self.target in CPU_TARGETS:
             raise ConfigError(f"--triton-backend: tensorrt serves plans only, not --target {self.target}; leave it out")
+        self._validate_buckets()
         self._validate_search()
         if self.placement == "dynamic" and self.target == "tensorrt":
             raise ConfigError("--placement: dynamic needs a CPU target, TensorRT has no run-time scales; calibrate")
@@ -178,6 +182,17 @@ class CompileOptions:
             round_type=self.round_type,
             bias_correction=self.bias_correction,
         )
+
+    def _validate_buckets(self) -> None:
+        if not self.buckets:
+            return
+        if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 4 or self.buckets[-1] != self.sequence:
+            raise ConfigError(
+                f"--buckets: {','.join(map(str, self.buckets))} must be increasing lengths from 4 on that end with "
+                f"--sequence {self.sequence}, where longer texts are cut"
+            )
+        if self.triton_backend == "openvino":
+            raise ConfigError("--buckets: Triton's openvino backend forms no batches; use --triton-backend onnxruntime")
 
     def _validate_search(self) -> None:
         if not 0 <= self.max_drop <= 100:

@@ -68,7 +68,7 @@ def bench_policies(run: Run, engine: Runner) -> dict[str, Any]:
     loaded, options, records = run.reference, run.options, run.evaluation.records
     rows = [encode_batch(loaded.tokenizer, [record], loaded.inputs, options.sequence, "longest") for record in records]
     lengths = [row["input_ids"].shape[1] for row in rows]
-    plans = {policy: plan(lengths, options.batch, options.sequence, policy) for policy in POLICIES}
+    plans = {policy: plan(lengths, options.batch, options.sequence, policy, options.buckets) for policy in POLICIES}
     feeds = {policy: [_padded(run, batch) for batch in batches] for policy, batches in plans.items()}
     seconds: dict[str, list[float]] = {policy: [] for policy in plans}
     for turn in range(PASSES + 1):  # the first pass warms up

@@ -110,7 +110,7 @@ def _bench_inputs(run: Run) -> Mapping[str, Any]:
 
 
 def _deploy_inputs(run: Run) -> Mapping[str, Any]:
-    served = [run.name, run.options.batch, run.options.triton_backend]
+    served = [run.name, run.options.batch, run.options.triton_backend, *run.options.buckets]
     return {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "served": served}
 
 

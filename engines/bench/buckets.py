@@ -29,15 +29,20 @@ def bucket_widths(sequence: int) -> tuple[int, ...]:
     return (*(width for width in WIDTHS if width < sequence), sequence)
 
 
-def plan(lengths: Sequence[int], batch: int, sequence: int, policy: str) -> list[Batch]:
-    """Batches of up to `batch` texts with these token counts. Raises ConfigError for a text beyond `sequence`."""
+def plan(lengths: Sequence[int], batch: int, sequence: int, policy: str, widths: Sequence[int] = ()) -> list[Batch]:
+    """Batches of up to `batch` texts with these token counts, bucketed to `widths` (default: `bucket_widths`).
+
+    Raises ConfigError for a text beyond `sequence`.
+    """
     choice(policy, POLICIES, "batching policy")
     if not lengths or batch < 1 or max(lengths) > sequence or min(lengths) < 1:
         raise ConfigError(f"cannot batch {len(lengths)} texts by {batch}: give lengths in 1..{sequence}")
     groups: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         width = (
-            next(width for width in bucket_widths(sequence) if length <= width) if policy == "bucketed" else sequence
+            next(width for width in widths or bucket_widths(sequence) if length <= width)
+            if policy == "bucketed"
+            else sequence
         )
         groups.setdefault(width, []).append(index)
     planned = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from engines.triton.settings import BACKENDS_OF_TARGET
@@ -49,6 +50,30 @@ def dims(info: TensorInfo, *, batched: bool) -> list[int]:
     if any(size < 1 for size in info.shape if isinstance(size, int)):
         raise DeployError(f"{info.name}: shape {spell(info.shape)} has a dimension below 1, which Triton refuses")
     return sizes[1:] if batched else sizes
+
+
+def of_width(engine: BuiltEngine, width: int) -> BuiltEngine:
+    """`engine` as one that takes `width` tokens only: its sequence dimension, the inputs' last, is fixed.
+
+    Raises DeployError when the engine was built for another length.
+    """
+    last = {info.name: info.shape[-1] for info in engine.inputs}
+    for name, size in last.items():
+        if isinstance(size, int) and size != width:
+            raise DeployError(f"{name}: the engine takes {size} tokens, so it cannot serve a bucket of {width}")
+    names = {size for size in last.values() if isinstance(size, str)}
+
+    def fixed(info: TensorInfo, last_too: bool) -> TensorInfo:
+        shape = [width if size in names else size for size in info.shape]
+        if last_too:
+            shape[-1] = width  # a dynamic dimension without a name
+        return replace(info, shape=tuple(shape))
+
+    return replace(
+        engine,
+        inputs=tuple(fixed(info, True) for info in engine.inputs),
+        outputs=tuple(fixed(info, False) for info in engine.outputs),
+    )
 
 
 def require_batch(engine: BuiltEngine, max_batch_size: int) -> None:

@@ -28,9 +28,16 @@ def schema() -> tuple[Any, Any]:
 
 
 def build_config(
-    engine: BuiltEngine, settings: TritonSettings, model_file: str, samples: list[WarmupSample]
+    engine: BuiltEngine,
+    settings: TritonSettings,
+    model_file: str,
+    samples: list[WarmupSample],
+    resource: str | None = None,
 ) -> Any:  # an inference.ModelConfig message
-    """The ModelConfig of `engine` under `settings`; `model_file` is the name in the version folder."""
+    """The ModelConfig of `engine` under `settings`; `model_file` is the name in the version folder.
+
+    `resource` of Triton's rate limiter is shared by models that must not run at once on the CPU.
+    """
     pb2, _ = schema()
     batched = batches(settings.backend)
     config = pb2.ModelConfig(
@@ -53,7 +60,9 @@ def build_config(
         config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
     group = pb2.ModelInstanceGroup
     kind = group.KIND_GPU if settings.backend == "tensorrt" else group.KIND_CPU
-    config.instance_group.add(count=settings.instances, kind=kind)
+    instances = config.instance_group.add(count=settings.instances, kind=kind)
+    if resource is not None and kind == group.KIND_CPU:
+        instances.rate_limiter.resources.add(name=resource, count=1, **{"global": True})
     for key, value in parameters(settings).items():
         config.parameters[key].string_value = value
     for sample in samples:

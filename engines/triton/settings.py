@@ -32,6 +32,11 @@ class TritonSettings:
     `max_batch_size` counts samples per execution and `max_queue_delay_us` is in microseconds. The `openvino` backend
     cannot form batches of varying size, so there `max_batch_size` sets only the largest warm-up sample, and preferred
     sizes and delay are not written (docs/triton.md says why).
+
+    `buckets` are sequence lengths, strictly increasing: one model each instead of one for all, `<name>_s<length>`.
+    Triton merges requests of equal shape only, and a request of another length ends the batch it was forming; with a
+    queue per length, texts wait for others of their length alone. On a CPU all of them share one rate-limiter resource,
+    so that (under ``--rate-limit=execution_count``) no two run at once and share the same cores.
     """
 
     name: str  # model name = folder name inside the repository
@@ -42,6 +47,7 @@ class TritonSettings:
     instances: int = 1
     threads: int | None = None  # CPU threads per instance; None leaves the runtime's default
     labels: tuple[str, ...] = ()  # class names of a [B,C] classification output, in class order
+    buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not is_safe_name(self.name):
@@ -54,6 +60,7 @@ class TritonSettings:
         _at_least(1, self.instances, "instances")
         _at_least(0, self.max_queue_delay_us, "max_queue_delay_us")
         self._check_preferred()
+        self._check_buckets()
         self._check_threads()
         self._check_labels()
 
@@ -64,6 +71,14 @@ class TritonSettings:
             raise ConfigError(
                 f"preferred_batch_sizes {sizes} must be strictly increasing and lie in 1..{self.max_batch_size} "
                 "(max_batch_size)"
+            )
+
+    def _check_buckets(self) -> None:
+        if list(self.buckets) != sorted(set(self.buckets)) or any(width < 1 for width in self.buckets):
+            raise ConfigError(f"buckets {self.buckets} must be strictly increasing sequence lengths of at least 1")
+        if self.buckets and self.backend == "openvino":
+            raise ConfigError(
+                "buckets have no meaning for the openvino backend, whose batches are the client's; use onnxruntime"
             )
 
     def _check_threads(self) -> None:
@@ -83,6 +98,19 @@ class TritonSettings:
 def preferred_sizes(max_batch_size: int) -> tuple[int, ...]:
     """The default preferred batch sizes that fit `max_batch_size`: 8, 16 and the maximum itself."""
     return (*(size for size in (8, 16) if size < max_batch_size), max_batch_size)
+
+
+def bucket_model(name: str, width: int) -> str:
+    """Name of the model that serves texts padded to `width` tokens."""
+    return f"{name}_s{width}"
+
+
+def model_for(name: str, buckets: tuple[int, ...], tokens: int) -> tuple[str, int]:
+    """(model, width): where a client sends a text of `tokens` tokens, and what it pads it to. Raises ConfigError."""
+    fitting = [width for width in buckets if width >= tokens]
+    if not fitting:
+        raise ConfigError(f"a text of {tokens} tokens fits none of the buckets {buckets}; cut it to {max(buckets)}")
+    return bucket_model(name, fitting[0]), fitting[0]
 
 
 def is_safe_name(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,19 @@ def test_triton_backends(workplace: Path, qdq: Qdq, target: str, backend: str) -
     assert (
         f'backend: "{backend}"' in (workplace / "work" / target / "model_repository/tiny-bert/config.pbtxt").read_text()
     )
+
+
+def test_triton_buckets_as_documented(workplace: Path, qdq: Qdq) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "triton.md").read_text(encoding="utf-8")
+    command = re.findall(r"^qdq (deploy .*--buckets .*)$", page, flags=re.MULTILINE)[0]
+    typed = command.replace("build/my-bert", "work").replace("32,64,128", "8,16,32").split()
+    ran = qdq(*typed, "--target", "onnxruntime")
+    assert ran.code == 0, ran.err
+    folder = workplace / "work" / "onnxruntime" / "model_repository"
+    assert sorted(path.name for path in folder.iterdir()) == ["tiny-bert_s16", "tiny-bert_s32", "tiny-bert_s8"]
+    assert (folder / "tiny-bert_s8/warmup/input_ids.bin").stat().st_size == 8 * 8
+    assert qdq("deploy", "--out", "work", "--target", "onnxruntime", "--buckets", "").code == 0
+    assert [path.name for path in folder.iterdir()] == ["tiny-bert"]
 
 
 def test_a_stage_without_an_earlier_run(workplace: Path, qdq: Qdq) -> None:
