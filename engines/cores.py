@@ -1,7 +1,8 @@
-"""How many threads this process can run at once: CPU affinity, the cgroup's CPU quota, and the physical cores.
+"""How many threads this process can run at once, and where: CPU affinity, the cgroup's CPU quota, NUMA nodes.
 
 A container limited to two CPUs of a 64-core host still sees 64 in /proc/cpuinfo; a runtime that starts 64 threads there
-is throttled for most of every scheduling period.
+is throttled for most of every scheduling period. Threads of one request that sit on two NUMA nodes wait for each
+other's memory, so one request stays within a node.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from qdq.errors import ConfigError
+
 CGROUP = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+NODES = Path("/sys/devices/system/node")
 
 
 def available_cores(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
@@ -21,6 +25,50 @@ def available_cores(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(cgroup, membership)
     return max(1, allowed if quota is None else min(allowed, -int(-quota // 1)))
+
+
+def numa_nodes(nodes: Path = NODES) -> tuple[tuple[int, ...], ...]:
+    """CPUs this process may use by NUMA node, the node with most of them first; empty where the kernel names no nodes.
+
+    Source: the kernel's Documentation/ABI/stable/sysfs-devices-node. The argument exists for tests.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    found = [_cpus(_read(node / "cpulist")) & allowed for node in sorted(nodes.glob("node[0-9]*"))]
+    return tuple(tuple(sorted(cpus)) for cpus in sorted(found, key=len, reverse=True) if cpus)
+
+
+def share_cores(
+    mode: str, threads: int, streams: int, cores: int, nodes: tuple[tuple[int, ...], ...]
+) -> tuple[int, int]:
+    """(threads of a request, requests at once) in `mode` (latency or throughput); 0 asks for the default.
+
+    Latency: one request on all cores of a NUMA node. Throughput: as many requests as fit, one core each unless told
+    otherwise. Raises ConfigError when they would need more cores than there are.
+    """
+    largest = min(cores, len(nodes[0])) if nodes else cores
+    if mode == "latency":
+        if streams > 1:
+            raise ConfigError(
+                f"--streams: {streams} requests at once are --mode throughput; in latency mode one has all threads"
+            )
+        threads, streams = threads or largest, 1
+    else:
+        threads = threads or (min(largest, max(1, cores // streams)) if streams else 1)
+        streams = streams or max(1, cores // threads)
+    if threads * streams > cores:
+        asked = f"--threads: {threads}" if streams == 1 else f"--streams: {streams} with {threads} thread(s) each"
+        raise ConfigError(f"{asked} is more than the {cores} core(s) this process may use; give less, or leave it out")
+    return threads, streams
+
+
+def _cpus(text: str) -> set[int]:
+    """The kernel's list format: ``0-3,8``."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal():
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def cpu_quota(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> float | None:

@@ -15,6 +15,7 @@ from qdq.errors import ConfigError
 from qdq.options import (
     BODIES,
     DEFAULT_PLACEMENT,
+    MODES,
     PLACEMENT_NAMES,
     PRECISION_HINTS,
     SEARCH,
@@ -309,7 +310,14 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch", metavar="N", type=int, help=f"benchmark batch, Triton's largest batch (default: {d.batch})")
     add("--sequence", metavar="N", type=int, help=f"benchmark sequence; longer texts are cut (default: {d.sequence})")
-    add("--threads", metavar="N", type=int, help="inference threads (default: 0, which is all cores)")
+    add("--mode", metavar="NAME", help=f"{' or '.join(MODES)}: one request at a time, or several (default: {d.mode})")
+    add("--threads", metavar="N", type=int, help="of a request (default: 0, all cores of a NUMA node; throughput: 1)")
+    add(
+        "--streams",
+        metavar="N",
+        type=int,
+        help="requests at once in throughput mode (default: 0, as many as the cores have room for)",
+    )
     add(
         "--precision-hint",
         metavar="P",
@@ -339,7 +347,8 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     """Options of `qdq bench --engine` (options.PLAN_OPTIONS); engines/bench_gpu/settings.py says what they mean."""
     text = (
         "With --engine these plans are timed, not the engine of a work directory. Of the options above only --batch, "
-        "--sequence, --out and those of model and text count then (default: random token ids)."
+        "--sequence, --out, --streams (CUDA streams launching at once, default: 1) and those of model and text count "
+        "then (default: random token ids)."
     )
     group = parser.add_argument_group("TensorRT plans on a GPU", textwrap.fill(text, WIDTH - 2))
     add, switch = group.add_argument, argparse.BooleanOptionalAction
@@ -351,7 +360,6 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--warmup", metavar="N", type=int, help="launches of each plan before the measurement (default: 100)")
     add("--iterations", metavar="N", type=int, help="timed launches of each plan (default: 1000)")
-    add("--streams", metavar="N", type=int, help="CUDA streams launching at once (default: 1)")
     add("--in-flight", metavar="N", type=int, help="launches a stream holds: 1, or 2 as trtexec (default: 2)")
     add("--device", metavar="N", type=int, help="index of the GPU (default: 0)")
     add("--cuda-graph", action=switch, help="launch as one CUDA graph (default: on)")

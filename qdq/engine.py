@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from qdq.screen import Stage
 if TYPE_CHECKING:
     import onnx
 
+    from engines.onnxruntime import OnnxRuntimeSettings
+    from engines.openvino import OpenVINOSettings
     from engines.tensorrt import TensorRTSettings
     from engines.types import BuiltEngine, MatmulNames, Runner
 
@@ -54,12 +57,12 @@ def build_engine(run: Run, names: MatmulNames, group: int = 0) -> BuiltEngine:
     if options.target == "openvino":
         from engines import openvino
 
-        runtime = openvino.OpenVINOSettings(options.threads, options.precision_hint, group)
+        runtime = replace(openvino_settings(run), dynamic_group=group, streams=0)
         return openvino.build(run.lowered, run.target, runtime, names)
     if options.target == "onnxruntime":
         from engines import onnxruntime
 
-        return onnxruntime.build(run.lowered, run.target, onnxruntime.OnnxRuntimeSettings(options.threads), names)
+        return onnxruntime.build(run.lowered, run.target, onnxruntime_settings(run), names)
     from engines import tensorrt
 
     return tensorrt.build(run.lowered, run.target, tensorrt_settings(run), names)
@@ -70,19 +73,42 @@ def open_engine(run: Run, shape: tuple[int, ...] | None = None) -> Runner:
 
     Raises BuildError when it cannot be loaded.
     """
-    options = run.options
-    if options.target == "openvino":
-        from engines.openvino import OpenVINORunner, OpenVINOSettings
+    if run.options.target == "openvino":
+        from engines.openvino import OpenVINORunner
 
-        settings = OpenVINOSettings(options.threads, options.precision_hint, shape=shape)
-        return OpenVINORunner(run.target / "model.xml", settings)
-    if options.target == "onnxruntime":
-        from engines.onnxruntime import ENGINE, OnnxRuntimeRunner, OnnxRuntimeSettings
+        return OpenVINORunner(run.target / "model.xml", openvino_settings(run, shape))
+    if run.options.target == "onnxruntime":
+        from engines.onnxruntime import ENGINE, OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(run.target / ENGINE, OnnxRuntimeSettings(options.threads))
+        return OnnxRuntimeRunner(run.target / ENGINE, onnxruntime_settings(run))
     from engines.tensorrt import TensorRTRunner
 
     return TensorRTRunner(run.target / PLAN)
+
+
+def openvino_settings(run: Run, shape: tuple[int, ...] | None = None) -> OpenVINOSettings:
+    """Threads, streams and hint of the run; pinned where there is more than one NUMA node."""
+    from engines.cores import numa_nodes
+    from engines.openvino import OpenVINOSettings
+
+    options = run.options
+    return OpenVINOSettings(
+        options.threads,
+        options.precision_hint,
+        shape=shape,
+        streams=options.streams if options.mode == "throughput" else 0,
+        pinned=len(numa_nodes()) > 1,
+    )
+
+
+def onnxruntime_settings(run: Run) -> OnnxRuntimeSettings:
+    """Threads and streams of the run, within NUMA nodes where there is more than one."""
+    from engines.cores import numa_nodes
+    from engines.onnxruntime import OnnxRuntimeSettings
+
+    options = run.options
+    streams = options.streams if options.mode == "throughput" else 0
+    return OnnxRuntimeSettings(options.threads, streams=streams, nodes=numa_nodes())
 
 
 def tensorrt_settings(run: Run) -> TensorRTSettings:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.artifacts import PARTIAL_PREFIX, write_json
-from qdq.engine import PLAN, open_engine
+from qdq.engine import PLAN, onnxruntime_settings, open_engine, openvino_settings
 from qdq.errors import DataError
 from qdq.run import CANONICAL, CHOICES, FLOAT, Run
 from qdq.runner import TorchRunner
@@ -114,6 +115,7 @@ def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
         budget_s=budget_s,
         samples=BENCH_SAMPLES,
         threads=options.threads,
+        streams=options.streams if options.mode == "throughput" else 1,
     )
     feeds = workload(run, WORKLOAD_BATCHES)
     report = race(contestants(run, stage, feeds[0]["input_ids"].shape), feeds, settings, run.versions, stage.progress)
@@ -125,24 +127,27 @@ def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
 def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contestant]:
     """INT8, the same runtime's float engines, ONNX Runtime FP32 and torch FP32, all with the same number of threads.
 
-    Inputs have `shape`; OpenVINO's engines, INT8 and float, are compiled for it.
+    Inputs have `shape`; OpenVINO's engines, INT8 and float, are compiled for it. In throughput mode each runs as many
+    batches at once as there are streams.
     """
-    from engines.bench import Contestant
-    from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
+    from engines.bench import Contestant, InFlight
+    from engines.onnxruntime import OnnxRuntimeRunner
 
     options = run.options
     floating = run.work.path / FLOAT
     entries = [Contestant("int8", options.target, open_engine(run, shape))]
     if options.target == "openvino":
-        from engines.openvino import OpenVINORunner, OpenVINOSettings
+        from engines.openvino import OpenVINORunner
 
-        runner = OpenVINORunner(floating, OpenVINOSettings(options.threads, "f32", shape=shape))
+        runner = OpenVINORunner(floating, replace(openvino_settings(run, shape), precision_hint="f32"))
         entries.append(Contestant("openvino-fp32", "openvino", runner))
     if options.target == "tensorrt":
         entries += [Contestant(f"tensorrt-{body}", "tensorrt", open_variant(run, stage, body)) for body in bodies(run)]
-    session = OnnxRuntimeRunner(floating, OnnxRuntimeSettings(options.threads))
+    session = OnnxRuntimeRunner(floating, onnxruntime_settings(run))
     entries.append(Contestant("onnxruntime-fp32", "onnxruntime", session))
     entries.append(Contestant("torch-fp32", "torch", TorchRunner(run.reference.module(), options.threads)))
+    if options.mode == "throughput":
+        return [replace(entry, run=InFlight(entry.run, options.streams)) for entry in entries]
     return entries
 
 
@@ -157,6 +162,7 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         backend=backend,  # type: ignore[arg-type]  # validated by CompileOptions
         max_batch_size=options.batch,
         preferred_batch_sizes=preferred_sizes(options.batch),
+        instances=options.streams if options.mode == "throughput" else 1,
         threads=None if backend == "tensorrt" else options.threads,
         labels=loaded.labels if loaded.task.name == "text-classification" else (),
         buckets=options.buckets,

@@ -13,6 +13,7 @@ from qdq.ptq.settings import PtqSettings, Treatments
 from qdq.tasks import TASKS
 
 TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
+MODES = ("latency", "throughput")
 PRECISION_HINTS = ("f32", "bf16", "f16")
 BODIES = ("fp16", "bf16", "fp32")
 TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
@@ -20,7 +21,7 @@ PLACEMENT_NAMES = ("auto", "linear", "linear+qk", "qdqbert", "dynamic", "ft1", "
 
 # Options of `qdq bench --engine` beside those of CompileOptions.
 PLAN_OPTIONS = (
-    *("engine", "warmup", "iterations", "streams", "in_flight", "device"),
+    *("engine", "warmup", "iterations", "in_flight", "device"),
     *("cuda_graph", "spin_wait", "transfers"),
 )
 
@@ -56,7 +57,9 @@ class CompileOptions:
         samples: calibration texts.
         eval_samples: most texts compared with FP32.
         batch, sequence: benchmark shape; sequence is also where texts are truncated.
-        threads: inference threads; 0 is every core this process may use.
+        mode: latency (one request at a time) or throughput (several at once).
+        threads: of a request; 0 is every core of a NUMA node for latency, one for throughput.
+        streams: requests at once in throughput mode; 0 is what the cores have room for.
         precision_hint: what OpenVINO computes non-INT8 layers in.
         body: type of everything outside the INT8 islands in a TensorRT graph.
         triton_backend: None is tensorrt for plans and onnxruntime otherwise.
@@ -95,7 +98,9 @@ class CompileOptions:
     eval_samples: int = 512
     batch: int = 40
     sequence: int = 128
+    mode: str = "latency"
     threads: int = 0
+    streams: int = 0
     precision_hint: str = "f32"
     body: str = "fp16"
     triton_backend: str | None = None
@@ -111,6 +116,7 @@ class CompileOptions:
         choice(self.target, TARGETS, "--target")
         choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
         choice(self.body, BODIES, "--body")
+        choice(self.mode, MODES, "--mode")
         self.algorithm(None)
         self.ptq_settings()
         if self.placement is not None:
@@ -133,6 +139,7 @@ class CompileOptions:
             ("batch", 1, LARGEST_BATCH),
             ("sequence", 4, 1_000_000),
             ("threads", 0, 4096),
+            ("streams", 0, 4096),
         ):
             value = getattr(self, name)
             if not least <= value <= most:
@@ -211,17 +218,23 @@ class CompileOptions:
 
 
 def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) -> CompileOptions:
-    """`options` with target, placement, threads and out decided for this machine and model.
+    """`options` with target, placement, threads, streams and out decided for this machine and model.
 
     `own_spec`: the model is a checkpoint that says itself what is quantized, so no placement is chosen for it.
     """
     target = detect_target() if options.target == "auto" else options.target
+    if options.mode == "throughput" and target == "tensorrt":
+        raise ConfigError("--mode: throughput is about CPU engines; for plans see 'qdq bench --engine' and --streams")
+    from engines.cores import numa_nodes, share_cores
+
+    threads, streams = share_cores(options.mode, options.threads, options.streams, available_cores(), numa_nodes())
     placement = options.placement or (None if options.spec or own_spec else DEFAULT_PLACEMENT[target])
     return replace(
         options,
         target=target,
         placement=placement,
-        threads=options.threads or available_cores(),
+        threads=threads,
+        streams=streams,
         out=options.out or str(Path("build") / model_name),
     )
 

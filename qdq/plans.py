@@ -56,7 +56,7 @@ def bench_engines(typed: Mapping[str, Any], as_json: bool, screen: Screen) -> An
 def _settings(typed: Mapping[str, Any]) -> GpuBenchSettings:
     from engines.bench_gpu import GpuBenchSettings
 
-    known = (*PLAN_OPTIONS, *SHARED_OPTIONS)
+    known = (*PLAN_OPTIONS, "streams", *SHARED_OPTIONS)
     for name in typed:
         if name not in known:
             option = f"--{name.replace('_', '-')}"

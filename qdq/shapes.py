@@ -38,6 +38,7 @@ def bench_shapes(run: Run, stage: Stage) -> Sequence[Path]:
     if loaded.task.choices:
         raise ConfigError("qdq shapes: multiple choice has no single sequence per text; use 'qdq bench'")
     texts = run.evaluation.records
+    streams = run.options.streams if run.options.mode == "throughput" else 1
     shapes: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     grid = [(batch, sequence) for sequence in SEQUENCES for batch in BATCHES]
@@ -49,7 +50,7 @@ def bench_shapes(run: Run, stage: Stage) -> Sequence[Path]:
         except ConfigError as error:
             skipped.append({"batch": batch, "sequence": sequence, "reason": str(error)})
             continue
-        settings = BenchSettings(batch, sequence, budget_s=SECONDS, threads=run.options.threads)
+        settings = BenchSettings(batch, sequence, budget_s=SECONDS, threads=run.options.threads, streams=streams)
         report = bench(contestants(run, stage, (batch, sequence)), feeds, settings, run.versions)
         shapes.append({key: report[key] for key in ("batch", "sequence", "workload", "contestants")})
     if not shapes:

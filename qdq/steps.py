@@ -106,12 +106,17 @@ def _verify_inputs(run: Run) -> Mapping[str, Any]:
 
 
 def _bench_inputs(run: Run) -> Mapping[str, Any]:
-    return {**_evaluation(run), "float": fingerprint(run.work.path / FLOAT), "batch": run.options.batch}
+    return {**_evaluation(run), "float": fingerprint(run.work.path / FLOAT), "batch": run.options.batch, **_flight(run)}
+
+
+def _flight(run: Run) -> Mapping[str, Any]:
+    """Requests at once, where there is more than one."""
+    return {"streams": run.options.streams} if run.options.mode == "throughput" else {}
 
 
 def _deploy_inputs(run: Run) -> Mapping[str, Any]:
     served = [run.name, run.options.batch, run.options.triton_backend, *run.options.buckets]
-    return {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "served": served}
+    return {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "served": served, **_flight(run)}
 
 
 STEPS = (

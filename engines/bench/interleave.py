@@ -55,7 +55,8 @@ class BenchSettings:
 
     `threads` is what the engines were loaded with (0: their own default); it is only recorded. `pause_s` goes before
     every call: threads that a runtime lets spin after a call must not run into the next contestant's time. `bases`
-    names contestants that speedups are given over, beside the FP32 baselines.
+    names contestants that speedups are given over, beside the FP32 baselines. `streams`: every contestant runs so many
+    batches side by side in one call (see engines.bench.streams).
     Raises ConfigError for values that cannot be measured.
     """
 
@@ -67,9 +68,18 @@ class BenchSettings:
     threads: int = 0
     pause_s: float = 0.0
     bases: tuple[str, ...] = ()
+    streams: int = 1
 
     def __post_init__(self) -> None:
-        least = {"pause_s": 0, "batch": 1, "sequence": 1, "warmup": 1, "samples": MIN_SAMPLES, "threads": 0}
+        least = {
+            "pause_s": 0,
+            "streams": 1,
+            "batch": 1,
+            "sequence": 1,
+            "warmup": 1,
+            "samples": MIN_SAMPLES,
+            "threads": 0,
+        }
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"benchmark {name} is {getattr(self, name)}; it must be at least {minimum}")

@@ -2,7 +2,8 @@
 
 * Percentiles interpolate linearly between order statistics (numpy's default, Hyndman & Fan type 7). p99 is null under
   100 samples and p95 under 20: no sample would lie beyond them. p90 is always given; read it with `samples` beside it.
-* `sequences_per_s` is batch / mean latency in seconds (multiple choice: one sequence is one question with all choices).
+* `sequences_per_s` is streams x batch / mean latency in seconds (multiple choice: one sequence is one question with all
+  choices).
 * `speedup[base]` is the median, over the rounds in which both ran, of base latency / own latency in that round
   (> 1: faster than that base). Pairs from one round see the same machine, so a slow drift cancels; the ratio of two p50
   values does not have that property. Bases are the contestants whose name ends in ``-fp32`` and those that the
@@ -51,6 +52,7 @@ def bench(
         "batch": settings.batch,
         "sequence": settings.sequence,
         "threads": settings.threads,
+        "streams": settings.streams,
         "budget_s": settings.budget_s,
         "budget_exceeded": settings.budget_s is not None and elapsed_s > settings.budget_s,
         "elapsed_s": elapsed_s,
@@ -83,7 +85,7 @@ def _entry(contestant: Contestant, timings: Timings, settings: BenchSettings) ->
         "every": timings.every[contestant.name],
         "warmup": timings.warmup[contestant.name],
         "latency_ms": latency_ms,
-        "sequences_per_s": settings.batch / (sum(own.values()) / len(own) / 1e9),
+        "sequences_per_s": settings.streams * settings.batch / (sum(own.values()) / len(own) / 1e9),
         "speedup": {base: paired_speedup(timings.samples[base], own) for base in bases},
     }
 

@@ -54,6 +54,10 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         f"{host['gpu'] or 'no NVIDIA GPU'}; x ORT: times faster than ONNX Runtime FP32, x own: than the same runtime's "
         "FP32"
     ]
+    if report.get("streams", 1) > 1:
+        notes.append(
+            f"{report['streams']} such batches side by side, {report['threads']} thread(s) each; ms until all are done"
+        )
     if any(entry["latency_ms"]["p99"] is None for entry in report["contestants"].values()):
         notes.append("p99 needs 100 samples: run the benchmark without a time budget for it")
     if report["budget_exceeded"]:

@@ -31,12 +31,17 @@ class OnnxRuntimeSettings:
     Attributes:
         threads: intra-op threads; 0 lets ONNX Runtime use all physical cores.
         defaults: everything else as ONNX Runtime has it, for a fair rival: waiting threads spin after a call.
+        streams: requests that callers run at once, each on `threads` threads of its own session; 0 is one.
+        nodes: CPUs by NUMA node. With several, the worker threads of a session stay on one (the calling thread is the
+            caller's to place).
     """
 
     threads: int = 0
     defaults: bool = False
+    streams: int = 0
+    nodes: tuple[tuple[int, ...], ...] = ()
 
-    def session_options(self) -> Any:
+    def session_options(self, stream: int = 0) -> Any:
         """Quiet SessionOptions with these settings."""
         options = _runtime().SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -45,6 +50,12 @@ class OnnxRuntimeSettings:
         # computes in this process next (the torch reference among them).
         if self.defaults:
             return options
+        if len(self.nodes) > 1 and self.threads > 1:
+            # One entry per worker thread, processors counted from 1 (onnxruntime_session_options_config_keys.h).
+            node = ",".join(str(cpu + 1) for cpu in self.nodes[stream % len(self.nodes)])
+            options.add_session_config_entry(
+                "session.intra_op_thread_affinities", ";".join([node] * (self.threads - 1))
+            )
         # Waiting threads burn a core for milliseconds after every call, which whoever shares the machine then lacks.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return options

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -13,20 +15,26 @@ from qdq.errors import BuildError
 
 
 class OnnxRuntimeRunner:
-    """A session on this CPU; call it with feeds of any batch and sequence."""
+    """A session on this CPU, or one per stream; call it with feeds of any batch and sequence, from as many threads."""
 
     def __init__(self, model: Path, settings: OnnxRuntimeSettings) -> None:
         """Raises BuildError when ONNX Runtime cannot load `model`, Unavailable when it is not installed."""
-        self._session = open_session(model, settings.session_options())
-        self._ranks = {value.name: len(value.shape) for value in self._session.get_inputs()}
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for stream in range(max(1, settings.streams)):
+            session = open_session(model, settings.session_options(stream))
+            self._free.put(session)
+        self._ranks = {value.name: len(value.shape) for value in session.get_inputs()}
+        self._outputs = [output.name for output in session.get_outputs()]
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Feeds as the graph names them; returns float32 arrays of its own. Raises BuildError when it cannot run."""
         wanted = feeds_for(self._ranks, feeds)
+        session = self._free.get()
         try:
-            results = self._session.run(self._outputs, wanted)
+            results = session.run(self._outputs, wanted)
         except failures() as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in wanted.items())
             raise BuildError(f"ONNX Runtime cannot run a batch of {shapes}: {reason(error)}") from error
+        finally:
+            self._free.put(session)
         return {name: np.asarray(value, dtype=np.float32) for name, value in zip(self._outputs, results, strict=True)}

@@ -34,19 +34,30 @@ class OpenVINOSettings:
         shape: of every input, that a runner compiles a second, static variant for: OpenVINO's kernels for a known
             shape are faster, and a large batch can be cut into pieces (see `OpenVINORunner`). Other shapes run in the
             dynamic variant. None: no such variant. The IR is the same.
+        streams: requests that callers run at once, each on `threads` threads (throughput mode); 0 is latency mode.
+        pinned: threads stay on their cores; for machines of several NUMA nodes, where OpenVINO then keeps the threads
+            of a stream on one.
     """
 
     threads: int = 0
     precision_hint: str = "f32"
     dynamic_group: int = 0
     shape: tuple[int, ...] | None = None
+    streams: int = 0
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         choice(self.precision_hint, PRECISION_HINTS, "precision hint")
 
     def properties(self) -> dict[str, Any]:
         """OpenVINO's spelling."""
-        return {"INFERENCE_PRECISION_HINT": self.precision_hint, "INFERENCE_NUM_THREADS": self.threads}
+        return {
+            "INFERENCE_PRECISION_HINT": self.precision_hint,
+            "INFERENCE_NUM_THREADS": self.threads * max(1, self.streams),
+            "PERFORMANCE_HINT": "THROUGHPUT" if self.streams else "LATENCY",
+            **({"NUM_STREAMS": self.streams} if self.streams else {}),
+            **({"ENABLE_CPU_PINNING": True} if self.pinned else {}),
+        }
 
 
 def build(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,12 @@ PIECE_TOKENS = 1280  # of a batch that is cut: the activations of one block then
 
 
 class OpenVINORunner:
-    """A compiled model on this CPU; call it with feeds of any batch and sequence, from one thread at a time.
+    """A compiled model on this CPU; call it with feeds of any batch and sequence, from as many threads at a time as
+    `OpenVINOSettings.streams` says (from one when it is 0).
 
     With `OpenVINOSettings.shape` it compiles a static variant for that shape, and cuts a large batch into equal pieces
     that run side by side, one per core: the cores then never wait for each other inside a layer, and what a layer
-    writes is still in the cache when the next one reads it.
+    writes is still in the cache when the next one reads it. With streams, the cores run whole requests instead.
     """
 
     def __init__(self, model: Path, settings: OpenVINOSettings) -> None:
@@ -36,7 +39,8 @@ class OpenVINORunner:
         self._ranks = {port.get_any_name(): len(port.get_partial_shape()) for port in self._network.inputs}
         # Named before compiling, which gives an output the names of inner tensors too, in no fixed order.
         self._outputs = tuple(port.get_any_name() for port in self._network.outputs)
-        self._compiled: dict[tuple[int, ...] | None, _Requests] = {}
+        self._compiled: dict[tuple[int, ...] | None, _Requests | _Lanes] = {}
+        self._compiling = threading.Lock()
         self._requests(settings.shape)
 
     def __call__(self, feeds: Feeds) -> Outputs:
@@ -51,14 +55,23 @@ class OpenVINORunner:
             raise BuildError(f"OpenVINO cannot run a batch of {shapes}: {reason(error)}") from error
         return dict(zip(self._outputs, parts, strict=True))
 
-    def _requests(self, shape: tuple[int, ...] | None) -> _Requests:
+    def _requests(self, shape: tuple[int, ...] | None) -> _Requests | _Lanes:
         """What runs the settings' shape, or all other shapes (None); compiled when first needed."""
-        if shape not in self._compiled:
-            try:
-                self._compiled[shape] = self._compile(shape)
-            except RuntimeError as error:
-                raise BuildError(f"OpenVINO cannot load {self._model}: {reason(error)}; build it again") from error
-        return self._compiled[shape]
+        with self._compiling:
+            if shape not in self._compiled:
+                try:
+                    self._compiled[shape] = self._lanes(shape) if self._settings.streams else self._compile(shape)
+                except RuntimeError as error:
+                    raise BuildError(f"OpenVINO cannot load {self._model}: {reason(error)}; build it again") from error
+            return self._compiled[shape]
+
+    def _lanes(self, shape: tuple[int, ...] | None) -> _Lanes:
+        network = self._network
+        if shape is not None:
+            network = network.clone()
+            network.reshape({name: list(shape) for name in self._ranks})
+        compiled = self._core.compile_model(network, "CPU", self._settings.properties())
+        return _Lanes(compiled.create_infer_request() for _ in range(self._settings.streams))
 
     def _compile(self, shape: tuple[int, ...] | None) -> _Requests:
         properties = self._settings.properties()
@@ -110,6 +123,24 @@ class _Requests:
     def _finished(self, request: Any, outputs: int) -> list[Any]:
         request.wait()
         return [_copy(request, index) for index in range(outputs)]
+
+
+class _Lanes:
+    """Infer requests for callers in as many threads; each takes one that is free."""
+
+    def __init__(self, requests: Iterable[Any]) -> None:
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for request in requests:
+            self._free.put(request)
+
+    def infer(self, wanted: Mapping[str, Any], outputs: int) -> list[Any]:
+        """Every output as a float32 array of its own."""
+        request = self._free.get()
+        try:
+            request.infer(wanted)
+            return [_copy(request, index) for index in range(outputs)]
+        finally:
+            self._free.put(request)
 
 
 def _copy(request: Any, index: int) -> Any:

@@ -74,7 +74,9 @@ def parameters(settings: TritonSettings) -> dict[str, str]:
     """Backend parameters in the spelling of each backend's README; Triton passes them on without checking."""
     if settings.backend == "openvino":
         # One stream per instance, as the backend's README does in both its latency and its throughput example.
-        threads = {} if settings.threads is None else {"INFERENCE_NUM_THREADS": str(settings.threads)}
+        # The threads are those of all streams together.
+        total = (settings.threads or 0) * settings.instances
+        threads = {} if settings.threads is None else {"INFERENCE_NUM_THREADS": str(total)}
         return {"NUM_STREAMS": str(settings.instances), **threads}
     return {} if settings.threads is None else {"intra_op_thread_count": str(settings.threads)}
 

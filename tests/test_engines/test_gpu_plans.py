@@ -333,7 +333,7 @@ def test_the_command_names_what_is_wrong(
 ) -> None:
     plan = plan_files(tmp_path, "int8")["int8"]
     for arguments, message in (
-        (("--streams", "2"), "--streams: is about plans on a GPU; name one with --engine"),
+        (("--device", "1"), "--device: is about plans on a GPU; name one with --engine"),
         (("--engine", plan, "--placement", "linear"), "--placement: says nothing about a built plan"),
         (("--engine", f"a={plan}", "--engine", f"a={plan}"), "would both be called 'a'"),
         (("--engine", "fp16="), "--engine: 'fp16=' names no file; write NAME=PLAN"),

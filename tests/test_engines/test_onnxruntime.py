@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from engines.bench import InFlight
 from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings, build
 from engines.onnxruntime.build import _verdicts
 from engines.openvino import OpenVINORunner, OpenVINOSettings
@@ -27,6 +29,7 @@ from qdq.engine import multiplications
 from qdq.errors import BuildError
 
 ONE_THREAD = OnnxRuntimeSettings(threads=1)
+AFFINITIES = "session.intra_op_thread_affinities"
 DENSE = "intermediate.dense"
 DENSE_MATMUL = f"encoder.layer.0.{DENSE}.MatMul"
 PROJECTIONS = {f"encoder.layer.0.attention.self.{name}.MatMul" for name in ("query", "key", "value")}
@@ -260,3 +263,29 @@ def test_both_runtimes_compute_what_the_canonical_graph_says(
         result = run(feeds)["last_hidden_state"]
         np.testing.assert_allclose(result, expected, rtol=0, atol=0.05, err_msg=name)
         assert np.abs(result - expected).mean() < 0.002, name
+
+
+def test_requests_at_once_give_what_one_alone_gives(write_encoder: Callable[..., Path], make_feeds: Any) -> None:
+    model, cpus = write_encoder(), tuple(sorted(os.sched_getaffinity(0)))
+    settings = OnnxRuntimeSettings(2, streams=2, nodes=(cpus, cpus[:1]))  # as on two NUMA nodes
+    entries = [settings.session_options(stream).get_session_config_entry(AFFINITIES) for stream in (0, 1)]
+    assert entries == [",".join(str(cpu + 1) for cpu in cpus), str(cpus[0] + 1)]
+    run, alone = InFlight(OnnxRuntimeRunner(model, settings), 2), OnnxRuntimeRunner(model, OnnxRuntimeSettings(1))
+    for seed in range(3):
+        feeds = make_feeds(2, 7, seed=seed)
+        np.testing.assert_allclose(run(feeds)["last_hidden_state"], alone(feeds)["last_hidden_state"], atol=1e-5)
+
+
+def test_a_rival_keeps_the_default_options() -> None:
+    plain, ours, rival = (
+        options.get_session_config_entry
+        for options in (
+            onnxruntime.SessionOptions(),
+            OnnxRuntimeSettings(1).session_options(),
+            OnnxRuntimeSettings(1, defaults=True).session_options(),
+        )
+    )
+    for entry in (plain, rival):
+        with pytest.raises(RuntimeError):
+            entry("session.force_spinning_stop")
+    assert ours("session.force_spinning_stop") == "1"

@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,20 @@ def test_runner_takes_any_shape_and_owns_what_it_returns(write_encoder: Callable
         assert result.dtype == np.float32
         assert result.flags.owndata
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("shape", [None, (3, 9)])
+def test_requests_at_once_give_what_one_alone_gives(
+    write_encoder: Callable[..., Path], make_feeds: Any, shape: tuple[int, int] | None
+) -> None:
+    built(model := write_encoder())
+    xml, settings = model.parent / "openvino" / "model.xml", OpenVINOSettings(1, shape=shape, streams=2)
+    assert settings.properties() | {"NUM_STREAMS": 2, "INFERENCE_NUM_THREADS": 2} == settings.properties()
+    feeds = [make_feeds(3, 9, seed=seed) for seed in range(6)]
+    alone, together = OpenVINORunner(xml, OpenVINOSettings(1, shape=shape)), OpenVINORunner(xml, settings)
+    with ThreadPoolExecutor(2) as pool:
+        for got, feed in zip(pool.map(together, feeds), feeds, strict=True):
+            np.testing.assert_array_equal(got["last_hidden_state"], alone(feed)["last_hidden_state"])
 
 
 @pytest.mark.parametrize("tokens", [1280, 32, 9], ids=["two pieces", "four pieces on two streams", "whole"])

@@ -156,7 +156,7 @@ def test_openvino_backend_takes_the_clients_batch(engine: BuiltEngine, tmp_path:
     assert (folder / "tiny/labels.txt").read_text() == "no\nyes\n"
     assert [list(i.dims) for i in config.input] == [[-1, -1], [-1, -1]]
     assert {key: value.string_value for key, value in config.parameters.items()} == {
-        "INFERENCE_NUM_THREADS": "2",
+        "INFERENCE_NUM_THREADS": "6",  # of all streams together
         "NUM_STREAMS": "3",
     }
     assert [(s.batch_size, list(s.inputs["input_ids"].dims)) for s in config.model_warmup] == [

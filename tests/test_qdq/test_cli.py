@@ -108,13 +108,14 @@ def test_doctor(qdq: Qdq) -> None:
         (["compile", "--batch"], "--batch: expected one argument; see 'qdq compile --help'"),
         (["compile", "--batch", "many"], "--batch: invalid int value: 'many'"),
         (["compile", "--percentile", "high"], "--percentile: invalid float value: 'high'"),
-        (["compile", "--mod", "x"], "unknown option --mod; did you mean '--model'?"),
+        (["compile", "--modl", "x"], "unknown option --modl; did you mean '--model'?"),
         (["compile", "--target", "openvin"], "--target: unknown value 'openvin'; did you mean 'openvino'?"),
         (["compile", "--task", "text-clasification"], "did you mean 'text-classification'?"),
         (["compile", "--placement", "linear+kq"], "--placement: unknown value 'linear+kq'; did you mean 'linear+qk'?"),
         (["compile", "--calibrator", "percentil"], "did you mean 'percentile'?"),
         (["compile", "--precision-hint", "bf61"], "--precision-hint: unknown value 'bf61'; did you mean 'bf16'?"),
         (["compile", "--triton-backend", "onxruntime"], "did you mean 'onnxruntime'?"),
+        (["compile", "--mode", "throughputs"], "--mode: unknown value 'throughputs'; did you mean 'throughput'?"),
         (["bench", "--target", "tensort"], "did you mean 'tensorrt'?"),
         (["compile", "--batch", "0"], "--batch: 0 is outside 1..4096"),
         (["compile", "--sequence", "-1"], "--sequence: -1 is outside 4.."),
@@ -136,7 +137,7 @@ def test_usage_errors(qdq: Qdq, tmp_path: Path, monkeypatch: Any, arguments: lis
 
 def test_every_enumerated_option_names_the_nearest_value() -> None:
     """An option added with a fixed set of values must join the table above."""
-    enumerated = {"target", "task", "placement", "calibrator", "precision_hint", "body", "triton_backend"}
+    enumerated = {"target", "task", "mode", "placement", "calibrator", "precision_hint", "body", "triton_backend"}
     enumerated |= {"weight_quantize_type", "activation_quantize_type", "round_type"}
     strings = {field.name for field in fields(CompileOptions) if "str" in str(field.type)} - {"algo_list"}
     assert strings - enumerated == {"model", "calibration", "eval_data", "text_columns", "label_column", "spec", "out"}

@@ -73,8 +73,17 @@ def test_resolve_fills_in_what_is_open(target: str, placement: str) -> None:
 
 
 def test_resolve_keeps_what_was_typed() -> None:
-    typed = CompileOptions(target="openvino", placement="qdqbert", threads=3, out="/tmp/x", model="m")
+    typed = CompileOptions(target="openvino", placement="qdqbert", threads=1, streams=1, out="/tmp/x", model="m")
     assert resolve(typed, "other") == typed
+
+
+def test_requests_at_once_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_cores", lambda: 8)
+    monkeypatch.setattr("engines.cores.numa_nodes", lambda: ())
+    resolved = resolve(CompileOptions(target="openvino", mode="throughput", threads=2), "m")
+    assert (resolved.threads, resolved.streams) == (2, 4)
+    with pytest.raises(ConfigError, match="--mode: throughput is about CPU engines"):
+        resolve(CompileOptions(target="tensorrt", mode="throughput"), "m")
 
 
 def test_a_spec_file_takes_the_place_of_a_named_placement() -> None:
