@@ -12,6 +12,7 @@ from export.passes.base import Pass, PassResult
 from export.passes.compact_weights import compact_weights
 from export.passes.dynamic_inputs import dynamic_inputs
 from export.passes.element_types import check_strong_types
+from export.passes.fold_types import fold_types
 from export.passes.gather_codes import float_tables, gather_codes
 from export.passes.half_body import half_body
 from export.passes.half_types import Body
@@ -63,6 +64,14 @@ DYNAMIC = Pass(
     "dynamic quantization: weights are INT8 and inputs get a scale from each tensor at run time, which needs no "
     "calibration. OpenVINO does this itself, from the same graph",
     dynamic_inputs,
+)
+
+TYPES = Pass(
+    "fold_types",
+    "the two token-type rows: the first is added to the position table once instead of to every token, and a second "
+    "one is its difference times the id, which OpenVINO fuses into the sum; a look-up would write [B, S, H] first. "
+    "Before compact_weights, which then has one table less to round",
+    fold_types,
 )
 
 ROWS = Pass(
@@ -127,7 +136,7 @@ def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, 
     """The ordered passes of a target. Raises ConfigError naming the nearest target."""
     dynamic = (DYNAMIC,) if options is not None and options.dynamic else ()
     pipelines: Mapping[str, tuple[Pass, ...]] = {
-        "openvino": (FACTORS, SHARE, ROWS, COMPACT, CODES, LINEARS_UNSIGNED),
+        "openvino": (FACTORS, SHARE, ROWS, TYPES, COMPACT, CODES, LINEARS_UNSIGNED),
         "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *dynamic, RECODE),
         "tensorrt": (FACTORS, SHARE, TABLES, *_typed(options or LowerOptions())),
     }
