@@ -193,11 +193,8 @@ class CompileOptions:
     def _validate_buckets(self) -> None:
         if not self.buckets:
             return
-        if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 4 or self.buckets[-1] != self.sequence:
-            raise ConfigError(
-                f"--buckets: {','.join(map(str, self.buckets))} must be increasing lengths from 4 on that end with "
-                f"--sequence {self.sequence}, where longer texts are cut"
-            )
+        if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 4:
+            raise ConfigError(f"--buckets: {','.join(map(str, self.buckets))} must be increasing lengths from 4 on")
         if self.triton_backend == "openvino":
             raise ConfigError("--buckets: Triton's openvino backend forms no batches; use --triton-backend onnxruntime")
 
@@ -225,6 +222,11 @@ def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) ->
     target = detect_target() if options.target == "auto" else options.target
     if options.mode == "throughput" and target == "tensorrt":
         raise ConfigError("--mode: throughput is about CPU engines; for plans see 'qdq bench --engine' and --streams")
+    if options.buckets and options.buckets[-1] != options.sequence:
+        raise ConfigError(
+            f"--buckets: {','.join(map(str, options.buckets))} must end with --sequence {options.sequence}, where "
+            "longer texts are cut"
+        )
     from engines.cores import numa_nodes, share_cores
 
     threads, streams = share_cores(options.mode, options.threads, options.streams, available_cores(), numa_nodes())

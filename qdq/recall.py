@@ -37,7 +37,14 @@ def recalled(stage: str, typed: Mapping[str, Any], earlier: Mapping[str, Any]) -
         known |= {"placement": None, "spec": None}
     if typed.get("model", known.get("model")) != known.get("model"):
         known |= {"placement": None, "spec": None, "task": None}  # chosen for the other model
-    return CompileOptions(**{**known, **typed})
+    return CompileOptions(**{**known, **_cores_anew(typed, known), **typed})
+
+
+def _cores_anew(typed: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Threads and streams share the cores: what was decided for one ends when the other, or the mode, changes."""
+    if typed.get("mode", known.get("mode")) != known.get("mode"):
+        return {"threads": 0, "streams": 0}
+    return {"streams": 0} if "threads" in typed else {"threads": 0} if "streams" in typed else {}
 
 
 def _check_decided(decider: str, typed: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -100,7 +100,7 @@ def test_doctor(qdq: Qdq) -> None:
     ("arguments", "message"),
     [
         (["comple"], "unknown command 'comple'; did you mean 'compile'?"),
-        (["compile", "--modle", "x"], "unknown option --modle; did you mean '--model'?"),
+        (["compile", "--modell", "x"], "unknown option --modell; did you mean '--model'?"),
         (["compile", "--bach=3"], "unknown option --bach; did you mean '--batch'?"),
         (["--jsn"], "unknown option --jsn; "),
         (["compile", "my-bert"], "unexpected argument 'my-bert'; options are written --name value"),

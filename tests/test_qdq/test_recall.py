@@ -21,6 +21,20 @@ def test_earlier_options_unless_typed() -> None:
     assert recalled("bench", {}, {**EARLIER.as_json(), "of another day": 1}) == EARLIER
 
 
+def test_the_cores_are_shared_anew_when_a_share_changes() -> None:
+    earlier = {**EARLIER.as_json(), "threads": 2, "streams": 4, "mode": "throughput"}
+    for typed, expected in (
+        ({}, (2, 4)),
+        ({"mode": "throughput"}, (2, 4)),
+        ({"mode": "latency"}, (0, 0)),
+        ({"threads": 1}, (1, 0)),
+        ({"streams": 8}, (0, 8)),
+        ({"mode": "latency", "threads": 3}, (3, 0)),
+    ):
+        options = recalled("bench", typed, earlier)
+        assert (options.threads, options.streams) == expected, typed
+
+
 def test_spec_and_placement_replace_each_other() -> None:
     options = recalled("calibrate", {"spec": "s.yaml"}, EARLIER.as_json())
     assert (options.spec, options.placement) == ("s.yaml", None)
