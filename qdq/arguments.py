@@ -15,6 +15,7 @@ from qdq.errors import ConfigError
 from qdq.options import (
     BODIES,
     DEFAULT_PLACEMENT,
+    HARDWARE,
     MODES,
     PLACEMENT_NAMES,
     PRECISION_HINTS,
@@ -205,6 +206,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _quantization_options(parser)
     _ptq_options(parser)
     _engine_options(parser)
+    _builder_options(parser)
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -341,6 +343,19 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
         type=_widths,
         help="lengths Triton serves as models of their own, such as 32,64,128 (default: one model for all)",
     )
+
+
+def _builder_options(parser: argparse.ArgumentParser) -> None:
+    """What docs/tensorrt.md, "Build options", explains."""
+    d, switch = CompileOptions(), argparse.BooleanOptionalAction
+    add = parser.add_argument_group("TensorRT builder").add_argument
+    add("--workspace-gib", metavar="G", type=float, help=f"limit of a kernel's memory (default: {d.workspace_gib:g})")
+    add("--optimization-level", metavar="N", type=int, help=f"0 to 5, fast to best (default: {d.optimization_level})")
+    add("--timing-cache", metavar="FILE", help="kernel timings to start from (default: timing.cache of this target)")
+    add("--version-compatible", action=switch, help="the plan loads in later TensorRT versions, too (default: off)")
+    add("--hardware-compatibility", metavar="NAME", help=f"{', '.join(HARDWARE)} (default: {d.hardware_compatibility})")
+    add("--refit", action=switch, help="replaceable weights; floating-point variants only (default: off)")
+    add("--strip-weights", action=switch, help="plans without weights; floating-point variants only (default: off)")
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:

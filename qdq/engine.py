@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qdq.artifacts import write_json
-from qdq.errors import BuildError, DeployError
+from qdq.errors import BuildError, ConfigError, DeployError
 from qdq.run import CHOICES, Run
 from qdq.screen import Stage
 
@@ -111,8 +111,11 @@ def onnxruntime_settings(run: Run) -> OnnxRuntimeSettings:
     return OnnxRuntimeSettings(options.threads, streams=streams, nodes=numa_nodes())
 
 
-def tensorrt_settings(run: Run) -> TensorRTSettings:
-    """Profile around the benchmark shape; the timing cache is kept in the work directory across builds."""
+def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:
+    """Profile around the benchmark shape and the builder's options; the timing cache is kept across builds.
+
+    `floating`: of a graph without Q/DQ, so that its weights may be replaced or left out.
+    """
     from engines.tensorrt import TensorRTSettings
 
     options = run.options
@@ -121,9 +124,26 @@ def tensorrt_settings(run: Run) -> TensorRTSettings:
         batch_max=options.batch,
         sequence_opt=options.sequence,
         sequence_max=options.sequence,
-        timing_cache=run.target / "timing.cache",
+        timing_cache=Path(options.timing_cache) if options.timing_cache else run.target / "timing.cache",
         choices=CHOICES,
+        workspace_gib=options.workspace_gib,
+        optimization_level=options.optimization_level,
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        refit=options.refit and floating,
+        strip_weights=options.strip_weights and floating,
     )
+
+
+def check_weights(stage: str, typed: Mapping[str, Any]) -> None:
+    """Raise ConfigError for weights that are to be replaced in, or left out of, an INT8 plan."""
+    asked = [name for name in ("refit", "strip_weights") if typed.get(name)]
+    if asked and stage != "variants":
+        option = f"--{asked[0].replace('_', '-')}"
+        raise ConfigError(
+            f"{option}: TensorRT gives up the rewrites that make INT8 fast when weights may change; leave it out, or "
+            f"build the floating-point plans so with 'qdq variants {option}'"
+        )
 
 
 def _graph(model: Path) -> onnx.ModelProto:

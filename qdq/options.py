@@ -16,6 +16,7 @@ TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
 MODES = ("latency", "throughput")
 PRECISION_HINTS = ("f32", "bf16", "f16")
 BODIES = ("fp16", "bf16", "fp32")
+HARDWARE = ("none", "ampere_plus", "same_compute_capability")
 TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 PLACEMENT_NAMES = ("auto", "linear", "linear+qk", "qdqbert", "dynamic", "ft1", "ft2", "ft3", "trt")
 
@@ -62,6 +63,9 @@ class CompileOptions:
         streams: requests at once in throughput mode; 0 is what the cores have room for.
         precision_hint: what OpenVINO computes non-INT8 layers in.
         body: type of everything outside the INT8 islands in a TensorRT graph.
+        workspace_gib, optimization_level, timing_cache, version_compatible, hardware_compatibility: of the TensorRT
+            builder, see engines.tensorrt.settings; timing_cache None is timing.cache in the target's folder.
+        refit, strip_weights: likewise, for the floating-point plans of `qdq variants` only.
         triton_backend: None is tensorrt for plans and onnxruntime otherwise.
         buckets: sequence lengths that Triton serves as models of their own, increasing, the last one `sequence`; none
             is one model for every length.
@@ -103,6 +107,13 @@ class CompileOptions:
     streams: int = 0
     precision_hint: str = "f32"
     body: str = "fp16"
+    workspace_gib: float = 4.0
+    optimization_level: int = 3
+    timing_cache: str | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    refit: bool = False
+    strip_weights: bool = False
     triton_backend: str | None = None
     buckets: tuple[int, ...] = ()
     bench_seconds: float = 20.0
@@ -117,6 +128,7 @@ class CompileOptions:
         choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
         choice(self.body, BODIES, "--body")
         choice(self.mode, MODES, "--mode")
+        choice(self.hardware_compatibility, HARDWARE, "--hardware-compatibility")
         self.algorithm(None)
         self.ptq_settings()
         if self.placement is not None:
@@ -140,12 +152,14 @@ class CompileOptions:
             ("sequence", 4, 1_000_000),
             ("threads", 0, 4096),
             ("streams", 0, 4096),
+            ("optimization_level", 0, 5),
         ):
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ConfigError(f"--{name.replace('_', '-')}: {value} is outside {least}..{most}")
-        if not self.bench_seconds > 0:
-            raise ConfigError(f"--bench-seconds: {self.bench_seconds} must be positive")
+        for name in ("bench_seconds", "workspace_gib"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} must be positive")
         if len(self.text_columns) > 2:
             raise ConfigError(f"--text-columns: at most two (text and pair), found {len(self.text_columns)}")
 

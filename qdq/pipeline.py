@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qdq import measure, shapes, stages
+from qdq import engine, measure, shapes, stages
 from qdq.artifacts import read_json, sha256_file
 from qdq.errors import DeployError, Unavailable
 from qdq.options import TARGETS, CompileOptions, resolve
@@ -26,6 +26,7 @@ from qdq.workdir import MANIFEST, WorkDirectory
 def compile_model(options: CompileOptions, screen: Screen) -> Outcome:
     """Run every stage that is not up to date. Raises QdqError; Unavailable becomes exit code 3."""
     options.validate()
+    engine.check_weights("compile", vars(options))
     source, name = resolve_model(options.model, options.allow_pickle)
     with WorkDirectory(Path(options.out or Path("build") / name)) as work:
         run = begin(Run(options, work, screen, name, source))
@@ -39,6 +40,7 @@ def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
     such run, or its files are missing.
     """
     CompileOptions(**typed).validate()
+    engine.check_weights(name, typed)
     first = name in ("inject", "calibrate")
     out = Path(typed.get("out") or Path("build") / short_name(typed.get("model")))
     if not first and not (out / MANIFEST).is_file():

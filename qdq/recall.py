@@ -18,7 +18,10 @@ DECIDED_BY: Mapping[str, tuple[str, ...]] = {
         *("equalization", "smoothing", "softmax_scale", "algo_list", "batch_num_list", "batch_size_list"),
     ),
     "lower": ("body",),
-    "build": ("precision_hint",),
+    "build": (
+        *("precision_hint", "workspace_gib", "optimization_level", "timing_cache", "version_compatible"),
+        "hardware_compatibility",
+    ),
 }
 ORDER = ("inject", "calibrate", "export", "lower", "variants", "build", "verify", "bench", "shapes", "deploy")
 

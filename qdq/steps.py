@@ -81,14 +81,15 @@ def _lower_inputs(run: Run) -> Mapping[str, Any]:
 def _variants_inputs(run: Run) -> Mapping[str, Any]:
     options = run.options
     text = [source_fingerprint(options, options.calibration), options.samples]
-    shape = [options.batch, options.sequence]
-    return {"float": fingerprint(run.work.path / FLOAT), "body": options.body, "ranges": text, "shape": shape}
+    settings = engine.tensorrt_settings(run, floating=True).as_json()
+    return {"float": fingerprint(run.work.path / FLOAT), "body": options.body, "ranges": text, "settings": settings}
 
 
 def _build_inputs(run: Run) -> Mapping[str, Any]:
     options = run.options
-    shape = [options.batch, options.sequence] if options.target == "tensorrt" else []
-    return {"lowered": fingerprint(run.lowered), "settings": [options.threads, options.precision_hint, *shape]}
+    settings = [options.threads, options.precision_hint]
+    builder = [engine.tensorrt_settings(run).as_json()] if options.target == "tensorrt" else []
+    return {"lowered": fingerprint(run.lowered), "settings": [*settings, *builder]}
 
 
 def _evaluation(run: Run) -> Mapping[str, Any]:

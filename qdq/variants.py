@@ -14,6 +14,7 @@ from qdq.screen import Stage
 from qdq.stages import graph_files, ranges
 
 if TYPE_CHECKING:
+    from engines.tensorrt import TensorRTSettings
     from engines.types import Runner
 
 PASSES = "passes.json"
@@ -38,26 +39,29 @@ def variants(run: Run, stage: Stage) -> Sequence[Path]:
     written: list[Path] = []
     for body in bodies(run):
         graph = _lower(run, stage, body)
-        scripts = tensorrt.write_build_files(graph, graph.parent, interface(graph)[0], tensorrt_settings(run))
+        settings = tensorrt_settings(run, floating=True)
+        scripts = tensorrt.write_build_files(graph, graph.parent, interface(graph)[0], settings)
         written += [*graph_files(graph), graph.with_name(PASSES), *scripts]
     if missing := tensorrt.probe().missing:
         raise Unavailable(tensorrt.unavailable(run.target, missing, [run.target / body for body in bodies(run)]))
     for body in bodies(run):
-        written += _build(run, body)
+        written += _build(run, body, tensorrt_settings(run, floating=True))
     stage.say(f"plans in {' and '.join(bodies(run))}")
     return written
 
 
 def open_variant(run: Run, stage: Stage, body: str) -> Runner:
-    """The plan of one variant, ready to call; built first unless it was built from the present FP32 graph."""
+    """The plan of one variant, ready to call; built first unless it was built, with its weights, from the present FP32
+    graph.
+    """
     from engines.tensorrt import TensorRTRunner
 
     folder = run.target / body
     report = folder / PASSES
     same = report.is_file() and read_json(report).get("fp32_sha256") == sha256_file(run.work.path / FLOAT)
-    if not (same and (folder / PLAN).is_file()):
+    if not (same and (folder / PLAN).is_file()) or run.options.strip_weights:
         _lower(run, stage, body)
-        _build(run, body)
+        _build(run, body, tensorrt_settings(run))
     return TensorRTRunner(folder / PLAN)
 
 
@@ -70,8 +74,8 @@ def _lower(run: Run, stage: Stage, body: str) -> Path:
     return folder / "model.onnx"
 
 
-def _build(run: Run, body: str) -> Sequence[Path]:
+def _build(run: Run, body: str, settings: TensorRTSettings) -> Sequence[Path]:
     from engines import tensorrt
 
     graph = run.target / body / "model.onnx"
-    return tensorrt.build(graph, graph.parent, tensorrt_settings(run)).files
+    return tensorrt.build(graph, graph.parent, settings).files

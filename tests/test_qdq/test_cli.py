@@ -138,9 +138,10 @@ def test_usage_errors(qdq: Qdq, tmp_path: Path, monkeypatch: Any, arguments: lis
 def test_every_enumerated_option_names_the_nearest_value() -> None:
     """An option added with a fixed set of values must join the table above."""
     enumerated = {"target", "task", "mode", "placement", "calibrator", "precision_hint", "body", "triton_backend"}
-    enumerated |= {"weight_quantize_type", "activation_quantize_type", "round_type"}
+    enumerated |= {"weight_quantize_type", "activation_quantize_type", "round_type", "hardware_compatibility"}
     strings = {field.name for field in fields(CompileOptions) if "str" in str(field.type)} - {"algo_list"}
-    assert strings - enumerated == {"model", "calibration", "eval_data", "text_columns", "label_column", "spec", "out"}
+    names = {"model", "calibration", "eval_data", "text_columns", "label_column", "spec", "out", "timing_cache"}
+    assert strings - enumerated == names
     for name in enumerated:
         with pytest.raises(ConfigError, match=r"unknown value 'nonsense'; .*valid: "):
             CompileOptions(**{name: "nonsense"}).validate()

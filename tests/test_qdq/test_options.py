@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engines.tensorrt.settings import HARDWARE
 from qdq import options as module
 from qdq.errors import ConfigError
 from qdq.inject.spec import PLACEMENTS
@@ -42,6 +43,9 @@ from qdq.options import CompileOptions, available_cores, detect_target, resolve
         ({"percentile": float("nan")}, "percentile: nan is outside"),
         ({"bench_seconds": 0.0}, r"--bench-seconds: 0\.0 must be positive"),
         ({"bench_seconds": float("nan")}, "--bench-seconds: nan must be positive"),
+        ({"hardware_compatibility": "ampere"}, r"--hardware-compatibility: .*did you mean 'ampere_plus'"),
+        ({"optimization_level": 6}, r"--optimization-level: 6 is outside 0\.\.5"),
+        ({"workspace_gib": 0.0}, r"--workspace-gib: 0\.0 must be positive"),
         ({"text_columns": ("a", "b", "c")}, "--text-columns: at most two"),
     ],
 )
@@ -59,6 +63,7 @@ def test_the_defaults_are_valid_and_what_the_issue_says() -> None:
 def test_names_are_those_of_the_modules_that_act_on_them() -> None:
     """options.py repeats them so that the command line needs no torch."""
     assert set(module.PLACEMENT_NAMES) == set(PLACEMENTS)
+    assert module.HARDWARE == HARDWARE
 
 
 @pytest.mark.parametrize(

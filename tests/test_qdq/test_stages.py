@@ -191,7 +191,7 @@ def check_variants(qdq: Qdq) -> None:
     """`qdq variants`: the same model without Q/DQ in FP16 and FP32, each with what a GPU machine needs to build it."""
     import onnx
 
-    ran = qdq("variants", "--out", "work", "--target", "tensorrt", "--json")
+    ran = qdq("variants", "--out", "work", "--target", "tensorrt", "--refit", "--json")
     outcome = json.loads(ran.out)
     assert ran.code == outcome["exit_code"] == 3
     assert "run: python fp16/build_engine.py and python fp32/build_engine.py" in outcome["missing"]
@@ -201,6 +201,8 @@ def check_variants(qdq: Qdq) -> None:
         assert {path.name for path in folder.iterdir()} == {
             *("model.onnx", "passes.json", "build_engine.py", "trtexec.sh"),
         }
+        script = (folder / "build_engine.py").read_text()
+        assert "REFIT, STRIP_WEIGHTS = True, False" in script and "OPTIMIZATION_LEVEL = 5" in script  # recalled
         graph = onnx.load(folder / "model.onnx").graph
         assert not {node.op_type for node in graph.node} & {"QuantizeLinear", "DequantizeLinear"}
         matrices = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
@@ -216,7 +218,9 @@ def test_tensorrt_goes_as_far_as_this_machine_can(workplace: Path, qdq: Qdq, sma
     if probe().ready:
         pytest.skip("this machine builds TensorRT engines")
     source = ("--model", "tiny-bert", "--calibration", "text.jsonl", "--out", "work", "--placement", "linear+qk")
-    ran = qdq("compile", *source, "--target", "tensorrt", *small, "--json")
+    builder = ("--optimization-level", "5", "--workspace-gib", "2", "--timing-cache", "shared.cache")
+    portable = ("--version-compatible", "--hardware-compatibility", "same_compute_capability")
+    ran = qdq("compile", *source, "--target", "tensorrt", *small, *builder, *portable, "--json")
     assert ran.code == 3, ran.err
     outcome = json.loads(ran.out)
     assert outcome["exit_code"] == 3
@@ -228,7 +232,13 @@ def test_tensorrt_goes_as_far_as_this_machine_can(workplace: Path, qdq: Qdq, sma
         assert f"work/tensorrt/{name}" in outcome["artifacts"]
         assert Path("work/tensorrt", name).is_file()
     assert not Path("work/tensorrt/build.json").exists()
+    script = Path("work/tensorrt/build_engine.py").read_text()
+    for line in ("OPTIMIZATION_LEVEL = 5", "WORKSPACE_GIB = 2.0", "VERSION_COMPATIBLE = True"):
+        assert f"\n{line}\n" in script
+    assert '"same_compute_capability"' in script.replace("'", '"') and "'shared.cache'" in script
     assert qdq("verify", "--out", "work", "--target", "tensorrt").code == 1
+    ran = qdq("build", "--out", "work", "--target", "tensorrt", "--strip-weights")
+    assert ran.code == 2 and "'qdq variants --strip-weights'" in ran.err
     check_variants(qdq)
 
 
