@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from export.passes.base import Declined, PassResult
-from export.passes.share_quantizers import redirect
+from export.passes.base import PassResult
+from export.passes.twins import Twins, content
 
 Key = tuple[int, bytes]  # input tensor, factor
 
@@ -18,23 +17,12 @@ def share_factors(graph: gs.Graph) -> PassResult:
     After: ``x -> Mul(f) -> a, b``.
     Leaves alone: other constants, and a product that is one of the graph's outputs (declined, named).
     """
-    kept: dict[Key, gs.Node] = {}
-    changed: list[str] = []
-    declined: list[Declined] = []
+    twins = Twins(graph)
     for node in [node for node in graph.nodes if node.op == "Mul"]:
         key = _key(node)
-        if key is None:
-            continue
-        twin = kept.setdefault(key, node)
-        if twin is node:
-            continue
-        if any(node.outputs[0] is output for output in graph.outputs):
-            declined.append(Declined(node.name, f"same as {twin.name}, but its output is one of the graph's"))
-        else:
-            redirect(node.outputs[0], twin.outputs[0])
-            node.outputs.clear()
-            changed.append(node.name)
-    return PassResult(tuple(changed), tuple(declined))
+        if key is not None:
+            twins.keep(node, key)
+    return twins.result()
 
 
 def _key(node: gs.Node) -> Key | None:
@@ -43,5 +31,4 @@ def _key(node: gs.Node) -> Key | None:
     variables = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
     if len(constants) != 1 or len(variables) != 1:
         return None
-    values = np.asarray(constants[0].values)
-    return id(variables[0]), f"{values.dtype}{values.shape}".encode() + values.tobytes()
+    return id(variables[0]), content(constants[0])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from export.names import DEQUANTIZE, QUANTIZE
 from export.passes.base import Declined, PassResult
+from export.passes.twins import Twins, content
 from qdq.errors import PassError
 
 Key = tuple[int, bytes, bytes, str]  # input tensor, scale, zero-point, attributes
@@ -20,26 +20,16 @@ def share_quantizers(graph: gs.Graph) -> PassResult:
     Leaves alone: quantizers of one tensor with different scales and a pair whose output is the graph's (declined,
     named), weights. Raises PassError naming a node whose scale or zero-point is computed at run time.
     """
-    kept: dict[Key, gs.Node] = {}
-    quantizers: dict[int, gs.Node] = {}  # the first of every tensor
-    changed: list[str] = []
-    declined: list[Declined] = []
+    twins = Twins(graph)
+    first: dict[int, gs.Node] = {}  # of every tensor
     for node in [node for node in graph.nodes if node.op in (QUANTIZE, DEQUANTIZE)]:
         key = _key(node)
-        if isinstance(node.inputs[0], gs.Constant):
+        if isinstance(node.inputs[0], gs.Constant) or not twins.keep(node, key):
             continue
-        twin = kept.setdefault(key, node)
-        if twin is node:
-            first = quantizers.setdefault(key[0], node)
-            if first is not node:
-                declined.append(Declined(node.name, f"same tensor as {first.name}, but another scale"))
-        elif any(node.outputs[0] is output for output in graph.outputs):
-            declined.append(Declined(node.name, f"same as {twin.name}, but its output is one of the graph's"))
-        else:
-            redirect(node.outputs[0], twin.outputs[0])
-            node.outputs.clear()
-            changed.append(node.name)
-    return PassResult(tuple(changed), tuple(declined))
+        other = first.setdefault(key[0], node)
+        if other is not node:
+            twins.declined.append(Declined(node.name, f"same tensor as {other.name}, but another scale"))
+    return twins.result()
 
 
 def _key(node: gs.Node) -> Key:
@@ -53,11 +43,4 @@ def _bytes(node: gs.Node, index: int) -> bytes:
     tensor = node.inputs[index]
     if not isinstance(tensor, gs.Constant):
         raise PassError(f"{node.name}: its scale or zero-point is computed at run time; export it as a constant")
-    values = np.asarray(tensor.values)
-    return f"{values.dtype}{values.shape}".encode() + values.tobytes()
-
-
-def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
-    """Let every reader of `old` read `new`."""
-    for reader in list(old.outputs):
-        reader.inputs = [new if tensor is old else tensor for tensor in reader.inputs]
+    return content(tensor)
