@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from qdq.picture import new_figure, save_figure
 from qdq.placing.auto import BOUND, Choice, Step, gain_reason
 from qdq.placing.costs import cost_of
 from qdq.placing.units import Unit
@@ -113,16 +115,10 @@ def _distance(tried: Tried) -> float:
     return tried.divergence if tried.drop_points is None else tried.drop_points
 
 
-def plot_curve(found: Search, path: Any) -> None:
+def plot_curve(found: Search, path: Path) -> Path:
     """PNG of accuracy against predicted latency, one dot per placement tried."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display
-    from matplotlib import pyplot
-
-    from qdq.artifacts import atomic_path
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
     costs = [tried.cost for tried in found.curve]
     losses = [_distance(tried) for tried in found.curve]
     axes.plot(costs, losses, ".-", label="placements tried, more left out to the right")
@@ -133,8 +129,4 @@ def plot_curve(found: Search, path: Any) -> None:
     axes.set_ylabel("drop in points, search rows" if found.by == "metric" else "divergence, search rows")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
-    try:
-        with atomic_path(path) as partial:
-            figure.savefig(partial, dpi=110, metadata={"Software": None})  # no version: same search, same bytes
-    finally:
-        pyplot.close(figure)
+    return save_figure(figure, path)

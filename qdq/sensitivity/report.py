@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qdq.artifacts import atomic_path
+from qdq.picture import new_figure, save_figure
 from qdq.sensitivity.groups import kind_of, layer_of, part_of
 
 SHOWN = 15  # rows of each table on the screen
@@ -47,10 +47,6 @@ def plot(report: Mapping[str, Any], path: Path) -> Path:
 
     Raises DeployError when the file cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display
-    from matplotlib import pyplot
     from matplotlib.colors import LogNorm
 
     cells = {(_part(e["name"]), layer_of(e["name"]) or 0): e["damage"] for e in report["points"]}
@@ -58,9 +54,8 @@ def plot(report: Mapping[str, Any], path: Path) -> Path:
     layers = sorted({layer for _, layer in cells})
     smallest = max(min((value for value in cells.values() if value > 0), default=1e-9), 1e-9)
     grid = [[max(cells.get((part, layer), smallest), smallest) for layer in layers] for part in parts]
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(12, 0.28 * len(parts) + 2), width_ratios=(3, 2), layout="constrained"
-    )
+    figure = new_figure(12, 0.28 * len(parts) + 2)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     image = left.imshow(
         grid, aspect="auto", cmap="viridis", norm=LogNorm(smallest, max(max(map(max, grid)), 2 * smallest))
     )
@@ -77,12 +72,7 @@ def plot(report: Mapping[str, Any], path: Path) -> Path:
     right.set_title("ranked")
     right.grid(visible=True, alpha=0.3)
     right.legend()
-    try:
-        with atomic_path(path) as partial:
-            figure.savefig(partial, dpi=110, metadata={"Software": None})  # no version: same study, same bytes
-    finally:
-        pyplot.close(figure)
-    return path
+    return save_figure(figure, path)
 
 
 def _part(point: str) -> str:
