@@ -12,22 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdq.calibrate.algorithms import algorithm_named
 from qdq.calibrate.calibrate import (
     CalibrationSettings,
     calibrate,
-    collect,
     default_percentile,
     freeze_weights,
-    settle,
     summarise,
 )
 from qdq.calibrate.calibrators import HistogramCalibrator
-from qdq.calibrate.rebatch import MicroBatches
 from qdq.calibrate.table import CalibrationTable
 from qdq.data import Record
 from qdq.encode import calibration_batches, encode_batch, encode_choices
-from qdq.errors import CalibrationError, ConfigError, DataError
+from qdq.errors import CalibrationError, ConfigError
 from qdq.inject import inject, quantizers
 from qdq.inject.quantizer import QuantLinear
 from qdq.inject.spec import QuantSpec, named_spec
@@ -360,70 +356,3 @@ def test_settings_are_validated() -> None:
         CalibrationSettings("msee")
     with pytest.raises(ConfigError, match=r"percentile: 0 is outside \(0, 100\]"):
         CalibrationSettings(percentile=0)
-
-
-# All algorithms from one pass
-
-
-EVERY = [algorithm_named(name) for name in ("max", "percentile", "hist", "KL", "mse", "emd", "avg", "moving_average")]
-
-
-def tables(loaded: LoadedModel, batches: Batches, size: int) -> dict[str, CalibrationTable]:
-    """Every algorithm from one pass, as the user's batches of `size`."""
-    module = injected(loaded)
-    freeze_weights(module)
-    collected = collect(module, MicroBatches.of(batches, size), EVERY)
-    return {algorithm.label: settle(module, ALL, collected, algorithm) for algorithm in EVERY}
-
-
-def test_one_pass_gives_what_a_pass_for_each_algorithm_gives(bert: LoadedModel, records: list[Record]) -> None:
-    batches = micro_batches(bert, records, 4)
-    together = tables(bert, batches, 4)
-    for algorithm in EVERY:
-        module = injected(bert)
-        freeze_weights(module)
-        alone = settle(module, ALL, collect(module, MicroBatches.of(batches, 4), [algorithm]), algorithm)
-        assert alone == together[algorithm.label]
-
-
-def test_batch_size_changes_nothing_but_the_per_batch_algorithms(bert: LoadedModel, records: list[Record]) -> None:
-    """To the last bit, padding and order within the forwards included."""
-    rows = [micro_batches(bert, [record], 1)[0] for record in records]
-    found = []
-    for size in (1, 4, 16):
-        groups = [records[i : i + size] for i in range(0, len(records), size)]
-        batches = [tensors([encode_batch(bert.tokenizer, g, bert.inputs, 64, pad_to="longest")])[0] for g in groups]
-        found.append(tables(bert, batches, size))
-    assert len(rows) == found[0]["mse"].samples
-    for label in found[0]:
-        if label == "moving_average":
-            assert found[0][label] != found[1][label] != found[2][label]
-        elif label != "avg":
-            assert found[0][label] == found[1][label] == found[2][label], label
-
-
-def test_average_is_that_of_the_users_batches(bert: LoadedModel, records: list[Record]) -> None:
-    """Mean over batches of four of the mean of the samples' largest magnitudes, computed from single samples."""
-    singles = [micro_batches(bert, [record], 1) for record in records]
-    largest = [run(bert, single, MAX).activations[f"{QUERY}.input_quantizer"] for single in singles]
-    means = [np.mean(largest[i : i + 4]) for i in range(0, len(records), 4)]
-    batches = [batch for single in singles for batch in single]
-    found = tables(bert, batches, 4)["avg"].activations[f"{QUERY}.input_quantizer"]
-    assert found == pytest.approx(float(np.mean(means)), rel=1e-5)
-
-
-def test_rebatching_needs_samples_of_one_kind(bert: LoadedModel, records: list[Record]) -> None:
-    batch = dict(micro_batches(bert, records)[0])
-    with pytest.raises(DataError, match="there are no samples"):
-        MicroBatches.of([], 4)
-    with pytest.raises(DataError, match="different inputs"):
-        MicroBatches.of([batch, {name: batch[name] for name in ("input_ids", "attention_mask")}], 4)
-
-
-def test_choices_of_one_sample_stay_together(tiny_checkpoint: Checkpoint, records: list[Record]) -> None:
-    loaded = load_model(str(tiny_checkpoint("bert", "multiple-choice")))
-    batches = tensors([encode_choices(loaded.tokenizer, records[i : i + 5], loaded.inputs, 64) for i in (0, 5, 10, 15)])
-    one, two = tables(loaded, batches, 5), tables(loaded, batches, 10)
-    assert one["mse"] == two["mse"]
-    assert one["mse"].samples == 20
-    assert one["moving_average"] != two["moving_average"]
