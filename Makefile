@@ -144,6 +144,9 @@ profile: setup
 	@$(VENV)/bin/python -m qdq.performance
 
 accuracy: setup
+	@[ ! -d $(SHARED)/models ] || [ -f docs/results/accuracy/effects/minilm-mrpc.json ] || \
+	  $(VENV)/bin/python -m qdq.effects --model $(SHARED)/models/minilm-mrpc --calibration $(SHARED)/data/mrpc/train.tsv \
+	  --eval-data $(SHARED)/data/mrpc/dev.tsv --out docs/results/accuracy/effects/minilm-mrpc.json > /dev/null
 	@$(VENV)/bin/python -m qdq.accuracy --shared $(SHARED)
 
 # ---- checks ----------------------------------------

@@ -7,6 +7,7 @@ smoothed input. Parameters are the floating-point model's own, by their names.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from export.names import DEQUANTIZE, QUANTIZE
 from qdq.errors import ExportError
 
-Parameters = Mapping[str, "NDArray[object]"]
+Parameters = Mapping[str, "NDArray[Any]"]
 SMOOTHING = "._smoothing"  # name of the factor's buffer in its module
 
 
@@ -58,7 +59,7 @@ def _bypass(graph: ir.Graph, node: ir.Node, source: ir.Value | None) -> None:
     graph.remove(node, safe=True)
 
 
-def _give(value: ir.Value, array: NDArray[object]) -> None:
+def _give(value: ir.Value, array: NDArray[Any]) -> None:
     if value.shape is not None and tuple(value.shape) != array.shape:
         raise ExportError(
             f"{value.name}: {array.shape} in the floating-point model, {value.shape} in the quantized one"

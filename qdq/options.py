@@ -28,7 +28,7 @@ PLAN_OPTIONS = (
 
 SEARCH = "search"  # max (smoothing has taken the outliers), then the search of qdq.ptq.clip
 CPU_TARGETS = ("openvino", "onnxruntime")
-DEFAULT_PLACEMENT = {"openvino": "linear+qk", "onnxruntime": "linear+qk", "tensorrt": "qdqbert"}
+DEFAULT_PLACEMENT = "auto"
 LARGEST_BATCH = 4096
 DEFAULT_BATCH_SIZE = 4  # of calibration, PaddleNLP's; matters to avg and moving averages only
 
@@ -44,7 +44,7 @@ class CompileOptions:
         calibration: file, folder or ``datasets:`` source; None is the bundled English text.
         eval_data: likewise; None is what `calibration` has left after the calibration samples, or bundled text.
         text_columns, label_column: column names; detected when empty.
-        placement: named placement; None is linear+qk for CPU targets and qdqbert for TensorRT.
+        placement: named placement; None is auto, unless a spec or a checkpoint of ours says what is quantized.
         search, max_drop: with placement auto, judge every unit on training rows and allow that many points of drop.
         spec: JSON or YAML file with a QuantSpec, instead of a named placement.
         embedding_tables: INT8 embedding tables with a scale per row, whatever the placement says; needs no data.
@@ -85,16 +85,16 @@ class CompileOptions:
     max_drop: float = 0.5
     spec: str | None = None
     embedding_tables: bool = False
-    calibrator: str = "percentile"
+    calibrator: str = SEARCH
     percentile: float | None = None
     weight_quantize_type: str | None = None
     activation_quantize_type: str = "range_abs_max"
     moving_rate: float = DEFAULT_MOVING_RATE
-    round_type: str = "round"
-    bias_correction: bool = False
-    equalization: bool = False
-    smoothing: bool = False
-    softmax_scale: bool = False
+    round_type: str = "gptq"
+    bias_correction: bool = True
+    equalization: bool = True
+    smoothing: bool = True
+    softmax_scale: bool = True
     algo_list: tuple[str, ...] = ()
     batch_num_list: tuple[int | None, ...] = ()
     batch_size_list: tuple[int, ...] = ()
@@ -244,7 +244,7 @@ def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) ->
     from engines.cores import numa_nodes, share_cores
 
     threads, streams = share_cores(options.mode, options.threads, options.streams, available_cores(), numa_nodes())
-    placement = options.placement or (None if options.spec or own_spec else DEFAULT_PLACEMENT[target])
+    placement = options.placement or (None if options.spec or own_spec else DEFAULT_PLACEMENT)
     return replace(
         options,
         target=target,

@@ -285,7 +285,8 @@ def folded(model: nn.Module) -> Iterator[None]:
 
 def _fold(module: QuantLinear) -> None:
     point = module._weight_quantizer
-    coded = module.weight_is_quantized and (module._codes is not None or point._num_bits < 8)
+    narrow = point is not None and point._num_bits < 8
+    coded = module.weight_is_quantized and (narrow or module._codes is not None)
     weight = (module.quantized_weight if coded else module.effective_weight).detach()
     bias = module.effective_bias
     module.weight = nn.Parameter(weight)

@@ -19,7 +19,7 @@ from qdq.ptq.arithmetic import fake_quantize, mean_square, normalized, spread
 from qdq.ptq.observe import Observed, Seen
 
 HALVINGS = 10  # residual operands are searched down to 1/1000 of their largest magnitude, in steps of sqrt(1/2)
-RESIDUAL_ROWS = 512
+RESIDUAL_ROWS = 2048
 ROUNDS = 2  # each operand is searched with the other one as found
 
 

@@ -26,7 +26,7 @@ from qdq.ptq.equalize import equalize
 from qdq.ptq.observe import Group, Observed, observe
 from qdq.ptq.rounding import correct_biases, round_weights
 from qdq.ptq.settings import Treatments
-from qdq.ptq.smooth import apply_smoothing, choose_smoothing
+from qdq.ptq.smooth import COMPENSATED, apply_smoothing, choose_smoothing
 
 Progress = Callable[[int, int], None]
 Report = dict[str, list[dict[str, Any]]]
@@ -65,15 +65,16 @@ def prepare(
         if treatments.equalization:
             report["equalization"] = equalize(module, observed)
         if treatments.smoothing:
-            report["smoothing"] = [_smooth(group) for group in observed.groups]
+            share = 1.0 if treatments.round_type == "round" else COMPENSATED
+            report["smoothing"] = [_smooth(group, share) for group in observed.groups]
     if treatments.equalization or treatments.smoothing:
         freeze_weights(module)
     collected = collect(module, batches, algorithms, progress)
     return Prepared(module, spec, treatments, collected, observed, report)
 
 
-def _smooth(group: Group) -> dict[str, Any]:
-    decision, factor = choose_smoothing(group)
+def _smooth(group: Group, weight_share: float) -> dict[str, Any]:
+    decision, factor = choose_smoothing(group, weight_share=weight_share)
     if decision.alpha is not None:
         apply_smoothing(group, factor)
     return decision.as_json()

@@ -1,7 +1,7 @@
 """A floating-point pass that keeps, per linear input, every channel's largest magnitude and a sample of rows.
 
 Treatments are chosen on these. The rows are evenly spaced over all real (not padded) positions, so that memory does not
-grow with the data: at most ROWS of each input. The maxima are those of all positions: a channel that is massive for a
+grow with the data: `rows_to_keep` of each input. The maxima are those of all positions: a channel that is massive for a
 few tokens only must not be missed.
 """
 
@@ -19,7 +19,9 @@ from qdq.inject import quantizers
 from qdq.inject.blocks import Residual
 from qdq.inject.quantizer import QuantLinear
 
-ROWS = 2048  # at least the inner width of the models this is for, or a GPTQ Hessian has no full rank
+ROWS = 8192
+LEAST_ROWS = 2048  # about the inner width of the models this is for, or a GPTQ Hessian has no full rank
+ROW_BYTES = 2 * 1024**3  # of all inputs together: wide and deep models keep fewer rows
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Seen:
 
     @property
     def rows(self) -> Tensor:
-        """[n, C], n at most ROWS (and one more for each time the tensor's module is passed in a forward)."""
+        """[n, C], n at most `rows_to_keep` (and one more for each time the tensor's module is passed in a forward)."""
         if len(self.parts) > 1:
             self.parts = [torch.cat(self.parts)]
         return self.parts[0]
@@ -94,9 +96,7 @@ class _Recorder:
         seen.parts.append(rows)
 
 
-def observe(
-    module: nn.Module, batches: MicroBatches, progress: Callable[[int, int], None] | None = None, rows: int = ROWS
-) -> Observed:
+def observe(module: nn.Module, batches: MicroBatches, progress: Callable[[int, int], None] | None = None) -> Observed:
     """Run `batches` through the injected `module` in floating point.
 
     Only linears whose input and weight are both quantized, and residual adds with a quantized operand, are recorded.
@@ -104,7 +104,7 @@ def observe(
     linears = {name: m for name, m in module.named_modules() if isinstance(m, QuantLinear) and _both(m)}
     residuals = {name: m for name, m in module.named_modules() if isinstance(m, Residual) and _any(m)}
     tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in batches)
-    recorder = _Recorder(max(1, -(-tokens // rows)))
+    recorder = _Recorder(max(1, -(-tokens // rows_to_keep([linear.in_features for linear in linears.values()]))))
     outputs: dict[str, Tensor] = {}
     groups: list[list[str]] = []
     with ExitStack() as stack, torch.no_grad():
@@ -129,6 +129,11 @@ def observe(
         if f"{name}:local" in recorder.seen
     }
     return Observed(found, outputs, adds)
+
+
+def rows_to_keep(widths: Sequence[int]) -> int:
+    """Rows of every input of `widths` channels (float32): ROWS, fewer when they would take more than ROW_BYTES."""
+    return max(LEAST_ROWS, min(ROWS, ROW_BYTES // (4 * max(1, sum(widths)))))
 
 
 def _both(linear: QuantLinear) -> bool:
