@@ -243,12 +243,11 @@ def _text_options(parser: argparse.ArgumentParser) -> None:
 
 def _quantization_options(parser: argparse.ArgumentParser) -> None:
     d = CompileOptions()
-    cpu, gpu = DEFAULT_PLACEMENT["openvino"], DEFAULT_PLACEMENT["tensorrt"]
     add = parser.add_argument_group("quantization").add_argument
     add(
         "--placement",
         metavar="NAME",
-        help=f"{', '.join(PLACEMENT_NAMES)} (default: {cpu} for CPU targets, {gpu} for tensorrt)",
+        help=f"{', '.join(PLACEMENT_NAMES)} (default: {DEFAULT_PLACEMENT})",
     )
     add("--search", action="store_true", help="with auto: try every unit on training rows (default: 20 s of checks)")
     add("--max-drop", metavar="P", type=float, help=f"points that --search may lose (default: {d.max_drop})")
@@ -289,7 +288,7 @@ def _ptq_options(parser: argparse.ArgumentParser) -> None:
         ("smoothing", "divide outlier channels in front of linears where it pays"),
         ("softmax-scale", "amax 1 for softmax outputs whatever the data"),
     ):
-        add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{text} (default: off)")
+        add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{text} (default: on)")
     add(
         "--algo-list",
         metavar="A,B",

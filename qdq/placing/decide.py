@@ -20,7 +20,10 @@ from qdq.tasks.loading import EvaluationSettings, evaluation_of
 if TYPE_CHECKING:
     from qdq.model import LoadedModel
 
-TEXTS = 16  # first calibration texts that the divergence is measured on
+# Calibration texts that the divergence is measured on, evenly spaced. The damage of a clipped residual sits in few texts:
+# on minilm-mrpc, the full placement looks better than the linears alone on the first 16, and ten times worse on 128.
+TEXTS = 64
+BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ def decide_placement(
 
     Returns the spec that places the same points again, the placement, and how it was decided. Deterministic.
     """
-    texts = records[:TEXTS]
-    evaluation = evaluation_of(texts, loaded, EvaluationSettings(sequence, TEXTS, overlap=-1), "calibration texts")
+    texts = records[:: -(-len(records) // TEXTS)]
+    evaluation = evaluation_of(texts, loaded, EvaluationSettings(sequence, BATCH, overlap=-1), "calibration texts")
     probe = Probe(loaded.module(), evaluation)
     inside = [name for name in probe.names if layer_of(name) is not None]
     found = units(inside, target)
@@ -67,7 +70,7 @@ def search_placement(
     Without labels the divergence is bounded instead of the drop. The model is left as it was when nothing is within
     the limit (`Search.best` is None).
     """
-    settings = EvaluationSettings(request.sequence, TEXTS, overlap=-1)
+    settings = EvaluationSettings(request.sequence, BATCH, overlap=-1)
     evaluation = evaluation_of(records, loaded, settings, "search rows")
     probe = Probe(loaded.module(), evaluation)
     found = units([name for name in probe.names if layer_of(name) is not None], request.target)
