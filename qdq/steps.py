@@ -9,7 +9,7 @@ from typing import Any
 
 from qdq import engine, measure, stages, variants
 from qdq.artifacts import sha256_file
-from qdq.options import CompileOptions
+from qdq.options import CompileOptions, decided_for
 from qdq.run import CANONICAL, FLOAT, Run
 from qdq.screen import Stage
 from qdq.texts import source_fingerprint
@@ -60,10 +60,10 @@ def _sweep_inputs(run: Run) -> Mapping[str, Any] | None:
 
 
 def _placement(options: CompileOptions) -> Any:
-    """`auto` decides for a target; every other placement is the same for all."""
+    """`auto` decides for a kind of target; every other placement is the same for all."""
     if options.placement != "auto":
         return options.placement
-    return [options.placement, options.target, options.max_drop if options.search else None]
+    return [options.placement, decided_for(options.target), options.max_drop if options.search else None]
 
 
 def _export_inputs(run: Run) -> Mapping[str, Any]:

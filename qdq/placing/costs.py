@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qdq.options import decided_for
+
 TABLE = Path(__file__).resolve().parent / "data" / "costs.json"
 SMALLEST = 0.002  # of a layer: below this a difference cannot be measured, and no unit is worth nothing
 
@@ -19,7 +21,7 @@ SMALLEST = 0.002  # of a layer: below this a difference cannot be measured, and 
 def load_costs(target: str) -> dict[str, float]:
     """Cost kind -> share of a layer's latency; empty for a target without a table."""
     content: Mapping[str, Any] = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
-    return {kind: float(share) for kind, share in content.get(target, {}).get("shares", {}).items()}
+    return {kind: float(share) for kind, share in content.get(decided_for(target), {}).get("shares", {}).items()}
 
 
 def cost_of(kind: str, costs: Mapping[str, float]) -> float:

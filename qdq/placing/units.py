@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from qdq.options import decided_for
 from qdq.sensitivity.groups import kind_of, layer_of, part_of
 
 
@@ -48,7 +49,7 @@ def units(points: Iterable[str], target: str) -> tuple[Unit, ...]:
     A linear's input and weight go together: with one of them in floating point the multiplication is. So do the
     operands of one attention multiplication on a CPU, and of both on TensorRT. Residual operands stand alone.
     """
-    losses = LOSSES["tensorrt" if target == "tensorrt" else "cpu"]
+    losses = LOSSES[decided_for(target)]
     members: dict[str, list[str]] = {}
     families: dict[str, str] = {}
     for point in points:

@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from qdq.accuracy import PAGE, RESULTS, Figure, load_figures, main, render
+from qdq.accuracy import main
+from qdq.accuracy_page import PAGE, RESULTS, Figure, load_effects, load_figures, render
 from qdq.artifacts import write_json
 from qdq.errors import ConfigError
 
 
 def figure(placement: str, drop: float) -> Figure:
     metric = {"fp32": 0.8, "int8": 0.8 - drop / 100, "drop_points": drop, "drop_interval": [drop - 1, drop + 1]}
-    return Figure("m", "openvino", placement, "percentile 99.99", "", (114, 120), 408, "accuracy", {"accuracy": metric})
+    closeness = {"agreement": 0.99, "output_mse": 0.0175}
+    return Figure("m", "engine", placement, "search", (114, 120), 408, "accuracy", {"accuracy": metric}, closeness)
 
 
 def test_the_page_is_what_the_figures_give() -> None:
-    assert render(load_figures()) == PAGE.read_text(encoding="utf-8"), "run 'python -m qdq.accuracy --page-only'"
+    page = render(load_figures(), load_effects())
+    assert page == PAGE.read_text(encoding="utf-8"), "run 'python -m qdq.accuracy --page-only'"
     for found in load_figures():
         low, high = found.metrics[found.main]["drop_interval"]
         assert low <= found.metrics[found.main]["drop_points"] <= high
@@ -29,7 +32,7 @@ def test_the_page_is_what_the_figures_give() -> None:
 def test_a_figure_is_one_row_with_its_interval() -> None:
     page = render([figure("auto", 0.25)])
     assert "FP32 over 408 samples: accuracy 0.8000." in page
-    assert "| auto | – | percentile 99.99 | openvino | 114/120 | accuracy | 0.7975 | +0.25 | -0.75 … +1.25 |" in page
+    assert "| auto | engine | 114/120 | accuracy | 0.7975 | +0.25 | -0.75 … +1.25 | 0.9900 | 0.0175 |" in page
 
 
 def test_figures_are_read_as_they_are_written(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_compile_help_states_every_default_and_the_column_rules(qdq: Qdq) -> Non
         assert " ".join(text.split()) in out
         if field.default not in (None, (), False, 0):
             shown = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+            shown = "on" if field.default is True else shown
             assert f"(default: {shown}" in text, field.name
     assert " ".join(DETECTION_RULES.split()) in out
 

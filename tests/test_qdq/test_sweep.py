@@ -154,9 +154,10 @@ def test_command_line_sweep_writes_its_table(
 
 
 def test_plain_calibration_through_the_command_line(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """No treatment unless it is asked for."""
+    """Every treatment can be left out."""
     arguments = ["calibrate", "--model", str(tiny_checkpoint("bert")), "--samples", "8", "--target", "onnxruntime"]
-    arguments += ["--calibrator", "KL", "--sequence", "32", "--out", str(tmp_path / "work")]
+    arguments += ["--calibrator", "KL", "--sequence", "32", "--out", str(tmp_path / "work"), "--round-type", "round"]
+    arguments += [f"--no-{name}" for name in ("bias-correction", "equalization", "smoothing", "softmax-scale")]
     assert main(arguments) == 0
     calibration = json.loads((tmp_path / "work" / "calibration.json").read_text(encoding="utf-8"))
     assert calibration["algorithm"] == "entropy"
