@@ -100,8 +100,11 @@ class _Cached:
 
 def bench_peers(options: PeerOptions) -> dict[str, Any]:
     """Build, check and time every contestant; the object `render_peers` shows. Raises QdqError."""
-    from engines.peers import TOOLS
+    from engines.openvino import has_bf16
+    from engines.peers import NO_BF16, TOOLS
 
+    if options.precision_hint == "bf16" and not has_bf16():
+        raise ConfigError(f"--precision-hint: {NO_BF16}; leave it out")
     names = [*OURS, *TORCH, *TOOLS]
     for name in options.only:
         choice(name, names, "contestant")

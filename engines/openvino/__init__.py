@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.openvino.build import OpenVINOSettings, build
+from engines.openvino.build import OpenVINOSettings, build, has_bf16
 from engines.openvino.runner import OpenVINORunner
 
-__all__ = ["OpenVINORunner", "OpenVINOSettings", "build"]
+__all__ = ["OpenVINORunner", "OpenVINOSettings", "build", "has_bf16"]

@@ -7,6 +7,6 @@ of them in one interleaved run.
 from __future__ import annotations
 
 from engines.peers.opening import Opening, open_runner
-from engines.peers.tools import ARTIFACTS, TOOLS, Material, Tool, build_artifact
+from engines.peers.tools import ARTIFACTS, NO_BF16, TOOLS, Material, Tool, build_artifact
 
-__all__ = ["ARTIFACTS", "TOOLS", "Material", "Opening", "Tool", "build_artifact", "open_runner"]
+__all__ = ["ARTIFACTS", "NO_BF16", "TOOLS", "Material", "Opening", "Tool", "build_artifact", "open_runner"]

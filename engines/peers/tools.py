@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.openvino import has_bf16
 from engines.peers.opening import Opening
 from engines.types import Feeds
 from qdq.config import choice
 from qdq.errors import BuildError, Unavailable
+
+NO_BF16 = "this CPU has no BF16 instructions, and OpenVINO's emulation is slower than FP32"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class Tool:
     static: bool = False
 
     def opening(self, model: Path, threads: int, hint: str) -> Opening:
-        """How `model`, its artifact, is loaded in a run with `hint`."""
+        """How `model`, its artifact, is loaded in a run with `hint`. Raises Unavailable for BF16 that is emulated."""
+        if self.hint == "bf16" and not has_bf16():
+            raise Unavailable(f"OpenVINO in BF16: {NO_BF16}")
         return Opening(self.engine, str(model), threads, self.hint or hint, self.static, defaults=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.openvino import has_bf16
 from engines.peers import TOOLS, Material, build_artifact
 from qdq.errors import ConfigError, Unavailable
 from qdq.peers import PeerOptions, bench_peers, main
@@ -32,7 +33,8 @@ def test_every_contestant_is_built_checked_and_timed(
     assert main([*typed, "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16,1x8"]) == 0
     shown, report = capsys.readouterr().out, json.loads(out.read_text())
     everyone = {*OURS, *TORCH, *TOOLS}
-    expected = everyone - (set() if HAS_NNCF else {"nncf", "nncf-static"})
+    absent = (set() if HAS_NNCF else {"nncf", "nncf-static"}) | (set() if has_bf16() else {"openvino-bf16"})
+    expected = everyone - absent
     assert [(race["batch"], race["sequence"], race["rounds"]) for race in report["shapes"]] == [(2, 16, 3), (1, 8, 12)]
     entries = report["shapes"][0]["contestants"]
     assert set(entries) == set(report["rows"]) == expected and set(report["skipped"]) == everyone - expected
@@ -63,6 +65,12 @@ def test_an_unknown_contestant_is_refused_before_any_work(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"contestant.*'nncv'.*nncf"):
         bench_peers(PeerOptions("nowhere", work=tmp_path / "work", only=("nncv",)))
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.skipif(has_bf16(), reason="this CPU has BF16")
+def test_bf16_needs_a_cpu_that_has_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--precision-hint: this CPU has no BF16 instructions"):
+        bench_peers(PeerOptions("nowhere", work=tmp_path / "work", precision_hint="bf16"))
 
 
 @pytest.mark.skipif(HAS_NNCF, reason="this environment has NNCF")
