@@ -195,7 +195,7 @@ def _evaluation(builder: Builder) -> tuple[list[Feeds], list[int] | None]:
 
     loaded, records = builder.run.reference, builder.run.evaluation.records
     batch, sequence = builder.options.shapes[0]
-    feeds = [
+    feeds: list[Feeds] = [
         encode_batch(loaded.tokenizer, records[start : start + batch], loaded.inputs, sequence)
         for start in range(0, len(records), batch)
     ]

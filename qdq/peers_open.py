@@ -67,7 +67,8 @@ def measure_memory(opening: Opening, feeds: Feeds) -> int:
     with tempfile.TemporaryDirectory(prefix="qdq-memory-") as scratch:
         path, arrays = Path(scratch) / "opening.json", Path(scratch) / "feeds.npz"
         path.write_text(json.dumps(opening.as_json()), encoding="utf-8")
-        np.savez(arrays, **dict(feeds))
+        named: dict[str, Any] = dict(feeds)
+        np.savez(arrays, **named)
         command = [sys.executable, "-m", "qdq.peers_open", str(path), str(arrays)]
         ran = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if ran.returncode:
