@@ -24,6 +24,7 @@ from qdq.errors import ConfigError, QdqError
 from qdq.peers_build import OURS, TORCH, Builder, Peer, build_all, version_of
 from qdq.peers_open import measure_memory, open_peer
 from qdq.peers_table import NNCF, render_peers
+from qdq.screen import Screen, Stage
 from qdq.workdir import WorkDirectory
 
 if TYPE_CHECKING:
@@ -111,12 +112,17 @@ def bench_peers(options: PeerOptions) -> dict[str, Any]:
     chosen = [name for name in names if not options.only or name in options.only]
     if options.model == RANDOM:
         options = replace(options, model=str(random_bert_base(options.work.with_name("bert-base-random"))))
+    screen = Screen()
     with WorkDirectory(options.work) as work:
         builder = Builder(options, work)
         _check_shapes(builder)
         peers, skipped = build_all(builder, chosen)
-        rows = _rows(builder, peers)
-        races = [_race(builder, peers, shape) for shape in options.shapes]
+        with screen.stage("accuracy") as stage:
+            rows = _rows(builder, peers, stage)
+        races = []
+        for shape in options.shapes:
+            with screen.stage("x".join(map(str, shape)), undisturbed=True) as stage:
+                races.append(_race(builder, peers, shape, stage))
     return {
         "model": builder.run.name,
         "precision_hint": options.precision_hint,
@@ -155,14 +161,15 @@ def _check_shapes(builder: Builder) -> None:
         check_shape(loaded, *shape)
 
 
-def _rows(builder: Builder, peers: Mapping[str, Peer]) -> dict[str, Any]:
+def _rows(builder: Builder, peers: Mapping[str, Peer], stage: Stage) -> dict[str, Any]:
     """Per contestant what does not depend on the shape: accuracy.json, bytes, memory, seconds."""
     feeds, labels = _evaluation(builder)
     options, run = builder.options, builder.run
     texts = [[record.text, record.pair, record.label] for record in run.evaluation.records]
     reference = _Cached(builder.reference)
     rows = {}
-    for name, peer in peers.items():
+    for done, (name, peer) in enumerate(peers.items()):
+        stage.progress(done, len(peers))
         inputs = {
             "files": dict(peer.files),
             "opening": {**peer.opening.as_json(), "model": ""},
@@ -210,7 +217,7 @@ def _accuracy(
     return compare(reference, open_peer(peer.opening, shape), feeds, "text-classification", labels)
 
 
-def _race(builder: Builder, peers: Mapping[str, Peer], shape: Shape) -> dict[str, Any]:
+def _race(builder: Builder, peers: Mapping[str, Peer], shape: Shape, stage: Stage) -> dict[str, Any]:
     """benchmark.json of all contestants at one shape."""
     from engines.bench import BenchSettings, Contestant, bench
     from qdq.encode import workload_of_shape
@@ -230,7 +237,7 @@ def _race(builder: Builder, peers: Mapping[str, Peer], shape: Shape) -> dict[str
         Contestant(name, "torch" if name in TORCH else peer.opening.engine, open_peer(peer.opening, shape))
         for name, peer in peers.items()
     ]
-    return bench(runners, feeds, settings, {**run.versions, **version_of("nncf")})
+    return bench(runners, feeds, settings, {**run.versions, **version_of("nncf")}, stage.progress)
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:
