@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RANDOM = "random:bert-base"
 WORKLOAD_BATCHES = 5
 PAUSE_S = 0.02  # longer than ONNX Runtime's threads spin after a call
-MOST_ROUNDS = 100
+LEAST_ROUNDS, MOST_ROUNDS = 3, 100
 
 Shape = tuple[int, int]
 
@@ -67,6 +67,10 @@ class PeerOptions:
     def __post_init__(self) -> None:
         if not self.shapes or len(set(self.shapes)) < len(self.shapes):
             raise ConfigError(f"shapes {self.shapes}: give at least one batch x sequence, and none twice")
+        if self.rounds < LEAST_ROUNDS:
+            raise ConfigError(
+                f"--rounds: {self.rounds} is less than {LEAST_ROUNDS}, whose median one outlier cannot move"
+            )
 
     @cached_property
     def folder(self) -> Path:

@@ -67,6 +67,13 @@ def test_an_unknown_contestant_is_refused_before_any_work(tmp_path: Path) -> Non
     assert not (tmp_path / "work").exists()
 
 
+def test_too_few_rounds_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ("--model", "nowhere", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "out.json"))
+    assert main([*typed, "--rounds", "2"]) == 2
+    assert "qdq.peers: --rounds: 2 is less than 3" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(has_bf16(), reason="this CPU has BF16")
 def test_bf16_needs_a_cpu_that_has_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--precision-hint: this CPU has no BF16 instructions"):
