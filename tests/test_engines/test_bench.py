@@ -24,6 +24,8 @@ from qdq.errors import BuildError, ConfigError
 
 MS = 1_000_000
 
+pytestmark = pytest.mark.usefixtures("light_collections")
+
 
 class Track:
     """A clock that only runners advance, and a log of (name, first token id of the batch) per call."""

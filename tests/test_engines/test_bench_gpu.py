@@ -24,6 +24,8 @@ from qdq.errors import BuildError, ConfigError
 
 US = 1_000
 
+pytestmark = pytest.mark.usefixtures("light_collections")
+
 
 class SimulatedGpu:
     """A host and streams that run launches behind it, in nanoseconds; nothing else makes time pass."""
@@ -105,7 +107,7 @@ def test_a_real_callable_on_the_host_clock() -> None:
     assert all(held >= 2 for held in samples.enqueue_ms)  # a synchronous call holds the host all along
 
 
-@hypothesis_settings(max_examples=30)  # each pauses the garbage collector, after a full collection
+@hypothesis_settings(max_examples=30)
 @given(st.lists(st.integers(1, 10**9), min_size=3, max_size=20), st.sampled_from([1, 2]))
 def test_samples_are_the_durations_of_the_launches_in_order(durations: list[int], in_flight: int) -> None:
     now = [0]

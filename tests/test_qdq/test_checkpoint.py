@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from qdq import checkpoint
 from qdq.artifacts import sha256_tree, write_json
 from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.table import CalibrationTable
 from qdq.checkpoint import has_amax, load_checkpoint, read_amax, read_spec, write_checkpoint
 from qdq.data import Record
 from qdq.encode import encode_batch
@@ -271,40 +270,19 @@ def test_it_may_replace_the_folder_it_was_loaded_from(damaged: Path, batch: dict
     assert [path.name for path in damaged.parent.iterdir()] == [damaged.name]
 
 
-FULL = """
-import resource, sys
-from pathlib import Path
-from qdq.calibrate.table import CalibrationTable
-from qdq.checkpoint import write_checkpoint
-from qdq.errors import DeployError
-from qdq.inject.spec import QuantSpec
-from qdq.model import load_model
-source, target = map(Path, sys.argv[1:])
-loaded = load_model(str(source))
-table = CalibrationTable({}, {}, {}, "max", None, 0, 0)
-for size in (100_000, 100):  # too small for the weights, for the configuration
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))  # as a full disk, with EFBIG for ENOSPC
-    try:
-        write_checkpoint(loaded, QuantSpec(), table, target)
-    except DeployError as error:
-        print(error)
-"""
-
-
-def test_a_full_disk_is_one_clear_error(tiny_checkpoint: Checkpoint, damaged: Path) -> None:
+@pytest.mark.parametrize("size", [100_000, 100], ids=["weights", "configuration"])
+def test_a_full_disk_is_one_clear_error(
+    tiny_checkpoint: Checkpoint, damaged: Path, full_disk: Callable[[int], Any], size: int
+) -> None:
     before = sha256_tree(damaged.parent)
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FULL, str(tiny_checkpoint("bert")), str(damaged)],
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    lines = ran.stdout.splitlines()
-    assert len(lines) == 2
-    for line in lines:
-        assert line.startswith(f"cannot write {damaged}: ")
-        assert "too large" in line
-        assert line.endswith("free space or choose a writable folder with --out (OUT=)")
+    loaded = load_model(str(tiny_checkpoint("bert")))
+    table = CalibrationTable({}, {}, {}, "max", None, 0, 0)
+    with full_disk(size), pytest.raises(DeployError) as refused:
+        write_checkpoint(loaded, QuantSpec(), table, damaged)
+    message = str(refused.value)
+    assert message.startswith(f"cannot write {damaged}: ")
+    assert "too large" in message
+    assert message.endswith("free space or choose a writable folder with --out (OUT=)")
     assert sha256_tree(damaged.parent) == before
 
 
