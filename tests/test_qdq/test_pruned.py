@@ -142,7 +142,7 @@ def test_auto_classes_know_pruned_models_after_import_qdq(
 def test_a_pruned_model_is_quantized_and_exported_like_any_other(
     load_tiny: Load, encode: Encode, tmp_path: Path
 ) -> None:
-    source = tiny(load_tiny)
+    source = load_tiny("bert", **HEADS, num_hidden_layers=1)
     extract(source.model, size_at(source.model, Fraction(3, 4))).save_pretrained(tmp_path / "pruned")
     source.tokenizer.save_pretrained(tmp_path / "pruned")
     loaded = load_model(str(tmp_path / "pruned"))
