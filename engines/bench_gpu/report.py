@@ -53,6 +53,7 @@ def benchmark(
         "batch": settings.batch,
         "sequence": settings.sequence,
         "threads": 0,
+        "streams": settings.streams,
         "budget_s": None,
         "budget_exceeded": False,
         "elapsed_s": measured.elapsed_s,
