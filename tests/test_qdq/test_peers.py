@@ -28,7 +28,7 @@ REFERENCE = TORCH[0]
 def test_every_contestant_is_built_checked_and_timed(
     tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, out, work = tiny_checkpoint("bert", num_hidden_layers=1), tmp_path / "peers.json", tmp_path / "work"
+    model, out, work = tiny_checkpoint("bert", "text-classification"), tmp_path / "peers.json", tmp_path / "work"
     typed = ["--model", str(model), "--json", str(out), "--work", str(work), "--threads", "1", "--samples", "4"]
     assert main([*typed, "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16,1x8"]) == 0
     shown, report = capsys.readouterr().out, json.loads(out.read_text())
