@@ -181,6 +181,7 @@ def _dataset_rows(spec: str) -> Iterator[Row]:
         raise ConfigError(
             f"{spec}: needs the datasets package; run pip install '.[train]', or give JSON lines, TSV, CSV or text"
         ) from None
+    _check_reachable(spec, name)
     try:
         data = datasets.load_from_disk(name) if _is_saved_dataset(Path(name)) else datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -195,6 +196,22 @@ def _dataset_rows(spec: str) -> Iterator[Row]:
         raise DataError(f"{spec}: this dataset was saved without splits; leave ':{split}' away")
     names = _tag_names(data)
     return (Row(f"{spec}, row {number}", _named(row, names)) for number, row in enumerate(data, start=1))
+
+
+def _check_reachable(spec: str, name: str) -> None:
+    """Raise DataError within five seconds where `datasets` would ask a silent hub again and again."""
+    import datasets
+
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    if Path(name).exists() or cached.is_dir():
+        return
+    from qdq.hub import silence
+
+    if reason := silence(name):
+        raise DataError(
+            f"{spec}: is no folder here, and the hub cannot be reached ({reason}); save the data set on another "
+            "machine with save_to_disk and give its folder"
+        )
 
 
 def _tag_names(data: Any) -> dict[str, list[str]]:

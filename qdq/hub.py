@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
+from typing import TypeVar
 
 from qdq.errors import ModelError
 
+Answer = TypeVar("Answer")
 REACH_SECONDS = 3.5  # leaves room for start-up within the five
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # config, weights, vocabularies, sentencepiece
 PICKLED = ("pytorch_model*.bin",)
@@ -58,25 +61,40 @@ def _no_weights(name: str, files: list[str]) -> str:
     return f"model '{name}': has no safetensors weights on the hub; choose another model"
 
 
-def _listing(name: str) -> list[str]:
-    """The model's file names, asked for in a thread: name resolution alone can hang far beyond any timeout."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+def silence(dataset: str) -> str:
+    """Why the hub does not answer for a data set, within five seconds; "" when it answers, be it with a refusal."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
-    outcome: list[list[str] | Exception] = []
+    answer = _answer(lambda: HfApi().dataset_info(dataset, timeout=REACH_SECONDS))
+    return _reason(answer) if isinstance(answer, Exception) and not isinstance(answer, HfHubHTTPError) else ""
 
-    def ask() -> None:
-        from huggingface_hub import HfApi
 
+def _answer(ask: Callable[[], Answer]) -> Answer | Exception:
+    """What the hub says, or its error; asked in a thread, as name resolution alone can hang far beyond any timeout."""
+    outcome: list[Answer | Exception] = []
+
+    def run() -> None:
         try:
-            siblings = HfApi().model_info(name, timeout=REACH_SECONDS).siblings
-            outcome.append([sibling.rfilename for sibling in siblings or []])
-        except (_http_error(), OSError, ValueError, RuntimeError) as error:  # raised below, in the caller's thread
+            outcome.append(ask())
+        except (_http_error(), OSError, ValueError, RuntimeError) as error:  # for the caller's thread
             outcome.append(error)
 
-    thread = Thread(target=ask, daemon=True)
+    thread = Thread(target=run, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS)
-    answer = outcome[0] if outcome else TimeoutError(f"no answer within {REACH_SECONDS:g} s")
+    return outcome[0] if outcome else TimeoutError(f"no answer within {REACH_SECONDS:g} s")
+
+
+def _listing(name: str) -> list[str]:
+    """The model's file names. Raises ModelError."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    def ask() -> list[str]:
+        return [sibling.rfilename for sibling in HfApi().model_info(name, timeout=REACH_SECONDS).siblings or []]
+
+    answer = _answer(ask)
     if isinstance(answer, list):
         return answer
     if isinstance(answer, RepositoryNotFoundError) and not isinstance(answer, GatedRepoError):

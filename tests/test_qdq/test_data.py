@@ -242,8 +242,9 @@ def test_an_unpaired_surrogate_does_not_reach_the_tokenizer(tmp_path: Path) -> N
 
 
 class FakeDatasets(types.ModuleType):
-    """Stands in for the optional package: one saved DatasetDict, one saved Dataset, no hub."""
+    """Stands in for the optional package: one saved DatasetDict, one saved Dataset, nothing on the hub."""
 
+    config = types.SimpleNamespace(HF_DATASETS_CACHE="nowhere")
     exceptions = types.SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
 
     def load_from_disk(self, folder: str) -> Any:
@@ -257,6 +258,7 @@ class FakeDatasets(types.ModuleType):
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "datasets", FakeDatasets("datasets"))
+    monkeypatch.setattr("qdq.hub.silence", {"nobody/nothing": "", "nobody/there": "no answer"}.get)
     write(tmp_path / "both" / "dataset_dict.json", "{}")
     write(tmp_path / "one" / "state.json", "{}")
     return tmp_path
@@ -274,6 +276,8 @@ def test_dataset_faults_name_the_dataset_and_the_way_out(saved: Path) -> None:
     assert "saved without splits; leave ':test' away" in failure(TextSource(f"datasets:{saved / 'one'}:test"))
     message = failure(TextSource("datasets:nobody/nothing"))
     assert "datasets:nobody/nothing: cannot be loaded (Dataset 'nobody/nothing' doesn't exist on the Hub)" in message
+    message = failure(TextSource("datasets:nobody/there"))
+    assert "datasets:nobody/there: is no folder here, and the hub cannot be reached (no answer); save" in message
 
 
 def test_without_the_datasets_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
