@@ -24,13 +24,10 @@ from qdq.artifacts import sha256_file
 from qdq.errors import ModelError
 from qdq.inject.families import Family, family_of
 from qdq.pooling import Pooling, read_pooling
-from qdq.pruned import register as register_pruned
 from qdq.source import read_config, resolve, safe_name, weight_files
 from qdq.tasks import SENTENCE_EMBEDDING, Task, detect_task, task_named
 
 __all__ = ["EncoderModule", "LoadedModel", "load_model", "quiet_transformers", "resolve", "safe_name"]
-
-register_pruned()
 
 QDQBERT = "qdqbert"  # transformers 5 dropped it; its checkpoints are BERT's parameters with `_amax` beside them
 

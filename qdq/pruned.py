@@ -2,8 +2,8 @@
 
 transformers derives the head size from the number of heads (hidden_size / num_attention_heads), so its own classes
 cannot express 8 heads of 32 at hidden size 384. A pruned checkpoint has ``model_type: pruned-bert`` and ``head_size``
-in its config.json; with `register` done, transformers' Auto classes load it like any other. Only configurations are
-made here, which is cheap; the first instance of one brings the model classes (`qdq.pruned_models`).
+in its config.json; with `register` done (`qdq.registration` does it), transformers' Auto classes load it like any
+other. Only configurations are made here; the first instance of one brings the model classes (`qdq.pruned_models`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING
 
 PREFIX = "pruned-"
 
@@ -30,16 +30,42 @@ PRUNABLE: Mapping[str, str] = {
 
 
 def register() -> None:
-    """Make transformers' AutoConfig know every pruned family; calling it again changes nothing."""
-    for model_type, prefix in PRUNABLE.items():
-        if f"{PREFIX}{model_type}" not in CONFIG_MAPPING:
-            AutoConfig.register(f"{PREFIX}{model_type}", _config(model_type, prefix))
+    """Make transformers' AutoConfig know every pruned family. Imports nothing more: the class is made at its first use.
+
+    Called while transformers' own modules are being imported, when most of them cannot be.
+    """
+    for model_type in PRUNABLE:
+        CONFIG_MAPPING.register(f"{PREFIX}{model_type}", _pending(model_type))
 
 
 def config_class(model_type: str) -> Any:
-    """The registered config class of a prunable family."""
-    register()
-    return CONFIG_MAPPING[f"{PREFIX}{model_type}"]
+    """The config class of a prunable family, made and registered when it is asked for."""
+    name = f"Pruned{PRUNABLE[model_type]}Config"
+    if name not in globals():
+        globals()[name] = _config(model_type, PRUNABLE[model_type])  # where pickle looks for it
+        CONFIG_MAPPING.register(f"{PREFIX}{model_type}", globals()[name], exist_ok=True)
+    return globals()[name]
+
+
+def __getattr__(name: str) -> Any:
+    """A config class by its name, for pickle."""
+    for model_type, prefix in PRUNABLE.items():
+        if name == f"Pruned{prefix}Config":
+            return config_class(model_type)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _pending(model_type: str) -> Any:
+    """What stands for a config class that nobody has used yet; AutoConfig calls it, or its `from_dict`."""
+
+    def make(cls: type, *arguments: Any, **options: Any) -> Any:
+        return config_class(model_type)(*arguments, **options)
+
+    def from_dict(cls: type, *arguments: Any, **options: Any) -> Any:
+        return config_class(model_type).from_dict(*arguments, **options)
+
+    attributes = {"model_type": f"{PREFIX}{model_type}", "__new__": make, "from_dict": classmethod(from_dict)}
+    return type(f"Pending{PRUNABLE[model_type]}Config", (), attributes)
 
 
 def _config(model_type: str, prefix: str) -> Any:
@@ -60,6 +86,4 @@ def _config(model_type: str, prefix: str) -> Any:
         "__qualname__": f"Pruned{prefix}Config",
         "__doc__": f"{prefix}Config with `head_size`: the features of one attention head, whatever their number.",
     }
-    made = type(f"Pruned{prefix}Config", (base,), attributes)
-    globals()[made.__name__] = made  # where pickle looks for it
-    return made
+    return type(f"Pruned{prefix}Config", (base,), attributes)

@@ -125,7 +125,14 @@ def test_mpnet_is_declined_by_name(load_tiny: Load) -> None:
         blocks(load_tiny("mpnet").model)
 
 
-@pytest.mark.parametrize("order", ["import qdq, transformers", "import transformers, qdq"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import sys, qdq.cli; assert 'transformers' not in sys.modules; import transformers",
+        "from transformers import AutoConfig; import qdq",
+    ],
+    ids=["qdq-first", "transformers-first"],
+)
 def test_auto_classes_know_pruned_models_after_import_qdq(
     order: str, load_tiny: Load, encode: Encode, tmp_path: Path
 ) -> None:
