@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from qdq.checkpoint import load_checkpoint
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.step import CompressionResult
 from qdq.compress.trainer import CompressionTrainer
-from qdq.compress.training import StepTrainer, newest_checkpoint
+from qdq.compress.training import newest_checkpoint
 from qdq.errors import ConfigError, DataError
 from qdq.model import LoadedModel, load_model
 
+ROOT = Path(__file__).resolve().parents[2]
 Load = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]
 
@@ -100,8 +106,9 @@ def test_distillation_brings_the_student_towards_the_teacher(load_tiny: Load, en
         {},
         {"use_pact": False, "distillation": False},
         {"use_pact": False, "activation_quantize_type": "abs_max", "weight_quantize_type": "abs_max"},
+        {"algo_list": ["search"], "smoothing": True, "equalization": True, "round_type": "gptq"},
     ],
-    ids=["pact", "moving-average", "abs-max"],
+    ids=["pact", "moving-average", "abs-max", "from-treated"],
 )
 def test_qat_writes_a_checkpoint_that_computes_the_same(
     options: dict[str, Any], load_tiny: Load, encode: Encode, tmp_path: Path
@@ -117,39 +124,41 @@ def test_qat_writes_a_checkpoint_that_computes_the_same(
     assert not same_weights(load_tiny().model, load_model(str(result.folders[candidate.name])).model)
 
 
-class Killed(Exception):
-    """Stands for the signal: the training ends where it is."""
+@pytest.fixture(scope="module")
+def worker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("killed_run", Path(__file__).with_name("killed_run.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-class KillAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Killed
-
-
-@pytest.mark.parametrize("strategy", ["dynabert", "qat", "dynabert+qat"])
-def test_a_killed_run_ends_as_if_it_had_not_been(
-    strategy: str, load_tiny: Load, encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(
+    worker: ModuleType, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    whole = compress(load_tiny(num_attention_heads=4), encode, tmp_path / "whole", strategy)
-    original = StepTrainer.__init__
+    checkpoint = tiny_checkpoint(num_attention_heads=4)
+    whole = worker.compress(str(checkpoint), str(tmp_path / "whole"))
+    step = random.randint(4, 2 * worker.STEPS)  # of both trainings together; the first checkpoint is behind step 2
+    command = [sys.executable, worker.__file__, str(checkpoint), str(tmp_path / "killed"), str(step)]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    torn = [newest_checkpoint(folder) for folder in (tmp_path / "killed" / "training").iterdir()]
+    assert any(torn), f"killed at step {step}"
+    again = worker.compress(str(checkpoint), str(tmp_path / "killed"))
+    assert again.best.metric == whole.best.metric, f"killed at step {step}"
+    assert same_weights(again.best.model, whole.best.model), f"killed at step {step}"
+    assert (again.folders[again.best.name] / "model.safetensors").read_bytes() == (
+        whole.folders[whole.best.name] / "model.safetensors"
+    ).read_bytes()
 
-    def killed(self: StepTrainer, *arguments: Any) -> None:
-        original(self, *arguments)
-        self.add_callback(KillAt(5))
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(StepTrainer, "__init__", killed)
-        compress(load_tiny(num_attention_heads=4), encode, tmp_path / "killed", strategy)
-    torn = newest_checkpoint(next((tmp_path / "killed" / "training").glob("*/training.json")).parent)
-    assert torn is not None and torn.name == "checkpoint-4"
-    (torn / "trainer_state.json").write_text("{", encoding="utf-8")  # killed while it was writing this one
-    again = compress(load_tiny(num_attention_heads=4), encode, tmp_path / "killed", strategy)
-    assert again.best.metric == whole.best.metric
-    assert same_weights(again.best.model, whole.best.model)
+def test_a_checkpoint_that_was_being_written_is_not_continued_from(tmp_path: Path) -> None:
+    for step, state in ((2, "{}"), (4, "{}"), (6, '{"half')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(state, encoding="utf-8")
+    (tmp_path / "checkpoint-8").mkdir()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 
 
 def test_checkpoints_of_another_training_are_not_continued(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
