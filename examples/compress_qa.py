@@ -21,8 +21,11 @@ from compress_seq_cls import trains
 from task_data import read
 
 from qdq.compress import CompressionTrainer
+from qdq.data import Record
 from qdq.errors import ConfigError
 from qdq.model import load_model
+from qdq.tasks.answers import detect_scoring
+from qdq.tasks.extraction import Extraction, Window, windows
 
 # transformers/examples/research_projects/quantization-qdqbert: calibrate, fine-tune with fixed ranges, export.
 RECIPES = {
@@ -57,42 +60,38 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     loaded = load_model(data.model_name_or_path, task="question-answering")
     longest = min(data.max_seq_length, loaded.max_sequence)
     stride = min(data.doc_stride, longest // 2)
-    dev = read(data.dataset, "dev", "answers")[: data.max_eval_samples or None]
-    train = read(data.dataset, "train", "answers")[: data.max_train_samples or None] if trains(args) else []
-    cut = squad.windows(loaded.tokenizer, dev, longest, stride)
+    typed = "token_type_ids" in loaded.inputs
 
-    def evaluate(model: Any, loader: Any) -> float:
-        return answered(model, loader, cut, dev, data.max_answer_length)["f1"] / 100
+    def cut(split: str, limit: int) -> tuple[list[Record], list[Window]]:
+        found = squad.records(read(data.dataset, split, "answers")[: limit or None])
+        return found, windows(loaded.tokenizer, found, longest, stride, typed)
 
-    samples = [squad.labelled(w, train[w.question]) for w in squad.windows(loaded.tokenizer, train, longest, stride)]
+    dev, dev_windows = cut("dev", data.max_eval_samples)
+    train, train_windows = cut("train", data.max_train_samples) if trains(args) else ([], [])
+    scoring = detect_scoring([record.pair or "" for record in dev])
+    problem = Extraction(dev, dev_windows, scoring, scored=True, longest=data.max_answer_length)
     trainer = CompressionTrainer(
         model=loaded.model,
         args=args,
-        train_dataset=samples or None,
-        eval_dataset=[squad.labelled(window, dev[window.question]) for window in cut],
+        train_dataset=[squad.labelled(part, train[part.sample], loaded.inputs) for part in train_windows] or None,
+        eval_dataset=[squad.labelled(part, dev[part.sample], loaded.inputs) for part in dev_windows],
         tokenizer=loaded.tokenizer,
     )
-    return trainer.compress(custom_evaluate=evaluate)
+    return trainer.compress(custom_evaluate=lambda model, loader: answered(model, loader, problem)["f1"])
 
 
-def answered(
-    model: Any, loader: Any, cut: Sequence[squad.Window], rows: Sequence[Any], longest: int
-) -> dict[str, float]:
-    """Exact match and F1 of the best answer over each question's windows."""
-    found: dict[int, tuple[float, str]] = {}
+def answered(model: Any, loader: Any, problem: Extraction) -> dict[str, float]:
+    """exact_match and f1 of the best answer over each question's windows, by the official scorer."""
+    kept = []
     device = next(model.parameters()).device
-    done = 0
     with torch.no_grad():
         for batch in loader:
             inputs = {k: v.to(device) for k, v in batch.items() if not k.endswith("_positions")}
             output = model(**inputs)
-            starts, ends = output.start_logits.float().cpu().numpy(), output.end_logits.float().cpu().numpy()
-            for start, end in zip(starts, ends, strict=True):
-                window = cut[done]
-                score, text, _ = squad.best_answer(start, end, window, rows[window.question]["context"], longest)
-                found[window.question] = max(found.get(window.question, (float("-inf"), "")), (score, text))
-                done += 1
-    return squad.scores([found[number][1] for number in range(len(rows))], rows)
+            logits = {name: output[name].double().cpu().numpy() for name in ("start_logits", "end_logits")}
+            for row, mask in enumerate(batch["attention_mask"].bool().numpy()):
+                kept.append(problem.keep(len(kept), {name: values[row][mask] for name, values in logits.items()}))
+    return {name: metric() for name, metric in problem.metrics(kept).items()}
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import squad
 from engine_files import arguments, open_engine
 
+from qdq.data import Record
+from qdq.encode import pad
 from qdq.errors import DataError
+from qdq.tasks.extraction import Span, Window, best_span, windows
 
 
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
@@ -28,36 +29,31 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     if not context or not context.strip():
         raise DataError("no context; give --context TEXT or --context_file FILE")
     engine = open_engine(options.engine, options.target, options.threads)
-    rows = [{"question": question, "context": context} for question in options.question]
+    records = [Record(question, context) for question in options.question]
     longest = options.max_seq_length
-    cut = squad.windows(engine.tokenizer, rows, longest, longest // 3)
-    best: dict[int, tuple[float, str, tuple[int, int]]] = {}
+    cut = windows(engine.tokenizer, records, longest, longest // 3, "token_type_ids" in engine.inputs)
+    best: dict[int, Span] = {}
     for start in range(0, len(cut), options.batch_size):
         batch = cut[start : start + options.batch_size]
-        outputs = engine.run(padded(batch, engine.inputs, engine.tokenizer))
-        for row, window in enumerate(batch):
-            logits = outputs["start_logits"][row], outputs["end_logits"][row]
-            answer = squad.best_answer(*logits, window, context, options.max_answer_length)
-            best[window.question] = max(best.get(window.question, answer), answer)
+        feed = pad(engine.tokenizer, [part.tokens for part in batch], engine.inputs, max(map(size, batch)))
+        outputs = engine.run(feed)
+        for row, part in enumerate(batch):
+            logits = {name: outputs[name][row][: size(part)] for name in ("start_logits", "end_logits")}
+            span = best_span(part, logits, options.max_answer_length)
+            best[part.sample] = max(best.get(part.sample, span), span)
     found = []
-    for number, row in enumerate(rows):
-        score, text, (first, last) = best[number]
-        found.append(
-            {"question": row["question"], "answer": text, "start": first, "end": last, "score": round(score, 4)}
-        )
+    for number, record in enumerate(records):
+        score, first, last, _ = best[number]
+        answer = {"answer": context[first:last], "start": first, "end": last, "score": round(score, 4)}
+        found.append({"question": record.text, **answer})
     for answer_row in found:
         sys.stdout.write(json.dumps(answer_row, ensure_ascii=False) + "\n")
     return found
 
 
-def padded(batch: list[squad.Window], inputs: tuple[str, ...], tokenizer: Any) -> dict[str, Any]:
-    """int64 [B, S] arrays of the windows' inputs."""
-    length = max(len(window.inputs["input_ids"]) for window in batch)
-    fill = {"input_ids": tokenizer.pad_token_id or 0}
-    return {
-        name: np.array([row + [fill.get(name, 0)] * (length - len(row)) for row in (w.inputs[name] for w in batch)])
-        for name in inputs
-    }
+def size(window: Window) -> int:
+    """Tokens of a window."""
+    return len(window.offsets)
 
 
 if __name__ == "__main__":

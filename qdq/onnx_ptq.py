@@ -25,8 +25,8 @@ from qdq.calibrate.algorithms import Algorithm
 from qdq.calibrate.calibrators import HistogramCalibrator, amax_of
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches
-from qdq.compress.evaluators import accuracy, checked, span_scores
-from qdq.compress.ptq import algorithms
+from qdq.compress.evaluators import CustomEvaluate, accuracy, answer_evaluator, checked
+from qdq.compress.ptq import algorithms, treatments
 from qdq.compress.step import Candidate, CompressionResult
 from qdq.errors import ConfigError, DataError, QdqError
 from qdq.inject.quantizer import scale_of, weight_amax
@@ -90,12 +90,13 @@ def with_int32_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def evaluator_for(graph: OnnxModule, batches: Batches, custom: Callable[[nn.Module, Any], Any] | None) -> Evaluate:
-    """The caller's evaluator, or accuracy or span F1 by the graph's outputs. Raises ConfigError when neither fits."""
+def evaluator_for(graph: OnnxModule, batches: Batches, custom: CustomEvaluate | None, tokenizer: Any) -> Evaluate:
+    """The caller's evaluator, or accuracy or SQuAD's F1 by the graph's outputs. Raises ConfigError when none fits."""
     if custom is not None:
         return lambda model: checked(custom(model, batches.loader()), "custom_evaluate")
     if {"start_logits", "end_logits"} <= set(graph.outputs):
-        return lambda model: checked(span_scores(model, batches)["f1"], "span F1")
+        answers = answer_evaluator(tokenizer)
+        return lambda model: checked(answers(model, batches), "SQuAD F1")
     if graph.outputs == ("logits",) and "labels" in batches.dataset[0] and np.ndim(batches.dataset[0]["labels"]) == 0:
         return lambda model: checked(accuracy(model, batches), "accuracy")
     raise ConfigError(
@@ -137,11 +138,12 @@ def quantized_graph(
 
 
 def compress_file(
-    args: CompressionArguments, batches: Batches, custom: Callable[[nn.Module, Any], Any] | None
+    args: CompressionArguments, batches: Batches, custom: CustomEvaluate | None, tokenizer: Any = None
 ) -> CompressionResult:
     """Quantize the file with every combination of the PTQ lists and write each as ``<output_dir>/<name>/model.onnx``.
 
-    The result's candidates hold the quantized graphs as modules, best first. Raises ConfigError when the strategy is
+    `tokenizer` reads the answers of question answering. The result's candidates hold the quantized graphs as modules,
+    best first. Raises ConfigError when the strategy is
     not ptq or the file cannot be used.
     """
     if args.chosen_strategy.name != "ptq":
@@ -149,13 +151,15 @@ def compress_file(
             f"input_infer_model_path: an ONNX file can be quantized, not trained or pruned; strategy is "
             f"{args.strategy}, give ptq"
         )
+    if asked := treatments(args).asked:
+        raise ConfigError(f"{asked[0]}: needs a module, not input_infer_model_path; leave it out, or give model")
     path, output = Path(str(args.input_infer_model_path)), Path(str(args.output_dir))
     model = read_graph(path)
     try:
         linears = find_linears(model)
     except QdqError as error:
         raise ConfigError(f"input_infer_model_path: {path}: {error}") from error
-    evaluate = evaluator_for(module := OnnxModule(model), batches, custom)
+    evaluate = evaluator_for(module := OnnxModule(model), batches, custom, tokenizer)
     baseline = evaluate(module)
     tensors = list(dict.fromkeys(linear.activation for linear in linears))
     candidates = []

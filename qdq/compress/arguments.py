@@ -18,14 +18,12 @@ from qdq.compress.strategy import Strategy, parse_strategy
 from qdq.config import choice
 from qdq.errors import ConfigError
 from qdq.inject.spec import PLACEMENTS
-from qdq.options import TARGETS
+from qdq.options import SEARCH, TARGETS
+from qdq.ptq.settings import ACTIVATION_TYPES, ROUND_TYPES, WEIGHT_TYPES
 
 logger = logging.getLogger(__name__)
 
 INPUT_TYPES = ("int64", "int32")
-WEIGHT_TYPES = ("abs_max", "channel_wise_abs_max")
-ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max")
-ROUND_TYPES = ("round", "adaround")
 DEVICES = ("gpu", "cpu")
 DOCUMENTED_OPTIM = "adamw"
 
@@ -77,7 +75,7 @@ class CompressionArguments(TrainingArguments):
     # PTQ
     algo_list: list[str] = field(
         default_factory=lambda: ["mse", "KL"],
-        metadata=_help(f"ranges to try: {', '.join((*ALIASES, *ALGORITHMS))}"),
+        metadata=_help(f"ranges to try: {', '.join((*ALIASES, *ALGORITHMS, SEARCH))}"),
     )
     batch_num_list: list[BatchCount] = field(
         default_factory=lambda: [cast(BatchCount, 1)],
@@ -88,12 +86,15 @@ class CompressionArguments(TrainingArguments):
     activation_quantize_type: str | None = _option(
         None, f"{', '.join(ACTIVATION_TYPES)}; range_abs_max in ptq, moving_average_abs_max in qat"
     )
-    round_type: str = _option("round", "weight rounding: round or adaround (arXiv 2004.10568)")
+    round_type: str = _option("round", "weight rounding: round, adaround (arXiv 2004.10568) or gptq (arXiv 2210.17323)")
     bias_correction: bool = _option(False, "correct the mean error of quantized weights (arXiv 1810.05723)")
     # QAT
     use_pact: bool = _option(True, "learn the clipping of activations (PACT, arXiv 1805.06085)")
     moving_rate: float = _option(0.9, "decay of moving_average_abs_max")
     # Beyond the documented API
+    equalization: bool = _option(False, "ptq: equalize query against key and value against output channels")
+    smoothing: bool = _option(False, "ptq: divide outlier channels in front of linears (SmoothQuant)")
+    softmax_scale: bool = _option(False, "ptq: softmax outputs have the range 1 whatever the data")
     deploy: list[str] = field(
         default_factory=list,
         metadata=_help("targets to compile, benchmark and prepare for Triton at the end, for every candidate"),
@@ -128,7 +129,8 @@ class CompressionArguments(TrainingArguments):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: is empty; give at least one value")
         for algorithm in self.algo_list:
-            algorithm_named(algorithm, where="algo_list")
+            if algorithm != SEARCH:
+                algorithm_named(algorithm, where="algo_list")
         for target in self.deploy:
             choice(target, TARGETS, "deploy")
 

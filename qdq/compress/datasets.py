@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
@@ -105,7 +105,15 @@ class Batches:
 
     def of_size(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Batches of another size, on the training device."""
-        for batch in self.loader(batch_size):
+        yield from self._on_device(self.loader(batch_size))
+
+    def by_length(self) -> Iterator[dict[str, Tensor]]:
+        """All samples, shortest first, so that little is padding; for metrics, which do not depend on the order."""
+        order = sorted(range(len(self.dataset)), key=lambda index: len(self.dataset[index]["input_ids"]))
+        yield from self._on_device(DataLoader(Subset(self.dataset, order), self.batch_size, collate_fn=self.collate))
+
+    def _on_device(self, loader: DataLoader[Any]) -> Iterator[dict[str, Tensor]]:
+        for batch in loader:
             yield {name: tensor.to(self.device) for name, tensor in batch.items() if isinstance(tensor, Tensor)}
 
 

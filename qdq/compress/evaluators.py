@@ -1,25 +1,33 @@
-"""The built-in evaluators, chosen by model class: accuracy, entity F1, and SQuAD's F1 over tokens."""
+"""The built-in evaluators, chosen by model class: the metrics of `qdq.tasks` over the batches of a data set."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdq.compress.datasets import IGNORED_LABEL, Batches, labels_of, without_labels
 from qdq.errors import ConfigError, DataError
+from qdq.tasks.answers import detect_scoring, score_answer
+from qdq.tasks.entities import entity_scores
+from qdq.tasks.extraction import ANSWER_TOKENS, Window, best_span
+from qdq.tasks.metrics import mean_of
 
-MAX_ANSWER_LENGTH = 30  # tokens, as in run_squad
 CustomEvaluate = Callable[[nn.Module, Any], Any]
 
 
-def builtin_evaluator(model: PreTrainedModel) -> tuple[str, Callable[[nn.Module, Batches], float]]:
-    """(metric name, evaluator) for the class of `model`. Raises ConfigError for a class that has none."""
+def builtin_evaluator(
+    model: PreTrainedModel, tokenizer: Any = None
+) -> tuple[str, Callable[[nn.Module, Batches], float]]:
+    """(metric name, evaluator) for the class of `model`.
+
+    Raises ConfigError for a class that has none, and for question answering without a `tokenizer`.
+    """
     name = type(model).__name__
     labels = model.config.num_labels or 0
     if name.endswith("ForSequenceClassification") and labels > 1:
@@ -33,7 +41,7 @@ def builtin_evaluator(model: PreTrainedModel) -> tuple[str, Callable[[nn.Module,
             "model.config.id2label, or pass custom_evaluate to compress()"
         )
     if name.endswith("ForQuestionAnswering"):
-        return "span F1", lambda model, batches: span_scores(model, batches)["f1"]
+        return "SQuAD F1", answer_evaluator(tokenizer)
     raise ConfigError(
         f"{name}: has no built-in evaluator (there are accuracy, entity F1 and SQuAD's F1, for sequence "
         "classification, token classification and question answering); pass custom_evaluate to compress()"
@@ -56,12 +64,12 @@ def logits_of(output: Any) -> Any:
 
 
 def _predictions(model: nn.Module, batches: Batches) -> Iterable[tuple[dict[str, Tensor], Any]]:
-    """(batch, logits) for every batch, in eval mode and without gradients."""
+    """(batch, logits) for every batch, shortest samples first, in eval mode and without gradients."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for batch in batches:
+            for batch in batches.by_length():
                 yield batch, logits_of(model(**without_labels(batch)))
     finally:
         model.train(training)
@@ -69,18 +77,17 @@ def _predictions(model: nn.Module, batches: Batches) -> Iterable[tuple[dict[str,
 
 def accuracy(model: nn.Module, batches: Batches) -> float:
     """Share of samples whose largest logit is the label."""
-    right = total = 0
+    right: list[bool] = []
     for batch, logits in _predictions(model, batches):
         labels = labels_of(batch)
-        right += int((logits.argmax(-1) == labels).sum())
-        total += len(labels)
-    return right / total
+        if not isinstance(labels, Tensor) or labels.shape != logits.shape[:-1]:
+            raise DataError("accuracy needs one class per sample; for other labels pass custom_evaluate to compress()")
+        right += (logits.argmax(-1) == labels).tolist()
+    return mean_of(np.array(right))()
 
 
 def entity_f1(model: nn.Module, batches: Batches, tags: list[str]) -> float:
     """Entity-level micro F1 as conlleval computes it (seqeval); positions labelled -100 do not count."""
-    from seqeval.metrics import f1_score
-
     expected: list[list[str]] = []
     predicted: list[list[str]] = []
     for batch, logits in _predictions(model, batches):
@@ -90,41 +97,44 @@ def entity_f1(model: nn.Module, batches: Batches, tags: list[str]) -> float:
             kept = [(tags[label], tags[best]) for label, best in zip(row, guess, strict=True) if label != IGNORED_LABEL]
             expected.append([label for label, _ in kept])
             predicted.append([best for _, best in kept])
-    return float(f1_score(expected, predicted, zero_division=0))
+    return entity_scores(predicted, expected)["f1"]()
 
 
-def span_scores(model: nn.Module, batches: Batches) -> dict[str, float]:
-    """Exact match and F1 of the best span, over tokens: SQuAD's scores with tokens for words.
+def answer_evaluator(tokenizer: Any) -> Callable[[nn.Module, Batches], float]:
+    """F1 of `answer_scores` with the texts that `tokenizer` reads. Raises ConfigError without one."""
+    if tokenizer is None:
+        raise ConfigError("SQuAD's F1 compares texts: pass tokenizer to CompressionTrainer, or custom_evaluate")
+    return lambda model, batches: answer_scores(model, batches, tokenizer)["f1"]
 
-    The best span maximizes start + end logit among start <= end < start + 30; span (0, 0) is "no answer".
+
+def answer_scores(model: nn.Module, batches: Batches, tokenizer: Any) -> dict[str, float]:
+    """exact_match and f1 of the best spans by the official scorer of SQuAD, or CMRC 2018's for Chinese contexts.
+
+    A sample is a window with its start and end position; answers are the decoded tokens, and the span (0, 0) is no
+    answer. Windows of one question count one by one: to take the best of them, pass custom_evaluate.
     """
-    exact = overlap = 0.0
-    total = 0
+    pairs: list[tuple[str, str]] = []
+    contexts: list[str] = []
     for batch, (start, end) in _predictions(model, batches):
         starts, ends = labels_of(batch)
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-        for row in range(len(start)):
-            low, high = best_span(start[row][mask[row]], end[row][mask[row]])
-            ids = batch["input_ids"][row][mask[row]]
-            gold = (int(starts[row]), int(ends[row]))
-            exact += float((low, high) == gold)
-            overlap += token_f1(ids[low : high + 1].tolist(), ids[gold[0] : gold[1] + 1].tolist())
-            total += 1
-    return {"em": exact / total, "f1": overlap / total}
+        for row, kept in enumerate(mask):
+            ids = batch["input_ids"][row][kept].tolist()
+            outputs = {"start_logits": start[row][kept], "end_logits": end[row][kept]}
+            # Token numbers stand for characters here: a span of them is what comes back.
+            window = Window({}, len(pairs), tuple((index, index + 1) for index in range(len(ids))))
+            span = best_span(window, {k: v.double().cpu().numpy() for k, v in outputs.items()}, ANSWER_TOKENS["squad"])
+            gold = ids[int(starts[row]) : int(ends[row]) + 1] if int(ends[row]) else []
+            found = ids[span.first : span.last] if span.last > 1 else []
+            pairs.append((_text(tokenizer, found), _text(tokenizer, gold)))
+            contexts.append(_text(tokenizer, ids))
+    scoring = detect_scoring(contexts)
+    exact, f1 = np.array([score_answer(answer, [gold], scoring) for answer, gold in pairs]).T
+    return {"exact_match": mean_of(exact)(), "f1": mean_of(f1)()}
 
 
-def best_span(start: Tensor, end: Tensor, longest: int = MAX_ANSWER_LENGTH) -> tuple[int, int]:
-    """(first, last) token of the best span; `start` and `end` are logits [S]."""
-    scores = (start[:, None] + end[None, :]).double()
-    allowed = torch.ones_like(scores).triu().tril(longest - 1).bool()
-    best = int(scores.masked_fill(~allowed, -math.inf).argmax())
-    return best // len(end), best % len(end)
-
-
-def token_f1(predicted: list[int], expected: list[int]) -> float:
-    """F1 of two bags of tokens."""
-    common = sum((Counter(predicted) & Counter(expected)).values())
-    return 2 * common / (len(predicted) + len(expected)) if common else 0.0
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def checked(value: Any, what: str) -> float:

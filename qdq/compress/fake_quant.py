@@ -47,8 +47,8 @@ class PactQuantize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (scaled,), high = ctx.saved_tensors, ctx.high
         above, below = scaled > high, scaled < -high - 1
-        clip = (gradients[0] * above).sum() - (gradients[0] * below).sum() * ((high + 1) / high)
-        return gradients[0] * ~(above | below), clip, None
+        clip = gradients[0][above].sum() - gradients[0][below].sum() * ((high + 1) / high)  # few are clipped
+        return gradients[0].masked_fill(above | below, 0), clip, None
 
 
 class TrainedQuantizer(TensorQuantizer):

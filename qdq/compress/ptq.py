@@ -4,6 +4,8 @@ What the activation types mean for a graph with one scale per tensor: range_abs_
 abs_max, which PaddleNLP measures anew on every batch, is the largest magnitude of the calibration data; and
 moving_average_abs_max is the moving average of the batches' largest magnitudes. The last two leave the algorithms of
 `algo_list` nothing to choose.
+
+`algo_list` may name `search` as well, and the treatments are those of `qdq compile` (docs/calibration.md).
 """
 
 from __future__ import annotations
@@ -11,19 +13,22 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from qdq.calibrate.algorithms import Algorithm, algorithm_named
-from qdq.calibrate.calibrate import collect, freeze_weights, settle
+from qdq.calibrate.rebatch import MicroBatches
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, without_labels
 from qdq.compress.step import Candidate, Session
-from qdq.errors import ConfigError
 from qdq.inject import inject
 from qdq.inject.families import family_of
 from qdq.inject.spec import QuantSpec, named_spec
+from qdq.options import SEARCH
+from qdq.ptq.engine import finish, prepare
+from qdq.ptq.settings import Treatments
 
 
 class Ptq:
@@ -32,34 +37,28 @@ class Ptq:
     name = "ptq"
 
     def check(self, session: Session) -> None:
-        """Raise ModelError for an unsupported family, ConfigError for a treatment this step does not have."""
+        """Raise ModelError for an unsupported family."""
         family_of(session.model.config.model_type)
-        algorithms(session.args)
-        for name, value, plain in (
-            ("round_type", session.args.round_type, "round"),
-            ("bias_correction", session.args.bias_correction, False),
-        ):
-            if value != plain:
-                raise ConfigError(f"{name}: {value} is not available inside compress(); leave it at {plain}")
 
     def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
         """Every combination of the lists, the best one first; one pass over the data serves all algorithms."""
         args, spec = session.args, quant_spec(session.args)
+        found, treated = algorithms(args), treatments(args)
         made = []
         for size, count in itertools.product(args.batch_size_list, args.batch_num_list):
-            batches = calibration_batches(session.eval, size, count)
+            batches = MicroBatches.as_given(calibration_batches(session.eval, size, count))
             model = copy.deepcopy(candidate.model)
             model.train(False)
             inject(model, spec)
-            freeze_weights(model, spec.recalibrate_weights)
             with session.screen.stage("calibrate") as stage:
-                found = algorithms(args)
-                collected = collect(model, batches, list(found.values()), stage.progress)
-                stage.say(f"{collected.samples} samples, {collected.tokens} tokens")
+                prepared = prepare(model, batches, spec, list(found.values()), treated, stage.progress)
+                stage.say(f"{prepared.collected.samples} samples, {prepared.collected.tokens} tokens")
             for label, algorithm in found.items():
                 name = f"{label}-{size}x{'all' if count is None else count}"
-                table = settle(model, spec, collected, algorithm)
-                notes = {"float_metric": candidate.metric, "algorithm": label, "batch_size": size, "batch_num": count}
+                mine = replace(treated, clip_search=label == SEARCH)
+                table, _ = finish(replace(prepared, treatments=mine), algorithm, args.seed)
+                notes = {"float_metric": candidate.metric, "treatments": mine.asked}
+                notes |= {"algorithm": label, "batch_size": size, "batch_num": count}
                 with session.screen.stage(name) as stage:
                     metric = session.evaluate(model)
                     stage.say(f"{metric:.4f}")
@@ -77,10 +76,22 @@ def algorithms(args: CompressionArguments) -> dict[str, Algorithm]:
         return {"moving_average_abs_max": algorithm_named("moving_average", moving_rate=args.moving_rate)}
     found: dict[str, Algorithm] = {}
     for name in args.algo_list:
-        algorithm = algorithm_named(name, where="algo_list")
-        if algorithm not in found.values():
+        algorithm = algorithm_named("max" if name == SEARCH else name, where="algo_list")
+        if name == SEARCH or algorithm not in found.values():
             found[name] = algorithm
     return found
+
+
+def treatments(args: CompressionArguments) -> Treatments:
+    """What the arguments ask for beside ranges; `clip_search` when any algorithm is `search`."""
+    return Treatments(
+        equalization=args.equalization,
+        smoothing=args.smoothing,
+        clip_search=SEARCH in algorithms(args),
+        softmax_scale=args.softmax_scale,
+        round_type=args.round_type,
+        bias_correction=args.bias_correction,
+    )
 
 
 def quant_spec(args: CompressionArguments) -> QuantSpec:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from qdq.compress.fake_quant import RangeSettings, finish, make_trainable, train
 from qdq.compress.ptq import Ptq
 from qdq.compress.step import Candidate, Session
 from qdq.compress.training import fingerprint, train
+from qdq.ptq.engine import drop_rounding
 
 DISTILLED_SHARE = 0.9  # of the loss; the labels have the rest
 STATE_WEIGHT = 0.1  # of hidden states against logits, as in DynaBERT
@@ -105,6 +104,7 @@ class Qat:
         args = session.args
         kind = args.activation_quantize_type or "moving_average_abs_max"
         settings = RangeSettings(kind, args.moving_rate, args.use_pact)
+        drop_rounding(student)  # codes and bias shifts were made for weights that change now
         originals = make_trainable(student, settings)
         teacher = copy.deepcopy(candidate.model) if args.distillation else None
         if teacher is not None:
@@ -113,8 +113,7 @@ class Qat:
         module = QuantizedTraining(student, teacher, session)
         deciding = {"model": fingerprint(student), "ranges": settings, "distillation": args.distillation}
         folder = session.output / "training" / (f"{candidate.name}-qat" if candidate.name else "qat")
-        with without_dropout(student):
-            train(session, module, folder, deciding, RANGE_RATE, [FreezeRanges(module, args.freeze_observers)])
+        train(session, module, folder, deciding, RANGE_RATE, [FreezeRanges(module, args.freeze_observers)])
         finish(student, originals)
         student.train(False)
         table = summarise(student, "qat", None, start.table.samples, start.table.tokens)
@@ -124,16 +123,3 @@ class Qat:
             made = made.scored(session.evaluate(student))
             stage.say(f"{made.metric:.4f}; {start.metric:.4f} before training")
         return [made]
-
-
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Train without dropout: it widens activations by 1 / (1 - p), ranges would follow what inference never sees."""
-    kept = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-    try:
-        for module, _ in kept:
-            module.p = 0.0
-        yield
-    finally:
-        for module, p in kept:
-            module.p = p

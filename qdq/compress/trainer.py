@@ -136,7 +136,7 @@ class CompressionTrainer(Trainer):
 
     def _evaluator(self, custom: CustomEvaluate | None, batches: Batches) -> Evaluate:
         if custom is None:
-            name, function = builtin_evaluator(self._given)
+            name, function = builtin_evaluator(self._given, self.processing_class)
             return lambda model: checked(function(model, batches), name)
 
         def evaluate(model: nn.Module) -> float:
@@ -212,7 +212,7 @@ class CompressionTrainer(Trainer):
         batches = Batches(
             self.eval_dataset, self.data_collator, self.args.per_device_eval_batch_size, torch.device("cpu")
         )
-        result = compress_file(self.args, batches, evaluate)
+        result = compress_file(self.args, batches, evaluate, self.processing_class)
         if self.is_world_process_zero():
             show_result(Screen(), result)
         return result

@@ -52,13 +52,13 @@ class FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         scaled = x / scale
-        ctx.save_for_backward((scaled >= low) & (scaled <= high))
-        return torch.round(scaled).clamp_(low, high).mul_(scale)
+        ctx.save_for_backward((scaled < low) | (scaled > high))
+        return scaled.round_().clamp_(low, high).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None
+        (outside,) = ctx.saved_tensors
+        return gradients[0].masked_fill(outside, 0), None, None, None
 
 
 class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstream

@@ -60,6 +60,12 @@ class Treatments:
         """Whether weights or biases change after ranges are known."""
         return self.round_type != "round" or self.bias_correction
 
+    @property
+    def asked(self) -> list[str]:
+        """Names of what is done: "smoothing", "adaround"."""
+        rounding = [] if self.round_type == "round" else [self.round_type]
+        return [name for name, value in asdict(self).items() if value is True] + rounding
+
     def as_json(self) -> dict[str, Any]:
         """Plain JSON value."""
         return asdict(self)

@@ -126,10 +126,16 @@ class Extraction(Problem):
     token_level = ("start_logits", "end_logits")
 
     def __init__(
-        self, records: Sequence[Record], parts: Sequence[Window], scoring: Scoring, scored: bool, reason: str = ""
+        self,
+        records: Sequence[Record],
+        parts: Sequence[Window],
+        scoring: Scoring,
+        scored: bool,
+        reason: str = "",
+        longest: int | None = None,
     ) -> None:
         self._records, self._windows, self._scoring, self._scored = records, parts, scoring, scored
-        self._longest = ANSWER_TOKENS[scoring]
+        self._longest = longest or ANSWER_TOKENS[scoring]
         self._may_be_empty = any(record.answers == () for record in records)  # SQuAD 2.0
         self.main, self.reason = ("f1" if scored else ""), reason
 

@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from transformers import default_data_collator
 
 from qdq.checkpoint import load_checkpoint
 from qdq.compress.arguments import CompressionArguments
-from qdq.compress.evaluators import best_span, token_f1
+from qdq.compress.datasets import Batches
+from qdq.compress.evaluators import answer_scores, builtin_evaluator
 from qdq.compress.trainer import CompressionTrainer
 from qdq.errors import ConfigError, DataError
 from qdq.model import LoadedModel
+from qdq.ptq import rounding
+from qdq.ptq.engine import treatment_tensors
 
 Load = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]
@@ -60,6 +64,37 @@ def test_ptq_writes_a_checkpoint_that_computes_the_same(load_tiny: Load, encode:
     table = json.loads((tmp_path / "compression.json").read_text())
     assert table["best"] == best.name
     assert [row["metric"] for row in table["candidates"]] == [one.metric for one in result.candidates]
+
+
+TREATED = {
+    "algo_list": ["search", "mse"],
+    "round_type": "adaround",
+    "bias_correction": True,
+    "equalization": True,
+    "smoothing": True,
+    "softmax_scale": True,
+}
+
+
+def test_ptq_treats_weights_as_compile_does(
+    load_tiny: Load, encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same engine: what a treated candidate's checkpoint holds, and that only `search` searches clips."""
+    monkeypatch.setattr(rounding, "ADAROUND_STEPS", 5)
+    loaded = load_tiny()
+    data = samples(loaded, encode)
+    args = arguments(tmp_path, batch_num_list=[None], **TREATED)
+    result = CompressionTrainer(loaded.model, args, eval_dataset=data, tokenizer=loaded.tokenizer).compress()
+    found = {candidate.notes["algorithm"]: candidate for candidate in result.candidates}
+    everything = ["equalization", "smoothing", "clip_search", "softmax_scale", "bias_correction", "adaround"]
+    assert found["search"].notes["treatments"] == everything
+    assert "clip_search" not in found["mse"].notes["treatments"]
+    for candidate in result.candidates:
+        again, _, _ = load_checkpoint(result.folders[candidate.name])
+        kinds = {name.rpartition(".")[2] for name in treatment_tensors(again.model)}
+        assert {"_row_scale", "_column_scale", "_codes", "_bias_shift"} <= kinds
+        with torch.no_grad():
+            assert torch.equal(again.model(**encode(loaded)).logits, candidate.model(**encode(loaded)).logits)
 
 
 def test_tensor_dataset_is_the_same_data(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
@@ -118,12 +153,34 @@ def test_bad_input_is_found_first(load_tiny: Load, encode: Encode, tmp_path: Pat
     assert not (tmp_path / "out" / "compression.json").exists()
 
 
-def test_best_span_respects_order_and_length() -> None:
-    start, end = torch.tensor([0.0, 5.0, 0.0, 1.0]), torch.tensor([4.0, 0.0, 2.0, 3.0])
-    assert best_span(start, end) == (1, 3)
-    assert best_span(start, end, longest=2) == (1, 2)
+class Pointer(nn.Module):
+    """Start and end logits that point at fixed positions, whatever the input."""
+
+    def __init__(self, spans: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.spans = dict(enumerate(spans))
+
+    def forward(self, input_ids: torch.Tensor, **others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        starts, ends = torch.zeros(2, *input_ids.shape)
+        for row, ids in enumerate(input_ids):
+            first, last = self.spans[int(ids[0])]
+            starts[row, first] = ends[row, last] = 9.0
+        return starts, ends
 
 
-def test_token_f1() -> None:
-    assert token_f1([1, 2, 2], [2, 2, 3]) == pytest.approx(2 / 3)
-    assert token_f1([1], [2]) == 0.0
+def test_answers_are_scored_by_the_official_rules(load_tiny: Load) -> None:
+    """Articles and punctuation do not count, a wrong word costs what SQuAD's F1 says, (0, 0) is no answer."""
+    tokenizer = load_tiny().tokenizer
+    words = tokenizer.convert_tokens_to_ids(["the", "cat", "finds", "blue", "house", "."])
+    texts = [[0, *words], [1, *words], [2, *words]]
+    gold = [(2, 3), (4, 5), (0, 0)]  # "cat finds", "blue house", none
+    data = [
+        {"input_ids": ids, "attention_mask": [1] * 7, "start_positions": span[0], "end_positions": span[1]}
+        for ids, span in zip(texts, gold, strict=True)
+    ]
+    batches = Batches(data, default_data_collator, 2, torch.device("cpu"))
+    found = answer_scores(Pointer([(1, 3), (5, 6), (0, 0)]), batches, tokenizer)  # "the cat finds", "house ."
+    assert found["exact_match"] == pytest.approx(2 / 3)
+    assert found["f1"] == pytest.approx((1 + 2 / 3 + 1) / 3)
+    with pytest.raises(ConfigError, match="pass tokenizer"):
+        builtin_evaluator(load_tiny("bert", "question-answering").model)

@@ -39,25 +39,6 @@ def labelled(tmp_path: Path, sentences: tuple[str, ...]) -> Path:
     return folder
 
 
-def test_a_classifier_from_files_to_answers(
-    example: Load, labelled: Path, tiny_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    flags = ("--dataset", labelled, "--model_name_or_path", tiny_checkpoint("bert", num_hidden_layers=1))
-    out = tmp_path / "out"
-    result = example("compress_seq_cls").main([*map(str, flags), "--output_dir", str(out), *PTQ])
-    assert [candidate.notes["algorithm"] for candidate in result.candidates] == ["abs_max"]
-    settings = DeploySettings(("openvino",), batch=2, sequence=32, threads=1, bench_seconds=0.2)
-    report = deploy(out, settings, Screen())
-    (row,) = report["engines"]
-    assert row["best"] and row["p50_ms"] > 0
-    assert Path(row["triton"]).is_dir()
-    assert json.loads((out / "deployment.json").read_text()) == report
-    words = ["--engine", row["work"], "--threads", "1", "--text", "the cat sat", "a dog ran"]
-    answers = example("infer_seq_cls").main(words)
-    assert [answer["text"] for answer in answers] == ["the cat sat", "a dog ran"]
-    assert all(answer["label"] in ("LABEL_0", "LABEL_1") and 0.5 <= answer["score"] <= 1 for answer in answers)
-
-
 def test_config_gives_the_defaults_of_the_data_set_and_the_command_line_wins(example: Load, labelled: Path) -> None:
     command_line = example("command_line")
     words = ["--dataset", str(labelled), "--model_name_or_path", "m", "--output_dir", "o", "--device", "cpu"]
@@ -106,42 +87,26 @@ def squad_file(folder: Path) -> None:
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_question_answering_scores_whole_answers(
-    example: Load, tiny_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    squad_file(tmp_path)
-    model = tiny_checkpoint("bert", "question-answering", num_hidden_layers=1)
-    words = ["--dataset", str(tmp_path), "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
-    assert 0 <= example("compress_qa").main([*words, *PTQ]).best.metric <= 1
-
-
 def test_windows_hold_the_answer_they_are_labelled_with(
     example: Load, tmp_path: Path, load_tiny: Callable[..., Any]
 ) -> None:
-    """A model that points exactly at the labels is scored 100; windows without the answer are labelled (0, 0)."""
+    """A model that points exactly at the labels is scored 1; windows without the answer are labelled (0, 0)."""
     import numpy as np
+
+    from qdq.tasks.extraction import Extraction, windows
 
     squad = example("squad")
     squad_file(tmp_path)
-    rows = example("task_data").read(str(tmp_path), "dev", "answers")
-    cut = squad.windows(load_tiny().tokenizer, rows, 14, 4)
-    assert len(cut) > len(rows)  # more windows than questions
-    texts: dict[int, tuple[float, str]] = {}
-    for window in cut:
-        label = squad.labelled(window, rows[window.question])
-        logits = np.full((2, len(window.offsets) + 3), -9.0)  # with padding behind
+    records = squad.records(example("task_data").read(str(tmp_path), "dev", "answers"))
+    cut = windows(load_tiny().tokenizer, records, 14, 4, typed=True)
+    assert len(cut) > len(records)  # more windows than questions
+    problem, kept = Extraction(records, cut, "squad", scored=True, longest=10), []
+    for number, window in enumerate(cut):
+        label = squad.labelled(window, records[window.sample], ["input_ids"])
+        logits = np.full((2, len(window.offsets)), -9.0)
         logits[0, label["start_positions"]] = logits[1, label["end_positions"]] = 9.0
-        score, text, _ = squad.best_answer(*logits, window, rows[window.question]["context"], 10)
-        texts[window.question] = max(texts.get(window.question, (-1e9, "")), (score, text))
-    assert squad.scores([texts[i][1] for i in range(len(rows))], rows) == {"em": 100.0, "f1": 100.0}
-
-
-def test_scores_follow_squad_and_count_characters_in_chinese(example: Load) -> None:
-    squad = example("squad")
-    gold = {"answers": {"text": ["The red house", "house"]}}
-    assert squad.scores(["a red house!"], [gold]) == {"em": 100.0, "f1": 100.0}
-    assert squad.scores(["big house"], [gold])["f1"] == pytest.approx(200 / 3)
-    assert squad.scores(["北京市"], [{"answers": {"text": ["北京"]}}])["f1"] == pytest.approx(80)
+        kept.append(problem.keep(number, {"start_logits": logits[0], "end_logits": logits[1]}))
+    assert {name: metric() for name, metric in problem.metrics(kept).items()} == {"exact_match": 1.0, "f1": 1.0}
 
 
 def test_deploy_needs_a_finished_compression(tmp_path: Path) -> None:

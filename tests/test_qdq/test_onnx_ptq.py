@@ -92,6 +92,8 @@ def test_files_and_strategies_that_do_not_fit(graph: Path, load_tiny: Load, enco
     data = rows(load_tiny, encode)
     with pytest.raises(ConfigError, match=r"can be quantized, not trained or pruned; strategy is dynabert\+ptq"):
         run(graph, tmp_path, data, "dynabert+ptq")
+    with pytest.raises(ConfigError, match="bias_correction: needs a module"):
+        run(graph, tmp_path, data, bias_correction=True)
     with pytest.raises(ConfigError, match="cannot be read as ONNX"):
         run(tmp_path / "no.onnx", tmp_path, data)
     with pytest.raises(DataError, match="has no column 'attention_mask'"):
