@@ -37,7 +37,9 @@ def main() -> None:
     feeds = workload(tokenizer, records, inputs, options.batch, options.sequence, 5)
     named = dict(entry.split("=", 1) for entry in options.engines)
     contestants = [Contestant(name, "openvino", _open(Path(folder), options.threads)) for name, folder in named.items()]
-    settings = BenchSettings(options.batch, options.sequence, budget_s=options.seconds, threads=options.threads)
+    settings = BenchSettings(
+        options.batch, options.sequence, budget_s=options.seconds, threads=options.threads, base=contestants[0].name
+    )
     report = bench(contestants, feeds, settings, versions())
     write_json(options.out, report)
 

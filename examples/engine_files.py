@@ -8,6 +8,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from engines.interface import interface
+from qdq.artifacts import read_json
+from qdq.compress.deploy import DEPLOYMENT, ENGINES
 from qdq.errors import ConfigError, DataError
 from qdq.source import read_config
 
@@ -29,7 +31,12 @@ class Engine:
 
 
 def open_engine(work: Path, target: str | None, threads: int = 0) -> Engine:
-    """The engine of a work directory. Raises ConfigError when there is none, BuildError when it cannot be loaded."""
+    """The engine of a work directory, of the best candidate for the output_dir of a deployed compression.
+
+    Raises ConfigError when there is none, BuildError when it cannot be loaded.
+    """
+    if (work / DEPLOYMENT).is_file():
+        work = work / ENGINES / read_json(work / DEPLOYMENT)["best"]
     built = [name for name in TARGETS if (work / name / "build.json").is_file()]
     if not built or (target is not None and target not in built):
         raise ConfigError(f"{work}: has {', '.join(built) or 'no'} engine; run 'qdq compile --out {work}' first")
@@ -62,7 +69,9 @@ def _runner(folder: Path, target: str, threads: int) -> Any:
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The flags the three scripts share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, required=True, help="work directory of qdq compile")
+    parser.add_argument(
+        "--engine", type=Path, required=True, help="work directory of qdq compile, or output_dir of compress"
+    )
     parser.add_argument("--target", choices=TARGETS, help="which of its engines (default: the first there is)")
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=8)

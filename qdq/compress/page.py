@@ -57,15 +57,19 @@ def _candidates(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _benchmark(result: Mapping[str, Any]) -> Iterator[str]:
-    """Engines in one interleaved run, by their median against the first one's."""
-    contestants = result["contestants"]
-    base = next(iter(contestants.values()))["latency_ms"]["p50"]
-    yield "| engine | p50 ms | faster |"
-    yield "|---|---|---|"
+    """Engines in one interleaved run, against the first one; with the engines' own metric where it was measured."""
+    contestants, scores = result["contestants"], result.get("scores", {})
+    base = next(iter(contestants))
+    yield "| engine | p50 ms | faster | metric | points |"
+    yield "|---|---|---|---|---|"
     for name, entry in contestants.items():
-        p50 = entry["latency_ms"]["p50"]
-        yield f"| {name} | {p50:.1f} | {base / p50:.2f} |"
-    yield f"\n{_where(result)}, {result['threads']} threads."
+        found = scores.get(name)
+        metric = ("–", "–") if found is None else (f"{found:.4f}", f"{100 * (found - scores['fp32']):+.2f}")
+        cells = [name, f"{entry['latency_ms']['p50']:.1f}", f"{entry['speedup'][base]:.2f}", *metric]
+        yield f"| {' | '.join(cells)} |"
+    if "fp32" in scores:
+        yield f"| FP32 | – | – | {scores['fp32']:.4f} | |"
+    yield f"\n{_where(result)}, {result['threads']} threads; faster is the median of per-round ratios to {base}."
 
 
 def _walkthrough(result: Mapping[str, Any]) -> Iterator[str]:

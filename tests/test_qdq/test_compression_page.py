@@ -1,14 +1,21 @@
-"""docs/compression.md: its tables are what the committed JSON gives, its scripts and steps exist."""
+"""docs/compression.md: its commands run, its tables are what the committed JSON gives, its scripts and steps exist."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qdq.compress.page import BEGIN, END, PAGE, ROOT, load_results, render
+from qdq.compress.results import CASES, PARTS, Places, chosen, measure, training_command
 from qdq.compress.strategy import STEPS
-from qdq.errors import DeployError
+from qdq.errors import ConfigError, DeployError
 
 
 def test_the_tables_are_what_the_results_give() -> None:
@@ -34,3 +41,119 @@ def test_every_kind_of_result_has_a_table() -> None:
         render(f"{BEGIN}\n{END}", {"odd": {"x": 1}})
     with pytest.raises(DeployError, match="restore the markers"):
         render("nothing", {})
+
+
+# What makes a command of the page fit a tiny model and a short test.
+SMALL = {
+    "compress": "--max_steps 2 --device cpu --report_to none --disable_tqdm True --batch_num_list 1",
+    "deploy": "--batch 2 --sequence 32 --threads 1 --bench-seconds 0.1",
+    "infer": "--threads 1 --max_seq_length 32",
+}
+ONE_CANDIDATE = "--algo_list abs_max --batch_size_list 4"
+TAGS = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}
+
+
+def commands() -> list[list[str]]:
+    """Every command of the page's ```bash blocks as words."""
+    found = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    lines = "\n".join(found).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def made_small(words: list[str]) -> list[str]:
+    """A command's words with what makes it short; lists it has typed itself stay."""
+    kind = next(kind for kind in (*SMALL, "custom") if kind in " ".join(words[:3]))
+    extra = SMALL["compress" if kind == "custom" else kind]
+    if kind == "compress":
+        extra += " --max_seq_length 32" + ("" if "--algo_list" in words else f" {ONE_CANDIDATE}")
+    return [*words, *extra.split()]
+
+
+def run_here(words: list[str]) -> Any:
+    """Run ``python FILE …`` or ``python -m MODULE …`` in this process; returns what its main does."""
+    assert words[0] == "python"
+    name, rest = (words[2], words[3:]) if words[1] == "-m" else (Path(words[1]).stem, words[2:])
+    return importlib.import_module(name).main(rest)
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Callable[..., Path], sentences: tuple[str, ...]
+) -> Path:
+    """A folder with the models and data that the page's commands name; it is the working directory."""
+    models = {
+        "my-mrpc": ("text-classification", {}),
+        "my-ner": ("token-classification", TAGS),
+        "my-squad": ("question-answering", {}),
+    }
+    for name, (task, more) in models.items():
+        (tmp_path / name).symlink_to(tiny_checkpoint("bert", task, num_hidden_layers=1, num_attention_heads=4, **more))
+    pairs = [f"{i % 2}\t{i}\t{i}\t{text}\t{text}" for i, text in enumerate(sentences[:16])]
+    context = "the cat sat in the house and the dog ran"
+    answer = {"text": "the house", "answer_start": context.index("the house")}
+    question = {"context": context, "qas": [{"id": "q", "question": "where", "answers": [answer]}]}
+    contents = {
+        "mrpc/{}.tsv": "\n".join(["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *pairs]),
+        "conll/{}.txt": "the O\ncat B-PER\nsat I-PER\n\na O\ndog B-PER\nran O\n",
+        "squad/{}.json": json.dumps({"data": [{"title": "t", "paragraphs": [question] * 4}]}),
+    }
+    for pattern, content in contents.items():
+        for split in ("train", "dev"):
+            path = tmp_path / "data" / pattern.format(split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_commands_run_as_they_stand(place: Path) -> None:
+    """Pruned, calibrated, trained, deployed, and asked: every command of the page, shortened."""
+    found = commands()
+    assert len(found) == 10
+    results = [run_here(made_small(words)) for words in found]
+    for words, result in zip(found, results, strict=True):
+        if "--output_dir" in words:
+            folder = place / words[words.index("--output_dir") + 1]
+            assert json.loads((folder / "compression.json").read_text())["best"] == result.best.name
+            assert 0 <= result.best.metric <= 1
+        elif "qdq.compress.deploy" in words:
+            (row,) = json.loads((place / words[3] / "deployment.json").read_text())["engines"]
+            assert row["best"] and row["p50_ms"] > 0 and Path(row["triton"]).is_dir()
+            assert row["target"] == words[words.index("--target") + 1]
+    (label,), (answer,) = (result for words, result in zip(found, results, strict=True) if "infer" in words[1])
+    assert label["text"] == "first text" and 0.5 <= label["score"] <= 1
+    assert answer["answer"] == "the cat sat in the house"[answer["start"] : answer["end"]]
+
+
+def test_every_part_is_a_command_its_script_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    command_line = importlib.import_module("command_line")
+    places = Places(Path("../shared"), Path("build/compression"), Path("results"))
+    assert chosen([]) == [(model, part) for model in CASES for part in PARTS]
+    for model, part in chosen([]):
+        if part != "engines":
+            script, *words = training_command(places, model, part)
+            assert (ROOT / script).is_file()
+            data, args = command_line.parse({}, words)
+            assert args.chosen_strategy.name == words[words.index("--strategy") + 1]
+            assert not args.chosen_strategy.trains or args.max_steps > 0  # a budget in steps, not in seconds
+            assert data.max_seq_length == 128
+    with pytest.raises(ConfigError, match="--only"):
+        chosen(["minilm-mrpc:qta"])
+
+
+def test_a_part_is_recorded_with_its_command(tmp_path: Path) -> None:
+    places = Places(tmp_path / "shared", tmp_path / "work", tmp_path / "results")
+
+    def run(words: tuple[str, ...]) -> None:
+        out = Path(words[words.index("--output_dir") + 1])
+        out.mkdir(parents=True)
+        (out / "compression.json").write_text(json.dumps({"baseline": 0.8, "best": "a", "candidates": []}))
+
+    written = json.loads(measure(places, "minilm-mrpc", "qat", run).read_text())
+    assert written["command"].startswith("python examples/compress_seq_cls.py --dataset ")
+    assert (written["baseline"], written["versions"]["torch"].count(".")) == (0.8, 2)
+    with pytest.raises(ConfigError, match="needs minilm-mrpc:ptq-cpu"):
+        measure(places, "minilm-mrpc", "engines", run)
