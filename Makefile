@@ -17,6 +17,7 @@
 #|   make proof      prove the TensorRT graphs without a GPU: docs/tensorrt.md
 #|   make profile    measure the cost pictures of docs/performance.md anew
 #|   make accuracy   measure what docs/accuracy.md lacks, and write it
+#|   make compression  the same for docs/compression.md: trainings and engines
 #|   make lock       renew constraints.txt from the ranges in pyproject.toml
 #|
 #| Variables of engine and bench (`.venv/bin/qdq compile --help` has details):
@@ -148,6 +149,10 @@ accuracy: setup
 	  $(VENV)/bin/python -m qdq.effects --model $(SHARED)/models/minilm-mrpc --calibration $(SHARED)/data/mrpc/train.tsv \
 	  --eval-data $(SHARED)/data/mrpc/dev.tsv --out docs/results/accuracy/effects/minilm-mrpc.json > /dev/null
 	@$(VENV)/bin/python -m qdq.accuracy --shared $(SHARED)
+
+.PHONY: compression
+compression: setup
+	@$(VENV)/bin/python -m qdq.compress.results --shared $(SHARED)
 
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,

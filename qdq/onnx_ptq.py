@@ -25,7 +25,7 @@ from qdq.calibrate.algorithms import Algorithm
 from qdq.calibrate.calibrators import HistogramCalibrator, amax_of
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches
-from qdq.compress.evaluators import CustomEvaluate, accuracy, answer_evaluator, checked
+from qdq.compress.evaluators import CustomEvaluate, Score, accuracy, answer_evaluator, checked
 from qdq.compress.ptq import algorithms, treatments
 from qdq.compress.step import Candidate, CompressionResult
 from qdq.errors import ConfigError, DataError, QdqError
@@ -96,9 +96,9 @@ def evaluator_for(graph: OnnxModule, batches: Batches, custom: CustomEvaluate | 
         return lambda model: checked(custom(model, batches.loader()), "custom_evaluate")
     if {"start_logits", "end_logits"} <= set(graph.outputs):
         answers = answer_evaluator(tokenizer)
-        return lambda model: checked(answers(model, batches), "SQuAD F1")
+        return lambda model: Score(answers(model, batches), "SQuAD F1")
     if graph.outputs == ("logits",) and "labels" in batches.dataset[0] and np.ndim(batches.dataset[0]["labels"]) == 0:
-        return lambda model: checked(accuracy(model, batches), "accuracy")
+        return lambda model: Score(accuracy(model, batches), "accuracy")
     raise ConfigError(
         f"input_infer_model_path: no built-in evaluator fits outputs {', '.join(graph.outputs)} and this data; pass "
         "custom_evaluate to compress()"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
@@ -115,6 +115,37 @@ class Batches:
     def _on_device(self, loader: DataLoader[Any]) -> Iterator[dict[str, Tensor]]:
         for batch in loader:
             yield {name: tensor.to(self.device) for name, tensor in batch.items() if isinstance(tensor, Tensor)}
+
+
+class LengthGrouped(Sampler[int]):
+    """Sample numbers in which every `batch_size` neighbours are of similar length, the batches in random order.
+
+    The order depends on seed and epoch alone, so that a run that continues sees the batches it would have seen:
+    transformers' own sampler takes it from the global random state, and leaves every fiftieth of an epoch sorted.
+    """
+
+    BATCHES_SORTED = 32  # at once: enough for little padding, few enough that a batch's company changes every epoch
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer says which epoch follows."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1000 + self.epoch)
+        order: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
+        size = self.batch_size * self.BATCHES_SORTED
+        parts = [sorted(order[i : i + size], key=lambda n: self.lengths[n]) for i in range(0, len(order), size)]
+        order = [number for part in parts for number in part]
+        whole = len(order) // self.batch_size  # a smaller batch at the end stays there
+        batches = torch.randperm(whole, generator=generator).tolist()
+        for batch in [*batches, *range(whole, -(-len(order) // self.batch_size))]:
+            yield from order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
 def without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ class DynaBert:
         teacher = candidate.model
         sizes = sizes_at(teacher, session.args.widths)
         student = copy.deepcopy(teacher)
+        student.requires_grad_(True)  # the teacher of an earlier call is frozen
         self._rewire(session, student)
         switch = make_elastic(student)
         module = WidthDistillation(student, switch, teacher, sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,25 @@ from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import detect_scoring, score_answer
 from qdq.tasks.entities import entity_scores
 from qdq.tasks.extraction import ANSWER_TOKENS, Window, best_span
-from qdq.tasks.metrics import mean_of
+from qdq.tasks.metrics import Metric, classification, mean_of
 
 CustomEvaluate = Callable[[nn.Module, Any], Any]
+Evaluator = Callable[[nn.Module, Batches], dict[str, float]]  # metrics by name, the one that decides first
 
 
-def builtin_evaluator(
-    model: PreTrainedModel, tokenizer: Any = None
-) -> tuple[str, Callable[[nn.Module, Batches], float]]:
+class Score(float):
+    """The metric that decides, with all that were computed in `metrics`."""
+
+    metrics: dict[str, float]
+
+    def __new__(cls, metrics: dict[str, float], what: str) -> Score:
+        """Raises DataError when the first metric is not finite; `what` names it."""
+        score = super().__new__(cls, checked(next(iter(metrics.values())), what))
+        score.metrics = metrics
+        return score
+
+
+def builtin_evaluator(model: PreTrainedModel, tokenizer: Any = None) -> tuple[str, Evaluator]:
     """(metric name, evaluator) for the class of `model`.
 
     Raises ConfigError for a class that has none, and for question answering without a `tokenizer`.
@@ -75,19 +86,27 @@ def _predictions(model: nn.Module, batches: Batches) -> Iterable[tuple[dict[str,
         model.train(training)
 
 
-def accuracy(model: nn.Module, batches: Batches) -> float:
-    """Share of samples whose largest logit is the label."""
-    right: list[bool] = []
+def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:
+    """accuracy, and F1 as `qdq.tasks.metrics.classification` has it."""
+    predicted: list[int] = []
+    gold: list[int] = []
+    classes = 0
     for batch, logits in _predictions(model, batches):
         labels = labels_of(batch)
         if not isinstance(labels, Tensor) or labels.shape != logits.shape[:-1]:
             raise DataError("accuracy needs one class per sample; for other labels pass custom_evaluate to compress()")
-        right += (logits.argmax(-1) == labels).tolist()
-    return mean_of(np.array(right))()
+        predicted += logits.argmax(-1).tolist()
+        gold += labels.tolist()
+        classes = logits.shape[-1]
+    return _values(classification(np.array(predicted), np.array(gold), classes))
 
 
-def entity_f1(model: nn.Module, batches: Batches, tags: list[str]) -> float:
-    """Entity-level micro F1 as conlleval computes it (seqeval); positions labelled -100 do not count."""
+def _values(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    return {name: metric() for name, metric in metrics.items()}
+
+
+def entity_f1(model: nn.Module, batches: Batches, tags: list[str]) -> dict[str, float]:
+    """Entity-level micro F1 as conlleval computes it (seqeval), and its parts; positions labelled -100 do not count."""
     expected: list[list[str]] = []
     predicted: list[list[str]] = []
     for batch, logits in _predictions(model, batches):
@@ -97,18 +116,18 @@ def entity_f1(model: nn.Module, batches: Batches, tags: list[str]) -> float:
             kept = [(tags[label], tags[best]) for label, best in zip(row, guess, strict=True) if label != IGNORED_LABEL]
             expected.append([label for label, _ in kept])
             predicted.append([best for _, best in kept])
-    return entity_scores(predicted, expected)["f1"]()
+    return _values(entity_scores(predicted, expected))
 
 
-def answer_evaluator(tokenizer: Any) -> Callable[[nn.Module, Batches], float]:
-    """F1 of `answer_scores` with the texts that `tokenizer` reads. Raises ConfigError without one."""
+def answer_evaluator(tokenizer: Any) -> Evaluator:
+    """`answer_scores` with the texts that `tokenizer` reads. Raises ConfigError without one."""
     if tokenizer is None:
         raise ConfigError("SQuAD's F1 compares texts: pass tokenizer to CompressionTrainer, or custom_evaluate")
-    return lambda model, batches: answer_scores(model, batches, tokenizer)["f1"]
+    return lambda model, batches: answer_scores(model, batches, tokenizer)
 
 
 def answer_scores(model: nn.Module, batches: Batches, tokenizer: Any) -> dict[str, float]:
-    """exact_match and f1 of the best spans by the official scorer of SQuAD, or CMRC 2018's for Chinese contexts.
+    """f1 and exact_match of the best spans by the official scorer of SQuAD, or CMRC 2018's for Chinese contexts.
 
     A sample is a window with its start and end position; answers are the decoded tokens, and the span (0, 0) is no
     answer. Windows of one question count one by one: to take the best of them, pass custom_evaluate.
@@ -130,7 +149,7 @@ def answer_scores(model: nn.Module, batches: Batches, tokenizer: Any) -> dict[st
             contexts.append(_text(tokenizer, ids))
     scoring = detect_scoring(contexts)
     exact, f1 = np.array([score_answer(answer, [gold], scoring) for answer, gold in pairs]).T
-    return {"exact_match": mean_of(exact)(), "f1": mean_of(f1)()}
+    return {"f1": mean_of(f1)(), "exact_match": mean_of(exact)()}
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:

@@ -44,10 +44,12 @@ class PactQuantize(torch.autograd.Function):
         return torch.round(scaled).clamp_(-high - 1, high).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (scaled,), high = ctx.saved_tensors, ctx.high
         above, below = scaled > high, scaled < -high - 1
-        clip = gradients[0][above].sum() - gradients[0][below].sum() * ((high + 1) / high)  # few are clipped
+        clip = None
+        if ctx.needs_input_grad[1]:  # not once ranges are frozen; few elements are clipped
+            clip = gradients[0][above].sum() - gradients[0][below].sum() * ((high + 1) / high)
         return gradients[0].masked_fill(above | below, 0), clip, None
 
 

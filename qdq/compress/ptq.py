@@ -14,6 +14,7 @@ import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class Ptq:
                 name = f"{label}-{size}x{'all' if count is None else count}"
                 mine = replace(treated, clip_search=label == SEARCH)
                 table, _ = finish(replace(prepared, treatments=mine), algorithm, args.seed)
-                notes = {"float_metric": candidate.metric, "treatments": mine.asked}
+                notes: dict[str, Any] = {"float_metric": candidate.metric, "treatments": mine.asked}
                 notes |= {"algorithm": label, "batch_size": size, "batch_num": count}
                 with session.screen.stage(name) as stage:
                     metric = session.evaluate(model)

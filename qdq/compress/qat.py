@@ -112,6 +112,7 @@ class Qat:
             teacher.requires_grad_(False)
         module = QuantizedTraining(student, teacher, session)
         deciding = {"model": fingerprint(student), "ranges": settings, "distillation": args.distillation}
+        deciding["freeze_observers"] = args.freeze_observers
         folder = session.output / "training" / (f"{candidate.name}-qat" if candidate.name else "qat")
         train(session, module, folder, deciding, RANGE_RATE, [FreezeRanges(module, args.freeze_observers)])
         finish(student, originals)

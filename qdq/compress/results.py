@@ -57,7 +57,7 @@ TRAINING: Words = (
     *("--weight_decay", "0.01", "--logging_steps", "50", "--save_steps", "100", "--disable_tqdm", "True"),
 )
 DYNABERT: Words = (*TRAINING, "--learning_rate", "1e-4", "--max_steps", "600")
-QAT: Words = (*TRAINING, "--learning_rate", "3e-5", "--max_steps", "200")
+QAT: Words = (*TRAINING, "--learning_rate", "3e-5", "--max_steps", "230", "--freeze_observers", "0.5")
 WIDTHS = ("3/4", "2/3")
 
 # Part -> flags of the model's script. `engines` comes after the parts whose candidates it compiles.

@@ -122,6 +122,7 @@ class CompressionResult:
             {
                 "name": candidate.name,
                 "metric": candidate.metric,
+                "metrics": getattr(candidate.metric, "metrics", {}),  # of a built-in evaluator
                 "drop": None if candidate.metric is None else self.baseline - candidate.metric,
                 "notes": dict(candidate.notes),
                 "folder": str(self.folders[candidate.name].name) if candidate.name in self.folders else None,

@@ -15,7 +15,7 @@ from qdq.artifacts import write_json
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, check_labels, named
 from qdq.compress.deploy import DeploySettings, deploy
-from qdq.compress.evaluators import CustomEvaluate, builtin_evaluator, checked
+from qdq.compress.evaluators import CustomEvaluate, Score, builtin_evaluator, checked
 from qdq.compress.loss import CalcLoss, Criterion, TaskLoss
 from qdq.compress.saving import save_candidate
 from qdq.compress.show import show_result
@@ -137,7 +137,7 @@ class CompressionTrainer(Trainer):
     def _evaluator(self, custom: CustomEvaluate | None, batches: Batches) -> Evaluate:
         if custom is None:
             name, function = builtin_evaluator(self._given, self.processing_class)
-            return lambda model: checked(function(model, batches), name)
+            return lambda model: Score(function(model, batches), name)
 
         def evaluate(model: nn.Module) -> float:
             training = model.training

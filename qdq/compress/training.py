@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from qdq.artifacts import write_json
+from qdq.compress.datasets import LengthGrouped
 from qdq.compress.step import Session
 from qdq.errors import ConfigError
 
@@ -25,7 +26,7 @@ CHECKPOINTS_KEPT = 2  # the newest may be half-written when the run is killed
 DECIDING = (
     *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "warmup_ratio"),
-    *("warmup_steps", "seed", "optim"),
+    *("warmup_steps", "seed", "optim", "train_sampling_strategy"),
 )
 
 
@@ -55,6 +56,14 @@ class StepTrainer(Trainer):
             rate = self.args.learning_rate * self.range_rate
             optimizer.add_param_group({"params": ranges, "weight_decay": 0.0, "lr": rate})
         return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """`LengthGrouped` for train_sampling_strategy=group_by_length."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(dataset[index]["input_ids"]) for index in range(len(dataset))]
+        return LengthGrouped(lengths, self.args.train_batch_size, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Tensors only: a shared parameter is stored once, and nothing is pickled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 from transformers import default_data_collator
 
 from qdq.checkpoint import load_checkpoint
 from qdq.compress.arguments import CompressionArguments
-from qdq.compress.datasets import Batches
+from qdq.compress.datasets import Batches, LengthGrouped
 from qdq.compress.evaluators import answer_scores, builtin_evaluator
 from qdq.compress.trainer import CompressionTrainer
 from qdq.errors import ConfigError, DataError
@@ -64,6 +67,7 @@ def test_ptq_writes_a_checkpoint_that_computes_the_same(load_tiny: Load, encode:
     table = json.loads((tmp_path / "compression.json").read_text())
     assert table["best"] == best.name
     assert [row["metric"] for row in table["candidates"]] == [one.metric for one in result.candidates]
+    assert [row["metrics"]["accuracy"] for row in table["candidates"]] == [one.metric for one in result.candidates]
 
 
 TREATED = {
@@ -151,6 +155,24 @@ def test_bad_input_is_found_first(load_tiny: Load, encode: Encode, tmp_path: Pat
     with pytest.raises(ConfigError, match="criterion: is str"):
         trainer(criterion="mse")
     assert not (tmp_path / "out" / "compression.json").exists()
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=200), st.integers(1, 8), st.integers(0, 3))
+def test_grouping_by_length_takes_every_sample_once_in_the_same_order(
+    lengths: list[int], batch_size: int, epoch: int
+) -> None:
+    sampler = LengthGrouped(lengths, batch_size, seed=42)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(lengths)))
+    torch.manual_seed(len(lengths))  # a run that continues has another global random state
+    again = LengthGrouped(lengths, batch_size, seed=42)
+    again.set_epoch(epoch)
+    assert list(again) == order
+    if len(lengths) <= batch_size * LengthGrouped.BATCHES_SORTED:  # one part: batches do not overlap in length
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        spans = sorted((min(lengths[n] for n in b), max(lengths[n] for n in b)) for b in batches)
+        assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
 
 
 class Pointer(nn.Module):
