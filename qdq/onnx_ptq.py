@@ -96,9 +96,9 @@ def evaluator_for(graph: OnnxModule, batches: Batches, custom: CustomEvaluate | 
         return lambda model: checked(custom(model, batches.loader()), "custom_evaluate")
     if {"start_logits", "end_logits"} <= set(graph.outputs):
         answers = answer_evaluator(tokenizer)
-        return lambda model: Score(answers(model, batches), "SQuAD F1")
+        return lambda model: Score.of(answers(model, batches), "SQuAD F1")
     if graph.outputs == ("logits",) and "labels" in batches.dataset[0] and np.ndim(batches.dataset[0]["labels"]) == 0:
-        return lambda model: Score(accuracy(model, batches), "accuracy")
+        return lambda model: Score.of(accuracy(model, batches), "accuracy")
     raise ConfigError(
         f"input_infer_model_path: no built-in evaluator fits outputs {', '.join(graph.outputs)} and this data; pass "
         "custom_evaluate to compress()"

@@ -109,12 +109,19 @@ class Batches:
 
     def by_length(self) -> Iterator[dict[str, Tensor]]:
         """All samples, shortest first, so that little is padding; for metrics, which do not depend on the order."""
-        order = sorted(range(len(self.dataset)), key=lambda index: len(self.dataset[index]["input_ids"]))
+        lengths = lengths_of(self.dataset)
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         yield from self._on_device(DataLoader(Subset(self.dataset, order), self.batch_size, collate_fn=self.collate))
 
     def _on_device(self, loader: DataLoader[Any]) -> Iterator[dict[str, Tensor]]:
         for batch in loader:
             yield {name: tensor.to(self.device) for name, tensor in batch.items() if isinstance(tensor, Tensor)}
+
+
+def lengths_of(dataset: Any) -> list[int]:
+    """Tokens of every sample; all the same where samples have no input_ids."""
+    samples = (dataset[index] for index in range(len(dataset)))
+    return [len(sample["input_ids"]) if "input_ids" in sample else 0 for sample in samples]
 
 
 class LengthGrouped(Sampler[int]):

@@ -25,11 +25,12 @@ Evaluator = Callable[[nn.Module, Batches], dict[str, float]]  # metrics by name,
 class Score(float):
     """The metric that decides, with all that were computed in `metrics`."""
 
-    metrics: dict[str, float]
+    metrics: Mapping[str, float] = {}
 
-    def __new__(cls, metrics: dict[str, float], what: str) -> Score:
-        """Raises DataError when the first metric is not finite; `what` names it."""
-        score = super().__new__(cls, checked(next(iter(metrics.values())), what))
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], what: str) -> Score:
+        """The first of `metrics`, and all of them. Raises DataError when it is not finite; `what` names it."""
+        score = cls(checked(next(iter(metrics.values())), what))
         score.metrics = metrics
         return score
 

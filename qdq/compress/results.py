@@ -121,7 +121,7 @@ def measure_engines(places: Places, model: str, run: Run) -> dict[str, Any]:
     data, base = places.shared / "data" / CASES[model].data / CASES[model].dev, places.output(model, "engines")
     folders: dict[str, Path] = {}
     for name, checkpoint in _deployed(places, model).items():
-        folders[name] = base / name
+        folders[name] = base / checkpoint.name
         target = ("--target", "openvino", "--out", str(folders[name]), "--eval-data", str(data))
         run(("-m", "qdq.cli", "compile", "--model", str(checkpoint), *target, "--bench-seconds", "1"))
     original = str(places.shared / "models" / model)

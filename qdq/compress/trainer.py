@@ -137,7 +137,7 @@ class CompressionTrainer(Trainer):
     def _evaluator(self, custom: CustomEvaluate | None, batches: Batches) -> Evaluate:
         if custom is None:
             name, function = builtin_evaluator(self._given, self.processing_class)
-            return lambda model: Score(function(model, batches), name)
+            return lambda model: Score.of(function(model, batches), name)
 
         def evaluate(model: nn.Module) -> float:
             training = model.training

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from qdq.artifacts import write_json
-from qdq.compress.datasets import LengthGrouped
+from qdq.compress.datasets import LengthGrouped, lengths_of
 from qdq.compress.step import Session
 from qdq.errors import ConfigError
 
@@ -61,8 +61,7 @@ class StepTrainer(Trainer):
         """`LengthGrouped` for train_sampling_strategy=group_by_length."""
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(dataset[index]["input_ids"]) for index in range(len(dataset))]
+        lengths = lengths_of(self.train_dataset if train_dataset is None else train_dataset)
         return LengthGrouped(lengths, self.args.train_batch_size, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
