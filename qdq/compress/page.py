@@ -53,7 +53,8 @@ def _candidates(result: Mapping[str, Any]) -> Iterator[str]:
         points = f"{-100 * row['drop']:+.2f}"
         yield f"| {row['name']}{mark} | {row['metric']:.4f} | {points} | {row['parameters'] / 1e6:.2f} |"
     if "command" in result:
-        yield f"\n`{result['command']}`"
+        took = f" ({result['minutes']} minutes)" if "minutes" in result else ""
+        yield f"\n`{result['command']}`{took}"
 
 
 def _benchmark(result: Mapping[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -106,11 +107,13 @@ def training_command(places: Places, model: str, part: str) -> Words:
 
 
 def measure_training(places: Places, model: str, part: str, run: Run) -> dict[str, Any]:
-    """Run a script; the content of its compression.json with the command and the versions."""
-    command = training_command(places, model, part)
+    """Run a script; the content of its compression.json with command, versions, and minutes unless it continued."""
+    command, output = training_command(places, model, part), places.output(model, part)
+    continued, start = output.exists(), time.monotonic()
     run(command)
-    found = read_json(places.output(model, part) / "compression.json")
-    return {**found, "command": f"python {shlex.join(command)}", "versions": versions()}
+    minutes = {} if continued else {"minutes": round((time.monotonic() - start) / 60, 1)}
+    found = read_json(output / "compression.json")
+    return {**found, **minutes, "command": f"python {shlex.join(command)}", "versions": versions()}
 
 
 def measure_engines(places: Places, model: str, run: Run) -> dict[str, Any]:
