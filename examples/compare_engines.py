@@ -38,7 +38,7 @@ def main() -> None:
     named = dict(entry.split("=", 1) for entry in options.engines)
     contestants = [Contestant(name, "openvino", _open(Path(folder), options.threads)) for name, folder in named.items()]
     settings = BenchSettings(
-        options.batch, options.sequence, budget_s=options.seconds, threads=options.threads, base=contestants[0].name
+        options.batch, options.sequence, budget_s=options.seconds, threads=options.threads, bases=(contestants[0].name,)
     )
     report = bench(contestants, feeds, settings, versions())
     write_json(options.out, report)
