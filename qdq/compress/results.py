@@ -57,7 +57,7 @@ TRAINING: Words = (
     *("--train_sampling_strategy", "group_by_length", "--max_seq_length", "128", "--warmup_ratio", "0.1"),
     *("--weight_decay", "0.01", "--logging_steps", "50", "--save_steps", "100", "--disable_tqdm", "True"),
 )
-DYNABERT: Words = (*TRAINING, "--learning_rate", "1e-4", "--max_steps", "600")
+DYNABERT: Words = (*TRAINING, "--learning_rate", "1e-4", "--max_steps", "450")
 QAT: Words = (*TRAINING, "--learning_rate", "3e-5", "--max_steps", "230", "--freeze_observers", "0.5")
 WIDTHS = ("3/4", "2/3")
 
