@@ -44,10 +44,12 @@ def test_every_kind_of_result_has_a_table() -> None:
 
 
 # What makes a command of the page fit a tiny model and a short test.
+TRAINED = "--max_steps 2 --device cpu --report_to none --disable_tqdm True --batch_num_list 1"
 SMALL = {
-    "compress": "--max_steps 2 --device cpu --report_to none --disable_tqdm True --batch_num_list 1",
     "deploy": "--batch 2 --sequence 32 --threads 1 --bench-seconds 0.1",
     "infer": "--threads 1 --max_seq_length 32",
+    "custom": TRAINED,
+    "compress": f"{TRAINED} --max_seq_length 32",
 }
 ONE_CANDIDATE = "--algo_list abs_max --batch_size_list 4"
 TAGS = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}
@@ -57,16 +59,14 @@ def commands() -> list[list[str]]:
     """Every command of the page's ```bash blocks as words."""
     found = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     lines = "\n".join(found).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines]
+    return [shlex.split(line) for line in lines if line]
 
 
 def made_small(words: list[str]) -> list[str]:
     """A command's words with what makes it short; lists it has typed itself stay."""
-    kind = next(kind for kind in (*SMALL, "custom") if kind in " ".join(words[:3]))
-    extra = SMALL["compress" if kind == "custom" else kind]
-    if kind == "compress":
-        extra += " --max_seq_length 32" + ("" if "--algo_list" in words else f" {ONE_CANDIDATE}")
-    return [*words, *extra.split()]
+    kind = next(kind for kind in SMALL if kind in " ".join(words[:3]))
+    one = ONE_CANDIDATE if kind in ("custom", "compress") and "--algo_list" not in words else ""
+    return [*words, *SMALL[kind].split(), *one.split()]
 
 
 def run_here(words: list[str]) -> Any:
@@ -104,6 +104,8 @@ def place(
             path.write_text(content, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    encoder = tiny_checkpoint("bert", "feature-extraction", num_attention_heads=4)  # in the place of the bundled one
+    monkeypatch.setattr(importlib.import_module("custom_model"), "resolve", lambda name: (encoder, name))
     return tmp_path
 
 
