@@ -67,6 +67,7 @@ class CompressionTrainer(Trainer):
                 raise ConfigError("model: is missing; give a model, or input_infer_model_path with strategy ptq")
             model = nn.Identity()  # Trainer insists on a module; an ONNX file is quantized instead
         super().__init__(model, args, *positional, **options)
+        self.label_names = self.label_names or ["labels"]  # a class of the user's own may take none in its forward
         self.criterion: Criterion | None = criterion
         if isinstance(criterion, nn.Module):
             criterion.to(args.device)
