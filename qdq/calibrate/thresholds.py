@@ -25,6 +25,7 @@ LARGEST_CODE = 127
 # steps of 3 %. Paddle searches 0.3 to 1.0 in steps of 0.02 and pytorch-quantization from 1/16 on: neither reaches the
 # optimum of a residual stream whose outliers are 300 times its bulk.
 CANDIDATES_PER_OCTAVE, CANDIDATES = 24, 240
+MOST_BINS = 2048  # of one FP16 step at the largest magnitude
 ENTROPY_LEVELS = 128  # quantized magnitudes of 8 bits, as TensorRT and pytorch-quantization count them
 ENTROPY_CANDIDATES = 240  # of up to 2048 possible thresholds, evenly spread; stride 1 costs eight times as much
 POINTS_AT_ONCE = 16  # bounds the memory of a search to about 40 MB whatever the model
@@ -94,50 +95,53 @@ def entropy_of(counts: Counts, candidates: int = ENTROPY_CANDIDATES) -> Tensor:
     no element falls between two. As there, the first bin is given the count of the second: exact zeros (ReLU, padding)
     would otherwise decide.
     """
-    found = []
-    for row, largest in zip(counts.counts, counts.largest.tolist(), strict=True):
-        histogram, width = linear_histogram(row, largest)
-        found.append(width * _entropy_bins(histogram, candidates))
-    return torch.tensor(found, dtype=torch.float64)
+    histograms, widths, bins = linear_histograms(counts)
+    return widths * entropy_bins(histograms, bins, candidates)
 
 
-def linear_histogram(row: Tensor, largest: float) -> tuple[Tensor, float]:
-    """The counts of one point [31744] in up to 2048 equally wide bins (float64), and their width."""
-    top = min(largest, LARGEST_FP16)
-    exponent = max(math.frexp(top)[1], -13)  # top <= 2**exponent; below 2**-14 FP16 has one step for all
-    width = 2.0 ** (exponent - 11)
-    bins = max(int(top / width) + 1, ENTROPY_LEVELS)
-    index = (magnitudes() / width).long().clamp(max=bins - 1)
-    return torch.zeros(bins, dtype=torch.float64).index_add_(0, index, row.double()), width
+def linear_histograms(counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
+    """The counts of P points in up to 2048 equally wide bins: float64 [P, 2048], their widths [P], how many [P]."""
+    top = counts.largest.clamp(max=LARGEST_FP16)
+    exponent = torch.frexp(top).exponent.clamp(min=-13)  # top <= 2**exponent; below 2**-14 FP16 has one step for all
+    widths = torch.ldexp(torch.ones_like(top), exponent - 11)
+    bins = ((top / widths).long() + 1).clamp(min=ENTROPY_LEVELS)
+    index = torch.minimum((magnitudes() / widths[:, None]).long(), bins[:, None] - 1)
+    histograms = torch.zeros(len(counts), MOST_BINS, dtype=torch.float64)
+    return histograms.scatter_add_(1, index, counts.counts.double()), widths, bins
 
 
-def _entropy_bins(histogram: Tensor, candidates: int) -> int:
-    """How many bins to keep of one point's histogram; the last of equally good ones."""
-    possible = len(histogram) - ENTROPY_LEVELS + 1
-    even = torch.linspace(ENTROPY_LEVELS, len(histogram), min(candidates, possible), dtype=torch.float64)
-    stops = torch.unique_consecutive(even.round().long())
-    best = len(stops) - 1 - int(divergences(histogram, stops).flip(0).argmin())
-    return int(stops[best])
+def entropy_bins(histograms: Tensor, bins: Tensor, candidates: int) -> Tensor:
+    """How many of the `bins` [P] of each histogram [P, B] to keep, int64 [P]; the last of equally good ones."""
+    stops = candidate_stops(bins, candidates)
+    best = stops.shape[1] - 1 - divergences(histograms, stops).flip(1).argmin(1, keepdim=True)
+    return stops.gather(1, best).squeeze(1)
 
 
-def divergences(histogram: Tensor, stops: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of keeping the first `stops` [C] bins of `histogram`: float64 [C].
+def candidate_stops(bins: Tensor, candidates: int) -> Tensor:
+    """[P, candidates] numbers of bins to keep, evenly spread from 128 to all of `bins` [P]; some repeat when few."""
+    steps = torch.arange(candidates, dtype=torch.float64) / max(1, candidates - 1)
+    return (ENTROPY_LEVELS + (bins[:, None] - ENTROPY_LEVELS) * steps).round().long()
+
+
+def divergences(histograms: Tensor, stops: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of keeping the first `stops` [P, C] bins of `histograms` [P, B]: float64 [P, C].
 
     Sums over bins are differences of prefix sums at the borders of the 128 groups, so nothing is visited twice.
     """
-    histogram = histogram.clone()
-    histogram[0] = histogram[1]
-    total = histogram.sum()
+    histograms = histograms.clone()
+    histograms[:, 0] = histograms[:, 1]
+    total = histograms.sum(1, keepdim=True)
+    sums, filled, entropy = (_prefix(x) for x in (histograms, (histograms > 0).double(), _xlogx(histograms)))
     # Group borders as numpy.digitize(range(i), linspace(0, i, 129)) draws them: ceil(k * i / 128).
-    edges = -(-(torch.arange(ENTROPY_LEVELS + 1) * stops[:, None]) // ENTROPY_LEVELS)  # [C, 129]
-    mass, filled = _prefix(histogram)[edges].diff(dim=1), _prefix((histogram > 0).double())[edges].diff(dim=1)
-    clipped, last = total - _prefix(histogram)[stops], histogram[stops - 1]
+    edges = -(-(torch.arange(ENTROPY_LEVELS + 1) * stops[:, :, None]) // ENTROPY_LEVELS)  # [P, C, 129]
+    mass, occupied = _between(sums, edges), _between(filled, edges)
+    clipped, last = total - sums.gather(1, stops), histograms.gather(1, stops - 1)
     # sum p log p over the kept bins, the last one with the clipped elements; sum p log q by groups of equal q
-    p_log_p = _prefix(_xlogx(histogram))[stops] - _xlogx(last) + _xlogx(last + clipped)
-    q = torch.where(filled > 0, mass / filled.clamp(min=1), 1.0)
+    p_log_p = entropy.gather(1, stops) - _xlogx(last) + _xlogx(last + clipped)
+    q = torch.where(occupied > 0, mass / occupied.clamp(min=1), 1.0)
     reference = mass.clone()
-    reference[:, -1] += clipped
-    found = (p_log_p - (reference * q.log()).sum(1)) / total - total.log() + (total - clipped).clamp(min=1).log()
+    reference[:, :, -1] += clipped
+    found = (p_log_p - (reference * q.log()).sum(2)) / total - total.log() + (total - clipped).clamp(min=1).log()
     # An empty last bin that receives clipped elements has q = 0 where p > 0.
     return torch.where((last == 0) & (clipped > 0), torch.inf, found)
 
@@ -175,10 +179,12 @@ def quantization_error(counts: Counts, scales: Tensor, power: int) -> Tensor:
     if power == 2:
         zeroth, once, twice = (_between(prefix, edges) for prefix in sums)
         return (twice - 2 * centers * once + centers**2 * zeroth).sum(2).clamp(min=0)
-    middle = boundary_index(centers)
-    below = [_between(prefix, torch.stack([edges[..., :-1], middle], -1).flatten(2))[..., ::2] for prefix in sums]
-    above = [_between(prefix, torch.stack([middle, edges[..., 1:]], -1).flatten(2))[..., ::2] for prefix in sums]
-    return (centers * below[0] - below[1] + above[1] - centers * above[0]).sum(2).clamp(min=0)
+    (zero_edge, zero_middle), (one_edge, one_middle) = (
+        (_at(prefix, edges), _at(prefix, boundary_index(centers))) for prefix in sums
+    )
+    below = centers * (zero_middle - zero_edge[..., :-1]) - (one_middle - one_edge[..., :-1])
+    above = (one_edge[..., 1:] - one_middle) - centers * (zero_edge[..., 1:] - zero_middle)
+    return (below + above).sum(2).clamp(min=0)
 
 
 def scale_for(amax: Tensor) -> Tensor:
@@ -194,14 +200,21 @@ def magnitudes() -> Tensor:
 
 
 def boundary_index(boundaries: Tensor) -> Tensor:
-    """Index of the first FP16 magnitude that is not below each boundary (31744 when all are)."""
-    return torch.searchsorted(magnitudes(), boundaries)
+    """Index of the first FP16 magnitude that is not below each boundary (31744 when all are).
+
+    A magnitude's index is its bit pattern, so rounding finds what a search would: the nearest one, or the next.
+    """
+    nearest = boundaries.half()
+    return nearest.view(torch.int16).long() + (nearest.double() < boundaries)
 
 
 def _between(prefix: Tensor, edges: Tensor) -> Tensor:
     """Sums of [P, K+1] prefix sums between neighbouring `edges` [P, C, n+1]: [P, C, n]."""
-    flat = prefix.gather(1, edges.flatten(1)).view(edges.shape)
-    return flat.diff(dim=2)
+    return _at(prefix, edges).diff(dim=2)
+
+
+def _at(prefix: Tensor, edges: Tensor) -> Tensor:
+    return prefix.gather(1, edges.flatten(1)).view(edges.shape)
 
 
 def _prefix(values: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from qdq.calibrate.calibrators import HistogramCalibrator, amax_of
 from qdq.calibrate.thresholds import (
     ENTROPY_CANDIDATES,
     Counts,
-    _entropy_bins,
     candidate_thresholds,
     divergences,
-    linear_histogram,
+    entropy_bins,
+    linear_histograms,
     quantization_error,
     scale_for,
 )
@@ -98,20 +98,23 @@ def test_emd_is_scipys_earth_movers_distance() -> None:
 def test_entropy_is_pytorch_quantizations(name: str) -> None:
     """The reference tool's own function on the same histogram, at every threshold it tries."""
     counts = counted(sample(name, size=4000))
-    histogram, width = linear_histogram(counts.counts[0], float(counts.largest[0]))
+    (histogram,), (width,), _ = (
+        tensor.tolist() if tensor.dim() == 1 else tensor for tensor in linear_histograms(counts)
+    )
     histogram = histogram[:600]  # the reference loops in Python; a prefix of a histogram is a histogram
     edges = np.arange(601) * width
     expected = float(_compute_amax_entropy(histogram.numpy().astype(np.int64), edges, 8, False))
-    assert _entropy_bins(histogram, candidates=10_000) * width == pytest.approx(expected)
+    kept = int(entropy_bins(histogram[None], torch.tensor([600]), candidates=10_000))
+    assert kept * width == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["normal", "laplace", "outliers"])
 def test_entropy_tries_enough_thresholds(name: str) -> None:
     """The default tries an even selection; the best of all loses hardly less information."""
     counts = counted(sample(name, size=200_000))
-    histogram, _ = linear_histogram(counts.counts[0], float(counts.largest[0]))
-    best = float(divergences(histogram, torch.arange(128, len(histogram) + 1)).min())
-    chosen = divergences(histogram, torch.tensor([_entropy_bins(histogram, ENTROPY_CANDIDATES)]))
+    histograms, _, bins = linear_histograms(counts)
+    best = float(divergences(histograms, torch.arange(128, int(bins) + 1)[None]).min())
+    chosen = divergences(histograms, entropy_bins(histograms, bins, ENTROPY_CANDIDATES)[:, None])
     assert float(chosen) <= 1.05 * best + 1e-6
 
 
@@ -119,7 +122,8 @@ def test_the_linear_histogram_holds_every_element_in_its_own_bin() -> None:
     for top in (1.0, 1.4990234375, 1.9990234375, 300.25, 65504.0, 2.0**-24, 3e-6):
         values = np.linspace(0, top, 5000).astype(np.float16).astype(np.float32)
         counts = counted(values)
-        histogram, width = linear_histogram(counts.counts[0], float(counts.largest[0]))
+        (histogram,), (width,), (bins,) = linear_histograms(counts)
+        histogram, width = histogram[: int(bins)], float(width)
         expected = np.bincount((values.astype(np.float64) / width).astype(np.int64), minlength=len(histogram))
         assert histogram.tolist() == expected.tolist()
 
