@@ -42,7 +42,8 @@ def prove(out: Path, options: Sequence[str]) -> dict[str, Any]:
     from qdq.cli import AS_FAR_AS_POSSIBLE, DONE, main
 
     graph = out / "tensorrt" / "model.onnx"
-    code = main(["compile", *options, "--out", str(out), "--target", "tensorrt"])
+    words = ["--out", str(out), "--target", "tensorrt", "--placement", "qdqbert"]
+    code = main(["compile", *options, *words])
     if code not in (DONE, AS_FAR_AS_POSSIBLE) or not graph.is_file():
         raise DeployError(f"{out}: qdq compile failed; its message is above")
     return {
