@@ -22,7 +22,7 @@ from qdq.inject import quantizers
 from qdq.inject.quantizer import TREATMENTS, QuantLinear
 from qdq.inject.spec import QuantSpec
 from qdq.ptq.clip import search_clips
-from qdq.ptq.equalize import equalize
+from qdq.ptq.equalize import context_readers, equalize
 from qdq.ptq.observe import Group, Observed, observe
 from qdq.ptq.rounding import correct_biases, round_weights
 from qdq.ptq.settings import Treatments
@@ -66,7 +66,8 @@ def prepare(
             report["equalization"] = equalize(module, observed)
         if treatments.smoothing:
             share = 1.0 if treatments.round_type == "round" else COMPENSATED
-            report["smoothing"] = [_smooth(group, share) for group in observed.groups]
+            kept = context_readers(module, observed)
+            report["smoothing"] = [_smooth(group, share) for group in observed.groups if group.name not in kept]
     if treatments.equalization or treatments.smoothing:
         freeze_weights(module)
     collected = collect(module, batches, algorithms, progress)

@@ -60,6 +60,17 @@ def equalize(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
     return decisions
 
 
+def context_readers(module: nn.Module, observed: Observed) -> set[str]:
+    """Names of the groups that read an attention's context.
+
+    A multiplication there would stand between the second attention matmul and its quantizer: TensorRT then fuses no
+    INT8 attention (`qdq check`), and equalization has already taken what it can for nothing.
+    """
+    consumers = {name: group for group in observed.groups for name in group.linears}
+    found = (_consumer(path, consumers) for path, _ in attentions(module))
+    return {group.name for group in found if group is not None}
+
+
 def _row(path: str, pair: str, factor: Tensor) -> dict[str, Any]:
     changed = int((factor != 1).sum())
     return {"point": path, "pair": pair, "channels": changed, "largest_factor": float(factor.max())}

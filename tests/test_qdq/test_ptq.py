@@ -111,6 +111,13 @@ def test_smoothing_keeps_the_function_up_to_float_rounding(bert: LoadedModel, ba
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_nothing_stands_between_an_attention_and_its_output_quantizer(bert: LoadedModel, batches: list[Batch]) -> None:
+    """A factor there would keep TensorRT from fusing the attention in INT8."""
+    smoothed = linears(treated(bert, batches, EXACT))
+    readers = [linear for name, linear in smoothed.items() if name.endswith("attention.output.dense")]
+    assert readers and all(linear._smoothing is None for linear in readers)
+
+
 def test_linears_that_share_an_input_share_its_smoothing(bert: LoadedModel, batches: list[Batch]) -> None:
     """One multiplication and one quantizer in the graph, not three."""
     module = treated(bert, batches, EXACT)
