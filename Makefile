@@ -30,6 +30,7 @@
 #|   BATCH= SEQ=   benchmark shape                       (default: 40 x 128)
 #|   OUT=          work directory                (default: build/<model name>)
 #|   PLACEMENT= CALIBRATOR= SAMPLES= THREADS= HINT=  quantization and runtime
+#|   BENCH_SECONDS=  time of the benchmark inside engine         (default: 20)
 #|
 #| Variables of setup:
 #|   PYTHON=       interpreter, 3.11 or newer                 (default: python3)
@@ -52,7 +53,7 @@ EXTRAS := cpu,triton,train,dev
 # ---- options: make variable = qdq option ----------------------------------------
 ENGINE_OPTIONS := MODEL=model TASK=task TARGET=target CALIB=calibration EVAL=eval-data TEXT_COLUMNS=text-columns \
   LABEL_COLUMN=label-column PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples BATCH=batch SEQ=sequence \
-  THREADS=threads HINT=precision-hint OUT=out
+  THREADS=threads HINT=precision-hint BENCH_SECONDS=bench-seconds OUT=out
 BENCH_OPTIONS := $(ENGINE_OPTIONS)
 
 # What the user typed reaches qdq through the environment and quoted there, so neither make ($(value) does not expand)

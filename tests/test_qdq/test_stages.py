@@ -311,33 +311,3 @@ def test_our_own_checkpoint_is_calibrated_anew_on_request(workplace: Path, qdq: 
     assert ran.code == 0, ran.err
     assert read(Path("linear/calibration.json"))["algorithm"] == "search"
     assert not any("matmul" in name for name in read(Path("linear/calibration.json"))["activations"])
-
-
-# Other tasks
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "task",
-    [
-        *("feature-extraction", "token-classification", "question-answering", "fill-mask"),
-        *("multiple-choice", "next-sentence-prediction", "language-modeling"),
-    ],
-)
-def test_every_task_compiles(
-    tiny_checkpoint: CheckpointFactory, jsonl_file: Path, tmp_path: Path, qdq: Qdq, small: tuple[str, ...], task: str
-) -> None:
-    model = tiny_checkpoint("bert", task, num_hidden_layers=1)
-    ran = qdq(
-        *("compile", "--model", model, "--target", "openvino", "--calibration", jsonl_file),
-        *(*small, "--out", tmp_path / "work", "--json"),
-    )
-    assert ran.code == 0, ran.err
-    outcome = json.loads(ran.out)
-    assert outcome["build"]["int8"]["encoder_linear"] == [6, 6]
-    assert outcome["accuracy"]["task"] == task
-    assert outcome["accuracy"]["cosine_mean"] > 0.98
-    labelled = task in ("multiple-choice", "next-sentence-prediction")
-    assert (outcome["accuracy"]["metric"] is not None) == labelled
-    assert labelled or outcome["accuracy"]["metric_reason"]
-    assert outcome["benchmark"]["contestants"]["int8"]["samples"] >= 3

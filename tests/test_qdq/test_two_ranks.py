@@ -44,10 +44,14 @@ def checkpoint(tiny_checkpoint: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    out = tmp_path_factory.mktemp("two")
-    torchrun(WORKER, checkpoint, out)
-    return json.loads((out / "found.json").read_text(encoding="utf-8"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two(checkpoint: Path, folder: Path) -> Any:
+    torchrun(WORKER, checkpoint, folder)
+    return json.loads((folder / "found.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -79,17 +83,11 @@ def test_fsdp_takes_the_step_one_process_takes(two: Any, worker: ModuleType, che
     assert two["fsdp"] == pytest.approx(one, abs=1e-4)
 
 
-def test_finetuning_runs_under_torchrun(checkpoint: Path, tmp_path: Path) -> None:
+def test_finetuning_runs_under_torchrun(two: Any, folder: Path, checkpoint: Path) -> None:
     """The same flags on two processes (DDP through Trainer); the folder is written once and loads again."""
     from qdq.model import load_model
 
-    rows = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
-    rows += [f"{i % 2}\t{i}\t{i}\tthe cat sat number {i}\tthe dog ran {i}" for i in range(16)]
-    for name in ("train", "dev"):
-        (tmp_path / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    flags = ["--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--model_name_or_path", checkpoint]
-    torchrun(ROOT / "examples" / "finetune_glue.py", *flags, "--do_train", "--do_eval", "--max_steps", "2")
-    found = json.loads((tmp_path / "out" / "eval_results.json").read_text(encoding="utf-8"))
+    found = json.loads((folder / "finetuned" / "eval_results.json").read_text(encoding="utf-8"))
     assert 0 <= found["acc_and_f1"] <= 1
-    before, after = (load_model(str(folder)).model.state_dict() for folder in (checkpoint, tmp_path / "out"))
+    before, after = (load_model(str(path)).model.state_dict() for path in (checkpoint, folder / "finetuned"))
     assert any(not torch.equal(before[name], after[name]) for name in before)

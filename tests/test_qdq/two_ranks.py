@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,21 @@ def stepped(folder: str, sharded: bool) -> dict[str, float]:
     return {name: float(tensor.detach().double().sum()) for name, tensor in whole.items()}
 
 
+def finetuned(folder: str, out: str) -> None:
+    """examples/finetune_glue.py as a user starts it under torchrun: two steps on MRPC's layout, DDP through Trainer."""
+    rows = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
+    rows += [f"{i % 2}\t{i}\t{i}\tthe cat sat number {i}\tthe dog ran {i}" for i in range(16)]
+    data = Path(out) / "mrpc"
+    if distributed.get_rank() == 0:
+        data.mkdir()
+        for name in ("train", "dev"):
+            (data / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    distributed.barrier()
+    flags = ["--data_dir", str(data), "--output_dir", f"{out}/finetuned", "--model_name_or_path", folder]
+    sys.argv = ["finetune_glue.py", *flags, "--do_train", "--do_eval", "--max_steps", "2"]
+    runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "finetune_glue.py"), run_name="__main__")
+
+
 def main(folder: str, out: str) -> None:
     """Everything on two processes; the first writes what it found."""
     torch.set_num_threads(1)
@@ -99,6 +115,7 @@ def main(folder: str, out: str) -> None:
     found: dict[str, Any] = {name: calibrated(folder, name) for name in ALGORITHMS}
     found["fsdp"] = stepped(folder, sharded=True)
     found["ptq"] = compressed(folder, f"{out}/ptq")
+    finetuned(folder, out)
     if distributed.get_rank() == 0:
         (Path(out) / "found.json").write_text(json.dumps(found), encoding="utf-8")
     distributed.barrier()
