@@ -61,7 +61,7 @@ def _notes(report: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
     named = ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
     samples = next(iter(report["rows"].values()))["accuracy"]["samples"]
     return [
-        *(f"Not measured: {reason}." for reason in report["skipped"].values()),
+        *(f"Not measured: {reason}." for _, reason in sorted(report["skipped"].items())),
         f"{report['model']}, batch {first['batch']} × sequence {first['sequence']}, {first['threads']} threads, "
         f"{first['rounds']} interleaved rounds, OpenVINO's hint {report['precision_hint']}; {machine['cpu']}, "
         f"{machine['cores']} cores; {named}. Ratios are medians over the rounds; accuracy, agreement, cosine and MSE "

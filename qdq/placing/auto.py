@@ -83,6 +83,7 @@ def choose(
 ) -> Choice:
     """The units to leave out so that the divergence of the rest is within the bound, least cost first.
 
+    Linears stay: what they cost is the floor that the rest is judged by (`--search` tries them, too).
     Units are ranked by gain over cost; the shortest prefix of that ranking within the bound is taken, or the one with
     the least divergence when none is, and units it turns out not to need are taken back, dearest first. Every placement
     that is judged was run.
@@ -95,7 +96,7 @@ def choose(
     if before <= bound:
         return Choice({}, before, before, bound, (Step(0, 0.0, before),), judge.made)
     probe.remember(everything)
-    gains = _gains(judge, probe, units, before)
+    gains = _gains(judge, probe, [unit for unit in units if not unit.kind.startswith("linear")], before)
     ranked = sorted(
         (unit for unit in units if gains.get(unit.name, 0.0) > WORTHLESS * before),
         key=lambda unit: (-gains[unit.name] / cost_of(unit.kind, costs), unit.name),

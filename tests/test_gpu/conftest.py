@@ -98,7 +98,7 @@ def prepare(out: Path, *model: str, sequence: int) -> Graphs:
     from qdq.cli import main
     from qdq.run import CANONICAL, FLOAT
 
-    options = ("--target", "tensorrt", "--out", str(out))
+    options = ("--target", "tensorrt", "--placement", "qdqbert", "--out", str(out))
     shape = ("--samples", "16", "--batch", "2", "--sequence", str(sequence))
     for command in (("calibrate", *model, *options, *shape), ("export", *options), ("lower", *options)):
         assert main(list(command)) == 0, f"qdq {command[0]} failed; its message is above"

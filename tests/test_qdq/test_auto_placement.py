@@ -48,7 +48,7 @@ def test_what_hurts_is_left_out_with_its_reason_and_the_rest_stays(
     reasons = {point.name: point.reason for point in placement.points if not point.placed}
     assert "auto: leaving it out alone takes the divergence of all points from" in reasons[culprit]
     assert "its GEMM then writes FP16 instead of INT8" in reasons[culprit]
-    assert choice.after < choice.before and choice.after <= choice.bound
+    assert choice.after < 0.02 * choice.before
     assert len(placement.placed) >= 0.8 * 40
     assert set(quantizers(loaded.model)) == {point.name for point in placement.placed}
     again = load_tiny()

@@ -44,7 +44,7 @@ def test_the_tensorrt_graphs_were_proved() -> None:
     from qdq import proof
 
     results = proof.load_results()
-    assert {"all-MiniLM-L6-v2", "minilm-mrpc"} <= set(results)
+    assert set(results) == {"all-MiniLM-L6-v2", "minilm-mrpc", proof.RANDOM}
     for name, result in results.items():
         lint, removals, half = result["lint"], result["removals"], result["fp16"]
         assert (lint["findings"]["error"], lint["findings"]["performance"]) == (0, 0), name
