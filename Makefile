@@ -103,7 +103,7 @@ bench-t4: setup
 SHARED := ../shared
 RESULT = $(VENV)/bin/qdq compile --json --bench-seconds 60 --out build/results/$(1)
 results: setup
-	@mkdir -p docs/results
+	@mkdir -p docs/results build
 	rm -rf build/results
 	@set -e; for target in openvino onnxruntime; do \
 	  $(call RESULT,all-MiniLM-L6-v2) --target $$target > build/outcome.json; \
