@@ -21,7 +21,7 @@ SMOOTHING = "._smoothing"  # name of the factor's buffer in its module
 
 
 def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
-    """A copy of `traced` (as the exporter left it, before tidying) that computes in floating point with `parameters`.
+    """A copy of `traced` (unoptimized: parameters still named) that computes in floating point with `parameters`.
 
     Raises ExportError when a parameter has another shape there, or a quantizer is left.
     """
@@ -35,7 +35,7 @@ def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
     for name, value in list(graph.initializers.items()):
         if value.uses() and name in parameters:
             _give(value, parameters[name])
-    onnxscript.optimizer.optimize_ir(model)  # as the exporter leaves a plain model: weights transposed, for one
+    onnxscript.optimizer.optimize_ir(model)  # as `ONNXProgram.optimize` does
     left = [str(node.name) for node in graph if node.op_type in (QUANTIZE, DEQUANTIZE)]
     if left:
         raise ExportError(f"{left[0]}: stays in the floating-point graph; this is an error of ours, please report it")

@@ -72,18 +72,20 @@ def export_onnx(
     """
     settings = settings or ExportSettings()
     _check_calibrated(module)
-    model = _trace(module, example, outputs)
-    if floating is not None:
+    program = _trace(module, example, outputs)
+    model: ir.Model = program.model
+    if floating is not None:  # from the trace as it is: an optimized one has parameters folded away, names and all
         plain = without_quantizers(model, floating.parameters)
         tidy(plain)
         save(plain, floating.path, settings.external_data_bytes)
         del plain
+    program.optimize()
     report = tidy(model, settings.int8_weights)
     save(model, path, settings.external_data_bytes)
     return report
 
 
-def _trace(module: torch.nn.Module, example: dict[str, torch.Tensor], outputs: Sequence[str]) -> ir.Model:
+def _trace(module: torch.nn.Module, example: dict[str, torch.Tensor], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
     import torch
 
     if any(size < 2 for tensor in example.values() for size in tensor.shape):
@@ -101,12 +103,12 @@ def _trace(module: torch.nn.Module, example: dict[str, torch.Tensor], outputs: S
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
                 verbose=False,
+                optimize=False,
             )
         except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
             raise ExportError(f"torch.onnx.export could not trace the model: {_root_cause(error)}") from error
     assert program is not None  # dynamo=True always returns a program
-    model: ir.Model = program.model
-    return model
+    return program
 
 
 def _check_calibrated(module: torch.nn.Module) -> None:

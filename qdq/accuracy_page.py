@@ -133,8 +133,8 @@ def _table(figures: Iterable[Figure]) -> str:
 
 
 def _closeness(values: Mapping[str, Any]) -> str:
-    agreement = values.get("agreement")
-    return f"{'–' if agreement is None else f'{agreement:.4f}'} | {values.get('output_mse', float('nan')):.4g}"
+    agreement, error = values.get("agreement"), values.get("output_mse")
+    return f"{'–' if agreement is None else f'{agreement:.4f}'} | {'–' if error is None else f'{error:.4g}'}"
 
 
 def _effects(report: Mapping[str, Any]) -> str:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from qdq.tasks.batches import Runner
+from qdq.tasks.batches import Outputs, Runner
 from qdq.tasks.evaluation import Evaluation, Scores
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Outputs = Mapping[str, "NDArray[Any]"]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores, the outputs of every batch, and their closeness to a reference: empty for the reference itself."""
+    """Scores; of a reference the outputs of every batch, of anything else its closeness to the reference."""
 
     scores: Scores
     outputs: tuple[Outputs, ...]
@@ -27,36 +20,17 @@ class Scored:
 
 
 def scored(evaluation: Evaluation, runner: Runner, reference: Scored | None = None) -> Scored:
-    """Run every batch of `evaluation` through `runner`."""
-    kept: list[Outputs] = []
+    """Run every batch of `evaluation` through `runner`; closeness is `engines.compare`'s, of logits and answers."""
+    from engines.compare import compare
 
-    def keeping(feeds: Any) -> Any:
-        outputs = runner(feeds)
-        kept.append(outputs)
-        return outputs
-
-    scores = evaluation.score(keeping)
-    return Scored(scores, tuple(kept), {} if reference is None else closeness(evaluation, reference.outputs, kept))
-
-
-def closeness(evaluation: Evaluation, expected: tuple[Outputs, ...], actual: list[Outputs]) -> dict[str, float]:
-    """``output_mse`` over all outputs, and ``agreement``, the share of equal arg max over the last dimension.
-
-    Padded positions do not count.
-    """
-    squares = elements = equal = answers = 0.0
-    for feeds, reference, found in zip(evaluation.feeds, expected, actual, strict=True):
-        real = np.asarray(feeds["attention_mask"], dtype=bool)
-        for name, values in reference.items():
-            token_level = values.shape[: real.ndim] == real.shape
-            ours, theirs = (outputs[name][real] if token_level else outputs[name] for outputs in (found, reference))
-            squares += float(np.square(ours.astype(np.float64) - theirs).sum())
-            elements += ours.size
-            if ours.ndim > 1:
-                equal += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
-                answers += len(ours)
-    agreement = {"agreement": equal / answers} if answers else {}
-    return {"output_mse": squares / max(1.0, elements), **agreement}
+    reader = evaluation.reader(runner)
+    if reference is None:
+        outputs = tuple(reader(feed) for feed in evaluation.feeds)
+        return Scored(reader.scores(), outputs, {})
+    expected = iter(reference.outputs)
+    report = compare(lambda _: next(expected), reader, evaluation.feeds, evaluation.task)
+    found = {"output_mse": report["logit_mse"], "agreement": report["agreement"]}
+    return Scored(reader.scores(), (), {name: value for name, value in found.items() if value is not None})
 
 
 def compared(floating: Scores, quantized: Scores) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.artifacts import PARTIAL_PREFIX, write_json
+from qdq.closeness import compared
 from qdq.engine import PLAN, onnxruntime_settings, open_engine, openvino_settings
 from qdq.errors import DataError
 from qdq.run import CANONICAL, CHOICES, FLOAT, Run
@@ -50,16 +51,7 @@ def task_metrics(floating: Scores, engine: Scores, reason: str) -> dict[str, Any
     """accuracy.json's ``metric`` (the one that decides), ``metrics`` and ``metric_reason`` (why there is none)."""
     if not floating.metrics:
         return {"metric": None, "metrics": {}, "metric_reason": reason}
-    both = {
-        name: {
-            "fp32": floating.values[name],
-            "int8": engine.values[name],
-            "drop_points": -interval.difference,
-            "drop_interval": [-interval.high, -interval.low],
-        }
-        for name, interval in engine.difference(floating).items()
-    }
-    main = engine.main
+    both, main = compared(floating, engine), engine.main
     return {"metric": {"name": main, **both[main]}, "metrics": both, "metric_reason": None}
 
 

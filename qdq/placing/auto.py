@@ -5,7 +5,7 @@ seconds. At `FLOPS` a second, which two cores of a current server reach, it is a
 
 Units are ranked by what leaving out that one alone takes off the divergence of the whole, not by their damage when only
 they are quantized: errors of the two operands of a residual add cancel or amplify one another. On minilm-mrpc no
-feed-forward residual hurts alone; leaving out the worst one takes most of the whole away.
+feed-forward residual hurts alone, and together they do.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ from qdq.ptq.observe import Group
 
 ALPHAS = (0.5, 0.65, 0.75, 0.85, 0.95, 1.0)
 SEARCH_ROWS = 384
-# A multiplication costs about 1 % of a linear on the CPUs measured; below this fall of the error it is left out.
+# The multiplication stays in the graph, so it must pay: above this ratio of the errors it is left out.
 WORTH_IT = 0.7
-# What error-compensating rounding leaves of a weight's rounding error: alpha is chosen for what will be deployed, so
-# more of the range can go to the activations, which nothing compensates.
+# Weight of rounding errors that a later, error-compensating rounding makes smaller: more of the range can then go to
+# the activations, which nothing compensates. Chosen, not measured per model.
 COMPENSATED = 0.1
 FLOOR = 1e-3  # of the median channel: an almost silent channel must not be blown up to the others' range
 

@@ -12,6 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.types import BuiltEngine, TensorInfo
+
+from .triton_parts import FEEDS, INPUTS, LOGITS, tiny_onnx
+
 HIDDEN, HEADS, INNER, VOCABULARY = 64, 2, 128, 50  # from 32 wide on, the runtimes use their INT8 kernels
 LAYER = "encoder.layer.0"
 SELF = f"{LAYER}.attention.self"
@@ -168,3 +172,21 @@ def make_feeds() -> MakeFeeds:
         return {"input_ids": ids, "attention_mask": mask}
 
     return make
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> BuiltEngine:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    return BuiltEngine("onnxruntime", (tiny_onnx(folder / "model.onnx"),), INPUTS, (LOGITS,), None, {})
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> BuiltEngine:
+    """A TensorRT engine's interface; its bytes are never parsed here."""
+    path = tmp_path / "plan" / "model.plan"
+    path.parent.mkdir()
+    path.write_bytes(b"a plan")
+    inputs = tuple(TensorInfo(name, "int32", (None, None)) for name in FEEDS)
+    hidden = TensorInfo("last_hidden_state", "float16", (None, None, 384))
+    return BuiltEngine("tensorrt", (path,), inputs, (hidden,), None, {})

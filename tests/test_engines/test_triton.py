@@ -10,19 +10,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 
 from engines.triton import (
-    TritonSettings,
-    check_buckets,
     check_repository,
-    model_for,
     preferred_sizes,
-    write_buckets,
     write_repository,
 )
 from engines.triton import model_config as model_config_module
@@ -31,53 +25,7 @@ from engines.types import BuiltEngine, TensorInfo
 from qdq.artifacts import sha256_tree
 from qdq.errors import ConfigError, DeployError, Unavailable
 
-IDS = np.array([101, 759, 208, 102, 0, 0], dtype=np.int64)
-MASK = np.array([1, 1, 1, 1, 0, 0], dtype=np.int64)
-FEEDS = {"input_ids": IDS, "attention_mask": MASK}
-INPUTS = tuple(TensorInfo(name, "int64", ("batch", "sequence")) for name in FEEDS)
-LOGITS = TensorInfo("logits", "float32", ("batch", 2))
-
-
-def tiny_onnx(path: Path, *, external: bool = False) -> Path:
-    """logits[B,2] = mean over the sequence of mask * table[ids]: an encoder's interface in four nodes."""
-    table = numpy_helper.from_array(np.linspace(-1, 1, 2048, dtype=np.float32).reshape(1024, 2), "table")
-    axes = numpy_helper.from_array(np.array([1]), "axes")
-    last = numpy_helper.from_array(np.array([2]), "last")
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
-        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
-        helper.make_node("Mul", ["rows", "mask3"], ["masked"]),
-        helper.make_node("ReduceMean", ["masked", "axes"], ["logits"], keepdims=0),
-    ]
-    inputs = [helper.make_tensor_value_info(i.name, TensorProto.INT64, i.shape) for i in INPUTS]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, LOGITS.shape)]
-    graph = helper.make_graph(nodes, "tiny", inputs, outputs, [table, axes, last])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save_model(model, str(path), save_as_external_data=external, location=f"{path.name}.data")
-    return path
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> BuiltEngine:
-    folder = tmp_path / "engine"
-    folder.mkdir()
-    return BuiltEngine("onnxruntime", (tiny_onnx(folder / "model.onnx"),), INPUTS, (LOGITS,), None, {})
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> BuiltEngine:
-    """A TensorRT engine's interface; its bytes are never parsed here."""
-    path = tmp_path / "plan" / "model.plan"
-    path.parent.mkdir()
-    path.write_bytes(b"a plan")
-    inputs = tuple(TensorInfo(name, "int32", (None, None)) for name in FEEDS)
-    hidden = TensorInfo("last_hidden_state", "float16", (None, None, 384))
-    return BuiltEngine("tensorrt", (path,), inputs, (hidden,), None, {})
-
-
-def settings(**changes: Any) -> TritonSettings:
-    return dataclasses.replace(TritonSettings("tiny", "onnxruntime"), **changes)
+from .triton_parts import FEEDS, IDS, INPUTS, LOGITS, MASK, settings, tiny_onnx
 
 
 def read(folder: Path) -> Any:
@@ -279,62 +227,6 @@ def test_labels_belong_to_classification_logits_only(engine: BuiltEngine, plan: 
         write_repository(engine, settings(labels=("a", "b", "c")), FEEDS, tmp_path / "model_repository")
     with pytest.raises(DeployError, match="only for classification logits"):
         write_repository(plan, settings(backend="tensorrt", labels=("a", "b")), FEEDS, tmp_path / "model_repository")
-
-
-def test_every_bucket_is_a_model_of_its_own_length(engine: BuiltEngine, plan: BuiltEngine, tmp_path: Path) -> None:
-    folder = tmp_path / "model_repository"
-    samples = {width: {name: np.resize(array, width) for name, array in FEEDS.items()} for width in (4, 16)}
-    write_buckets(engine, settings(buckets=(4, 16), threads=2), samples, folder)
-    check_buckets(folder, engine, "tiny", (4, 16))
-    for width in (4, 16):
-        config = model_config_module.read_config(folder / f"tiny_s{width}" / "config.pbtxt")
-        assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [[width], [width], [2]]
-        assert [(sample.batch_size, list(sample.inputs["input_ids"].dims)) for sample in config.model_warmup] == [
-            (1, [width]),
-            (40, [width]),
-        ]
-        (resource,) = config.instance_group[0].rate_limiter.resources
-        assert (resource.name, getattr(resource, "global"), resource.count) == ("tiny_cores", True, 1)
-    assert [model_for("tiny", (4, 16), tokens) for tokens in (1, 4, 5)] == [
-        ("tiny_s4", 4),
-        ("tiny_s4", 4),
-        ("tiny_s16", 16),
-    ]
-    with pytest.raises(ConfigError, match=r"17 tokens fits none of the buckets \(4, 16\); cut it to 16"):
-        model_for("tiny", (4, 16), 17)
-    on_gpu = tmp_path / "gpu"
-    write_buckets(plan, settings(backend="tensorrt", buckets=(4, 16)), samples, on_gpu)
-    config = model_config_module.read_config(on_gpu / "tiny_s16" / "config.pbtxt")
-    assert not config.instance_group[0].rate_limiter.resources  # instances on a GPU do not share cores
-    with pytest.raises(DeployError, match="models, one per bucket"):
-        check_buckets(folder, engine, "tiny", (4, 8, 16))
-    path = folder / "tiny_s4" / "config.pbtxt"
-    path.write_text(path.read_text().replace("tiny_cores", "my_cores"))
-    with pytest.raises(DeployError, match=r"tiny_s4.*rate_limiter resources"):
-        check_buckets(folder, engine, "tiny", (4, 16))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"buckets": (8, 4)}, "strictly increasing"),
-        ({"buckets": (4, 4)}, "strictly increasing"),
-        ({"buckets": (4,), "backend": "openvino"}, "openvino backend, whose batches are the client's"),
-    ],
-)
-def test_buckets_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        settings(**changes)
-
-
-def test_a_bucket_needs_its_sample_and_a_length_the_engine_takes(engine: BuiltEngine, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"buckets \(4, 6\) need one warm-up sample each; found \[6\]"):
-        write_buckets(engine, settings(buckets=(4, 6)), {6: FEEDS}, tmp_path / "model_repository")
-    fixed = dataclasses.replace(
-        engine, inputs=tuple(dataclasses.replace(info, shape=("batch", 8)) for info in engine.inputs)
-    )
-    with pytest.raises(DeployError, match="takes 8 tokens, so it cannot serve a bucket of 6"):
-        write_buckets(fixed, settings(buckets=(6,)), {6: FEEDS}, tmp_path / "model_repository")
 
 
 def test_a_repository_of_other_models_is_never_replaced(engine: BuiltEngine, tmp_path: Path) -> None:

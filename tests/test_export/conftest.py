@@ -133,6 +133,7 @@ def canonical_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def traced(tiny: Tiny) -> Callable[[], ir.Model]:
     """Third export: what torch.onnx wrote, before tidying; every call gives a fresh copy."""
     with folded(tiny.module.model):
-        model = _trace(tiny.module, as_tensors(tiny.feeds(4, 12)), ["logits"])
-    content = ir.to_proto(model).SerializeToString()  # bytes, because an ir.Model shares tensors with its proto
+        program = _trace(tiny.module, as_tensors(tiny.feeds(4, 12)), ["logits"])
+    program.optimize()
+    content = ir.to_proto(program.model).SerializeToString()  # bytes, because an ir.Model shares tensors with its proto
     return lambda: ir.from_proto(onnx.load_from_string(content))

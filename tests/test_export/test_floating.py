@@ -31,6 +31,11 @@ def test_it_computes_the_model_without_quantizers_or_treatments(tiny: Tiny, tmp_
         if isinstance(linear, QuantLinear) and linear._input_quantizer is not None:
             linear.treat("_smoothing", torch.rand(linear.in_features) + 0.5)
             linear.treat("_bias_shift", torch.rand(linear.out_features))
+    left = treated.get_submodule("model.bert.encoder.layer.0.intermediate.dense")  # treated, then left float by auto
+    assert isinstance(left, QuantLinear)
+    left.treat("_column_scale", torch.rand(left.in_features) + 0.5)
+    for point in (left._input_quantizer, left._weight_quantizer):
+        point.disable_quant()
     path = tmp_path / "model.fp32.onnx"
     with folded(treated.model), folded(plain.model):
         parameters = {name: tensor.numpy() for name, tensor in plain.state_dict().items()}

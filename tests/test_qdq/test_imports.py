@@ -29,6 +29,7 @@ SPINE = {
     "pipeline.py",
     "cli.py",
     "file_commands.py",
+    "closeness.py",
     "contestants.py",
     "placement_costs.py",
     "options.py",
