@@ -1,7 +1,7 @@
 """The FP32 graph from the trace of the quantized one, so that a model is traced once.
 
-What quantization put there is bypassed: every QuantizeLinear/DequantizeLinear pair, and the multiplication of a
-smoothed input. Parameters are the floating-point model's own, by their names.
+What quantization put there is bypassed: every QuantizeLinear/DequantizeLinear pair, the multiplication of a smoothed
+input, and what scales a residual add. Parameters are the floating-point model's own, by their names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from export.names import DEQUANTIZE, QUANTIZE
 from qdq.errors import ExportError
 
 Parameters = Mapping[str, "NDArray[Any]"]
-SMOOTHING = "._smoothing"  # name of the factor's buffer in its module
+FACTORS = ("._smoothing", "._channel_scale")  # names of the buffers that treatments add to the graph
 
 
 def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
@@ -30,8 +30,8 @@ def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
     for node in list(graph):
         if node.op_type == QUANTIZE:
             _bypass_pair(graph, node)
-        elif node.op_type == "Mul" and any(_is_smoothing(value) for value in node.inputs):
-            _bypass(graph, node, next(value for value in node.inputs if not _is_smoothing(value)))
+        elif node.op_type in ("Mul", "Div") and any(_is_factor(value) for value in node.inputs):
+            _bypass(graph, node, next(value for value in node.inputs if not _is_factor(value)))
     for name, value in list(graph.initializers.items()):
         if value.uses() and name in parameters:
             _give(value, parameters[name])
@@ -42,8 +42,8 @@ def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
     return model
 
 
-def _is_smoothing(value: ir.Value | None) -> bool:
-    return value is not None and str(value.name).endswith(SMOOTHING)
+def _is_factor(value: ir.Value | None) -> bool:
+    return value is not None and str(value.name).endswith(FACTORS)
 
 
 def _bypass_pair(graph: ir.Graph, quantize: ir.Node) -> None:

@@ -286,6 +286,7 @@ def _ptq_options(parser: argparse.ArgumentParser) -> None:
         ("bias-correction", "absorb a linear's mean error in its bias"),
         ("equalization", "scale query against key and value against output channels"),
         ("smoothing", "divide outlier channels in front of linears where it pays"),
+        ("residual-scaling", "divide outlier channels of residual operands by powers of two where it pays"),
         ("softmax-scale", "amax 1 for softmax outputs whatever the data"),
     ):
         add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{text} (default: on)")

@@ -22,14 +22,15 @@ from qdq.artifacts import atomic_folder, write_failure, write_json
 from qdq.calibrate.table import CalibrationTable
 from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.inject import Placement, inject, quantizers
+from qdq.inject.blocks import Residual
 from qdq.inject.embedding import QuantEmbedding
-from qdq.inject.quantizer import TREATMENTS, QuantLinear, TensorQuantizer, weight_amax
+from qdq.inject.quantizer import QuantLinear, TensorQuantizer, Treated, treated, weight_amax
 from qdq.inject.spec import QuantSpec, spec_from_mapping
 from qdq.model import LoadedModel, load_model, quiet_transformers
 from qdq.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
 
 AMAX_SUFFIX = "_amax"
-OURS = (AMAX_SUFFIX, *(f".{name}" for name in TREATMENTS))
+OURS = (AMAX_SUFFIX, *(f".{name}" for kind in (QuantLinear, Residual) for name in kind.TREATMENTS))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 POOLING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
@@ -156,19 +157,24 @@ def load_amax(model: nn.Module, amax: Mapping[str, Tensor]) -> None:
 
 
 def _load_treatments(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give every linear the treatments of `tensors` (by state dict key). Raises CalibrationError for a wrong shape."""
-    for path, linear in model.named_modules():
-        if not isinstance(linear, QuantLinear):
-            continue
-        shapes = {"_codes": linear.weight.shape, "_smoothing": linear.weight.shape[1:]}
-        shapes |= {"_column_scale": linear.weight.shape[1:]}
-        for name in TREATMENTS:
+    """Give every part the treatments of `tensors` (by state dict key). Raises CalibrationError for a wrong shape."""
+    for path, part in treated(model):
+        for name in part.TREATMENTS:
             value = tensors.get(f"{path}.{name}")
-            if value is not None and value.shape != (expected := shapes.get(name, linear.weight.shape[:1])):
+            expected = _treatment_shape(part, name) if value is not None else None
+            if value is not None and expected is not None and value.shape != expected:
                 raise CalibrationError(
                     f"{path}: the checkpoint's {name} is {list(value.shape)}, not {list(expected)}; calibrate again"
                 )
-            linear.treat(name, value)
+            part.treat(name, value)
+
+
+def _treatment_shape(part: Treated, name: str) -> torch.Size | None:
+    """None where only the forward knows: the width of a residual."""
+    if not isinstance(part, QuantLinear):
+        return None
+    shapes = {"_codes": part.weight.shape, "_smoothing": part.weight.shape[1:], "_column_scale": part.weight.shape[1:]}
+    return shapes.get(name, part.weight.shape[:1])
 
 
 def table_amax(model: nn.Module) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ class CompileOptions:
             percentile None is 99.999, or 99.99 when residual adds are quantized.
         weight_quantize_type, activation_quantize_type, moving_rate, round_type, bias_correction: of PaddleNLP's
             compression API, see qdq.ptq.settings; weight_quantize_type None is what the placement says.
-        equalization, smoothing, softmax_scale: the other treatments of qdq.ptq.settings.
+        equalization, smoothing, residual_scaling, softmax_scale: the other treatments of qdq.ptq.settings.
         algo_list, batch_num_list, batch_size_list: what a sweep tries; without any there is no sweep.
         samples: calibration texts.
         eval_samples: most texts compared with FP32.
@@ -94,6 +94,7 @@ class CompileOptions:
     bias_correction: bool = True
     equalization: bool = True
     smoothing: bool = True
+    residual_scaling: bool = True
     softmax_scale: bool = True
     algo_list: tuple[str, ...] = ()
     batch_num_list: tuple[int | None, ...] = ()
@@ -198,6 +199,7 @@ class CompileOptions:
         return Treatments(
             equalization=self.equalization,
             smoothing=self.smoothing,
+            residual_scaling=self.residual_scaling,
             clip_search=self.calibrator == SEARCH and self.activation_quantize_type == "range_abs_max",
             softmax_scale=self.softmax_scale,
             round_type=self.round_type,

@@ -94,6 +94,7 @@ class CompressionArguments(TrainingArguments):
     # Beyond the documented API
     equalization: bool = _option(False, "ptq: equalize query against key and value against output channels")
     smoothing: bool = _option(False, "ptq: divide outlier channels in front of linears (SmoothQuant)")
+    residual_scaling: bool = _option(False, "ptq: scale outlier channels of residual adds by powers of two")
     softmax_scale: bool = _option(False, "ptq: softmax outputs have the range 1 whatever the data")
     deploy: list[str] = field(
         default_factory=list,

@@ -88,6 +88,7 @@ def treatments(args: CompressionArguments) -> Treatments:
     return Treatments(
         equalization=args.equalization,
         smoothing=args.smoothing,
+        residual_scaling=args.residual_scaling,
         clip_search=SEARCH in algorithms(args),
         softmax_scale=args.softmax_scale,
         round_type=args.round_type,

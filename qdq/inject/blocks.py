@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from qdq.inject.attention import attention_scores, weigh_values
-from qdq.inject.quantizer import quantize
+from qdq.inject.quantizer import Treated, quantize
 
 
 def adopt(target: nn.Module, source: nn.Module) -> None:
@@ -24,17 +24,28 @@ def adopt(target: nn.Module, source: nn.Module) -> None:
     target.train(source.training)
 
 
-class Residual(nn.Module):
-    """A module that adds ``local + residual``, with a quantizer on each operand."""
+class Residual(Treated):
+    """A module that adds ``local + residual``, with a quantizer on each operand.
+
+    `_channel_scale` [H] (residual scaling, `qdq.ptq.scale_residuals`) is what both operands are divided by in front of
+    their quantizers and the sum is multiplied by. The linear that computes `local` does its division in its rows.
+    """
+
+    TREATMENTS = ("_channel_scale",)
+    _channel_scale: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
         self.add_local_input_quantizer: nn.Module | None = None
         self.add_residual_input_quantizer: nn.Module | None = None
+        self.treat("_channel_scale", None)
 
     def add(self, local: Tensor, residual: Tensor) -> Tensor:
         """[B, S, H] + [B, S, H]."""
-        return quantize(self.add_local_input_quantizer, local) + quantize(self.add_residual_input_quantizer, residual)
+        if self._channel_scale is not None:
+            residual = residual / self._channel_scale
+        total = quantize(self.add_local_input_quantizer, local) + quantize(self.add_residual_input_quantizer, residual)
+        return total if self._channel_scale is None else total * self._channel_scale
 
 
 class ResidualAdd(Residual):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_quantization.nn import QuantLinear as _QuantLinear
@@ -164,17 +164,30 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 
 
-TREATMENTS = ("_row_scale", "_column_scale", "_smoothing", "_codes", "_bias_shift")
+class Treated(nn.Module):
+    """What treatments of `qdq.ptq` change; each is a buffer beside the parameters, None where there is none."""
+
+    TREATMENTS: ClassVar[tuple[str, ...]] = ()
+
+    def treat(self, name: str, value: Tensor | None) -> None:
+        """Set one of the treatments, or remove it."""
+        self.register_buffer(name, value)
 
 
-class QuantLinear(_QuantLinear):  # type: ignore[misc]  # untyped upstream
+def treated(module: nn.Module) -> Iterator[tuple[str, Treated]]:
+    """(path, module) of everything in `module` that can be treated."""
+    return ((path, part) for path, part in module.named_modules() if isinstance(part, Treated))
+
+
+class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstream
     """Linear with an optional quantizer on its input and on its weight; shares the parameters of `linear`.
 
     The stored parameters stay the checkpoint's own. What changes them stands beside them and is applied on the way to
     the multiplication; `folded` bakes it in for an export. `output_scale` is the 1/sqrt(d) of attention on a query
     projection. The others are treatments of `qdq.ptq`, None where there is none:
 
-        _row_scale [out]: multiplies rows of the weight and the bias (equalization, the producing side).
+        _row_scale [out]: multiplies rows of the weight and the bias (equalization and residual scaling, the producing
+            side).
         _column_scale [in]: multiplies columns of the weight (equalization, the consuming side).
         _smoothing [in]: multiplies the input and divides the columns; exact up to float rounding (SmoothQuant).
         _codes int8 [out, in]: the weight's codes where they are not the nearest ones (AdaRound, GPTQ).
@@ -182,6 +195,13 @@ class QuantLinear(_QuantLinear):  # type: ignore[misc]  # untyped upstream
 
     Codes and shift belong to the quantized weight: with the weight's quantizer disabled neither is applied.
     """
+
+    TREATMENTS = ("_row_scale", "_column_scale", "_smoothing", "_codes", "_bias_shift")
+    _row_scale: Tensor | None
+    _column_scale: Tensor | None
+    _smoothing: Tensor | None
+    _codes: Tensor | None
+    _bias_shift: Tensor | None
 
     def __init__(
         self,
@@ -197,13 +217,9 @@ class QuantLinear(_QuantLinear):  # type: ignore[misc]  # untyped upstream
         self._weight_quantizer = weight
         self.output_scale = output_scale
         self.baked = False  # inside `folded`: the parameters hold everything but the input's factor
-        for name in TREATMENTS:
-            self.register_buffer(name, None)
+        for name in self.TREATMENTS:
+            self.treat(name, None)
         self.train(linear.training)
-
-    def treat(self, name: str, value: Tensor | None) -> None:
-        """Set one of the treatments above, or remove it."""
-        self.register_buffer(name, value)
 
     def _row_factor(self, values: Tensor) -> Tensor:
         """`values` [out, ...] with everything applied that scales an output."""
@@ -265,7 +281,7 @@ def folded(model: nn.Module) -> Iterator[None]:
     """
     points = [module for module in model.modules() if isinstance(module, TensorQuantizer) and hasattr(module, "_amax")]
     linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    kept = [(m.weight, m.bias, m.output_scale, {name: getattr(m, name) for name in TREATMENTS}) for m in linears]
+    kept = [(m.weight, m.bias, m.output_scale, {name: getattr(m, name) for name in m.TREATMENTS}) for m in linears]
     try:
         for point in points:
             scale = scale_of(point._amax, point._num_bits)
@@ -292,7 +308,7 @@ def _fold(module: QuantLinear) -> None:
     module.weight = nn.Parameter(weight)
     module.bias = None if bias is None else nn.Parameter(bias.detach())  # type: ignore[assignment]
     module.output_scale, module.baked = 1.0, True
-    for name in TREATMENTS:
+    for name in module.TREATMENTS:
         if name != "_smoothing":  # the input's factor is an operation of the graph
             module.treat(name, None)
 

@@ -22,7 +22,7 @@ SECONDS = 20.0
 FLOPS = 4.0e10  # fake-quantized, on two cores of a current server
 # Mean divergence (nats per answer) up to which a placement is kept as it is, and the factor of what quantizing the
 # linears alone costs below which nothing can be gained by leaving out anything else.
-BOUND = 0.0005
+BOUND = 0.001
 FLOOR_FACTOR = 2.0
 WORTHLESS = 0.01  # a unit that takes off less than this share of the whole is not worth leaving out
 MOST = 16  # units that may be left out

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qdq.inject.blocks import Residual
 from qdq.inject.quantizer import TensorQuantizer
@@ -36,29 +36,52 @@ def search_clips(module: nn.Module, observed: Observed, maxima: Mapping[str, flo
 
 
 def _residual_clips(add: Residual, seen: Mapping[str, Seen], maxima: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Coordinate descent over both operands' thresholds by the error of the normalized sum."""
+    points = quantized_operands(add)
     operands = {name: spread(operand.rows, RESIDUAL_ROWS) for name, operand in seen.items()}
-    points = {
-        "local": add.add_local_input_quantizer,
-        "residual": add.add_residual_input_quantizer,
-    }
-    exact = normalized(operands["local"] + operands["residual"])
+    found = search_ranges(operands, {name: maxima[point.point] for name, point in points.items()}, add._channel_scale)
+    for name, (amax, _) in found.items():
+        points[name].set_amax(torch.tensor(amax))
+    return [
+        {"point": points[name].point, "largest": maxima[points[name].point], "amax": amax, "error": error}
+        for name, (amax, error) in found.items()
+    ]
+
+
+def quantized_operands(add: Residual) -> dict[str, TensorQuantizer]:
+    """The placed quantizers of an add, by operand."""
+    points = {"local": add.add_local_input_quantizer, "residual": add.add_residual_input_quantizer}
+    return {name: point for name, point in points.items() if isinstance(point, TensorQuantizer)}
+
+
+def search_ranges(
+    operands: Mapping[str, Tensor], largest: Mapping[str, float], factor: Tensor | None = None
+) -> dict[str, tuple[float, float]]:
+    """Coordinate descent over the operands' amax by the mean squared error of LayerNorm(factor * (local + residual)).
+
+    Args:
+        operands: rows [n, H] of both, as they reach their quantizers.
+        largest: largest magnitude of each operand that is quantized.
+        factor: [H], what the sum is multiplied by.
+
+    Returns (amax, the error that is left) of every quantized operand.
+    """
+
+    def sum_of(parts: Mapping[str, Tensor]) -> Tensor:
+        total = parts["local"] + parts["residual"]
+        return normalized(total if factor is None else total * factor)
+
+    exact = sum_of(operands)
     quantized = dict(operands)
-    chosen: dict[str, dict[str, Any]] = {}
+    found: dict[str, tuple[float, float]] = {}
     for _ in range(ROUNDS):
-        for name, other in (("local", "residual"), ("residual", "local")):
-            point = points[name]
-            if not isinstance(point, TensorQuantizer):
-                continue
-            largest = maxima[point.point]
+        for name in largest:
             tried = []
-            for amax in _thresholds(largest):
+            for amax in _thresholds(largest[name]):
                 candidate = fake_quantize(operands[name], amax)
-                tried.append((mean_square(normalized(candidate + quantized[other]) - exact), amax, candidate))
+                tried.append((mean_square(sum_of({**quantized, name: candidate}) - exact), amax, candidate))
             error, amax, quantized[name] = min(tried, key=lambda entry: entry[0])
-            point.set_amax(torch.tensor(amax))
-            chosen[name] = {"point": point.point, "largest": largest, "amax": amax, "error": error}
-    return list(chosen.values())
+            found[name] = amax, error
+    return found
 
 
 def _thresholds(largest: float) -> list[float]:

@@ -1,8 +1,8 @@
 """The post-training engine: an injected module and text in, ranges and treated weights out, in a fixed order.
 
-observe -> equalize -> smooth -> measure ranges (one pass, every algorithm) -> settle one algorithm -> clip search ->
-softmax scale -> round weights -> correct biases. Everything up to the pass leaves the floating-point function as it is,
-so every candidate of a sweep shares it; everything behind it belongs to one candidate.
+observe -> equalize -> smooth -> scale residuals -> measure ranges (one pass, every algorithm) -> settle one algorithm
+-> clip search -> softmax scale -> round weights -> correct biases. Everything up to the pass leaves the floating-point
+function as it is, so every candidate of a sweep shares it; everything behind it belongs to one candidate.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from qdq.calibrate.calibrate import Collected, apply_switches, collect, freeze_w
 from qdq.calibrate.rebatch import MicroBatches
 from qdq.calibrate.table import CalibrationTable
 from qdq.inject import quantizers
-from qdq.inject.quantizer import TREATMENTS, QuantLinear
+from qdq.inject.quantizer import QuantLinear, treated
 from qdq.inject.spec import QuantSpec
 from qdq.ptq.clip import search_clips
 from qdq.ptq.equalize import context_readers, equalize
 from qdq.ptq.observe import Group, Observed, observe
 from qdq.ptq.rounding import correct_biases, round_weights
+from qdq.ptq.scale_residuals import scale_residuals
 from qdq.ptq.settings import Treatments
 from qdq.ptq.smooth import COMPENSATED, apply_smoothing, choose_smoothing
 
@@ -34,7 +35,7 @@ Report = dict[str, list[dict[str, Any]]]
 
 @dataclass
 class Prepared:
-    """What every candidate shares: the equalized and smoothed module, its statistics, and what was decided."""
+    """What every candidate shares: the equalized, smoothed and scaled module, its statistics, and what was decided."""
 
     module: nn.Module
     spec: QuantSpec
@@ -52,7 +53,7 @@ def prepare(
     treatments: Treatments,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Equalize and smooth the injected `module` in place, and measure the ranges of every algorithm in one pass.
+    """Equalize, smooth and scale the injected `module` in place, and measure the ranges of every algorithm in one pass.
 
     Raises CalibrationError for a weight that holds NaN or infinity.
     """
@@ -68,7 +69,9 @@ def prepare(
             share = 1.0 if treatments.round_type == "round" else COMPENSATED
             kept = context_readers(module, observed)
             report["smoothing"] = [_smooth(group, share) for group in observed.groups if group.name not in kept]
-    if treatments.equalization or treatments.smoothing:
+        if treatments.residual_scaling:
+            report["residual_scaling"] = scale_residuals(module, observed)
+    if treatments.equalization or treatments.smoothing or treatments.residual_scaling:
         freeze_weights(module)
     collected = collect(module, batches, algorithms, progress)
     return Prepared(module, spec, treatments, collected, observed, report)
@@ -130,9 +133,9 @@ def _linears(module: nn.Module) -> list[QuantLinear]:
 def clear_treatments(module: nn.Module) -> bool:
     """Remove every treatment; returns whether there was any."""
     found = bool(treatment_tensors(module))
-    for linear in _linears(module):
-        for name in TREATMENTS:
-            linear.treat(name, None)
+    for _, part in treated(module):
+        for name in part.TREATMENTS:
+            part.treat(name, None)
     return found
 
 
@@ -146,9 +149,8 @@ def drop_rounding(module: nn.Module) -> None:
 def treatment_tensors(module: nn.Module) -> Mapping[str, torch.Tensor]:
     """Every treatment tensor by its name in a state dict."""
     return {
-        f"{path}.{name}": getattr(linear, name)
-        for path, linear in module.named_modules()
-        if isinstance(linear, QuantLinear)
-        for name in TREATMENTS
-        if getattr(linear, name) is not None
+        f"{path}.{name}": getattr(part, name)
+        for path, part in treated(module)
+        for name in part.TREATMENTS
+        if getattr(part, name) is not None
     }

@@ -33,6 +33,8 @@ class Treatments:
             exact (powers of two), costs nothing at run time.
         smoothing: divide outlier channels in front of a linear and multiply its columns (SmoothQuant), where that
             lowers the linear's output error enough to pay for the multiplication it adds to the graph.
+        residual_scaling: divide outlier channels of both operands of a residual add by powers of two, and multiply the
+            sum; the linear's own rows take its division, so two multiplications by a constant are added to the graph.
         clip_search: choose the range of residual operands by the error of the normalized sum instead of by the tensor
             alone.
         softmax_scale: the softmax output is in [0, 1] whatever the data, so its amax is 1.
@@ -42,6 +44,7 @@ class Treatments:
 
     equalization: bool = True
     smoothing: bool = True
+    residual_scaling: bool = True
     clip_search: bool = True
     softmax_scale: bool = True
     round_type: str = "gptq"
@@ -53,7 +56,7 @@ class Treatments:
     @property
     def observes(self) -> bool:
         """Whether a pass over inputs of linears is needed before ranges are measured."""
-        return self.equalization or self.smoothing or self.clip_search or self.rewrites
+        return self.equalization or self.smoothing or self.residual_scaling or self.clip_search or self.rewrites
 
     @property
     def rewrites(self) -> bool:
@@ -71,7 +74,7 @@ class Treatments:
         return asdict(self)
 
 
-PLAIN = Treatments(False, False, False, False, "round", False)  # ranges only, as other tools quantize
+PLAIN = Treatments(False, False, False, False, False, "round", False)  # ranges only, as other tools quantize
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class PtqSettings:
     bias_correction: bool = False
     equalization: bool = False
     smoothing: bool = False
+    residual_scaling: bool = False
     softmax_scale: bool = False
     seed: int = 42
 
@@ -129,7 +133,13 @@ class PtqSettings:
     def treatments(self) -> Treatments:
         """What the engine is told beside the algorithm."""
         return Treatments(
-            self.equalization, self.smoothing, False, self.softmax_scale, self.round_type, self.bias_correction
+            equalization=self.equalization,
+            smoothing=self.smoothing,
+            residual_scaling=self.residual_scaling,
+            clip_search=False,
+            softmax_scale=self.softmax_scale,
+            round_type=self.round_type,
+            bias_correction=self.bias_correction,
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -146,20 +146,20 @@ def first_samples(batches: Sequence[Batch], count: int | None) -> list[Batch]:
 
 def quantization_state(module: nn.Module) -> dict[str, Tensor | None]:
     """A copy of every tensor a candidate decided: ranges and treatments, None where there is none."""
-    from qdq.inject.quantizer import TREATMENTS, QuantLinear, TensorQuantizer
+    from qdq.inject.quantizer import TensorQuantizer, Treated
 
     state: dict[str, Tensor | None] = {}
     for path, part in module.named_modules():
         if isinstance(part, TensorQuantizer):
             state[f"{path}._amax"] = copy.deepcopy(part.amax)
-        elif isinstance(part, QuantLinear):
-            state |= {f"{path}.{name}": copy.deepcopy(getattr(part, name)) for name in TREATMENTS}
+        elif isinstance(part, Treated):
+            state |= {f"{path}.{name}": copy.deepcopy(getattr(part, name)) for name in part.TREATMENTS}
     return state
 
 
 def set_quantization_state(module: nn.Module, state: Mapping[str, Tensor | None]) -> None:
     """Give an injected module what `quantization_state` took from another, and enable its quantizers."""
-    from qdq.inject.quantizer import QuantLinear, TensorQuantizer
+    from qdq.inject.quantizer import TensorQuantizer, Treated
 
     parts = dict(module.named_modules())
     for key, value in state.items():
@@ -168,7 +168,7 @@ def set_quantization_state(module: nn.Module, state: Mapping[str, Tensor | None]
         if isinstance(part, TensorQuantizer) and isinstance(value, torch.Tensor):
             part.set_amax(value)
             part.enable_quant()
-        elif isinstance(part, QuantLinear):
+        elif isinstance(part, Treated):
             part.treat(name, value)
 
 

@@ -76,6 +76,7 @@ TREATED = {
     "bias_correction": True,
     "equalization": True,
     "smoothing": True,
+    "residual_scaling": True,
     "softmax_scale": True,
 }
 
@@ -90,13 +91,21 @@ def test_ptq_treats_weights_as_compile_does(
     args = arguments(tmp_path, batch_num_list=[None], **TREATED)
     result = CompressionTrainer(loaded.model, args, eval_dataset=data, tokenizer=loaded.tokenizer).compress()
     found = {candidate.notes["algorithm"]: candidate for candidate in result.candidates}
-    everything = ["equalization", "smoothing", "clip_search", "softmax_scale", "bias_correction", "adaround"]
+    everything = [
+        "equalization",
+        "smoothing",
+        "residual_scaling",
+        "clip_search",
+        "softmax_scale",
+        "bias_correction",
+        "adaround",
+    ]
     assert found["search"].notes["treatments"] == everything
     assert "clip_search" not in found["mse"].notes["treatments"]
     for candidate in result.candidates:
         again, _, _ = load_checkpoint(result.folders[candidate.name])
         kinds = {name.rpartition(".")[2] for name in treatment_tensors(again.model)}
-        assert {"_row_scale", "_column_scale", "_codes", "_bias_shift"} <= kinds
+        assert {"_row_scale", "_column_scale", "_channel_scale", "_codes", "_bias_shift"} <= kinds
         with torch.no_grad():
             assert torch.equal(again.model(**encode(loaded)).logits, candidate.model(**encode(loaded)).logits)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,23 +18,26 @@ from qdq.data import Record
 from qdq.encode import calibration_batches
 from qdq.errors import ConfigError
 from qdq.inject import inject, quantizers
+from qdq.inject.blocks import Residual, ResidualOutput
 from qdq.inject.families import FAMILIES
-from qdq.inject.quantizer import TREATMENTS, QuantLinear, folded
+from qdq.inject.quantizer import QuantLinear, TensorQuantizer, folded
 from qdq.inject.spec import QuantSpec, named_spec
 from qdq.model import LoadedModel, load_model
 from qdq.ptq.arithmetic import fake_quantize, normalized
-from qdq.ptq.engine import drop_rounding, finish, prepare
+from qdq.ptq.clip import search_clips
+from qdq.ptq.engine import drop_rounding, finish, prepare, treatment_tensors
 from qdq.ptq.equalize import attentions, power_of_two, query_factor
-from qdq.ptq.observe import observe
+from qdq.ptq.observe import Observed, Seen, observe
 from qdq.ptq.rounding import adaround, gptq, inverse_factor, output_errors
-from qdq.ptq.settings import PtqSettings, Treatments
+from qdq.ptq.scale_residuals import scale_residuals
+from qdq.ptq.settings import PLAIN, PtqSettings, Treatments
 from qdq.ptq.smooth import choose_smoothing, smoothing_factor
 
 Checkpoint = Callable[..., Path]
 Batch = dict[str, Tensor]
 
 ALL, MSE, MAX = named_spec("qdqbert"), algorithm_named("mse"), algorithm_named("max")
-EXACT = Treatments(True, True, False, False, "round", False)  # what must leave the floating-point function alone
+EXACT = replace(PLAIN, equalization=True, smoothing=True, residual_scaling=True)  # keep the float function
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +85,46 @@ def linears(module: nn.Module) -> dict[str, QuantLinear]:
 # Exactness
 
 
+def test_residual_scaling_changes_no_bit_of_the_floating_point_function(
+    bert: LoadedModel, batches: list[Batch]
+) -> None:
+    """Powers of two: exact, whatever was found."""
+    scaled = treated(bert, batches, replace(PLAIN, residual_scaling=True))
+    adds = [part for part in scaled.modules() if isinstance(part, Residual) and part._channel_scale is not None]
+    assert adds and all(bool((add._channel_scale.log2() % 1 == 0).all()) for add in adds)
+    assert torch.equal(outputs(injected(bert), batches, False), outputs(scaled, batches, False))
+
+
+@torch.no_grad()
+def test_residual_scaling_takes_most_of_the_damage_of_outlier_channels() -> None:
+    """Three channels at 300 beside a bulk near 1, as in front of BERT's LayerNorms; the block itself is run."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, skip = torch.randn(2, 256, 16, generator=generator), torch.randn(2, 256, 32, generator=generator)
+    skip[..., :3] *= 100.0
+    errors = []
+    for scaled in (False, True):
+        torch.manual_seed(1)
+        source = nn.ModuleDict({"dense": nn.Linear(16, 32), "dropout": nn.Identity(), "LayerNorm": nn.LayerNorm(32)})
+        block = ResidualOutput(source)
+        exact = block(hidden, skip)
+        block.dense = QuantLinear(source["dense"])  # type: ignore[arg-type]
+        rows = {"local": block.dense(hidden).flatten(0, 1).detach(), "residual": skip.flatten(0, 1)}
+        seen = tuple(Seen(part.abs().amax(0), [part]) for part in rows.values())
+        for operand in rows:
+            setattr(block, f"add_{operand}_input_quantizer", TensorQuantizer(operand))
+        observed = Observed([], {}, {"layer": (seen[0], seen[1])})
+        module = nn.ModuleDict({"layer": block})
+        decisions = scale_residuals(module, observed) if scaled else []
+        assert [row["reason"] for row in decisions] == ["applied"] * scaled
+        maxima = {operand: float(part.largest.amax()) for operand, part in zip(rows, seen, strict=True)}
+        search_clips(module, observed, maxima)
+        errors.append(float((block(hidden, skip) - exact).square().mean()))
+    assert errors[1] < 0.2 * errors[0]
+
+
 def test_equalization_changes_no_bit_of_the_floating_point_function(bert: LoadedModel, batches: list[Batch]) -> None:
     plain = injected(bert)
-    equalized = treated(bert, batches, Treatments(True, False, False, False, "round", False))
+    equalized = treated(bert, batches, replace(PLAIN, equalization=True))
     changed = [linear for linear in linears(equalized).values() if linear._row_scale is not None]
     assert any(bool((linear._row_scale != 1).any()) for linear in changed)
     assert torch.equal(outputs(plain, batches, False), outputs(equalized, batches, False))
@@ -152,9 +193,7 @@ def test_smoothing_lowers_the_output_error_of_inputs_with_outliers(bert: LoadedM
 def test_residual_ranges_are_no_worse_than_the_largest_magnitude(bert: LoadedModel, batches: list[Batch]) -> None:
     """By the error of the normalized sum, on rows of a stream with elements a hundred times its bulk."""
     module = injected(bert)
-    prepared = prepare(
-        module, MicroBatches.of(batches, 8), ALL, [MAX], Treatments(False, False, True, False, "round", False)
-    )
+    prepared = prepare(module, MicroBatches.of(batches, 8), ALL, [MAX], replace(PLAIN, clip_search=True))
     table, report = finish(prepared, MAX)
     assert table.algorithm == "search"
     assert len(report["clip_search"]) == 8  # two operands of two adds in two layers
@@ -206,7 +245,7 @@ def test_bias_correction_makes_the_mean_output_exact(bert: LoadedModel, batches:
     """On the rows it was computed from."""
     module = injected(bert)
     plan = MicroBatches.of(batches, 8)
-    prepared = prepare(module, plan, ALL, [MSE], Treatments(False, False, False, False, "round", True))
+    prepared = prepare(module, plan, ALL, [MSE], replace(PLAIN, bias_correction=True))
     finish(prepared, MSE)
     assert prepared.observed is not None
     for group in prepared.observed.groups:
@@ -302,10 +341,8 @@ def test_checkpoint_brings_every_treatment_back(bert: LoadedModel, batches: list
     table, _ = finish(prepare(loaded.module(), MicroBatches.of(batches, 8), ALL, [MSE], Treatments()), MSE)
     write_checkpoint(loaded, ALL, table, tmp_path / "checkpoint")
     again, _, _ = load_checkpoint(tmp_path / "checkpoint")
-    used = {
-        name for linear in linears(again.module()).values() for name in TREATMENTS if getattr(linear, name) is not None
-    }
-    assert used == set(TREATMENTS)
+    used = {name.rpartition(".")[2] for name in treatment_tensors(again.module())}
+    assert used == {*QuantLinear.TREATMENTS, *Residual.TREATMENTS}
     assert torch.equal(outputs(again.module(), batches, True), outputs(loaded.module(), batches, True))
     floating = load_model(str(tmp_path / "checkpoint"))  # what verify compares with
     original = [bert.model(**batch).logits for batch in batches]

@@ -157,7 +157,8 @@ def test_plain_calibration_through_the_command_line(tiny_checkpoint: Checkpoint,
     """Every treatment can be left out."""
     arguments = ["calibrate", "--model", str(tiny_checkpoint("bert")), "--samples", "8", "--target", "onnxruntime"]
     arguments += ["--calibrator", "KL", "--sequence", "32", "--out", str(tmp_path / "work"), "--round-type", "round"]
-    arguments += [f"--no-{name}" for name in ("bias-correction", "equalization", "smoothing", "softmax-scale")]
+    treatments = ("bias-correction", "equalization", "smoothing", "residual-scaling", "softmax-scale")
+    arguments += [f"--no-{name}" for name in treatments]
     assert main(arguments) == 0
     calibration = json.loads((tmp_path / "work" / "calibration.json").read_text(encoding="utf-8"))
     assert calibration["algorithm"] == "entropy"
@@ -172,5 +173,5 @@ def test_treatments_through_the_command_line(tiny_checkpoint: Checkpoint, tmp_pa
     assert main([*arguments, "--out", str(tmp_path / "work")]) == 0
     calibration = json.loads((tmp_path / "work" / "calibration.json").read_text(encoding="utf-8"))
     assert calibration["algorithm"] == "search"
-    done = {"equalization", "smoothing", "clip_search", "softmax_scale", "rounding", "bias_correction"}
-    assert calibration["treatments"].keys() == done
+    done = {"equalization", "smoothing", "residual_scaling", "clip_search", "softmax_scale", "rounding"}
+    assert calibration["treatments"].keys() == {*done, "bias_correction"}
