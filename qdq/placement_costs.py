@@ -1,26 +1,96 @@
-"""`python -m qdq.placement_costs WORK`: the cost table of `--placement auto` for TensorRT, from the fusion map.
+"""`python -m qdq.placement_costs WORK`: what leaving a unit in floating point costs, for `--placement auto`.
 
-WORK is a work directory compiled for tensorrt with placement qdqbert, for example of the bundled model:
-``qdq compile --target tensorrt --placement qdqbert --out build/costs``. Every unit of one middle layer is taken away
-from its lowered graph; the estimator says what the fusions lost by that cost. Nothing is timed, no GPU is needed; the
-figures carry the estimator's error.
+WORK is a work directory compiled with placement qdqbert, for example of the bundled model:
+``qdq compile --target tensorrt --placement qdqbert --out build/costs``.
+
+TensorRT: every unit of one middle layer is taken away from the lowered graph; the estimator says what the fusions lost
+by that cost. Nothing is timed, no GPU is needed; the figures carry the estimator's error.
+
+CPU (``--target cpu``): one OpenVINO engine for every kind of unit, timed in one interleaved run with the engine of the
+CPU's own placement: without the kind in every layer where that placement quantizes it, with it where it does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdq.artifacts import read_json, write_json
 from qdq.errors import DeployError
 from qdq.placing.costs import TABLE
 from qdq.placing.units import units
+from qdq.run import CANONICAL
 from qdq.sensitivity.groups import layer_of
 
+if TYPE_CHECKING:
+    import onnx
+
+    from engines.types import Runner
+
 DEVICE, BATCH, SEQUENCE = "t4", 40, 128
+WHOLE = "cpu placement"  # the engine that every other one is compared with
+
+
+def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds: int = 20) -> dict[str, float]:
+    """Cost kind -> latency it adds when left out, as a share of one layer's; below zero where INT8 is the slower.
+
+    Raises DeployError for a work directory without a graph.
+    """
+    import onnx
+
+    from engines.bench import BenchSettings, Contestant, bench
+    from qdq.checkpoint import load_checkpoint
+    from qdq.data import bundled, read_records
+    from qdq.encode import workload_of_shape
+    from qdq.inject import decided
+    from qdq.inject.spec import named_spec
+    from qdq.options import available_cores
+    from qdq.placing import WIDEST
+    from qdq.versions import versions
+
+    if not (work / CANONICAL).is_file():
+        raise DeployError(
+            f"{work / CANONICAL} does not exist; run 'qdq compile --placement qdqbert --out {work}' first"
+        )
+    canonical = onnx.load(work / CANONICAL)
+    loaded, _, placement = load_checkpoint(work / "checkpoint")
+    records = read_records(bundled(), batch)[0]
+    feeds = workload_of_shape(loaded.tokenizer, records, loaded.inputs, (batch, sequence), 2)
+    inside = [point.name for point in placement.placed if layer_of(point.name) is not None]
+    kinds: dict[str, set[str]] = {}
+    for unit in units(inside, "openvino"):
+        kinds.setdefault(unit.kind, set()).update(unit.points)
+    own = {point.name for point in decided(loaded.model, named_spec(WIDEST["openvino"])).placed} & set(inside)
+    shape = (batch, sequence)
+    with tempfile.TemporaryDirectory() as folder:
+        runners = [Contestant(WHOLE, "openvino", _engine(canonical, set(inside) - own, Path(folder) / "whole", shape))]
+        for number, (kind, points) in enumerate(kinds.items()):
+            left_out = set(inside) - (own ^ points)
+            runners.append(
+                Contestant(kind, "openvino", _engine(canonical, left_out, Path(folder) / str(number), shape))
+            )
+        settings = BenchSettings(batch, sequence, None, samples=rounds, threads=available_cores(), bases=(WHOLE,))
+        report = bench(runners, feeds, settings, versions())
+    slower = {kind: 1 / report["contestants"][kind]["speedup"][WHOLE] - 1 for kind in kinds}
+    return {kind: round(slower[kind] if points <= own else -slower[kind], 4) for kind, points in kinds.items()}
+
+
+def _engine(canonical: onnx.ModelProto, left_out: Collection[str], folder: Path, shape: tuple[int, int]) -> Runner:
+    """The OpenVINO engine of a canonical graph with the points `left_out` in floating point."""
+    from engines.openvino import OpenVINORunner, OpenVINOSettings
+    from export.lint.removal import without_points
+    from export.passes import lower
+    from export.to_onnx import save_proto
+    from qdq.options import available_cores
+
+    folder.mkdir()
+    save_proto(without_points(canonical, left_out), folder / "canonical.onnx")
+    lower(folder / "canonical.onnx", "openvino", folder)
+    return OpenVINORunner(folder / "model.onnx", OpenVINOSettings(available_cores(), shape=shape))
 
 
 def tensorrt_shares(work: Path) -> dict[str, float]:
@@ -53,13 +123,20 @@ def tensorrt_shares(work: Path) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the TensorRT part of the table; the rest stays."""
+    """Write one part of the table; the other stays."""
     parser = argparse.ArgumentParser(prog="python -m qdq.placement_costs", description=__doc__, allow_abbrev=False)
     parser.add_argument("work", type=Path, metavar="WORK")
-    work = parser.parse_args(arguments).work
+    parser.add_argument("--target", choices=("tensorrt", "cpu"), default="tensorrt")
+    typed = parser.parse_args(arguments)
     content = read_json(TABLE) if TABLE.is_file() else {}
-    about = f"estimated for {DEVICE}, batch {BATCH} x sequence {SEQUENCE}, by qdq.placement_costs"
-    write_json(TABLE, {**content, "tensorrt": {"about": about, "shares": tensorrt_shares(work)}})
+    shape = f"batch {BATCH} x sequence {SEQUENCE}"
+    if typed.target == "cpu":
+        from engines.bench.machine import machine
+
+        part = {"about": f"measured with OpenVINO at {shape} on {machine()['cpu']}", "shares": cpu_shares(typed.work)}
+    else:
+        part = {"about": f"estimated for {DEVICE}, {shape}", "shares": tensorrt_shares(typed.work)}
+    write_json(TABLE, {**content, typed.target: part})
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import onnx
 from onnx import NodeProto, TensorProto
+from onnx.numpy_helper import from_array, to_array
 
 from export.inventory import LAYOUT, GraphIndex
 from export.lint.fusion import FusedLayer, fusion_map
@@ -55,14 +56,15 @@ def layers_without(
     model: onnx.ModelProto, points: Collection[str], sm: int = MIN_SM, sequence: int = 128
 ) -> tuple[FusedLayer, ...]:
     """The fusion map of `model` after all of `points` are taken away. Raises ConfigError as `broken_fusions` does."""
-    return fusion_map(_without(model, points), sm, sequence)
+    return fusion_map(without_points(without_weights(model), points), sm, sequence)
 
 
-def _without(model: onnx.ModelProto, points: Collection[str]) -> onnx.ModelProto:
-    """A copy whose readers of `points` take the float tensor, or a float weight without data."""
-    light = without_weights(model)
+def without_points(model: onnx.ModelProto, points: Collection[str]) -> onnx.ModelProto:
+    """A copy whose readers of `points` take the float tensor, or the dequantized weight: without data where the codes
+    have none. Raises ConfigError as `broken_fusions` does.
+    """
     edited = onnx.ModelProto()
-    edited.CopyFrom(light)  # `light` shares its nodes with `model`
+    edited.CopyFrom(model)
     graph = edited.graph
     index = GraphIndex(graph)
     for point in points:
@@ -101,7 +103,13 @@ def _bypass(graph: onnx.GraphProto, index: GraphIndex, route: Route, name: str) 
 
 def _float_weight(graph: onnx.GraphProto, index: GraphIndex, dequantize: NodeProto, name: str) -> str:
     codes, scale = (index.initializers[tensor] for tensor in dequantize.input[:2])
-    graph.initializer.append(TensorProto(name=name, dims=codes.dims, data_type=scale.data_type))
+    weight = TensorProto(name=name, dims=codes.dims, data_type=scale.data_type)
+    if codes.raw_data:
+        axis = next((attribute.i for attribute in dequantize.attribute if attribute.name == "axis"), 1)
+        factors = to_array(scale)
+        factors = factors.reshape([-1 if i == axis else 1 for i in range(len(codes.dims))]) if factors.ndim else factors
+        weight = from_array(to_array(codes).astype(factors.dtype) * factors, name)
+    graph.initializer.append(weight)
     return name
 
 

@@ -10,19 +10,27 @@ from typing import Any
 import pytest
 import torch
 
+from export.to_onnx import export_onnx
 from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.checkpoint import write_checkpoint
 from qdq.data import Record
+from qdq.errors import DeployError
 from qdq.inject import inject, quantizers
+from qdq.inject.quantizer import folded
 from qdq.inject.spec import named_spec, spec_from_mapping
 from qdq.model import LoadedModel
+from qdq.placement_costs import cpu_shares
 from qdq.placing import base_spec
 from qdq.placing.auto import affordable_checks, choose
 from qdq.placing.costs import cost_of, load_costs
 from qdq.placing.decide import SearchRequest, decide_placement, search_placement
 from qdq.placing.search import plot_curve
 from qdq.placing.units import units
+from qdq.run import CANONICAL
 from qdq.runner import TorchRunner
+from qdq.sensitivity.groups import layer_of
 from qdq.sensitivity.probe import Probe
+from qdq.stages import export_example
 from qdq.tasks.loading import EvaluationSettings, evaluation_of
 
 Load = Callable[..., LoadedModel]
@@ -109,6 +117,21 @@ def test_every_kind_has_a_cost(load_tiny: Load, target: str) -> None:
     for unit in units(quantizers(loaded.model), target):
         assert cost_of(unit.kind, costs) > 0
     assert cost_of("linear ffn.lin1", {"linear a": 0.2, "linear b": 0.4, "attention": 9.0}) == pytest.approx(0.3)
+
+
+@pytest.mark.slow
+def test_cpu_costs_are_measured_for_every_kind(load_tiny: Load, encode: Callable[..., Any], tmp_path: Path) -> None:
+    loaded, spec = load_tiny(), named_spec("qdqbert")
+    inject(loaded.model, spec)
+    table = calibrate(loaded.module(), [encode(loaded)], spec, CalibrationSettings("max"))
+    write_checkpoint(loaded, spec, table, tmp_path / "checkpoint")
+    with folded(loaded.model):
+        export_onnx(loaded.module(), export_example(loaded), loaded.outputs, tmp_path / CANONICAL)
+    shares = cpu_shares(tmp_path, batch=2, sequence=16, rounds=3)
+    inside = [name for name in quantizers(loaded.model) if layer_of(name) is not None]
+    assert shares.keys() == {unit.kind for unit in units(inside, "openvino")}
+    with pytest.raises(DeployError, match="does not exist; run 'qdq compile --placement qdqbert"):
+        cpu_shares(tmp_path / "nothing")
 
 
 def test_compile_with_auto_writes_the_decision(
