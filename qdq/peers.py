@@ -132,6 +132,7 @@ def bench_peers(options: PeerOptions) -> dict[str, Any]:
         "precision_hint": options.precision_hint,
         "shapes": races,
         "rows": rows,
+        "float_export_s": builder.float_export[1],
         "skipped": skipped,
     }
 
@@ -193,6 +194,7 @@ def _rows(builder: Builder, peers: Mapping[str, Peer], stage: Stage) -> dict[str
         rows[name] = {
             "bytes": peer.bytes,
             "build_s": peer.build_s,
+            **({} if peer.compile_s is None else {"compile_s": peer.compile_s}),
             "peak_rss_bytes": memory["peak"],
             "accuracy": accuracy,
         }

@@ -35,14 +35,15 @@ Made = tuple[dict[str, Any], Sequence[Path]]  # what is remembered, and the file
 
 @dataclass(frozen=True)
 class Peer:
-    """A contestant that can be loaded: bytes of its weights on disk, seconds to its first answer, and its files'
-    hashes, by which later records know it.
+    """A contestant that can be loaded: bytes of its weights on disk, seconds to its first answer (of ours also to the
+    lowered graph), and its files' hashes, by which later records know it.
     """
 
     name: str
     opening: Opening
     bytes: int
     build_s: float
+    compile_s: float | None
     files: Mapping[str, str]
 
 
@@ -163,9 +164,10 @@ class Builder:
         opening = Opening(target, str(model), run.options.threads, self.options.precision_hint, static=True)
 
         def make() -> Made:
-            seconds = prepared + _stages(("lower", "build"), self.typed(target)) + self._first_call(opening)
+            compiled = prepared + _stages(("lower",), self.typed(target))
+            seconds = compiled + _stages(("build",), self.typed(target)) + self._first_call(opening)
             weights = sorted(run.target.glob(WEIGHTS[target]))
-            return {"build_s": seconds, "bytes": _bytes(weights)}, [run.target]
+            return {"build_s": seconds, "compile_s": compiled, "bytes": _bytes(weights)}, [run.target]
 
         inputs = {**self._inputs, "code": _code(), "hint": self.options.precision_hint}
         return self._peer(name, name, opening, self.kept(name, inputs, make))
@@ -173,7 +175,7 @@ class Builder:
     def _tool(self, name: str) -> Peer:
         from engines.peers import ARTIFACTS, TOOLS, build_artifact
 
-        tool, float_model = TOOLS[name], self._float()
+        tool, float_model = TOOLS[name], self.float_export[0]
         own = tool.artifact in ARTIFACTS
         record = tool.artifact if own else name
         path = self.work.path / "tools" / ARTIFACTS[tool.artifact][0] if own else float_model
@@ -210,23 +212,24 @@ class Builder:
 
     def _peer(self, name: str, record: str, opening: Opening, found: Mapping[str, Any]) -> Peer:
         files: Mapping[str, str] = self.work.manifest["stages"][record]["outputs"]
-        return Peer(name, opening, found["bytes"], found["build_s"], files)
+        return Peer(name, opening, found["bytes"], found["build_s"], found.get("compile_s"), files)
 
     def _first_call(self, opening: Opening) -> float:
         begin = time.perf_counter()
         open_peer(opening, self.feeds[0]["input_ids"].shape)(self.feeds[0])
         return time.perf_counter() - begin
 
-    def _float(self) -> Path:
-        """One plain FP32 export for every tool."""
+    @cached_property
+    def float_export(self) -> tuple[Path, float]:
+        """One plain FP32 export for every tool, and the seconds it took."""
         path = self.work.path / "tools" / "float.onnx"
 
         def make() -> Made:
+            begin = time.perf_counter()
             export_plain(self.options.folder, self.feeds[0], path)
-            return {}, [path]
+            return {"seconds": time.perf_counter() - begin}, [path]
 
-        self.kept("float", self._inputs, make)
-        return path
+        return path, self.kept("float", self._inputs, make)["seconds"]
 
     def _material(self, model: Path) -> Material:
         from engines.peers import Material
