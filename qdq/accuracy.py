@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.accuracy_page import PAGE, RESULTS, ROOT, Figure, load_effects, load_figures, render
-from qdq.artifacts import read_json, write_json, write_text
+from qdq.artifacts import read_json, sha256_file, sha256_json, write_json, write_text
 from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Measured:
         self._evaluation: Evaluation = load_evaluation(str(shared / "data" / case.dev), loaded, settings, case.samples)
         self._loaded = loaded
         self._floating: Scored | None = None
+        self._scored: dict[str, Scored] = {}  # by content: `auto` may keep every point of a named placement
 
     def floating(self) -> Scored:
         """The FP32 model's scores."""
@@ -109,8 +110,11 @@ class Measured:
         work = self._compiled(way)
         calibration = read_json(work / "calibration.json")
         for engine in way.engines:
-            (contestant,) = contestants(str(work / FILES[engine]), available_cores(), "f32")
-            found = scored(self._evaluation, contestant.open(), self.floating())
+            content = _content(work / FILES[engine])
+            if content not in self._scored:
+                (contestant,) = contestants(str(work / FILES[engine]), available_cores(), "f32")
+                self._scored[content] = scored(self._evaluation, contestant.open(), self.floating())
+            found = self._scored[content]
             yield (
                 engine,
                 Figure(
@@ -148,6 +152,13 @@ class Measured:
         for stage in stages:
             run_stage(stage, typed if stage == "calibrate" else {"out": str(out), "target": way.target}, Screen())
         return out
+
+
+def _content(file: Path) -> str:
+    """Hash of what decides the answers: an engine's weights too, of a checkpoint its tensors."""
+    weights = file.with_suffix(".bin")
+    tensors = [file / "model.safetensors"] if file.is_dir() else [file, *([weights] if weights.is_file() else [])]
+    return sha256_json([sha256_file(part) for part in tensors])
 
 
 def _kept(placement: Mapping[str, Any]) -> tuple[int, int]:
