@@ -44,9 +44,14 @@ def _large_matrix(tensor: gs.Tensor) -> bool:
 
 
 def row_codes(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric INT8 codes of a matrix [R, C] and a scale per row [R]; an all-zero row gets scale 1."""
+    """Symmetric INT8 codes of a matrix [R, C] and a scale per row [R]; an all-zero row gets scale 1.
+
+    Scales are rounded to what FP16 holds without loss, so that `gather_codes` can store them so.
+    """
     scales = np.abs(values).max(axis=1) / np.float32(LARGEST_CODE)
     scales[scales == 0] = 1
+    half = np.minimum(scales, np.finfo(np.float16).max).astype(np.float16).astype(np.float32)
+    scales = np.where(half >= np.finfo(np.float16).smallest_normal, half, scales)
     codes = np.clip(np.rint(values / scales[:, None]), -LARGEST_CODE, LARGEST_CODE)
     return codes.astype(np.int8), scales.astype(np.float32)
 

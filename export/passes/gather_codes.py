@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from export.names import CODES, DEQUANTIZE, SCALE
 from export.passes.base import Declined, PassResult
@@ -17,7 +21,8 @@ def gather_codes(graph: gs.Graph) -> PassResult:
 
     Before: ``codes [V, H], scale [V] -> DQ(axis 0) -> Gather(ids)``.
     After: ``codes -> Gather(ids) -> DQ(scale 1) -> Mul`` with ``scale [V, 1] -> Gather(ids)``: DequantizeLinear takes
-    one scale per index of an axis, and looked-up rows have one per position instead. The same products, to the bit.
+    one scale per index of an axis, and looked-up rows have one per position instead. Scales that FP16 holds exactly are
+    stored so and cast after the look-up. The same products, to the bit.
     Leaves alone: every other weight, and, declined with the reason, a table that something else than Gather reads.
     """
     unit = gs.Constant("embedding_tables.one", np.array(1, np.float32))
@@ -30,7 +35,7 @@ def gather_codes(graph: gs.Graph) -> PassResult:
             declined.append(Declined(dequantize.name, f"{others[0]} reads the whole table"))
             continue
         codes, scale = dequantize.inputs[0], dequantize.inputs[1]
-        rows = gs.Constant(f"{codes.name.removesuffix(CODES)}.row{SCALE}", np.asarray(scale.values).reshape(-1, 1))
+        rows = gs.Constant(f"{codes.name.removesuffix(CODES)}.row{SCALE}", _narrowest(scale.values).reshape(-1, 1))
         for gather in list(dequantize.outputs[0].outputs):
             graph.nodes += _by_row(gather, codes, rows, (unit, zero))
             gather.outputs = []
@@ -73,6 +78,11 @@ def _looks_up(node: gs.Node, dequantize: gs.Node) -> bool:
     return node.op == GATHER and node.attrs.get("axis", 0) == 0 and node.inputs[0] is dequantize.outputs[0]
 
 
+def _narrowest(scales: NDArray[np.float32]) -> NDArray[Any]:
+    half = np.clip(scales, 0, np.finfo(np.float16).max).astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), scales) else np.asarray(scales)
+
+
 def _by_row(
     gather: gs.Node, codes: gs.Constant, rows: gs.Constant, plain: tuple[gs.Constant, gs.Constant]
 ) -> list[gs.Node]:
@@ -81,9 +91,11 @@ def _by_row(
     looked_up = gs.Variable(f"{gather.name}.codes", dtype=np.dtype(np.int8))
     values = gs.Variable(f"{gather.name}.dequantize", dtype=np.dtype(np.float32))
     scales = gs.Variable(f"{gather.name}.scales", dtype=np.dtype(np.float32))
+    stored = gs.Variable(f"{gather.name}.stored_scales", dtype=rows.dtype)
     return [
         gs.Node(GATHER, looked_up.name, {"axis": 0}, [codes, ids], [looked_up]),
-        gs.Node(GATHER, scales.name, {"axis": 0}, [rows, ids], [scales]),
+        gs.Node(GATHER, stored.name, {"axis": 0}, [rows, ids], [stored]),
+        gs.Node("Cast", scales.name, {"to": onnx.TensorProto.FLOAT}, [stored], [scales]),
         gs.Node(DEQUANTIZE, values.name, {}, [looked_up, *plain], [values]),
         gs.Node("Mul", f"{gather.name}.rows", {}, [values, scales], [result]),
     ]

@@ -76,17 +76,21 @@ def output_errors(difference: Tensor, hessian: Tensor) -> Tensor:
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse, [in, in]."""
+    """The upper Cholesky factor of the damped Hessian's inverse, [in, in].
+
+    With its rows and columns reversed the Hessian is ``L L'``; reversed again, L is an upper triangular R with
+    ``H = R R'``, so that ``inverse(H) = inverse(R)' inverse(R)``: the factor without the inverse itself.
+    """
     damping = DAMPING * hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     for dtype in (torch.float32, torch.float64):  # double only where single precision is not positive definite
-        damped = hessian.to(dtype, copy=True)
+        damped = hessian.flip(0, 1).to(dtype)
         damped.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-        if not failed and bool(torch.isfinite(factor).all()):
-            result: Tensor = factor.float()
-            return result
+            upper = lower.flip(0, 1)
+            factor = torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=dtype), upper=True)
+            if bool(torch.isfinite(factor).all()):
+                return factor.float()
     # Inputs without any spread in most directions: their diagonal is what can be trusted.
     return torch.diag(1 / (hessian.diagonal() + damping).sqrt())
 
