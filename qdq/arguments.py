@@ -16,6 +16,7 @@ from qdq.options import (
     BODIES,
     DEFAULT_PLACEMENT,
     HARDWARE,
+    INPUT_TYPES,
     MODES,
     PLACEMENT_NAMES,
     PRECISION_HINTS,
@@ -326,6 +327,7 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
         help=f"what OpenVINO computes outside INT8: {', '.join(PRECISION_HINTS)} (default: {d.precision_hint})",
     )
     add("--body", metavar="T", help=f"TensorRT's float type outside INT8: {', '.join(BODIES)} (default: {d.body})")
+    add("--input-dtype", metavar="T", help=f"CPU engines' inputs: {', '.join(INPUT_TYPES)} (default: {d.input_dtype})")
     add(
         "--bench-seconds",
         metavar="S",

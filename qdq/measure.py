@@ -16,7 +16,7 @@ from qdq.errors import DataError
 from qdq.run import CANONICAL, CHOICES, FLOAT, Run
 from qdq.runner import TorchRunner
 from qdq.screen import Stage
-from qdq.stages import check_shape
+from qdq.stages import check_shape, cpu_lowering
 from qdq.variants import bodies, open_variant
 
 if TYPE_CHECKING:
@@ -206,5 +206,5 @@ def _lowered_for(run: Run, target: str, scratch: Path) -> Path:
         return run.lowered
     from export.passes import lower
 
-    lower(run.work.path / CANONICAL, target, scratch)
+    lower(run.work.path / CANONICAL, target, scratch, options=cpu_lowering(run))
     return scratch / "model.onnx"

@@ -16,6 +16,7 @@ TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
 MODES = ("latency", "throughput")
 PRECISION_HINTS = ("f32", "bf16", "f16")
 BODIES = ("fp16", "bf16", "fp32")
+INPUT_TYPES = ("int64", "int32")
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
 TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 PLACEMENT_NAMES = ("auto", "linear", "linear+qk", "qdqbert", "dynamic", "ft1", "ft2", "ft3", "trt")
@@ -63,6 +64,7 @@ class CompileOptions:
         streams: requests at once in throughput mode; 0 is what the cores have room for.
         precision_hint: what OpenVINO computes non-INT8 layers in.
         body: type of everything outside the INT8 islands in a TensorRT graph.
+        input_dtype: integer type of a CPU engine's inputs; TensorRT's are INT32 whatever it says.
         workspace_gib, optimization_level, timing_cache, version_compatible, hardware_compatibility: of the TensorRT
             builder, see engines.tensorrt.settings; timing_cache None is timing.cache in the target's folder.
         refit, strip_weights: likewise, for the floating-point plans of `qdq variants` only.
@@ -108,6 +110,7 @@ class CompileOptions:
     streams: int = 0
     precision_hint: str = "f32"
     body: str = "fp16"
+    input_dtype: str = "int64"
     workspace_gib: float = 4.0
     optimization_level: int = 3
     timing_cache: str | None = None
@@ -128,6 +131,7 @@ class CompileOptions:
         choice(self.target, TARGETS, "--target")
         choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
         choice(self.body, BODIES, "--body")
+        choice(self.input_dtype, INPUT_TYPES, "--input-dtype")
         choice(self.mode, MODES, "--mode")
         choice(self.hardware_compatibility, HARDWARE, "--hardware-compatibility")
         self.algorithm(None)

@@ -25,7 +25,7 @@ DECIDED_BY: Mapping[str, tuple[str, ...]] = {
             "batch_size_list",
         ),
     ),
-    "lower": ("body",),
+    "lower": ("body", "input_dtype"),
     "build": (
         *("precision_hint", "workspace_gib", "optimization_level", "timing_cache", "version_compatible"),
         "hardware_compatibility",

@@ -18,6 +18,7 @@ from qdq.run import CANONICAL, CHOICES, FLOAT, Run, prepare_torch
 from qdq.screen import Stage
 
 if TYPE_CHECKING:
+    from export.passes import LowerOptions
     from qdq.calibrate.table import CalibrationTable
     from qdq.inject.spec import QuantSpec
     from qdq.model import LoadedModel
@@ -259,17 +260,23 @@ def export_example(loaded: LoadedModel) -> dict[str, Any]:
 
 def lower(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 5: the graph for the target."""
-    from export.passes import LowerOptions
     from export.passes import lower as lower_graph
 
-    options = LowerOptions(dynamic=is_dynamic(run))
+    options = cpu_lowering(run)
     if run.options.target == "tensorrt":
         measured = ranges(run, stage, run.work.path / CANONICAL, run.options.body)
-        options = LowerOptions(run.options.body, measured)  # type: ignore[arg-type]  # validated
+        options = replace(options, body=run.options.body, ranges=measured)  # type: ignore[arg-type]  # validated
     report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target, options=options)
     changes = [f"{step['pass']}: {len(step['changed'])} nodes" for step in report["passes"]]
     stage.say(", ".join(changes))
     return *graph_files(run.lowered), run.target / "passes.json"
+
+
+def cpu_lowering(run: Run) -> LowerOptions:
+    """What the run asks of a graph for a CPU target. Raises ConfigError for run-time scales on TensorRT."""
+    from export.passes import LowerOptions
+
+    return LowerOptions(dynamic=is_dynamic(run), narrow=run.options.input_dtype == "int32")
 
 
 def is_dynamic(run: Run) -> bool:

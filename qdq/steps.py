@@ -73,7 +73,7 @@ def _export_inputs(run: Run) -> Mapping[str, Any]:
 def _lower_inputs(run: Run) -> Mapping[str, Any]:
     options, canonical = run.options, {"canonical": fingerprint(run.work.path / CANONICAL)}
     if options.target != "tensorrt":
-        return canonical
+        return {**canonical, "input_dtype": options.input_dtype}
     text = [source_fingerprint(options, options.calibration), options.samples, options.sequence]
     return {**canonical, "body": options.body, "ranges": text}
 

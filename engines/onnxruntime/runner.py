@@ -14,6 +14,19 @@ from engines.types import Feeds, Outputs
 from qdq.errors import BuildError
 
 
+class SessionInputs:
+    """The inputs of a session, with their ranks and types."""
+
+    def __init__(self, session: Any) -> None:
+        self._ranks = {value.name: len(value.shape) for value in session.get_inputs()}
+        self._types = {value.name: value.type[len("tensor(") : -1] for value in session.get_inputs()}
+
+    def of(self, feeds: Feeds) -> dict[str, Any]:
+        """What the session takes of `feeds`, as `feeds_for`; INT64 ids become INT32 where it takes such."""
+        fitting = feeds_for(self._ranks, feeds)
+        return {name: array.astype(self._types[name], copy=False) for name, array in fitting.items()}
+
+
 class OnnxRuntimeRunner:
     """A session on this CPU, or one per stream; call it with feeds of any batch and sequence, from as many threads."""
 
@@ -23,12 +36,15 @@ class OnnxRuntimeRunner:
         for stream in range(max(1, settings.streams)):
             session = open_session(model, settings.session_options(stream))
             self._free.put(session)
-        self._ranks = {value.name: len(value.shape) for value in session.get_inputs()}
+        self._inputs = SessionInputs(session)
         self._outputs = [output.name for output in session.get_outputs()]
 
     def __call__(self, feeds: Feeds) -> Outputs:
-        """Feeds as the graph names them; returns float32 arrays of its own. Raises BuildError when it cannot run."""
-        wanted = feeds_for(self._ranks, feeds)
+        """Feeds as the graph names them, of any integer type; returns float32 arrays of its own.
+
+        Raises BuildError when it cannot run.
+        """
+        wanted = self._inputs.of(feeds)
         session = self._free.get()
         try:
             results = session.run(self._outputs, wanted)

@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from engines.interface import feeds_for
 from engines.onnxruntime.build import INT8_OPERATORS, OnnxRuntimeSettings, failures, open_session, reason
+from engines.onnxruntime.runner import SessionInputs
 from engines.profile.layers import Layer, Profiled
 from engines.types import Feeds
 from qdq.errors import BuildError
@@ -50,12 +50,12 @@ class OnnxRuntimeProfiler:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
         self._session = open_session(model, options)
-        self._ranks = {value.name: len(value.shape) for value in self._session.get_inputs()}
+        self._inputs = SessionInputs(self._session)
         self._calls: list[float] = []
 
     def run(self, feeds: Feeds) -> None:
         """See `Profiler`."""
-        wanted = feeds_for(self._ranks, feeds)
+        wanted = self._inputs.of(feeds)
         begin = time.perf_counter()
         try:
             self._session.run(None, wanted)

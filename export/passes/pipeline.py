@@ -98,8 +98,8 @@ RECODE = Pass(
 
 NARROW = Pass(
     "narrow_inputs",
-    "TensorRT takes INT32 token ids and would copy twice the bytes for INT64 ones. After half_body, which thereby sees "
-    "the canonical graph, whose tensors were measured",
+    "TensorRT takes INT32 token ids and would copy twice the bytes for INT64 ones; a CPU engine takes them when its "
+    "callers have such. After half_body, which thereby sees the canonical graph, whose tensors were measured",
     narrow_inputs,
 )
 
@@ -125,20 +125,24 @@ class LowerOptions:
         body: type of everything outside the INT8 islands.
         ranges: largest |x| per tensor on real data, from `export.ranges.measure_ranges`; None proves no tensor to fit.
         dynamic: quantize the inputs of linears with INT8 weights at run time (ONNX Runtime).
+        narrow: INT32 inputs for a CPU target, too.
     """
 
     body: Body = "fp16"
     ranges: Mapping[str, float] | None = None
     dynamic: bool = False
+    narrow: bool = False
 
 
 def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, ...]:
     """The ordered passes of a target. Raises ConfigError naming the nearest target."""
-    dynamic = (DYNAMIC,) if options is not None and options.dynamic else ()
+    options = options or LowerOptions()
+    dynamic = (DYNAMIC,) if options.dynamic else ()
+    narrow = (NARROW,) if options.narrow else ()
     pipelines: Mapping[str, tuple[Pass, ...]] = {
-        "openvino": (FACTORS, SHARE, ROWS, TYPES, COMPACT, CODES, LINEARS_UNSIGNED),
-        "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *dynamic, RECODE),
-        "tensorrt": (FACTORS, SHARE, TABLES, *_typed(options or LowerOptions())),
+        "openvino": (FACTORS, SHARE, ROWS, TYPES, COMPACT, CODES, LINEARS_UNSIGNED, *narrow),
+        "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *dynamic, RECODE, *narrow),
+        "tensorrt": (FACTORS, SHARE, TABLES, *_typed(options)),
     }
     return pipelines[choice(target, pipelines, "target")]
 

@@ -18,12 +18,11 @@ from qdq.compress.strategy import Strategy, parse_strategy
 from qdq.config import choice
 from qdq.errors import ConfigError
 from qdq.inject.spec import PLACEMENTS
-from qdq.options import SEARCH, TARGETS
+from qdq.options import INPUT_TYPES, SEARCH, TARGETS
 from qdq.ptq.settings import ACTIVATION_TYPES, ROUND_TYPES, WEIGHT_TYPES
 
 logger = logging.getLogger(__name__)
 
-INPUT_TYPES = ("int64", "int32")
 DEVICES = ("gpu", "cpu")
 DOCUMENTED_OPTIM = "adamw"
 

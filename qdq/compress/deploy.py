@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ CANDIDATES, DEPLOYMENT, ENGINES = "compression.json", "deployment.json", "engine
 
 @dataclass(frozen=True)
 class DeploySettings:
-    """How the engines are made; names and meaning as in CompileOptions, None is its default."""
+    """How the engines are made; names and meaning as in CompileOptions, None is its default.
+
+    `input_dtype` None is what `compress()` was asked for.
+    """
 
     targets: tuple[str, ...] = ("auto",)
     eval_data: str | None = None
@@ -37,6 +40,7 @@ class DeploySettings:
     sequence: int = CompileOptions.sequence
     threads: int = CompileOptions.threads
     bench_seconds: float = CompileOptions.bench_seconds
+    input_dtype: str | None = None
 
 
 def deploy(output: Path, settings: DeploySettings, screen: Screen) -> dict[str, Any]:
@@ -50,6 +54,7 @@ def deploy(output: Path, settings: DeploySettings, screen: Screen) -> dict[str, 
     if not (output / CANDIDATES).is_file():
         raise DeployError(f"{output}: has no {CANDIDATES}; give the output_dir of a finished compress()")
     compression = read_json(output / CANDIDATES)
+    settings = replace(settings, input_dtype=settings.input_dtype or compression["input_dtype"])
     rows = []
     for candidate in compression["candidates"]:
         folder = output / str(candidate["folder"])
@@ -59,7 +64,8 @@ def deploy(output: Path, settings: DeploySettings, screen: Screen) -> dict[str, 
             rows.append({**common, "skipped": "torch.ao's model runs in torch only"})
             continue
         for target in settings.targets:
-            rows.append({**common, **_compiled(folder, output / ENGINES / candidate["name"], target, settings, screen)})
+            work = output / ENGINES / candidate["name"]
+            rows.append({**common, **_compiled(folder, work, target, settings, screen)})
     report = {"best": compression["best"], "engines": rows}
     write_json(output / DEPLOYMENT, report)
     _show(screen, rows)
@@ -78,6 +84,7 @@ def _compiled(folder: Path, work: Path, target: str, settings: DeploySettings, s
             sequence=settings.sequence,
             threads=settings.threads,
             bench_seconds=settings.bench_seconds,
+            input_dtype=settings.input_dtype or CompileOptions.input_dtype,
         ),
         screen,
     )

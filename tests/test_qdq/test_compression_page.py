@@ -49,7 +49,7 @@ SMALL = {
     "deploy": "--batch 2 --sequence 32 --threads 1 --bench-seconds 0.1",
     "infer": "--threads 1 --max_seq_length 32",
     "custom": TRAINED,
-    "compress": f"{TRAINED} --max_seq_length 32",
+    "compress": f"{TRAINED} --max_seq_length 32 --input_dtype int32",
 }
 ONE_CANDIDATE = "--algo_list abs_max --batch_size_list 4"
 TAGS = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}
@@ -124,6 +124,7 @@ def test_the_commands_run_as_they_stand(place: Path) -> None:
             (row,) = json.loads((place / words[3] / "deployment.json").read_text())["engines"]
             assert row["best"] and row["p50_ms"] > 0 and Path(row["triton"]).is_dir()
             assert row["target"] == words[words.index("--target") + 1]
+            assert any("TYPE_INT32" in path.read_text() for path in Path(row["triton"]).rglob("config.pbtxt"))
     (label,), (answer,) = (result for words, result in zip(found, results, strict=True) if "infer" in words[1])
     assert label["text"] == "first text" and 0.5 <= label["score"] <= 1
     assert answer["answer"] == "the cat sat in the house"[answer["start"] : answer["end"]]

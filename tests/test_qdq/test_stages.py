@@ -156,6 +156,18 @@ def test_triton_backends(workplace: Path, qdq: Qdq, target: str, backend: str) -
     )
 
 
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_an_engine_with_int32_inputs_answers_the_same(workplace: Path, qdq: Qdq, target: str) -> None:
+    folder = workplace / "work" / target
+    before = (folder / "accuracy.json").read_bytes()
+    for stage, *typed in (("lower", "--input-dtype", "int32"), ("build",), ("verify",), ("deploy",)):
+        ran = qdq(stage, "--out", "work", "--target", target, *typed)
+        assert ran.code == 0, ran.err
+    assert (folder / "accuracy.json").read_bytes() == before
+    config = (folder / "model_repository/tiny-bert/config.pbtxt").read_text()
+    assert "TYPE_INT32" in config and "TYPE_INT64" not in config
+
+
 def test_triton_buckets_as_documented(workplace: Path, qdq: Qdq) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "triton.md").read_text(encoding="utf-8")
     command = re.findall(r"^qdq (deploy .*--buckets .*)$", page, flags=re.MULTILINE)[0]
