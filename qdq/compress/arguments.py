@@ -67,7 +67,7 @@ class CompressionArguments(TrainingArguments):
         metadata=_help("shares of heads and FFN neurons to keep, one model each; 3/4 suits 6 layers, 2/3 12"),
     )
     # Names of the API whose default differs from transformers' or which transformers 5 dropped
-    save_steps: float = _option(100, "steps between two checkpoints of a training, from which it resumes")
+    save_steps: float = _option(100, "steps between checkpoints: evaluated, continued from, and the best kept")
     optim: str = _option(DOCUMENTED_OPTIM, "optimizer: adamw, or any name transformers knows")
     warmup_ratio: float = _option(0.0, "share of all steps to warm the learning rate up over; warmup_steps wins")
     device: str = _option("gpu", "gpu (falls back to the CPU where there is none) or cpu")  # type: ignore[assignment]
@@ -101,7 +101,7 @@ class CompressionArguments(TrainingArguments):
     )
     deploy_data: str | None = _option(None, "text the engines are compared and timed with; bundled text by default")
     placement: str = _option("qdqbert", f"points to quantize: {', '.join(PLACEMENTS)}")
-    distillation: bool = _option(True, "qat: learn from the unquantized model's logits as well as from the labels")
+    distillation: bool = _option(True, "qat: learn from the given model's logits and states as well as from the labels")
     freeze_observers: float = _option(0.8, "qat: share of the training after which activation ranges stay")
 
     def __post_init__(self) -> None:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import partial
 
 from transformers import PreTrainedModel
 
+from qdq.compress.best import KeepBest
 from qdq.compress.distillation import WidthDistillation
-from qdq.compress.elastic import extract, make_elastic, sizes_at
+from qdq.compress.elastic import Size, extract, make_elastic, sizes_at
 from qdq.compress.importance import measure_importance, read_importance, rewire, write_importance
 from qdq.compress.step import Candidate, Session
 from qdq.compress.training import fingerprint, train
 from qdq.inject.widths import blocks
 
 IMPORTANCE_SAMPLES = 384
+
+
+def _name(size: Size) -> str:
+    return f"width-{float(size.width):.4g}"
 
 
 class DynaBert:
@@ -40,13 +46,16 @@ class DynaBert:
         switch = make_elastic(student)
         module = WidthDistillation(student, switch, teacher, sizes)
         deciding = {"model": fingerprint(teacher), "widths": [str(size.width) for size in sizes]}
-        train(session, module, session.output / "training" / "dynabert", deciding)
+        folder = session.output / "training" / "dynabert"
+        best = KeepBest(session, folder, {_name(size): partial(extract, student, size) for size in sizes})
+        train(session, module, folder, deciding, callbacks=[best])
         made = []
         for size in sizes:
-            notes = {"width": str(size.width), "heads": size.heads, "neurons": size.neurons}
             model = extract(student, size)
             model.train(False)
-            new = candidate.evolve(f"width-{float(size.width):.4g}", notes, model=model)
+            notes = {"width": str(size.width), "heads": size.heads, "neurons": size.neurons}
+            notes |= {"best_step": best.restore(_name(size), model)}
+            new = candidate.evolve(_name(size), notes, model=model)
             with session.screen.stage(new.name) as stage:
                 made.append(new.scored(session.evaluate(model)))
                 stage.say(f"{made[-1].metric:.4f} at {size.heads} heads, {size.neurons} neurons")

@@ -45,13 +45,14 @@ def _table(name: str, result: Mapping[str, Any]) -> Iterator[str]:
 
 def _candidates(result: Mapping[str, Any]) -> Iterator[str]:
     """What one compress() made."""
-    yield "| candidate | metric | points | M parameters |"
-    yield "|---|---|---|---|"
-    yield f"| as given | {result['baseline']:.4f} | | |"
+    yield "| candidate | metric | points | M parameters | weights MB |"
+    yield "|---|---|---|---|---|"
+    yield f"| as given | {result['baseline']:.4f} | | | |"
     for row in result["candidates"]:
         mark = " (best)" if row["name"] == result["best"] else ""
         points = f"{-100 * row['drop']:+.2f}"
-        yield f"| {row['name']}{mark} | {row['metric']:.4f} | {points} | {row['parameters'] / 1e6:.2f} |"
+        sizes = f"{row['parameters'] / 1e6:.2f} | {row['weights_mb']:.1f}"
+        yield f"| {row['name']}{mark} | {row['metric']:.4f} | {points} | {sizes} |"
     if "command" in result:
         took = f" ({result['minutes']} minutes)" if "minutes" in result else ""
         yield f"\n`{result['command']}`{took}"

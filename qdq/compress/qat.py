@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from qdq.calibrate.calibrate import summarise
+from qdq.compress.best import KeepBest
 from qdq.compress.datasets import without_labels
 from qdq.compress.distillation import (
     counted,
     labelled,
+    logit_error,
     recorded_output,
     recorded_states,
-    soft_cross_entropy,
     squared_error,
 )
 from qdq.compress.evaluators import logits_of
@@ -27,8 +28,8 @@ from qdq.compress.training import fingerprint, train
 from qdq.ptq.engine import drop_rounding
 
 DISTILLED_SHARE = 0.9  # of the loss; the labels have the rest
-STATE_WEIGHT = 0.1  # of hidden states against logits, as in DynaBERT
-RANGE_RATE = 100.0  # learning rate of learnable ranges, times that of the weights
+STATE_WEIGHT = 1.0  # of hidden states against logits: every layer has errors of its own to undo
+RANGE_RATE = 30.0  # learning rate of learnable ranges, times that of the weights
 
 
 class QuantizedTraining(nn.Module):
@@ -64,7 +65,7 @@ class QuantizedTraining(nn.Module):
         with torch.no_grad(), recorded_states(teacher) as wanted:
             target = logits_of(teacher(**inputs))
         error = squared_error(states, wanted, counted(batch))
-        return soft_cross_entropy(logits, target, labelled(batch)) + STATE_WEIGHT * error
+        return logit_error(logits, target, labelled(batch)) + STATE_WEIGHT * error
 
     def freeze(self) -> None:
         """Let the activation ranges stay as they are."""
@@ -106,7 +107,7 @@ class Qat:
         settings = RangeSettings(kind, args.moving_rate, args.use_pact)
         drop_rounding(student)  # codes and bias shifts were made for weights that change now
         originals = make_trainable(student, settings)
-        teacher = copy.deepcopy(candidate.model) if args.distillation else None
+        teacher = copy.deepcopy(session.model) if args.distillation else None  # the given one, of full width
         if teacher is not None:
             teacher.train(False)
             teacher.requires_grad_(False)
@@ -114,11 +115,14 @@ class Qat:
         deciding = {"model": fingerprint(student), "ranges": settings, "distillation": args.distillation}
         deciding["freeze_observers"] = args.freeze_observers
         folder = session.output / "training" / (f"{candidate.name}-qat" if candidate.name else "qat")
-        train(session, module, folder, deciding, RANGE_RATE, [FreezeRanges(module, args.freeze_observers)])
+        best = KeepBest(session, folder, {self.name: lambda: student})
+        train(session, module, folder, deciding, RANGE_RATE, [FreezeRanges(module, args.freeze_observers), best])
+        step = best.restore(self.name, student)
         finish(student, originals)
         student.train(False)
         table = summarise(student, "qat", None, start.table.samples, start.table.tokens)
         notes = {"calibrated": start.notes["algorithm"], "calibrated_metric": start.metric, "pact": args.use_pact}
+        notes |= {"best_step": step}
         made = candidate.evolve("qat", notes, model=student, spec=start.spec, table=table)
         with session.screen.stage(made.name) as stage:
             made = made.scored(session.evaluate(student))

@@ -42,8 +42,8 @@ class Case:
 
 
 CASES: Mapping[str, Case] = {
-    "minilm-mrpc": Case("compress_seq_cls.py", "mrpc", "dev.tsv", 32),
-    "minilm-conll": Case("compress_token_cls.py", "conll2003", "valid.txt", 64),
+    "minilm-mrpc": Case("compress_seq_cls.py", "mrpc", "dev.tsv", 16),
+    "minilm-conll": Case("compress_token_cls.py", "conll2003", "valid.txt", 32),
 }
 # What both models need to survive INT8 (docs/calibration.md), and 128 samples to calibrate with.
 TREATED: Words = (
@@ -58,7 +58,7 @@ TRAINING: Words = (
     *("--weight_decay", "0.01", "--logging_steps", "50", "--save_steps", "100", "--disable_tqdm", "True"),
 )
 DYNABERT: Words = (*TRAINING, "--learning_rate", "1e-4", "--max_steps", "450")
-QAT: Words = (*TRAINING, "--learning_rate", "3e-5", "--max_steps", "230", "--freeze_observers", "0.5")
+QAT: Words = (*TRAINING, "--learning_rate", "5e-5", "--max_steps", "300", "--freeze_observers", "0.5")
 WIDTHS = ("3/4", "2/3")
 
 # Part -> flags of the model's script. `engines` comes after the parts whose candidates it compiles.
@@ -69,7 +69,7 @@ TRAININGS: Mapping[str, Words] = {
     "dynabert+ptq": ("--strategy", "dynabert+ptq", "--width_mult_list", *WIDTHS, *CPU, *DYNABERT),
     "dynabert+qat+embeddings": (
         *("--strategy", "dynabert+qat+embeddings", "--width_mult_list", WIDTHS[0]),
-        *(*FULL, *TRAINING, "--learning_rate", "1e-4", "--max_steps", "300"),
+        *(*FULL, *TRAINING, "--learning_rate", "1e-4", "--max_steps", "200"),
     ),
 }
 PARTS = (*TRAININGS, "engines")

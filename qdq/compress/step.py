@@ -97,6 +97,17 @@ class Step(Protocol):
         ...
 
 
+def weights_mb(model: nn.Module) -> float | None:
+    """MB of the parameters as a graph stores them; None for a module that has none, as that of an ONNX file.
+
+    Four bytes per value, and one behind a weight quantizer, which adds four for each of its rows' scales.
+    """
+    coded = [module.weight for module in model.modules() if getattr(module, "_weight_quantizer", None) is not None]
+    rows = {id(weight): len(weight) for weight in coded if isinstance(weight, Tensor)}
+    sizes = [one.numel() + 4 * rows[id(one)] if id(one) in rows else 4 * one.numel() for one in model.parameters()]
+    return round(sum(sizes) / 1e6, 4) if sizes else None
+
+
 @dataclass(frozen=True)
 class CompressionResult:
     """What `compress()` made.
@@ -127,6 +138,7 @@ class CompressionResult:
                 "notes": dict(candidate.notes),
                 "folder": str(self.folders[candidate.name].name) if candidate.name in self.folders else None,
                 "parameters": sum(parameter.numel() for parameter in candidate.model.parameters()),
+                "weights_mb": None if candidate.save is not None else weights_mb(candidate.model),
             }
             for candidate in self.candidates
         ]

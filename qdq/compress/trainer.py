@@ -144,7 +144,8 @@ class CompressionTrainer(Trainer):
             training = model.training
             model.eval()
             try:
-                return checked(custom(model, batches.loader()), "custom_evaluate")
+                with torch.no_grad():
+                    return checked(custom(model, batches.loader()), "custom_evaluate")
             finally:
                 model.train(training)
 

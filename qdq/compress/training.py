@@ -26,7 +26,7 @@ CHECKPOINTS_KEPT = 2  # the newest may be half-written when the run is killed
 DECIDING = (
     *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "warmup_ratio"),
-    *("warmup_steps", "seed", "optim", "train_sampling_strategy"),
+    *("warmup_steps", "seed", "optim", "train_sampling_strategy", "save_strategy", "save_steps"),
 )
 
 

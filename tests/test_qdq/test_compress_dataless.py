@@ -80,6 +80,10 @@ def test_embeddings_join_whatever_is_quantized(strategy: str, labelled: Any, tmp
     assert spec.embedding_tables
     assert sum(isinstance(module, QuantEmbedding) for module in again.model.modules()) == 3
     assert sum(point.kind == "embedding" for point in placement.placed) == 3
+    (row,) = (one for one in result.as_json()["candidates"] if one["name"] == with_tables[0].name)
+    tables = [module.weight for module in again.model.modules() if isinstance(module, QuantEmbedding)]
+    saved = sum(3 * table.numel() - 4 * len(table) for table in tables) / 1e6
+    assert 0 < row["weights_mb"] <= 4e-6 * row["parameters"] - saved + 1e-4
     batch = {name: torch.stack([row[name] for row in data]) for name in data[0] if name != "labels"}
     with torch.no_grad():
         assert torch.equal(again.model(**batch).logits, with_tables[0].model(**batch).logits)

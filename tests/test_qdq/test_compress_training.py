@@ -100,6 +100,30 @@ def test_distillation_brings_the_student_towards_the_teacher(load_tiny: Load, en
     assert distance(40) < distance(1) / 2
 
 
+@pytest.mark.parametrize("strategy", ["dynabert", "qat"])
+def test_the_best_of_the_evaluated_models_is_kept(
+    strategy: str, load_tiny: Load, encode: Encode, tmp_path: Path
+) -> None:
+    """Whether the metric rises or falls on the way; of equals it is the last."""
+    kept = set()
+    for sign in (1.0, -1.0, 0.0):
+        loaded = load_tiny(num_attention_heads=4, num_hidden_layers=1)
+        start, seen = loaded.model.classifier.weight.detach().clone(), []
+
+        def moved(model: Any, loader: Any, start: Any = start, sign: float = sign, seen: Any = seen) -> float:
+            seen.append(sign * float((model.classifier.weight - start).abs().sum()))
+            return float(seen[-1])
+
+        trainer = trainer_for(loaded, encode, tmp_path / str(sign), strategy, {"max_steps": 3, "save_steps": 1})
+        found = trainer.compress(custom_evaluate=moved).best
+        *_, first, second, third, final = seen
+        best = max(first, second, third)
+        assert found.metric == final == best
+        assert found.notes["best_step"] == max(n for n, one in enumerate((first, second, third), 1) if one == best)
+        kept.add(found.notes["best_step"])
+    assert len(kept) > 1
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -32,10 +32,10 @@ def test_named_files_exist_and_every_step_is_listed() -> None:
 
 
 def test_every_kind_of_result_has_a_table() -> None:
-    candidate = {"name": "mse-4x1", "metric": 0.8, "drop": 0.01, "parameters": 2_000_000}
+    candidate = {"name": "mse-4x1", "metric": 0.8, "drop": 0.01, "parameters": 2_000_000, "weights_mb": 2.5}
     compression = {"baseline": 0.81, "best": "mse-4x1", "candidates": [candidate]}
     text = render(f"a\n{BEGIN}\nold\n{END}\nb", {"mrpc": compression})
-    assert "| mse-4x1 (best) | 0.8000 | -1.00 | 2.00 |" in text
+    assert "| mse-4x1 (best) | 0.8000 | -1.00 | 2.00 | 2.5 |" in text
     assert "old" not in text and text.startswith("a\n") and text.endswith("\nb")
     with pytest.raises(DeployError, match="is none of"):
         render(f"{BEGIN}\n{END}", {"odd": {"x": 1}})

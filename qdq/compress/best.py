@@ -1,0 +1,94 @@
+"""The best of what a training passes through: evaluated before every checkpoint is written, kept beside them.
+
+PaddleNLP's API does the same: its `save_steps` are the steps between two evaluations, and it keeps the best model. The
+evaluation data selects here, so a metric on it is that of a selected model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from qdq.artifacts import atomic_path
+from qdq.compress.step import Session
+
+
+@dataclass(frozen=True)
+class Best:
+    """A model's state at the step where its metric was the highest."""
+
+    step: int
+    metric: float
+    state: Mapping[str, Tensor]
+
+
+class KeepBest(TrainerCallback):
+    """Evaluates models whenever a checkpoint is about to be written, and keeps the best state of each.
+
+    Args:
+        session: evaluates; every rank does, and the first one writes.
+        folder: where the states are kept for a run that continues.
+        models: candidate name -> what gives the model as it is now.
+    """
+
+    def __init__(self, session: Session, folder: Path, models: Mapping[str, Callable[[], nn.Module]]) -> None:
+        self._session, self._folder, self._models = session, folder, models
+        self._found: dict[str, Best] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A run that continues takes over what was the best so far."""
+        if state.global_step:
+            paths = {name: self._path(name) for name in self._models}
+            self._found = {name: _read(path) for name, path in paths.items() if path.is_file()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the checkpoint, so that a run that continues from it has not missed this evaluation."""
+        if control.should_save:
+            self._evaluate(state.global_step)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Likewise for a checkpoint per epoch."""
+        self.on_step_end(args, state, control)
+
+    def restore(self, name: str, model: nn.Module) -> int | None:
+        """Give `model` its best state; returns the step it is from, None when the training never came to save."""
+        found = self._found.get(name)
+        if found is None:
+            return None
+        model.load_state_dict(dict(found.state))
+        return found.step
+
+    def _evaluate(self, step: int) -> None:
+        metrics = {}
+        for name, current in self._models.items():
+            model = current()
+            metrics[name] = metric = float(self._session.evaluate(model))
+            if name not in self._found or metric >= self._found[name].metric:  # of equals the longer trained
+                state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
+                self._found[name] = Best(step, metric, state)
+                if self._session.trainer.is_world_process_zero():
+                    _write(self._found[name], self._path(name))
+        self._session.screen.row(f"step {step}", ", ".join(f"{name} {metric:.4f}" for name, metric in metrics.items()))
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"best-{name}.safetensors"
+
+
+def _write(best: Best, path: Path) -> None:
+    state = {name: tensor.contiguous() for name, tensor in best.state.items()}
+    with atomic_path(path) as partial:
+        save_file(state, str(partial), {"step": str(best.step), "metric": repr(best.metric)})
+
+
+def _read(path: Path) -> Best:
+    with safe_open(str(path), "pt") as file:
+        known = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        return Best(int(known["step"]), float(known["metric"]), state)
