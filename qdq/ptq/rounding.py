@@ -88,7 +88,7 @@ def inverse_factor(hessian: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper = lower.flip(0, 1)
-            factor = torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=dtype), upper=True)
+            factor: Tensor = torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=dtype), upper=True)
             if bool(torch.isfinite(factor).all()):
                 return factor.float()
     # Inputs without any spread in most directions: their diagonal is what can be trusted.
