@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.accuracy_page import PAGE, RESULTS, ROOT, Figure, load_effects, load_figures, render
+from qdq.accuracy_page import PAGE, RESULTS, ROOT, Figure, load_calibration_costs, load_effects, load_figures, render
 from qdq.artifacts import read_json, sha256_file, sha256_json, write_json, write_text
 from qdq.errors import ConfigError
 
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{options.shared}: is not there; name the folder with models/ and data/ with --shared")
         for name in options.model or CASES:
             _measure(name, options)
-    write_text(PAGE, render(load_figures(), load_effects()))
+    write_text(PAGE, render(load_figures(), load_effects(), load_calibration_costs()))
     return 0
 
 

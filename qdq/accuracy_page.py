@@ -16,6 +16,7 @@ from qdq.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "accuracy"
 EFFECTS = RESULTS / "effects"
+COSTS = ROOT / "docs" / "results" / "calibration"
 PAGE = ROOT / "docs" / "accuracy.md"
 
 
@@ -72,7 +73,14 @@ def load_effects(folder: Path = EFFECTS) -> list[Mapping[str, Any]]:
     return [read_json(path) for path in sorted(folder.glob("*.json"))]
 
 
-def render(figures: Sequence[Figure], effects: Sequence[Mapping[str, Any]] = ()) -> str:
+def load_calibration_costs(folder: Path = COSTS) -> list[Mapping[str, Any]]:
+    """Every report of `qdq.calibrate.cost`."""
+    return [read_json(path) for path in sorted(folder.glob("*.json"))]
+
+
+def render(
+    figures: Sequence[Figure], effects: Sequence[Mapping[str, Any]] = (), costs: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """docs/accuracy.md."""
     parts = [_HEAD]
     if figures:
@@ -82,6 +90,7 @@ def render(figures: Sequence[Figure], effects: Sequence[Mapping[str, Any]] = ())
         parts.append(f"## {model}\n\n{_sentence(mine[0])}\n")
         parts.append(_table(mine))
     parts += [_effects(report) for report in effects]
+    parts += [_cost(report) for report in costs]
     return "\n".join(parts)
 
 
@@ -135,6 +144,17 @@ def _table(figures: Iterable[Figure]) -> str:
 def _closeness(values: Mapping[str, Any]) -> str:
     agreement, error = values.get("agreement"), values.get("output_mse")
     return f"{'–' if agreement is None else f'{agreement:.4f}'} | {'–' if error is None else f'{error:.4g}'}"
+
+
+def _cost(report: Mapping[str, Any]) -> str:
+    """What calibrating with every algorithm at once costs."""
+    return (
+        f"## What calibrating costs: {report['model']}\n\n"
+        f"All {len(report['algorithms'])} algorithms at once, {report['points']} points, {report['samples']} samples, "
+        f"{report['threads']} threads: {report['cost']:.2f} times the plain FP32 passes on top of them, of which "
+        f"{report['cost_of_search']:.2f} are the threshold searches; {report['kept_bytes'] / 2**20:.0f} MiB of counts "
+        "however many samples there are. [Why not less](calibration.md#cost).\n"
+    )
 
 
 def _effects(report: Mapping[str, Any]) -> str:
