@@ -35,7 +35,7 @@ def _cells(name: str, entry: Mapping[str, Any], row: Mapping[str, Any]) -> list[
         _shown(name),
         *(_ratio(entry, base) for base in NNCF),
         MISSING if speedup is None else f"{speedup:.2f}",
-        f"{entry['latency_ms']['p50']:.3g}",
+        _milliseconds(entry["latency_ms"]["p50"]),
         f"{accuracy['metric']['int8']:.4f}" if accuracy["metric"] else MISSING,
         MISSING if accuracy["agreement"] is None else f"{accuracy['agreement']:.4f}",
         f"{accuracy['cosine_mean']:.5f}",
@@ -44,6 +44,10 @@ def _cells(name: str, entry: Mapping[str, Any], row: Mapping[str, Any]) -> list[
         f"{row['peak_rss_bytes'] / 1e6:.0f}",
         f"{row['build_s']:.0f}",
     ]
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ratio(entry: Mapping[str, Any], base: str) -> str:
@@ -66,8 +70,13 @@ def _notes(report: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
         f"{first['rounds']} interleaved rounds, OpenVINO's hint {report['precision_hint']}; {machine['cpu']}, "
         f"{machine['cores']} cores; {named}. Ratios are medians over the rounds; accuracy, agreement, cosine and MSE "
         f"are against torch FP32 over {samples} texts; memory is the peak of a process that loads and runs the engine, "
-        "less what it held before." + _compiling(report),
+        "less what it held before." + _random(report) + _compiling(report),
     ]
+
+
+def _random(report: Mapping[str, Any]) -> str:
+    meaningless = " Its weights are random: agreement and cosine say how close an engine is, accuracy says nothing."
+    return meaningless if report["model"].endswith("-random") else ""
 
 
 def _compiling(report: Mapping[str, Any]) -> str:
