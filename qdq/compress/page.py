@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qdq.artifacts import write_text
+from qdq.compress.recipes import CASES, PARTS
 from qdq.errors import DeployError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +30,11 @@ def render(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     _, closing, tail = rest.partition(END)
     if not opening or not closing:
         raise DeployError(f"docs/compression.md: has no '{BEGIN}' … '{END}'; restore the markers")
-    tables = "\n\n".join("\n".join(_table(name, result)) for name, result in sorted(results.items()))
-    return f"{head}{BEGIN}\n{tables}\n{END}{tail}"
+    tables = ["\n".join(_table(name, result)) for name, result in sorted(results.items())]
+    missing = [f"{model}:{part}" for model in CASES for part in PARTS if f"{model}-{part}" not in results]
+    if missing:
+        tables.append(f"Not measured yet: {', '.join(missing)}.")
+    return "\n".join([f"{head}{BEGIN}", "\n\n".join(tables), f"{END}{tail}"])
 
 
 def _table(name: str, result: Mapping[str, Any]) -> Iterator[str]:
@@ -54,7 +58,7 @@ def _candidates(result: Mapping[str, Any]) -> Iterator[str]:
         sizes = f"{row['parameters'] / 1e6:.2f} | {row['weights_mb']:.1f}"
         yield f"| {row['name']}{mark} | {row['metric']:.4f} | {points} | {sizes} |"
     if "command" in result:
-        took = f" ({result['minutes']} minutes)" if "minutes" in result else ""
+        took = f" ({result['cpu_minutes']} minutes of one core)" if "cpu_minutes" in result else ""
         yield f"\n`{result['command']}`{took}"
 
 

@@ -11,11 +11,11 @@ same metric again. Time the part `engines` on an otherwise idle machine.
 from __future__ import annotations
 
 import argparse
+import resource
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,56 +23,12 @@ from typing import Any
 
 from qdq.artifacts import read_json, write_json
 from qdq.compress import page
+from qdq.compress.recipes import CASES, PARTS, TRAININGS, Words
 from qdq.config import choice
 from qdq.errors import ConfigError, QdqError
 from qdq.versions import versions
 
 ROOT = Path(__file__).resolve().parents[2]
-Words = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One model: the script of its task, and its data, relative to the shared folder."""
-
-    script: str
-    data: str
-    dev: str
-    samples_per_step: int
-
-
-CASES: Mapping[str, Case] = {
-    "minilm-mrpc": Case("compress_seq_cls.py", "mrpc", "dev.tsv", 16),
-    "minilm-conll": Case("compress_token_cls.py", "conll2003", "valid.txt", 32),
-}
-# What both models need to survive INT8 (docs/calibration.md), and 128 samples to calibrate with.
-TREATED: Words = (
-    *("--algo_list", "search", "--batch_size_list", "8", "--batch_num_list", "16"),
-    *("--equalization", "--smoothing", "--softmax_scale", "--round_type", "gptq", "--bias_correction"),
-)
-# The points that pay on a CPU; every one of QDQBERT's twenty per layer.
-CPU: Words = ("--placement", "linear+qk", *TREATED)
-FULL: Words = ("--placement", "qdqbert", *TREATED)
-TRAINING: Words = (
-    *("--train_sampling_strategy", "group_by_length", "--max_seq_length", "128", "--warmup_ratio", "0.1"),
-    *("--weight_decay", "0.01", "--logging_steps", "50", "--save_steps", "100", "--disable_tqdm", "True"),
-)
-DYNABERT: Words = (*TRAINING, "--learning_rate", "1e-4", "--max_steps", "450")
-QAT: Words = (*TRAINING, "--learning_rate", "5e-5", "--max_steps", "300", "--freeze_observers", "0.5")
-WIDTHS = ("3/4", "2/3")
-
-# Part -> flags of the model's script. `engines` comes after the parts whose candidates it compiles.
-TRAININGS: Mapping[str, Words] = {
-    "ptq": ("--strategy", "ptq", *FULL),
-    "qat": ("--strategy", "qat", *FULL, *QAT),
-    "ptq-cpu": ("--strategy", "ptq", *CPU),
-    "dynabert+ptq": ("--strategy", "dynabert+ptq", "--width_mult_list", *WIDTHS, *CPU, *DYNABERT),
-    "dynabert+qat+embeddings": (
-        *("--strategy", "dynabert+qat+embeddings", "--width_mult_list", WIDTHS[0]),
-        *(*FULL, *TRAINING, "--learning_rate", "1e-4", "--max_steps", "200"),
-    ),
-}
-PARTS = (*TRAININGS, "engines")
 Run = Callable[[Words], None]
 
 
@@ -107,13 +63,19 @@ def training_command(places: Places, model: str, part: str) -> Words:
 
 
 def measure_training(places: Places, model: str, part: str, run: Run) -> dict[str, Any]:
-    """Run a script; the content of its compression.json with command, versions, and minutes unless it continued."""
+    """Run a script; the content of its compression.json with command, versions, and CPU minutes unless it continued."""
     command, output = training_command(places, model, part), places.output(model, part)
-    continued, start = output.exists(), time.monotonic()
+    continued, before = output.exists(), _cpu_seconds()
     run(command)
-    minutes = {} if continued else {"minutes": round((time.monotonic() - start) / 60, 1)}
+    minutes = {} if continued else {"cpu_minutes": round((_cpu_seconds() - before) / 60, 1)}
     found = read_json(output / "compression.json")
     return {**found, **minutes, "command": f"python {shlex.join(command)}", "versions": versions()}
+
+
+def _cpu_seconds() -> float:
+    """Of all commands run so far: what a training costs, whatever else the machine was doing meanwhile."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def measure_engines(places: Places, model: str, run: Run) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from qdq.compress.page import BEGIN, END, PAGE, ROOT, load_results, render
-from qdq.compress.results import CASES, PARTS, Places, chosen, measure, training_command
+from qdq.compress.recipes import CASES, PARTS
+from qdq.compress.results import Places, chosen, measure, training_command
 from qdq.compress.strategy import STEPS
 from qdq.errors import ConfigError, DeployError
 
@@ -36,6 +37,7 @@ def test_every_kind_of_result_has_a_table() -> None:
     compression = {"baseline": 0.81, "best": "mse-4x1", "candidates": [candidate]}
     text = render(f"a\n{BEGIN}\nold\n{END}\nb", {"mrpc": compression})
     assert "| mse-4x1 (best) | 0.8000 | -1.00 | 2.00 | 2.5 |" in text
+    assert "Not measured yet: minilm-mrpc:ptq, minilm-mrpc:qat" in text
     assert "old" not in text and text.startswith("a\n") and text.endswith("\nb")
     with pytest.raises(DeployError, match="is none of"):
         render(f"{BEGIN}\n{END}", {"odd": {"x": 1}})

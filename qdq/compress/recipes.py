@@ -1,0 +1,52 @@
+"""What docs/compression.md measures: the models, and the flags of their scripts, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Words = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model: the script of its task, and its data, relative to the shared folder."""
+
+    script: str
+    data: str
+    dev: str
+    samples_per_step: int
+
+
+CASES: Mapping[str, Case] = {
+    "minilm-mrpc": Case("compress_seq_cls.py", "mrpc", "dev.tsv", 16),
+    "minilm-conll": Case("compress_token_cls.py", "conll2003", "valid.txt", 32),
+}
+# What both models need to survive INT8 (docs/calibration.md), and 128 samples to calibrate with.
+TREATED: Words = (
+    *("--algo_list", "search", "--batch_size_list", "8", "--batch_num_list", "16"),
+    *("--equalization", "--smoothing", "--softmax_scale", "--round_type", "gptq", "--bias_correction"),
+)
+# The points that pay on a CPU; every one of QDQBERT's twenty per layer.
+CPU: Words = ("--placement", "linear+qk", *TREATED)
+FULL: Words = ("--placement", "qdqbert", *TREATED)
+TRAINING: Words = (
+    *("--train_sampling_strategy", "group_by_length", "--max_seq_length", "128", "--warmup_ratio", "0.1"),
+    *("--weight_decay", "0.01", "--logging_steps", "50", "--save_steps", "100", "--disable_tqdm", "True"),
+)
+DYNABERT: Words = (*TRAINING, "--learning_rate", "1e-4", "--max_steps", "450")
+QAT: Words = (*TRAINING, "--learning_rate", "5e-5", "--max_steps", "300", "--freeze_observers", "0.5")
+WIDTHS = ("3/4", "2/3")
+
+# Part -> flags of the model's script. `engines` comes after the parts whose candidates it compiles.
+TRAININGS: Mapping[str, Words] = {
+    "ptq": ("--strategy", "ptq", *FULL),
+    "qat": ("--strategy", "qat", *FULL, *QAT),
+    "ptq-cpu": ("--strategy", "ptq", *CPU),
+    "dynabert+ptq": ("--strategy", "dynabert+ptq", "--width_mult_list", *WIDTHS, *CPU, *DYNABERT),
+    "dynabert+qat+embeddings": (
+        *("--strategy", "dynabert+qat+embeddings", "--width_mult_list", WIDTHS[0]),
+        *(*FULL, *TRAINING, "--learning_rate", "1e-4", "--max_steps", "200"),
+    ),
+}
+PARTS = (*TRAININGS, "engines")
