@@ -110,7 +110,7 @@ def _half_precision(out: Path, graph: Path) -> dict[str, Any]:
     }
     if labels is not None:
         lower(out / CANONICAL, "tensorrt", out / "fp32-body", options=LowerOptions("fp32"))
-        found["metric"] = _metric(out / "fp32-body" / "model.onnx", graph, loaded.task.name, batches, labels)
+        found["metric"] = _metric(out / "fp32-body" / "model.onnx", graph, loaded, batches, labels)
     return found
 
 
@@ -143,13 +143,16 @@ def _int32(feeds: Mapping[str, Any], rows: int | None = None) -> dict[str, Any]:
 
 
 def _metric(
-    fp32_body: Path, fp16_body: Path, task: str, batches: Sequence[Any], labels: Sequence[int]
+    fp32_body: Path, fp16_body: Path, loaded: Any, batches: Sequence[Any], labels: Sequence[int]
 ) -> dict[str, Any]:
-    """Accuracy of both bodies in ONNX Runtime without optimizations, and how often they answer alike."""
+    """Accuracy of both bodies in ONNX Runtime without optimizations, how often they answer alike, and how far each is
+    from the floating-point model.
+    """
     import numpy as np
 
     from engines.compare import compare
     from export.unoptimized import open_unoptimized, run
+    from qdq.runner import TorchRunner
 
     def runner(graph: Path) -> Any:
         session = open_unoptimized(str(graph), graph.parent)
@@ -161,7 +164,9 @@ def _metric(
 
         return call
 
+    task, floating = loaded.task.name, TorchRunner(loaded.module())
     report = compare(runner(fp32_body), runner(fp16_body), batches, task, labels)
+    errors = {body: compare(floating, runner(body), batches, task)["logit_mse"] for body in (fp32_body, fp16_body)}
     metric = report["metric"]
     return {
         "texts": report["samples"],
@@ -169,6 +174,8 @@ def _metric(
         "fp16_body": metric["int8"],
         "points_lost": 100 * (metric["fp32"] - metric["int8"]),
         "agreement": report["agreement"],
+        "fp32_body_mse": errors[fp32_body],
+        "fp16_body_mse": errors[fp16_body],
     }
 
 
@@ -225,6 +232,9 @@ def _column(result: Mapping[str, Any]) -> dict[str, str]:
             f"{metric['fp32_body']:.4f} → {metric['fp16_body']:.4f} ({metric['texts']} texts)" if metric else "–"
         ),
         "equal answers of both bodies": f"{metric['agreement']:.4f}" if metric else "–",
+        "logit MSE to the floating-point model, FP32 body → FP16 body": (
+            f"{metric['fp32_body_mse']:.4f} → {metric['fp16_body_mse']:.4f}" if metric else "–"
+        ),
     }
 
 
