@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ PAGE = ROOT / "docs" / "tensorrt.md"
 MARKS = ("<!-- proof:begin, written by `make proof` -->", "<!-- proof:end -->")
 SHARED = ROOT.parent / "shared"
 
+FULL, DEFAULT = "qdqbert", "auto"  # placements: what is proved, and what a user gets
 TARGET, SM, SEQUENCE = "trt11", 75, 128
 BATCH = 8  # texts whose nodes are compared one by one
 RANDOM = "bert-base-random"
@@ -39,18 +40,26 @@ def prove(out: Path, options: Sequence[str]) -> dict[str, Any]:
 
     What is up to date there is kept. Raises DeployError when a stage fails; its message is on the screen.
     """
-    from qdq.cli import AS_FAR_AS_POSSIBLE, DONE, main
-
-    graph = out / "tensorrt" / "model.onnx"
-    words = ["--out", str(out), "--target", "tensorrt", "--placement", "qdqbert"]
-    code = main(["compile", *options, *words])
-    if code not in (DONE, AS_FAR_AS_POSSIBLE) or not graph.is_file():
-        raise DeployError(f"{out}: qdq compile failed; its message is above")
-    return {
+    graph = _compiled(out, options, FULL)
+    found = {
         "lint": _lint(graph),
         "removals": _removals(graph, out / "placement.json"),
         "fp16": _half_precision(out, graph),
     }
+    if (metric := _metric(out, graph)) is not None:
+        chosen = out / DEFAULT
+        found["fp16"]["metric"] = {FULL: metric, DEFAULT: _metric(chosen, _compiled(chosen, options, DEFAULT))}
+    return found
+
+
+def _compiled(out: Path, options: Sequence[str], placement: str) -> Path:
+    from qdq.cli import AS_FAR_AS_POSSIBLE, DONE, main
+
+    graph = out / "tensorrt" / "model.onnx"
+    code = main(["compile", *options, "--out", str(out), "--target", "tensorrt", "--placement", placement])
+    if code not in (DONE, AS_FAR_AS_POSSIBLE) or not graph.is_file():
+        raise DeployError(f"{out}: qdq compile failed; its message is above")
+    return graph
 
 
 def _lint(graph: Path) -> dict[str, Any]:
@@ -91,16 +100,15 @@ def _removals(graph: Path, placement: Path) -> dict[str, Any]:
 
 
 def _half_precision(out: Path, graph: Path) -> dict[str, Any]:
-    """FP16 against FP32: per node on identical inputs, ranges, and the task metric where texts have labels."""
+    """FP16 against FP32, node by node on identical inputs, and ranges."""
     from export.node_by_node import node_errors
-    from export.passes import LowerOptions, lower
 
-    loaded, batches, labels = _texts(out)
+    _, batches, _ = _texts(out)
     passes = {step["pass"]: step for step in read_json(graph.with_name("passes.json"))["passes"]}
     errors = node_errors(graph, _int32(max(batches, key=lambda feeds: feeds["input_ids"].shape[1]), BATCH))
     worst = max(errors, key=lambda error: error.ulp)
     largest = max(errors, key=lambda error: error.largest)
-    found: dict[str, Any] = {
+    return {
         "nodes": len(errors),
         "worst_ulp": worst.ulp,
         "worst_op": worst.op,
@@ -108,10 +116,6 @@ def _half_precision(out: Path, graph: Path) -> dict[str, Any]:
         "largest_op": largest.op,
         "kept_in_fp32": [item["name"] for item in passes["half_body"]["declined"]],
     }
-    if labels is not None:
-        lower(out / CANONICAL, "tensorrt", out / "fp32-body", options=LowerOptions("fp32"))
-        found["metric"] = _metric(out / "fp32-body" / "model.onnx", graph, loaded, batches, labels)
-    return found
 
 
 def _texts(out: Path) -> tuple[Any, list[Any], list[int] | None]:
@@ -142,17 +146,22 @@ def _int32(feeds: Mapping[str, Any], rows: int | None = None) -> dict[str, Any]:
     return {name: array[:rows].astype("int32") for name, array in feeds.items()}
 
 
-def _metric(
-    fp32_body: Path, fp16_body: Path, loaded: Any, batches: Sequence[Any], labels: Sequence[int]
-) -> dict[str, Any]:
-    """Accuracy of both bodies in ONNX Runtime without optimizations, how often they answer alike, and how far each is
-    from the floating-point model.
+def _metric(out: Path, fp16_body: Path) -> dict[str, Any] | None:
+    """Accuracy of the FP32 and the FP16 body in ONNX Runtime without optimizations, how often they answer alike, and
+    how far each is from the floating-point model; None without labels.
     """
     import numpy as np
 
     from engines.compare import compare
+    from export.passes import LowerOptions, lower
     from export.unoptimized import open_unoptimized, run
     from qdq.runner import TorchRunner
+
+    loaded, batches, labels = _texts(out)
+    if labels is None:
+        return None
+    lower(out / CANONICAL, "tensorrt", out / "fp32-body", options=LowerOptions("fp32"))
+    fp32_body = out / "fp32-body" / "model.onnx"
 
     def runner(graph: Path) -> Any:
         session = open_unoptimized(str(graph), graph.parent)
@@ -166,7 +175,7 @@ def _metric(
 
     task, floating = loaded.task.name, TorchRunner(loaded.module())
     report = compare(runner(fp32_body), runner(fp16_body), batches, task, labels)
-    errors = {body: compare(floating, runner(body), batches, task)["logit_mse"] for body in (fp32_body, fp16_body)}
+    apart = {body: compare(floating, runner(body), batches, task, labels) for body in (fp32_body, fp16_body)}
     metric = report["metric"]
     return {
         "texts": report["samples"],
@@ -174,8 +183,9 @@ def _metric(
         "fp16_body": metric["int8"],
         "points_lost": 100 * (metric["fp32"] - metric["int8"]),
         "agreement": report["agreement"],
-        "fp32_body_mse": errors[fp32_body],
-        "fp16_body_mse": errors[fp16_body],
+        "floating": apart[fp16_body]["metric"]["fp32"],
+        "fp32_body_mse": apart[fp32_body]["logit_mse"],
+        "fp16_body_mse": apart[fp16_body]["logit_mse"],
     }
 
 
@@ -211,9 +221,21 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+# Rows about the two bodies of one placement: what `_metric` measured.
+BODIES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "accuracy: floating point, FP32 body, FP16 body": lambda m: (
+        f"{m['floating']:.4f}, {m['fp32_body']:.4f}, {m['fp16_body']:.4f} ({m['texts']} texts)"
+    ),
+    "equal answers of both": lambda m: f"{m['agreement']:.4f}",
+    "logit MSE to floating point: FP32 body, FP16 body": lambda m: (
+        f"{m['fp32_body_mse']:.4f}, {m['fp16_body_mse']:.4f}"
+    ),
+}
+
+
 def _column(result: Mapping[str, Any]) -> dict[str, str]:
     lint, removals, half = result["lint"], result["removals"], result["fp16"]
-    metric = half.get("metric")
+    metrics = half.get("metric")
     breaking = ", ".join(f"{count} break {n}" for n, count in removals["breaking"].items())
     return {
         f"`qdq check --target {lint['target']} --sm {lint['sm']}`: errors, performance findings": (
@@ -228,13 +250,11 @@ def _column(result: Mapping[str, Any]) -> dict[str, str]:
         ),
         "largest magnitude (FP16 holds 65504)": f"{half['largest']:.4g} ({half['largest_op']})",
         "nodes kept in FP32": str(len(half["kept_in_fp32"])),
-        "accuracy, FP32 body → FP16 body": (
-            f"{metric['fp32_body']:.4f} → {metric['fp16_body']:.4f} ({metric['texts']} texts)" if metric else "–"
-        ),
-        "equal answers of both bodies": f"{metric['agreement']:.4f}" if metric else "–",
-        "logit MSE to the floating-point model, FP32 body → FP16 body": (
-            f"{metric['fp32_body_mse']:.4f} → {metric['fp16_body_mse']:.4f}" if metric else "–"
-        ),
+        **{
+            f"{name} ({placement})": show(metrics[placement]) if metrics else "–"
+            for placement in (FULL, DEFAULT)
+            for name, show in BODIES.items()
+        },
     }
 
 
