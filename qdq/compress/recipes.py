@@ -29,7 +29,7 @@ TREATED: Words = (
 )
 # The points that pay on a CPU; every one of QDQBERT's twenty per layer.
 CPU: Words = ("--placement", "linear+qk", *TREATED)
-FULL: Words = ("--placement", "qdqbert", *TREATED)
+FULL: Words = ("--placement", "qdqbert", *TREATED, "--residual_scaling")
 TRAINING: Words = (
     *("--train_sampling_strategy", "group_by_length", "--max_seq_length", "128", "--warmup_ratio", "0.1"),
     *("--weight_decay", "0.01", "--logging_steps", "50", "--save_steps", "100", "--disable_tqdm", "True"),
