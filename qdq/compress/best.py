@@ -1,4 +1,4 @@
-"""The best of what a training passes through: evaluated before every checkpoint is written, kept beside them.
+"""The best of what a training passes through: evaluated at its start and before every checkpoint, kept beside them.
 
 PaddleNLP's API does the same: its `save_steps` are the steps between two evaluations, and it keeps the best model. The
 evaluation data selects here, so a metric on it is that of a selected model.
@@ -43,8 +43,10 @@ class KeepBest(TrainerCallback):
         self._found: dict[str, Best] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A run that continues takes over what was the best so far."""
-        if state.global_step:
+        """The model as given is the first to beat; a run that continues takes over what was the best so far."""
+        if not state.global_step:
+            self._evaluate(0)
+        else:
             paths = {name: self._path(name) for name in self._models}
             self._found = {name: _read(path) for name, path in paths.items() if path.is_file()}
 

@@ -28,7 +28,7 @@ from qdq.compress.training import fingerprint, train
 from qdq.ptq.engine import drop_rounding
 
 DISTILLED_SHARE = 0.9  # of the loss; the labels have the rest
-STATE_WEIGHT = 1.0  # of hidden states against logits: every layer has errors of its own to undo
+STATE_WEIGHT = 10.0  # of hidden states against logits, whose gradient is that of a few texts near a tie
 RANGE_RATE = 30.0  # learning rate of learnable ranges, times that of the weights
 
 
