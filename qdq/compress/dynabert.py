@@ -1,13 +1,14 @@
 """The step `dynabert`: width-adaptive pruning (arXiv 2004.04037), one smaller model per width.
 
-Importance of heads and neurons, rewiring so that the most important come first, distillation from the unpruned model
-over all widths at once, then a real smaller model for each.
+Importance of heads and neurons, rewiring so that the most important come first, what is cut off reconstructed by what
+stays, distillation from the unpruned model over all widths at once, then a real smaller model for each.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 from functools import partial
 
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from qdq.compress.best import KeepBest
 from qdq.compress.distillation import WidthDistillation
 from qdq.compress.elastic import Size, extract, make_elastic, sizes_at
 from qdq.compress.importance import measure_importance, read_importance, rewire, write_importance
+from qdq.compress.reconstruct import reconstruct
 from qdq.compress.step import Candidate, Session
 from qdq.compress.training import fingerprint, train
 from qdq.inject.widths import blocks
@@ -42,7 +44,7 @@ class DynaBert:
         sizes = sizes_at(teacher, session.args.widths)
         student = copy.deepcopy(teacher)
         student.requires_grad_(True)  # the teacher of an earlier call is frozen
-        self._rewire(session, student)
+        self._rewire(session, student, sizes)
         switch = make_elastic(student)
         module = WidthDistillation(student, switch, teacher, sizes)
         deciding = {"model": fingerprint(teacher), "widths": [str(size.width) for size in sizes]}
@@ -61,7 +63,7 @@ class DynaBert:
                 stage.say(f"{made[-1].metric:.4f} at {size.heads} heads, {size.neurons} neurons")
         return made
 
-    def _rewire(self, session: Session, student: PreTrainedModel) -> None:
+    def _rewire(self, session: Session, student: PreTrainedModel, sizes: Sequence[Size]) -> None:
         assert session.train is not None  # checked before the first step
         count = -(-IMPORTANCE_SAMPLES // session.train.batch_size)
         batches = list(itertools.islice(session.train, count))
@@ -74,3 +76,6 @@ class DynaBert:
             rewire(student, importance)
             found = blocks(student)
             stage.say(f"of {found[0].heads} heads and {found[0].neurons} neurons in {len(found)} blocks")
+        with session.screen.stage("reconstruct") as stage:
+            reconstruct(student, sizes, batches, stage.progress)
+            stage.say("what is cut off, by least squares")
