@@ -24,9 +24,10 @@ from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.inject import Placement, inject, quantizers
 from qdq.inject.blocks import Residual
 from qdq.inject.embedding import QuantEmbedding
-from qdq.inject.quantizer import QuantLinear, TensorQuantizer, Treated, treated, weight_amax
+from qdq.inject.quantizer import QuantLinear, TensorQuantizer, treated, weight_amax
 from qdq.inject.spec import QuantSpec, spec_from_mapping
 from qdq.model import LoadedModel, load_model, quiet_transformers
+from qdq.ptq.scale_residuals import producer
 from qdq.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
 
 AMAX_SUFFIX = "_amax"
@@ -158,10 +159,12 @@ def load_amax(model: nn.Module, amax: Mapping[str, Tensor]) -> None:
 
 def _load_treatments(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give every part the treatments of `tensors` (by state dict key). Raises CalibrationError for a wrong shape."""
+    parts = dict(model.named_modules())
     for path, part in treated(model):
+        owner = part if isinstance(part, QuantLinear) else producer(path, parts)
         for name in part.TREATMENTS:
             value = tensors.get(f"{path}.{name}")
-            expected = _treatment_shape(part, name) if value is not None else None
+            expected = None if value is None or owner is None else _treatment_shape(owner, name)
             if value is not None and expected is not None and value.shape != expected:
                 raise CalibrationError(
                     f"{path}: the checkpoint's {name} is {list(value.shape)}, not {list(expected)}; calibrate again"
@@ -169,12 +172,10 @@ def _load_treatments(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             part.treat(name, value)
 
 
-def _treatment_shape(part: Treated, name: str) -> torch.Size | None:
-    """None where only the forward knows: the width of a residual."""
-    if not isinstance(part, QuantLinear):
-        return None
-    shapes = {"_codes": part.weight.shape, "_smoothing": part.weight.shape[1:], "_column_scale": part.weight.shape[1:]}
-    return shapes.get(name, part.weight.shape[:1])
+def _treatment_shape(linear: QuantLinear, name: str) -> torch.Size:
+    """Of a treatment of `linear`, or of the residual add behind it."""
+    rows, columns = linear.weight.shape[:1], linear.weight.shape[1:]
+    return {"_codes": linear.weight.shape, "_smoothing": columns, "_column_scale": columns}.get(name, rows)
 
 
 def table_amax(model: nn.Module) -> dict[str, Tensor]:

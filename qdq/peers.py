@@ -140,6 +140,7 @@ def bench_peers(options: PeerOptions) -> dict[str, Any]:
 def random_bert_base(folder: Path) -> Path:
     """A classifier of BERT-base's shape with random weights (seed 0) and the default model's tokenizer, in `folder`.
 
+    Biases and LayerNorms are random too: a trained model's are, and tools leave zeros and ones out of their files.
     For latency and agreement at that shape; its accuracy means nothing.
     """
     import torch
@@ -150,8 +151,13 @@ def random_bert_base(folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig())  # two classes
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=model.config.initializer_range)
     with atomic_folder(folder) as partial:
-        BertForSequenceClassification(BertConfig()).save_pretrained(partial)  # two classes
+        model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(default_folder()).save_pretrained(partial)
     return folder
 

@@ -11,6 +11,7 @@ quantizer and of a LayerNorm, where an engine fuses them.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def scale_residuals(module: nn.Module, observed: Observed) -> list[dict[str, Any
     parts = dict(module.named_modules())
     rows: list[dict[str, Any]] = []
     for name, seen in observed.residuals.items():
-        add, linear = parts[name], _producer(name, parts)
+        add, linear = parts[name], producer(name, parts)
         assert isinstance(add, Residual)  # only those are observed as residuals
         if linear is None:
             reason = "declined: what computes the local operand is not a quantized linear"
@@ -59,7 +60,8 @@ def scale_residuals(module: nn.Module, observed: Observed) -> list[dict[str, Any
     return rows
 
 
-def _producer(name: str, parts: dict[str, nn.Module]) -> QuantLinear | None:
+def producer(name: str, parts: Mapping[str, nn.Module]) -> QuantLinear | None:
+    """The linear that computes the local operand of the add at path `name`; None when it is not a quantized one."""
     for pattern, path in PRODUCERS:
         match = re.fullmatch(pattern, name)
         linear = parts.get(match.expand(path)) if match else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +233,17 @@ def test_a_missing_or_impossible_amax_names_its_point(
     with pytest.raises(
         CalibrationError, match=rf"^bert\.encoder\.layer\.1\.output\.dense\.weight_quantizer: {message}"
     ):
+        load_checkpoint(damaged)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [("output._channel_scale", "31"), ("output.dense._row_scale", "31"), ("output.dense._smoothing", "63")],
+)
+def test_a_treatment_of_the_wrong_length_names_its_module(damaged: Path, key: str, shape: str) -> None:
+    edit_weights(damaged, lambda state: state.update({f"bert.encoder.layer.1.{key}": torch.ones(int(shape))}))
+    path, _, name = f"bert.encoder.layer.1.{key}".rpartition(".")
+    with pytest.raises(CalibrationError, match=rf"^{re.escape(path)}: the checkpoint's {name} is \[{shape}\], not \["):
         load_checkpoint(damaged)
 
 
