@@ -35,7 +35,7 @@ TRAINING: Words = (
     *("--weight_decay", "0.01", "--logging_steps", "50", "--save_steps", "50", "--disable_tqdm", "True"),
 )
 # Reconstructed and calibrated models are near the teacher already, and larger steps only leave it.
-DYNABERT: Words = (*TRAINING, "--learning_rate", "2e-5", "--max_steps", "300")
+DYNABERT: Words = (*TRAINING, "--learning_rate", "2e-5", "--max_steps", "200")
 QAT: Words = (*TRAINING, "--learning_rate", "5e-6", "--max_steps", "300", "--freeze_observers", "0.5")
 WIDTHS = ("3/4", "2/3")
 
@@ -47,7 +47,7 @@ TRAININGS: Mapping[str, Words] = {
     "dynabert+ptq": ("--strategy", "dynabert+ptq", "--width_mult_list", *WIDTHS, *CPU, *DYNABERT),
     "dynabert+qat+embeddings": (
         *("--strategy", "dynabert+qat+embeddings", "--width_mult_list", WIDTHS[0]),
-        *(*FULL, *TRAINING, "--learning_rate", "1e-5", "--max_steps", "150"),
+        *(*FULL, *TRAINING, "--learning_rate", "1e-5", "--max_steps", "60"),
     ),
 }
 PARTS = (*TRAININGS, "engines")
