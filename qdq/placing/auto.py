@@ -10,6 +10,7 @@ feed-forward residual hurts alone, and together they do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,23 +81,26 @@ def choose(
     costs: Mapping[str, float],
     checks: int,
     progress: Callable[[int, int], None] | None = None,
+    fewer: Callable[[], Probe] | None = None,
 ) -> Choice:
     """The units to leave out so that the divergence of the rest is within the bound, least cost first.
 
     Linears stay: what they cost is the floor that the rest is judged by (`--search` tries them, too).
     Units are ranked by gain over cost; the shortest prefix of that ranking within the bound is taken, or the one with
     the least divergence when none is, and units it turns out not to need are taken back, dearest first. Every placement
-    that is judged was run.
+    that is judged was run. Where `checks` do not reach for every unit, `fewer` makes a probe of fewer texts that ranks
+    more of them.
     """
     judge = _Judge(probe, checks, progress)
     everything = frozenset(probe.names)
+    probe.remember(everything)
     before = judge(everything)
     linears = frozenset(point for unit in units if unit.kind.startswith("linear") for point in unit.points)
     bound = max(BOUND, FLOOR_FACTOR * judge(linears)) if before > BOUND else BOUND
     if before <= bound:
-        return Choice({}, before, before, bound, (Step(0, 0.0, before),), judge.made)
-    probe.remember(everything)
-    gains = _gains(judge, probe, [unit for unit in units if not unit.kind.startswith("linear")], before)
+        return Choice({}, before, before, bound, (Step(0, 0.0, before),), judge.checks)
+    others = [unit for unit in units if not unit.kind.startswith("linear")]
+    gains = _gains(judge, probe, others, before, fewer)
     ranked = sorted(
         (unit for unit in units if gains.get(unit.name, 0.0) > WORTHLESS * before),
         key=lambda unit: (-gains[unit.name] / cost_of(unit.kind, costs), unit.name),
@@ -109,7 +113,7 @@ def choose(
     best = min(steps, key=lambda step: (max(step.divergence, bound), step.dropped))
     kept, left = _taken_back(judge, everything, ranked[: best.dropped], (costs, bound), best.divergence)
     reasons = {unit.name: gain_reason(unit, before, gains[unit.name]) for unit in kept}
-    return Choice(reasons, before, left, bound, tuple(steps), judge.made)
+    return Choice(reasons, before, left, bound, tuple(steps), judge.checks)
 
 
 def gain_reason(unit: Unit, whole: float, gain: float) -> str:
@@ -121,31 +125,55 @@ def gain_reason(unit: Unit, whole: float, gain: float) -> str:
 
 
 class _Judge:
-    """Divergence of a set of points, counted."""
+    """Divergence of a set of points, counted in runs over all texts."""
 
     def __init__(self, probe: Probe, allowed: int, progress: Callable[[int, int], None] | None) -> None:
         self._probe, self._allowed, self._progress = probe, allowed, progress
-        self.made = 0
+        self._made = 0.0
 
-    def __call__(self, enabled: frozenset[str]) -> float:
-        self.made += 1
+    def __call__(self, enabled: frozenset[str], probe: Probe | None = None) -> float:
+        """By another probe, which may have fewer texts, when one is given."""
+        self.count(probe)
+        return (probe or self._probe).trial(enabled).divergence
+
+    def count(self, probe: Probe | None = None) -> None:
+        """Count one run."""
+        self._made += 1 if probe is None else probe.samples / self._probe.samples
         if self._progress is not None:
-            self._progress(min(self.made, self._allowed), self._allowed)
-        return self._probe.trial(enabled).divergence
+            self._progress(min(self.checks, self._allowed), self._allowed)
+
+    @property
+    def checks(self) -> int:
+        """Made so far."""
+        return math.ceil(self._made)
 
     @property
     def left(self) -> int:
         """Checks the budget still has."""
-        return self._allowed - self.made
+        return self._allowed - self.checks
 
 
-def _gains(judge: _Judge, probe: Probe, units: Sequence[Unit], before: float) -> dict[str, float]:
-    """Gain of the units with the worst signal-to-noise ratios; a third of the budget is left for what follows."""
-    noise = probe.signal_to_noise()
-    everything = frozenset(probe.names)
-    worst = sorted(units, key=lambda unit: (min(noise[point] for point in unit.points), unit.name))
-    room = max(4, 2 * judge.left // 3)
-    return {unit.name: before - judge(everything - frozenset(unit.points)) for unit in worst[:room]}
+def _gains(
+    judge: _Judge, probe: Probe, units: Sequence[Unit], before: float, fewer: Callable[[], Probe] | None
+) -> dict[str, float]:
+    """Gain of the units with the worst signal-to-noise ratios; a third of the budget is left for what follows.
+
+    Gains over fewer texts are stated in shares of `before`.
+    """
+    everything, room = frozenset(probe.names), max(4, 2 * judge.left // 3)
+    if room < len(units) and fewer is not None:
+        judged = fewer()
+        judge.count(judged)  # its answers in floating point
+        judged.remember(everything)
+        judge.count(judged)
+        whole = judge(everything, judged)
+        room = max(4, int((room - 3 * judged.samples / probe.samples) * probe.samples / judged.samples))
+    else:
+        judged, whole = probe, before
+    noise = judged.signal_to_noise()
+    worst = sorted(units, key=lambda unit: (min(noise[point] for point in unit.points), unit.name))[:room]
+    gains = {unit.name: whole - judge(everything - frozenset(unit.points), judged) for unit in worst}
+    return {name: gain * before / whole for name, gain in gains.items()} if whole > 0 else {}
 
 
 def _taken_back(

@@ -19,11 +19,13 @@ from qdq.tasks.loading import EvaluationSettings, evaluation_of
 
 if TYPE_CHECKING:
     from qdq.model import LoadedModel
+    from qdq.tasks.evaluation import Evaluation
 
 # Calibration texts that the divergence is measured on, evenly spaced. A clipped residual damages few texts very much,
 # and a handful of texts may hold none of them.
 TEXTS = 64
 BATCH = 16
+RANKING = 4  # every fourth of them ranks the units where the budget does not reach for more
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,20 @@ def decide_placement(
     Returns the spec that places the same points again, the placement, and how it was decided. Deterministic.
     """
     texts = records[:: -(-len(records) // TEXTS)]
-    evaluation = evaluation_of(texts, loaded, EvaluationSettings(sequence, BATCH, overlap=-1), "calibration texts")
+
+    def answers(some: Sequence[Record]) -> Evaluation:
+        return evaluation_of(some, loaded, EvaluationSettings(sequence, BATCH, overlap=-1), "calibration texts")
+
+    evaluation = answers(texts)
     probe = Probe(loaded.module(), evaluation)
     inside = [name for name in probe.names if layer_of(name) is not None]
     found = units(inside, target)
     tokens = sum(int(feed["attention_mask"].sum()) for feed in evaluation.feeds)
     parameters = sum(p.numel() for n, p in loaded.model.named_parameters() if layer_of(n) is not None)
-    choice = choose(probe, found, load_costs(target), affordable_checks(parameters, tokens), progress)
+    choice = choose(
+        *(probe, found, load_costs(target), affordable_checks(parameters, tokens), progress),
+        fewer=lambda: Probe(loaded.module(), answers(texts[::RANKING])),
+    )
     return *_apply(loaded, spec, found, choice), choice
 
 

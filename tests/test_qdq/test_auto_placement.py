@@ -96,6 +96,24 @@ def test_the_checks_stay_within_their_budget(
     assert affordable_checks(10**9, 10**6) == 12
 
 
+def test_fewer_texts_rank_what_the_budget_does_not_reach(
+    load_tiny: Load, encode: Callable[..., Any], sentences: tuple[str, ...]
+) -> None:
+    """With room for four units of ten, the one that ruins the answers is found by its gain on a quarter of them."""
+    loaded, _, culprit = damaged(load_tiny, encode)
+    settings = EvaluationSettings(64, 8)
+    probe, few = (
+        Probe(loaded.module(), evaluation_of([Record(t) for t in some], loaded, settings))
+        for some in (sentences[:16], sentences[:16:4])
+    )
+    quiet = {name: 0.0 if name != culprit else 100.0 for name in probe.names}  # the culprit would be looked at last
+    probe.signal_to_noise = few.signal_to_noise = lambda: quiet  # type: ignore[method-assign]
+    found = units(probe.names, "tensorrt")
+    by_itself, helped = choose(probe, found, {}, 12), choose(probe, found, {}, 12, fewer=lambda: few)
+    assert helped.after < 0.02 * helped.before < by_itself.after
+    assert helped.checks <= 12
+
+
 def test_points_stand_and_fall_with_those_that_make_them_worth_something(load_tiny: Load) -> None:
     loaded = load_tiny()
     inject(loaded.model, named_spec("qdqbert"))
