@@ -57,9 +57,18 @@ def _candidates(result: Mapping[str, Any]) -> Iterator[str]:
         points = f"{-100 * row['drop']:+.2f}"
         sizes = f"{row['parameters'] / 1e6:.2f} | {row['weights_mb']:.1f}"
         yield f"| {row['name']}{mark} | {row['metric']:.4f} | {points} | {sizes} |"
+    for row in result["candidates"]:
+        yield from _history(row["name"], row.get("notes", {}))
     if "command" in result:
         took = f" ({result['cpu_minutes']} minutes of one core)" if "cpu_minutes" in result else ""
         yield f"\n`{result['command']}`{took}"
+
+
+def _history(name: str, notes: Mapping[str, Any]) -> Iterator[str]:
+    """What a trained candidate started from, and which of its evaluated steps was kept."""
+    if notes.get("best_step") is not None:
+        before = f"; calibrated, {notes['calibrated_metric']:.4f} before" if "calibrated_metric" in notes else ""
+        yield f"\n{name} is the model after step {notes['best_step']}{before}."
 
 
 def _benchmark(result: Mapping[str, Any]) -> Iterator[str]:
