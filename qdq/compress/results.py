@@ -59,7 +59,7 @@ def training_command(places: Places, model: str, part: str) -> Words:
         *("--output_dir", str(places.output(model, part))),
         *("--per_device_train_batch_size", size, "--per_device_eval_batch_size", "32", "--report_to", "none"),
         *TRAININGS[part],
-        *case.flags.get(part, ()),
+        *case.training.get(part, ()),
     )
 
 
