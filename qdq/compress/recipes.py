@@ -10,7 +10,7 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One model: the script of its task, its data relative to the shared folder, and how long and fast a part trains."""
+    """One model: the script of its task, its data relative to the shared folder, how long and fast each part trains."""
 
     script: str
     data: str
