@@ -25,6 +25,7 @@ def render(readme: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     """README text with its generated parts replaced. Raises DeployError when a marker is missing."""
     text = _replaced(readme, "results", results_table(results))
     text = _replaced(text, "peers", peers_tables(load_results(RESULTS / "peers")), "make bench-peers")
+    text = _replaced(text, "compression", compression_table(), "make compression")
     return _replaced(text, "example", example_text(results[EXAMPLE]))
 
 
@@ -57,6 +58,14 @@ def peers_tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
     if not reports:
         return "Not measured yet on an idle machine: run `make bench-peers`."
     return "\n\n".join(render_peers(report) for _, report in sorted(reports.items(), reverse=True))
+
+
+def compression_table() -> str:
+    """What compression makes of real models."""
+    from qdq.compress.page import RESULTS as COMPRESSED
+    from qdq.compress.page import summary
+
+    return summary(load_results(COMPRESSED))
 
 
 def _row(name: str, result: Mapping[str, Any]) -> str:

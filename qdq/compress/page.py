@@ -104,6 +104,28 @@ def _walkthrough(result: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
+def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """For README.md: what every strategy made of the models, and how much faster the narrow engines are."""
+    lines = [
+        "| model | strategy | placement | width | FP32 → compressed | points | weights MB | x whole INT8 engine |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for model in CASES:
+        engines = results.get(f"{model}-engines", {}).get("contestants", {})
+        for part in PARTS:
+            result = results.get(f"{model}-{part}", {})
+            for row in result.get("candidates", []):
+                width = row["notes"].get("width", "1")
+                engine = engines.get(f"INT8 width {width}") if part == "dynabert+ptq" else None
+                speed = "–" if engine is None else f"{engine['speedup'][next(iter(engines))]:.2f}"
+                words = result["command"].split()
+                cells = [model, result["strategy"], words[words.index("--placement") + 1], width]
+                cells += [f"{result['baseline']:.4f} → {row['metric']:.4f}", f"{-100 * row['drop']:+.2f}"]
+                cells += [f"{row['weights_mb']:.1f}", speed]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _where(result: Mapping[str, Any]) -> str:
     """Shape, machine and versions."""
     machine, versions = result["machine"], result["versions"]
@@ -117,9 +139,11 @@ def load_results(folder: Path = RESULTS) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Rewrite docs/compression.md."""
+    """Rewrite docs/compression.md, and the summary in README.md."""
+    from qdq.readme import main as write_readme
+
     write_text(PAGE, render(PAGE.read_text(encoding="utf-8"), load_results()))
-    return 0
+    return write_readme()
 
 
 if __name__ == "__main__":
