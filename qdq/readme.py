@@ -62,10 +62,9 @@ def peers_tables(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 def compression_table() -> str:
     """What compression makes of real models."""
-    from qdq.compress.page import RESULTS as COMPRESSED
-    from qdq.compress.page import summary
+    from qdq.compress import page
 
-    return summary(load_results(COMPRESSED))
+    return page.summary(page.load_results())
 
 
 def _row(name: str, result: Mapping[str, Any]) -> str:

@@ -99,19 +99,31 @@ def test_the_checks_stay_within_their_budget(
 def test_fewer_texts_rank_what_the_budget_does_not_reach(
     load_tiny: Load, encode: Callable[..., Any], sentences: tuple[str, ...]
 ) -> None:
-    """With room for four units of ten, the one that ruins the answers is found by its gain on a quarter of them."""
-    loaded, _, culprit = damaged(load_tiny, encode)
+    """Attentions that hardly anything reads have the worst signal-to-noise ratios and take all the room there is; what
+    ruins the answers is found by its gain on a quarter of the texts.
+    """
+    loaded, spec = load_tiny(num_hidden_layers=8), base_spec("auto", "tensorrt")
+    inject(loaded.model, spec)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "attention.output.dense" in name:
+                parameter.mul_(1e-3)
+    calibrate(loaded.module(), [encode(loaded)], spec, CalibrationSettings("max"))
+    points = quantizers(loaded.model)
+    culprit = next(name for name in points if name.endswith("7.output.add_residual_input_quantizer"))
+    for name, point in points.items():
+        if "attention.self.matmul" in name or name == culprit:
+            point.set_amax(torch.as_tensor(point.amax) * (0.05 if name == culprit else 1e4))
     settings = EvaluationSettings(64, 8)
     probe, few = (
         Probe(loaded.module(), evaluation_of([Record(t) for t in some], loaded, settings))
         for some in (sentences[:16], sentences[:16:4])
     )
-    quiet = {name: 0.0 if name != culprit else 100.0 for name in probe.names}  # the culprit would be looked at last
-    probe.signal_to_noise = few.signal_to_noise = lambda: quiet  # type: ignore[method-assign]
     found = units(probe.names, "tensorrt")
-    by_itself, helped = choose(probe, found, {}, 12), choose(probe, found, {}, 12, fewer=lambda: few)
-    assert helped.after < 0.02 * helped.before < by_itself.after
-    assert helped.checks <= 12
+    by_itself, helped = choose(probe, found, {}, 13), choose(probe, found, {}, 13, fewer=lambda: few)
+    assert not any(culprit in unit for unit in by_itself.dropped)
+    assert helped.after < 0.1 * helped.before < by_itself.after
+    assert helped.checks <= 13
 
 
 def test_points_stand_and_fall_with_those_that_make_them_worth_something(load_tiny: Load) -> None:
