@@ -32,7 +32,7 @@ def variants() -> Iterator[tuple[str, Algorithm | None, Treatments]]:
     """
     default = Treatments()
     yield "default", None, default
-    for name in ("equalization", "smoothing", "residual_scaling", "clip_search", "softmax_scale"):
+    for name in ("value_centering", "equalization", "smoothing", "residual_scaling", "clip_search", "softmax_scale"):
         yield f"without {name}", None, replace(default, **{name: False})  # type: ignore[arg-type]  # a switch
     yield "without bias_correction", None, replace(default, bias_correction=False)
     for round_type in ("round", "adaround"):

@@ -54,7 +54,8 @@ class CompileOptions:
             percentile None is 99.999, or 99.99 when residual adds are quantized.
         weight_quantize_type, activation_quantize_type, moving_rate, round_type, bias_correction: of PaddleNLP's
             compression API, see qdq.ptq.settings; weight_quantize_type None is what the placement says.
-        equalization, smoothing, residual_scaling, softmax_scale: the other treatments of qdq.ptq.settings.
+        value_centering, equalization, smoothing, residual_scaling, softmax_scale: the other treatments of
+            qdq.ptq.settings.
         algo_list, batch_num_list, batch_size_list: what a sweep tries; without any there is no sweep.
         samples: calibration texts.
         eval_samples: most texts compared with FP32.
@@ -94,6 +95,7 @@ class CompileOptions:
     moving_rate: float = DEFAULT_MOVING_RATE
     round_type: str = "gptq"
     bias_correction: bool = True
+    value_centering: bool = True
     equalization: bool = True
     smoothing: bool = True
     residual_scaling: bool = True
@@ -201,6 +203,7 @@ class CompileOptions:
     def treatments(self) -> Treatments:
         """What is done beside choosing ranges. A calibrator that was named decides every range itself."""
         return Treatments(
+            value_centering=self.value_centering,
             equalization=self.equalization,
             smoothing=self.smoothing,
             residual_scaling=self.residual_scaling,

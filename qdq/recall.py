@@ -16,6 +16,7 @@ DECIDED_BY: Mapping[str, tuple[str, ...]] = {
         *("calibration", "samples", "calibrator", "percentile"),
         *("weight_quantize_type", "activation_quantize_type", "moving_rate", "round_type", "bias_correction"),
         *(
+            "value_centering",
             "equalization",
             "smoothing",
             "residual_scaling",

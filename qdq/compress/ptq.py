@@ -86,6 +86,7 @@ def algorithms(args: CompressionArguments) -> dict[str, Algorithm]:
 def treatments(args: CompressionArguments) -> Treatments:
     """What the arguments ask for beside ranges; `clip_search` when any algorithm is `search`."""
     return Treatments(
+        value_centering=args.value_centering,
         equalization=args.equalization,
         smoothing=args.smoothing,
         residual_scaling=args.residual_scaling,

@@ -186,6 +186,7 @@ class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstr
     the multiplication; `folded` bakes it in for an export. `output_scale` is the 1/sqrt(d) of attention on a query
     projection. The others are treatments of `qdq.ptq`, None where there is none:
 
+        _bias_offset [out]: added to the stored bias (value centering).
         _row_scale [out]: multiplies rows of the weight and the bias (equalization and residual scaling, the producing
             side).
         _column_scale [in]: multiplies columns of the weight (equalization, the consuming side).
@@ -196,7 +197,8 @@ class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstr
     Codes and shift belong to the quantized weight: with the weight's quantizer disabled neither is applied.
     """
 
-    TREATMENTS = ("_row_scale", "_column_scale", "_smoothing", "_codes", "_bias_shift")
+    TREATMENTS = ("_bias_offset", "_row_scale", "_column_scale", "_smoothing", "_codes", "_bias_shift")
+    _bias_offset: Tensor | None
     _row_scale: Tensor | None
     _column_scale: Tensor | None
     _smoothing: Tensor | None
@@ -243,7 +245,10 @@ class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstr
     @property
     def effective_bias(self) -> Tensor | None:
         """The bias that is added: [out]."""
-        bias: Tensor | None = None if self.bias is None else self._row_factor(self.bias)
+        bias: Tensor | None = self.bias
+        if self._bias_offset is not None:
+            bias = self._bias_offset if bias is None else bias + self._bias_offset
+        bias = None if bias is None else self._row_factor(bias)
         if self._bias_shift is None or not self.weight_is_quantized:
             return bias
         shift: Tensor = self._bias_shift

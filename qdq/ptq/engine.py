@@ -1,8 +1,9 @@
 """The post-training engine: an injected module and text in, ranges and treated weights out, in a fixed order.
 
-observe -> equalize -> smooth -> scale residuals -> measure ranges (one pass, every algorithm) -> settle one algorithm
--> clip search -> softmax scale -> round weights -> correct biases. Everything up to the pass leaves the floating-point
-function as it is, so every candidate of a sweep shares it; everything behind it belongs to one candidate.
+observe -> center values -> equalize -> smooth -> scale residuals -> measure ranges (one pass, every algorithm) ->
+settle one algorithm -> clip search -> softmax scale -> round weights -> correct biases. Everything up to the pass
+leaves the floating-point function as it is, so every candidate of a sweep shares it; everything behind it belongs to
+one candidate.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.inject import quantizers
 from qdq.inject.quantizer import QuantLinear, treated
 from qdq.inject.spec import QuantSpec
+from qdq.ptq.center import center_values
 from qdq.ptq.clip import search_clips
 from qdq.ptq.equalize import context_readers, equalize
 from qdq.ptq.observe import Group, Observed, observe
@@ -35,7 +37,7 @@ Report = dict[str, list[dict[str, Any]]]
 
 @dataclass
 class Prepared:
-    """What every candidate shares: the equalized, smoothed and scaled module, its statistics, and what was decided."""
+    """What every candidate shares: the module with its exact treatments, its statistics, and what was decided."""
 
     module: nn.Module
     spec: QuantSpec
@@ -53,7 +55,7 @@ def prepare(
     treatments: Treatments,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Equalize, smooth and scale the injected `module` in place, and measure the ranges of every algorithm in one pass.
+    """Treat the injected `module` exactly, in place, and measure the ranges of every algorithm in one pass.
 
     Raises CalibrationError for a weight that holds NaN or infinity.
     """
@@ -63,6 +65,8 @@ def prepare(
     observed = None
     if treatments.observes:
         observed = observe(module, batches, progress)
+        if treatments.value_centering:
+            report["value_centering"] = center_values(module, observed)
         if treatments.equalization:
             report["equalization"] = equalize(module, observed)
         if treatments.smoothing:
@@ -71,7 +75,7 @@ def prepare(
             report["smoothing"] = [_smooth(group, share) for group in observed.groups if group.name not in kept]
         if treatments.residual_scaling:
             report["residual_scaling"] = scale_residuals(module, observed)
-    if treatments.equalization or treatments.smoothing or treatments.residual_scaling:
+    if treatments.moves_ranges:
         freeze_weights(module)
     collected = collect(module, batches, algorithms, progress)
     return Prepared(module, spec, treatments, collected, observed, report)

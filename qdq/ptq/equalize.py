@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qdq.inject.quantizer import QuantLinear
 from qdq.ptq.observe import Group, Observed
-from qdq.ptq.smooth import choose_smoothing, rescale
+from qdq.ptq.smooth import choose_smoothing
 
 # Attributes of an attention module that hold the query, key and value projections, in the families' spellings.
 PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"))
@@ -39,25 +39,36 @@ def attentions(module: nn.Module) -> Iterator[tuple[str, tuple[QuantLinear, Quan
 
 def equalize(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
     """Equalize every attention of `module`; `observed` is brought up to date. Returns rows for calibration.json."""
-    names = {id(linear): name for group in observed.groups for name, linear in group.linears.items()}
-    consumers = {name: group for group in observed.groups for name in group.linears}
+    names = _names(observed)
     decisions: list[dict[str, Any]] = []
-    for path, (query, key, value) in attentions(module):
+    for path, (query, key, _) in attentions(module):
         if id(query) in names and id(key) in names:
             factor = query_factor(observed.outputs[names[id(query)]], observed.outputs[names[id(key)]])
             _scale_rows(query, factor)
             _scale_rows(key, 1 / factor)
             decisions.append(_row(path, "query/key", factor))
+    for path, _, value, group in value_readers(module, observed):
+        decision, wanted = choose_smoothing(group, worth_it=1.0)
+        factor = power_of_two(wanted / wanted.median()) if decision.alpha is not None else torch.ones_like(wanted)
+        _scale_rows(value, factor)
+        for linear in group.linears.values():
+            linear.treat("_column_scale", 1 / factor)
+        group.seen.scale(factor)
+        decisions.append(_row(path, "value/output", factor))
+    return decisions
+
+
+def value_readers(module: nn.Module, observed: Observed) -> Iterator[tuple[str, str, QuantLinear, Group]]:
+    """Attention path, name and linear of its value projection, and the group of the one linear that reads its context.
+
+    Of attentions whose value projection was observed and whose context has a channel for each of its outputs.
+    """
+    names = _names(observed)
+    consumers = {name: group for group in observed.groups for name in group.linears}
+    for path, (_, _, value) in attentions(module):
         group = _consumer(path, consumers)
         if id(value) in names and group is not None and group.seen.largest.shape[0] == value.out_features:
-            decision, wanted = choose_smoothing(group, worth_it=1.0)
-            factor = power_of_two(wanted / wanted.median()) if decision.alpha is not None else torch.ones_like(wanted)
-            _scale_rows(value, factor)
-            for linear in group.linears.values():
-                linear.treat("_column_scale", 1 / factor)
-            rescale(group, factor)
-            decisions.append(_row(path, "value/output", factor))
-    return decisions
+            yield path, names[id(value)], value, group
 
 
 def context_readers(module: nn.Module, observed: Observed) -> set[str]:
@@ -69,6 +80,10 @@ def context_readers(module: nn.Module, observed: Observed) -> set[str]:
     consumers = {name: group for group in observed.groups for name in group.linears}
     found = (_consumer(path, consumers) for path, _ in attentions(module))
     return {group.name for group in found if group is not None}
+
+
+def _names(observed: Observed) -> dict[int, str]:
+    return {id(linear): name for group in observed.groups for name, linear in group.linears.items()}
 
 
 def _row(path: str, pair: str, factor: Tensor) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""A floating-point pass that keeps, per linear input, every channel's largest magnitude and a sample of rows.
+"""A floating-point pass that keeps, per linear input, every channel's extremes and a sample of rows.
 
 Treatments are chosen on these. The rows are evenly spaced over all real (not padded) positions, so that memory does not
-grow with the data: `rows_to_keep` of each input. The maxima are those of all positions: a channel that is massive for a
-few tokens only must not be missed.
+grow with the data: `rows_to_keep` of each input. The extremes are those of all positions: a channel that is massive for
+a few tokens only must not be missed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ ROW_BYTES = 2 * 1024**3  # of all inputs together: wide and deep models keep few
 
 @dataclass
 class Seen:
-    """What was seen of one tensor: `largest` [C] over all positions, and sampled rows [n, C]."""
+    """What was seen of one tensor: the `low`est and `high`est of each channel, [C], and sampled rows [n, C]."""
 
-    largest: Tensor
+    low: Tensor
+    high: Tensor
     parts: list[Tensor] = field(default_factory=list)
 
     @property
@@ -37,6 +38,19 @@ class Seen:
         if len(self.parts) > 1:
             self.parts = [torch.cat(self.parts)]
         return self.parts[0]
+
+    @property
+    def largest(self) -> Tensor:
+        """Largest magnitude of each channel, [C]."""
+        return torch.maximum(-self.low, self.high)
+
+    def scale(self, factor: Tensor) -> None:
+        """The tensor is multiplied by `factor` [C], all positive, from now on."""
+        self.low, self.high, self.parts = self.low * factor, self.high * factor, [self.rows * factor]
+
+    def shift(self, offset: Tensor) -> None:
+        """`offset` [C] is added to the tensor from now on."""
+        self.low, self.high, self.parts = self.low + offset, self.high + offset, [self.rows + offset]
 
 
 @dataclass
@@ -75,7 +89,7 @@ class _Recorder:
         self.offset = 0  # real positions before this forward
         self.seen: dict[str, Seen] = {}
         self.sources: dict[str, int] = {}
-        self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._kept: dict[int, tuple[Tensor, Seen]] = {}
 
     def start(self, mask: Tensor) -> None:
         self.mask, self._kept = mask, {}
@@ -88,12 +102,12 @@ class _Recorder:
         if id(x) not in self._kept:
             real = x[self.mask]
             first = -self.offset % self.stride
-            self._kept[id(x)] = x, real.abs().amax(0), real[first :: self.stride].clone()
-        _, largest, rows = self._kept[id(x)]
+            self._kept[id(x)] = x, Seen(real.amin(0), real.amax(0), [real[first :: self.stride].clone()])
+        _, now = self._kept[id(x)]
         self.sources[name] = id(x)
-        seen = self.seen.setdefault(name, Seen(torch.zeros_like(largest)))
-        seen.largest = torch.maximum(seen.largest, largest)
-        seen.parts.append(rows)
+        seen = self.seen.setdefault(name, Seen(now.low, now.high))
+        seen.low, seen.high = torch.minimum(seen.low, now.low), torch.maximum(seen.high, now.high)
+        seen.parts += now.parts
 
 
 def observe(module: nn.Module, batches: MicroBatches, progress: Callable[[int, int], None] | None = None) -> Observed:

@@ -92,5 +92,4 @@ def _apply(add: Residual, linear: QuantLinear, seen: tuple[Seen, Seen], factor: 
     known = linear._row_scale
     linear.treat("_row_scale", 1 / factor if known is None else known / factor)
     for each in seen:
-        each.largest = each.largest / factor
-        each.parts = [each.rows / factor]
+        each.scale(1 / factor)

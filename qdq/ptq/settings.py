@@ -29,6 +29,8 @@ class Treatments:
     """What else is done to keep accuracy. Each can be switched; each leaves the floating-point function as it is.
 
     Attributes:
+        value_centering: take the mean of every value channel out of attention and add it behind it; exact (softmax rows
+            sum to one), costs nothing at run time.
         equalization: scale query against key channels, and value channels against the output projection's columns;
             exact (powers of two), costs nothing at run time.
         smoothing: divide outlier channels in front of a linear and multiply its columns (SmoothQuant), where that
@@ -42,6 +44,7 @@ class Treatments:
         bias_correction: absorb the mean error of a quantized linear in its bias.
     """
 
+    value_centering: bool = True
     equalization: bool = True
     smoothing: bool = True
     residual_scaling: bool = True
@@ -56,7 +59,12 @@ class Treatments:
     @property
     def observes(self) -> bool:
         """Whether a pass over inputs of linears is needed before ranges are measured."""
-        return self.equalization or self.smoothing or self.residual_scaling or self.clip_search or self.rewrites
+        return self.moves_ranges or self.clip_search or self.rewrites
+
+    @property
+    def moves_ranges(self) -> bool:
+        """Whether weights change before ranges are measured."""
+        return self.value_centering or self.equalization or self.smoothing or self.residual_scaling
 
     @property
     def rewrites(self) -> bool:
@@ -74,7 +82,7 @@ class Treatments:
         return asdict(self)
 
 
-PLAIN = Treatments(False, False, False, False, False, "round", False)  # ranges only, as other tools quantize
+PLAIN = Treatments(False, False, False, False, False, False, "round", False)  # ranges only, as other tools quantize
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ class PtqSettings:
     moving_rate: float = DEFAULT_MOVING_RATE
     round_type: str = "round"
     bias_correction: bool = False
+    value_centering: bool = False
     equalization: bool = False
     smoothing: bool = False
     residual_scaling: bool = False
@@ -133,6 +142,7 @@ class PtqSettings:
     def treatments(self) -> Treatments:
         """What the engine is told beside the algorithm."""
         return Treatments(
+            value_centering=self.value_centering,
             equalization=self.equalization,
             smoothing=self.smoothing,
             residual_scaling=self.residual_scaling,

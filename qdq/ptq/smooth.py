@@ -98,10 +98,4 @@ def apply_smoothing(group: Group, factor: Tensor) -> None:
     """Give every linear of `group` the factor, and turn what was observed into what they see from now on."""
     for linear in group.linears.values():
         linear.treat("_smoothing", factor.clone())
-    rescale(group, factor)
-
-
-def rescale(group: Group, factor: Tensor) -> None:
-    """Observed rows and maxima of an input that is multiplied by `factor` from now on."""
-    group.seen.largest = group.seen.largest * factor
-    group.seen.parts = [group.seen.rows * factor]
+    group.seen.scale(factor)

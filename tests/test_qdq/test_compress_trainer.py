@@ -74,6 +74,7 @@ TREATED = {
     "algo_list": ["search", "mse"],
     "round_type": "adaround",
     "bias_correction": True,
+    "value_centering": True,
     "equalization": True,
     "smoothing": True,
     "residual_scaling": True,
@@ -92,6 +93,7 @@ def test_ptq_treats_weights_as_compile_does(
     result = CompressionTrainer(loaded.model, args, eval_dataset=data, tokenizer=loaded.tokenizer).compress()
     found = {candidate.notes["algorithm"]: candidate for candidate in result.candidates}
     everything = [
+        "value_centering",
         "equalization",
         "smoothing",
         "residual_scaling",
@@ -105,7 +107,7 @@ def test_ptq_treats_weights_as_compile_does(
     for candidate in result.candidates:
         again, _, _ = load_checkpoint(result.folders[candidate.name])
         kinds = {name.rpartition(".")[2] for name in treatment_tensors(again.model)}
-        assert {"_row_scale", "_column_scale", "_codes", "_bias_shift"} <= kinds
+        assert {"_bias_offset", "_row_scale", "_column_scale", "_codes", "_bias_shift"} <= kinds
         with torch.no_grad():
             assert torch.equal(again.model(**encode(loaded)).logits, candidate.model(**encode(loaded)).logits)
 

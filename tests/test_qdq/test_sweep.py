@@ -157,7 +157,14 @@ def test_plain_calibration_through_the_command_line(tiny_checkpoint: Checkpoint,
     """Every treatment can be left out."""
     arguments = ["calibrate", "--model", str(tiny_checkpoint("bert")), "--samples", "8", "--target", "onnxruntime"]
     arguments += ["--calibrator", "KL", "--sequence", "32", "--out", str(tmp_path / "work"), "--round-type", "round"]
-    treatments = ("bias-correction", "equalization", "smoothing", "residual-scaling", "softmax-scale")
+    treatments = (
+        "bias-correction",
+        "value-centering",
+        "equalization",
+        "smoothing",
+        "residual-scaling",
+        "softmax-scale",
+    )
     arguments += [f"--no-{name}" for name in treatments]
     assert main(arguments) == 0
     calibration = json.loads((tmp_path / "work" / "calibration.json").read_text(encoding="utf-8"))
@@ -173,5 +180,13 @@ def test_treatments_through_the_command_line(tiny_checkpoint: Checkpoint, tmp_pa
     assert main([*arguments, "--out", str(tmp_path / "work")]) == 0
     calibration = json.loads((tmp_path / "work" / "calibration.json").read_text(encoding="utf-8"))
     assert calibration["algorithm"] == "search"
-    done = {"equalization", "smoothing", "residual_scaling", "clip_search", "softmax_scale", "rounding"}
+    done = {
+        "value_centering",
+        "equalization",
+        "smoothing",
+        "residual_scaling",
+        "clip_search",
+        "softmax_scale",
+        "rounding",
+    }
     assert calibration["treatments"].keys() == {*done, "bias_correction"}
