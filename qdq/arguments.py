@@ -285,7 +285,7 @@ def _ptq_options(parser: argparse.ArgumentParser) -> None:
     add("--round-type", metavar="T", help=f"{', '.join(ROUND_TYPES)} (default: {d.round_type})")
     for name, text in (
         ("bias-correction", "absorb a linear's mean error in its bias"),
-        ("value-centering", "take the mean of values out of attention, into the bias behind it"),
+        ("value-centering", "move a constant per value channel out of attention, into the bias behind it"),
         ("equalization", "scale query against key and value against output channels"),
         ("smoothing", "divide outlier channels in front of linears where it pays"),
         ("residual-scaling", "divide outlier channels of residual operands by powers of two where it pays"),

@@ -91,7 +91,7 @@ class CompressionArguments(TrainingArguments):
     use_pact: bool = _option(True, "learn the clipping of activations (PACT, arXiv 1805.06085)")
     moving_rate: float = _option(0.9, "decay of moving_average_abs_max")
     # Beyond the documented API
-    value_centering: bool = _option(False, "ptq: take the mean of values out of attention, into the bias behind it")
+    value_centering: bool = _option(False, "ptq: move a constant per value channel out of attention")
     equalization: bool = _option(False, "ptq: equalize query against key and value against output channels")
     smoothing: bool = _option(False, "ptq: divide outlier channels in front of linears (SmoothQuant)")
     residual_scaling: bool = _option(False, "ptq: scale outlier channels of residual adds by powers of two")

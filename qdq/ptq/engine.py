@@ -64,7 +64,7 @@ def prepare(
     report: Report = {}
     observed = None
     if treatments.observes:
-        observed = observe(module, batches, progress)
+        observed = observe(module, batches, progress, treatments.value_centering)
         if treatments.value_centering:
             report["value_centering"] = center_values(module, observed)
         if treatments.equalization:

@@ -10,36 +10,22 @@ residual, and GELU is not linear.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qdq.inject.quantizer import QuantLinear
-from qdq.ptq.observe import Group, Observed
+from qdq.ptq.attentions import attentions, context_reader, value_readers
+from qdq.ptq.observe import Observed
 from qdq.ptq.smooth import choose_smoothing
 
-# Attributes of an attention module that hold the query, key and value projections, in the families' spellings.
-PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"))
 LARGEST_EXPONENT = 6  # channels that differ by more are dead; blowing them up would only add noise
-
-
-def attentions(module: nn.Module) -> Iterator[tuple[str, tuple[QuantLinear, QuantLinear, QuantLinear]]]:
-    """Path of every attention module and its query, key and value projections, where all three are quantized."""
-    for path, owner in module.named_modules():
-        if not hasattr(owner, "matmul_q_input_quantizer"):
-            continue
-        for names in PROJECTIONS:
-            found = [getattr(owner, name, None) for name in names]
-            linears = [linear for linear in found if isinstance(linear, QuantLinear)]
-            if len(linears) == len(names):
-                yield path, (linears[0], linears[1], linears[2])
 
 
 def equalize(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
     """Equalize every attention of `module`; `observed` is brought up to date. Returns rows for calibration.json."""
-    names = _names(observed)
+    names = {id(linear): name for group in observed.groups for name, linear in group.linears.items()}
     decisions: list[dict[str, Any]] = []
     for path, (query, key, _) in attentions(module):
         if id(query) in names and id(key) in names:
@@ -47,7 +33,7 @@ def equalize(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
             _scale_rows(query, factor)
             _scale_rows(key, 1 / factor)
             decisions.append(_row(path, "query/key", factor))
-    for path, _, value, group in value_readers(module, observed):
+    for path, value, group in value_readers(module, observed):
         decision, wanted = choose_smoothing(group, worth_it=1.0)
         factor = power_of_two(wanted / wanted.median()) if decision.alpha is not None else torch.ones_like(wanted)
         _scale_rows(value, factor)
@@ -58,19 +44,6 @@ def equalize(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
     return decisions
 
 
-def value_readers(module: nn.Module, observed: Observed) -> Iterator[tuple[str, str, QuantLinear, Group]]:
-    """Attention path, name and linear of its value projection, and the group of the one linear that reads its context.
-
-    Of attentions whose value projection was observed and whose context has a channel for each of its outputs.
-    """
-    names = _names(observed)
-    consumers = {name: group for group in observed.groups for name in group.linears}
-    for path, (_, _, value) in attentions(module):
-        group = _consumer(path, consumers)
-        if id(value) in names and group is not None and group.seen.largest.shape[0] == value.out_features:
-            yield path, names[id(value)], value, group
-
-
 def context_readers(module: nn.Module, observed: Observed) -> set[str]:
     """Names of the groups that read an attention's context.
 
@@ -78,12 +51,8 @@ def context_readers(module: nn.Module, observed: Observed) -> set[str]:
     INT8 attention (`qdq check`), and equalization has already taken what it can for nothing.
     """
     consumers = {name: group for group in observed.groups for name in group.linears}
-    found = (_consumer(path, consumers) for path, _ in attentions(module))
+    found = (context_reader(path, consumers) for path, _ in attentions(module))
     return {group.name for group in found if group is not None}
-
-
-def _names(observed: Observed) -> dict[int, str]:
-    return {id(linear): name for group in observed.groups for name, linear in group.linears.items()}
 
 
 def _row(path: str, pair: str, factor: Tensor) -> dict[str, Any]:
@@ -110,12 +79,3 @@ def power_of_two(factor: Tensor) -> Tensor:
 def _scale_rows(linear: QuantLinear, factor: Tensor) -> None:
     known = linear._row_scale
     linear.treat("_row_scale", factor.clone() if known is None else known * factor)
-
-
-def _consumer(path: str, groups: dict[str, Group]) -> Group | None:
-    """The linear that reads the context of the attention at `path`: BERT's sits beside it, the others' inside."""
-    parent = path.rpartition(".")[0]
-    for name in (f"{path}.out_lin", f"{path}.dense", f"{path}.o", f"{parent}.output.dense"):
-        if name in groups and len(groups[name].linears) == 1:
-            return groups[name]
-    return None

@@ -18,6 +18,7 @@ from qdq.calibrate.rebatch import MicroBatches
 from qdq.inject import quantizers
 from qdq.inject.blocks import Residual
 from qdq.inject.quantizer import QuantLinear
+from qdq.ptq.losses import Loss, watching_losses
 
 ROWS = 8192
 LEAST_ROWS = 2048  # about the inner width of the models this is for, or a GPTQ Hessian has no full rank
@@ -73,11 +74,15 @@ class Group:
 
 @dataclass
 class Observed:
-    """Every group of quantized linears in model order, what leaves each linear, and both operands of residual adds."""
+    """Every group of quantized linears in model order, what leaves each linear, and both operands of residual adds.
+
+    `losses`: by the path of an attention, what rounding its probabilities does.
+    """
 
     groups: list[Group]
     outputs: Mapping[str, Tensor]  # linear -> largest magnitude of every output channel, [out]
     residuals: Mapping[str, tuple[Seen, Seen]]
+    losses: Mapping[str, Loss] = field(default_factory=dict)
 
 
 class _Recorder:
@@ -110,22 +115,31 @@ class _Recorder:
         seen.parts += now.parts
 
 
-def observe(module: nn.Module, batches: MicroBatches, progress: Callable[[int, int], None] | None = None) -> Observed:
+def observe(
+    module: nn.Module,
+    batches: MicroBatches,
+    progress: Callable[[int, int], None] | None = None,
+    probabilities: bool = False,
+) -> Observed:
     """Run `batches` through the injected `module` in floating point.
 
-    Only linears whose input and weight are both quantized, and residual adds with a quantized operand, are recorded.
+    Only linears whose input and weight are both quantized, and residual adds with a quantized operand, are recorded;
+    with `probabilities` also what rounding those of attention does.
     """
     linears = {name: m for name, m in module.named_modules() if isinstance(m, QuantLinear) and _both(m)}
     residuals = {name: m for name, m in module.named_modules() if isinstance(m, Residual) and _any(m)}
     tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in batches)
     recorder = _Recorder(max(1, -(-tokens // rows_to_keep([linear.in_features for linear in linears.values()]))))
     outputs: dict[str, Tensor] = {}
+    losses: dict[str, Loss] = {}
     groups: list[list[str]] = []
     with ExitStack() as stack, torch.no_grad():
         for name, linear in linears.items():
             stack.enter_context(_watching(linear, name, recorder, outputs))
         for name, add in residuals.items():
             stack.enter_context(_watching_add(add, name, recorder))
+        if probabilities:
+            stack.enter_context(watching_losses(module, losses, lambda: recorder.mask))
         for point in quantizers(module).values():
             point.disable_quant()
         for done, (batch, _) in enumerate(batches, start=1):
@@ -142,7 +156,7 @@ def observe(module: nn.Module, batches: MicroBatches, progress: Callable[[int, i
         for name in residuals
         if f"{name}:local" in recorder.seen
     }
-    return Observed(found, outputs, adds)
+    return Observed(found, outputs, adds, losses)
 
 
 def rows_to_keep(widths: Sequence[int]) -> int:

@@ -29,8 +29,8 @@ class Treatments:
     """What else is done to keep accuracy. Each can be switched; each leaves the floating-point function as it is.
 
     Attributes:
-        value_centering: take the mean of every value channel out of attention and add it behind it; exact (softmax rows
-            sum to one), costs nothing at run time.
+        value_centering: move a constant per value channel out of attention with quantized probabilities, into the bias
+            behind it; exact (softmax rows sum to one), costs nothing at run time.
         equalization: scale query against key channels, and value channels against the output projection's columns;
             exact (powers of two), costs nothing at run time.
         smoothing: divide outlier channels in front of a linear and multiply its columns (SmoothQuant), where that

@@ -24,9 +24,10 @@ from qdq.inject.quantizer import QuantLinear, TensorQuantizer, folded
 from qdq.inject.spec import QuantSpec, named_spec
 from qdq.model import LoadedModel, load_model
 from qdq.ptq.arithmetic import fake_quantize, normalized
+from qdq.ptq.attentions import attentions
 from qdq.ptq.clip import search_clips
 from qdq.ptq.engine import drop_rounding, finish, prepare, treatment_tensors
-from qdq.ptq.equalize import attentions, power_of_two, query_factor
+from qdq.ptq.equalize import power_of_two, query_factor
 from qdq.ptq.observe import Observed, Seen, observe
 from qdq.ptq.rounding import adaround, gptq, inverse_factor, output_errors
 from qdq.ptq.scale_residuals import scale_residuals
