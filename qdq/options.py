@@ -224,8 +224,10 @@ class CompileOptions:
     def _validate_search(self) -> None:
         if not 0 <= self.max_drop <= 100:
             raise ConfigError(f"--max-drop: {self.max_drop} is outside 0..100 points")
-        if self.search and self.placement != "auto":
-            raise ConfigError("--search chooses a placement, so it needs --placement auto")
+        if self.search and (self.spec or self.placement not in (None, "auto")):
+            raise ConfigError(
+                f"--search chooses a placement, and {self.spec or self.placement} is one; leave it or --search out"
+            )
         if self.search and self.calibration is not None and self.eval_data is None:
             raise ConfigError(
                 "--search decides on the rows behind the calibration rows, which then prove nothing; give other text "
@@ -240,7 +242,8 @@ class CompileOptions:
 def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) -> CompileOptions:
     """`options` with target, placement, threads, streams and out decided for this machine and model.
 
-    `own_spec`: the model is a checkpoint that says itself what is quantized, so no placement is chosen for it.
+    `own_spec`: the model is a checkpoint that says itself what is quantized, so no placement is chosen for it unless
+    `search` asks for one.
     """
     target = detect_target() if options.target == "auto" else options.target
     if options.mode == "throughput" and target == "tensorrt":
@@ -253,7 +256,7 @@ def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) ->
     from engines.cores import numa_nodes, share_cores
 
     threads, streams = share_cores(options.mode, options.threads, options.streams, available_cores(), numa_nodes())
-    placement = options.placement or (None if options.spec or own_spec else DEFAULT_PLACEMENT)
+    placement = options.placement or (None if options.spec or (own_spec and not options.search) else DEFAULT_PLACEMENT)
     return replace(
         options,
         target=target,

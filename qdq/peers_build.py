@@ -2,6 +2,9 @@
 
 Everything is recorded in the work directory's manifest by what it depends on: the checkpoint, the texts, the options,
 installed versions, and for ours the source code. So a second run with other rounds or shapes only times.
+
+Everything that is built is built in a process of its own, whose seconds are counted from its start: whoever is built
+first would otherwise pay for importing torch and warming its exporter up, and the next one would not.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +153,7 @@ class Builder:
         """Our checkpoint and graphs, calibrated and exported once for both engines: seconds that took."""
 
         def make() -> Made:
-            seconds = _stages(("calibrate", "export"), self.typed("openvino"))
+            seconds = alone(_stages, ("calibrate", "export"), self.typed("openvino"))
             folder = self.work.path / "qdq"
             return {"seconds": seconds}, [folder / "checkpoint", *sorted(folder.glob("model.*.onnx*"))]
 
@@ -164,8 +170,8 @@ class Builder:
         opening = Opening(target, str(model), run.options.threads, self.options.precision_hint, static=True)
 
         def make() -> Made:
-            compiled = prepared + _stages(("lower",), self.typed(target))
-            seconds = compiled + _stages(("build",), self.typed(target)) + self._first_call(opening)
+            compiled = prepared + alone(_stages, ("lower",), self.typed(target))
+            seconds = compiled + alone(_stages, ("build",), self.typed(target)) + self._first_call(opening)
             weights = sorted(run.target.glob(WEIGHTS[target]))
             return {"build_s": seconds, "compile_s": compiled, "bytes": _bytes(weights)}, [run.target]
 
@@ -183,11 +189,10 @@ class Builder:
         nncf = {} if not name.startswith("nncf") else version_of("nncf")
 
         def make() -> Made:
-            begin = time.perf_counter()
-            if own:
-                build_artifact(tool.artifact, self._material(float_model), path)
+            material = self._material(float_model)
+            seconds = alone(build_artifact, tool.artifact, material, path) if own else 0.0
+            seconds += self._first_call(opening)
             files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-            seconds = time.perf_counter() - begin + self._first_call(opening)
             return {"build_s": seconds, "bytes": _bytes(files[-1:])}, files
 
         return self._peer(name, record, opening, self.kept(record, {**self._inputs, **nncf}, make))
@@ -225,9 +230,7 @@ class Builder:
         path = self.work.path / "tools" / "float.onnx"
 
         def make() -> Made:
-            begin = time.perf_counter()
-            export_plain(self.options.folder, self.feeds[0], path)
-            return {"seconds": time.perf_counter() - begin}, [path]
+            return {"seconds": alone(export_plain, self.options.folder, self.feeds[0], path)}, [path]
 
         return path, self.kept("float", self._inputs, make)["seconds"]
 
@@ -288,14 +291,26 @@ def export_plain(folder: Path, feeds: Feeds, path: Path) -> None:
         )
 
 
-def _stages(names: Sequence[str], typed: Mapping[str, Any]) -> float:
-    """Run stages of ours; seconds."""
+def _stages(names: Sequence[str], typed: Mapping[str, Any]) -> None:
+    """Run stages of ours."""
     from qdq.pipeline import run_stage
     from qdq.screen import Screen
 
-    begin = time.perf_counter()
     for stage in names:
         run_stage(stage, typed, Screen())
+
+
+def alone(function: Callable[..., None], *arguments: Any) -> float:
+    """Call `function` in a process of its own: seconds from its start to its end, imports included.
+
+    What it raises is raised here. Raises BuildError when the process is killed.
+    """
+    begin = time.perf_counter()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        try:
+            process.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise BuildError(f"{function.__name__}: its process was killed; is there enough memory?") from error
     return time.perf_counter() - begin
 
 

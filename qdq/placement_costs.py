@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qdq.artifacts import read_json, write_json
 from qdq.errors import DeployError
@@ -25,11 +25,6 @@ from qdq.placing.costs import TABLE
 from qdq.placing.units import units
 from qdq.run import CANONICAL
 from qdq.sensitivity.groups import layer_of
-
-if TYPE_CHECKING:
-    import onnx
-
-    from engines.types import Runner
 
 DEVICE, BATCH, SEQUENCE = "t4", 40, 128
 WHOLE = "cpu placement"  # the engine that every other one is compared with
@@ -49,6 +44,7 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
     from qdq.inject import decided
     from qdq.inject.spec import named_spec
     from qdq.options import available_cores
+    from qdq.placement_latency import Timing, engine_without
     from qdq.placing import WIDEST
     from qdq.versions import versions
 
@@ -65,32 +61,18 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
     for unit in units(inside, "openvino"):
         kinds.setdefault(unit.kind, set()).update(unit.points)
     own = {point.name for point in decided(loaded.model, named_spec(WIDEST["openvino"])).placed} & set(inside)
-    shape = (batch, sequence)
+    timing = Timing("openvino", available_cores(), feeds)
     with tempfile.TemporaryDirectory() as folder:
-        runners = [Contestant(WHOLE, "openvino", _engine(canonical, set(inside) - own, Path(folder) / "whole", shape))]
+        whole = engine_without(canonical, set(inside) - own, Path(folder) / "whole", timing)
+        runners = [Contestant(WHOLE, "openvino", whole)]
         for number, (kind, points) in enumerate(kinds.items()):
             left_out = set(inside) - (own ^ points)
-            runners.append(
-                Contestant(kind, "openvino", _engine(canonical, left_out, Path(folder) / str(number), shape))
-            )
+            engine = engine_without(canonical, left_out, Path(folder) / str(number), timing)
+            runners.append(Contestant(kind, "openvino", engine))
         settings = BenchSettings(batch, sequence, None, samples=rounds, threads=available_cores(), bases=(WHOLE,))
         report = bench(runners, feeds, settings, versions())
     slower = {kind: 1 / report["contestants"][kind]["speedup"][WHOLE] - 1 for kind in kinds}
     return {kind: round(slower[kind] if points <= own else -slower[kind], 4) for kind, points in kinds.items()}
-
-
-def _engine(canonical: onnx.ModelProto, left_out: Collection[str], folder: Path, shape: tuple[int, int]) -> Runner:
-    """The OpenVINO engine of a canonical graph with the points `left_out` in floating point."""
-    from engines.openvino import OpenVINORunner, OpenVINOSettings
-    from export.lint.removal import without_points
-    from export.passes import lower
-    from export.to_onnx import save_proto
-    from qdq.options import available_cores
-
-    folder.mkdir()
-    save_proto(without_points(canonical, left_out), folder / "canonical.onnx")
-    lower(folder / "canonical.onnx", "openvino", folder)
-    return OpenVINORunner(folder / "model.onnx", OpenVINOSettings(available_cores(), shape=shape))
 
 
 def tensorrt_shares(work: Path) -> dict[str, float]:

@@ -6,7 +6,8 @@ Only the stage modules (this one, `engine` and `measure`), `qdq/pipeline.py` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qdq.calibrate.table import CalibrationTable
     from qdq.inject.spec import QuantSpec
     from qdq.model import LoadedModel
+    from qdq.placement_latency import Timing
 
 MICRO_BATCH = 8  # of calibration; the result does not depend on it, the time does (8 is fastest on two cores)
 VOCABULARY_TASKS = ("fill-mask", "language-modeling")  # tasks whose output has a row over the vocabulary per token
@@ -152,18 +154,24 @@ def _decided(
 
 
 def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> QuantSpec:
-    """`--search`: the curve over training rows to search.json and search.png.
+    """`--search`: the curve over training rows, on a CPU target with measured latencies, to search.json and search.png.
 
     Raises CalibrationError when no placement on it is within the allowed drop; the curve is written all the same.
     """
-    from qdq.placing.decide import SearchRequest, search_placement
+    from qdq.inject import quantizers
+    from qdq.placement_latency import with_latency
+    from qdq.placing.decide import SearchRequest, encoder_units, search_placement
     from qdq.placing.search import plot_curve
     from qdq.texts import search_records
 
     options = run.options
     records = search_records(options, run.calibration)
     request = SearchRequest(options.target, options.sequence, options.max_drop)
-    spec, run.placement, run.auto, found = search_placement(loaded, spec, records, request, stage.progress)
+    with _graph_to_time(run, loaded) as graph:
+        points = encoder_units(quantizers(loaded.model), options.target)
+        spec, run.placement, run.auto, found = search_placement(loaded, spec, records, request, stage.progress)
+        if graph is not None and found.best is not None:
+            found = with_latency(found, points, graph, _timing(run, loaded))
     path = write_json(run.work.path / "search.json", found.as_json())
     plot_curve(found, run.work.path / "search.png")
     if found.best is None:
@@ -177,6 +185,28 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Q
             "treat the outliers first"
         )
     return spec
+
+
+@contextmanager
+def _graph_to_time(run: Run, loaded: LoadedModel) -> Iterator[Path | None]:
+    """The graph with every point, for a target whose engines this machine builds in seconds."""
+    from qdq.placement_latency import exported
+
+    if run.options.target == "tensorrt":
+        yield None
+    else:
+        with exported(loaded, export_example(loaded)) as graph:
+            yield graph
+
+
+def _timing(run: Run, loaded: LoadedModel) -> Timing:
+    from qdq.encode import workload_of_shape
+    from qdq.placement_latency import Timing
+
+    options, tokenizer, inputs = run.options, loaded.tokenizer, loaded.inputs
+    shape = (options.batch, CHOICES, options.sequence) if loaded.task.choices else (options.batch, options.sequence)
+    feeds = workload_of_shape(tokenizer, run.calibration.records, inputs, shape, 2)
+    return Timing(options.target, options.threads, feeds)
 
 
 def _take_over(run: Run, loaded: LoadedModel) -> bool:

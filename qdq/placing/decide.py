@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -56,8 +56,7 @@ def decide_placement(
 
     evaluation = answers(texts)
     probe = Probe(loaded.module(), evaluation)
-    inside = [name for name in probe.names if layer_of(name) is not None]
-    found = units(inside, target)
+    found = encoder_units(probe.names, target)
     tokens = sum(int(feed["attention_mask"].sum()) for feed in evaluation.feeds)
     parameters = sum(p.numel() for n, p in loaded.model.named_parameters() if layer_of(n) is not None)
     choice = choose(
@@ -82,12 +81,17 @@ def search_placement(
     settings = EvaluationSettings(request.sequence, BATCH, overlap=-1)
     evaluation = evaluation_of(records, loaded, settings, "search rows")
     probe = Probe(loaded.module(), evaluation)
-    found = units([name for name in probe.names if layer_of(name) is not None], request.target)
+    found = encoder_units(probe.names, request.target)
     limit = request.max_drop if evaluation.labelled else None
     curve, choice = search(probe, found, load_costs(request.target), limit, progress)
     if curve.best is None:
         return spec, decided(loaded.model, spec), choice, curve
     return *_apply(loaded, spec, found, choice), choice, curve
+
+
+def encoder_units(points: Iterable[str], target: str) -> tuple[Unit, ...]:
+    """What is decided about: the units inside encoder layers."""
+    return units([name for name in points if layer_of(name) is not None], target)
 
 
 def _apply(loaded: LoadedModel, spec: QuantSpec, found: Sequence[Unit], choice: Choice) -> tuple[QuantSpec, Placement]:

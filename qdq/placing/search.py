@@ -28,6 +28,7 @@ class Tried:
         divergence: from floating point, on the search rows.
         drop_points: of the task metric on the search rows, in points; None without labels.
         within: whether it is within what was asked for.
+        measured: as `cost`, by an engine that was built and timed; None where none was.
     """
 
     dropped: int
@@ -35,6 +36,7 @@ class Tried:
     divergence: float
     drop_points: float | None
     within: bool
+    measured: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,16 +118,19 @@ def _distance(tried: Tried) -> float:
 
 
 def plot_curve(found: Search, path: Path) -> Path:
-    """PNG of accuracy against predicted latency, one dot per placement tried."""
+    """PNG of accuracy against predicted and, where engines were timed, measured latency: a dot per placement tried."""
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     costs = [tried.cost for tried in found.curve]
     losses = [_distance(tried) for tried in found.curve]
-    axes.plot(costs, losses, ".-", label="placements tried, more left out to the right")
+    axes.plot(costs, losses, ".-", label="placements tried, by predicted latency")
+    timed = [(tried.measured, _distance(tried)) for tried in found.curve if tried.measured is not None]
+    if timed:
+        axes.plot(*zip(*timed, strict=True), "s", color="tab:orange", label="of these, by measured latency")
     axes.axhline(found.limit, color="tab:red", linestyle="--", label="limit")
     if found.best is not None:
         axes.plot(costs[found.best], losses[found.best], "o", color="tab:green", label="best")
-    axes.set_xlabel("predicted latency added, in layers with everything quantized")
+    axes.set_xlabel("latency added, in layers with everything quantized")
     axes.set_ylabel("drop in points, search rows" if found.by == "metric" else "divergence, search rows")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()

@@ -203,6 +203,19 @@ def test_search_takes_the_cheapest_within_the_drop_and_draws_the_curve(
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_search_times_engines_of_the_curve_on_a_cpu(
+    workplace: Path, qdq: Callable[..., Any], small: tuple[str, ...], target: str
+) -> None:
+    source = ("--model", "tiny-bert", "--calibration", "text.jsonl", "--eval-data", "text.jsonl", "--out", "auto")
+    ran = qdq("calibrate", *source, "--target", target, "--search", "--max-drop", "100", *small)
+    assert ran.code == 0, ran.err
+    report = json.loads(Path("auto/search.json").read_text())
+    timed = {tried["dropped"]: tried["measured"] for tried in report["curve"] if tried["measured"] is not None}
+    assert {0, report["best"], report["curve"][-1]["dropped"]} <= timed.keys() and len(timed) <= 7
+    assert timed.pop(0) == 0.0 and all(-2 < added != 0 for added in timed.values())  # of two layers
+
+
 def test_a_drop_that_nothing_meets_marks_no_best_and_fails(
     workplace: Path, qdq: Callable[..., Any], small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,5 +229,6 @@ def test_a_drop_that_nothing_meets_marks_no_best_and_fails(
     report = json.loads(Path("auto/search.json").read_text())
     assert report["best"] is None and report["by"] == "divergence" and report["curve"][report["closest"]]
     assert not Path("auto/checkpoint").exists()
+    assert all(tried["measured"] is None for tried in report["curve"])  # nothing is timed for nothing
     ran = qdq("calibrate", *source, "--search", "--placement", "linear", *small)
-    assert ran.code == 2 and "--search chooses a placement" in ran.err
+    assert ran.code == 2 and "--search chooses a placement, and linear is one" in ran.err

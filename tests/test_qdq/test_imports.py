@@ -32,6 +32,7 @@ SPINE = {
     "closeness.py",
     "contestants.py",
     "placement_costs.py",
+    "placement_latency.py",
     "options.py",
     "readme.py",
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import pytest
 
 from engines.openvino import has_bf16
 from engines.peers import TOOLS, Material, build_artifact
-from qdq.errors import ConfigError, Unavailable
+from qdq.errors import BuildError, ConfigError, Unavailable
 from qdq.peers import PeerOptions, bench_peers, main
-from qdq.peers_build import OURS, TORCH
+from qdq.peers_build import OURS, TORCH, alone
 from qdq.peers_table import render_peers
 from qdq.readme import peers_tables
 
@@ -65,6 +67,15 @@ def test_an_unknown_contestant_is_refused_before_any_work(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"contestant.*'nncv'.*nncf"):
         bench_peers(PeerOptions("nowhere", work=tmp_path / "work", only=("nncv",)))
     assert not (tmp_path / "work").exists()
+
+
+def test_a_build_has_a_process_of_its_own(tmp_path: Path) -> None:
+    """Its seconds, its error, and its end."""
+    assert alone(time.sleep, 0.2) >= 0.2
+    with pytest.raises(ConfigError, match="'nncv'"):
+        alone(build_artifact, "nncv", Material(tmp_path / "model.onnx", []), tmp_path / "out")
+    with pytest.raises(BuildError, match="its process was killed"):
+        alone(os._exit, 1)
 
 
 def test_too_few_rounds_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
