@@ -150,6 +150,7 @@ accuracy: setup
 	  $(VENV)/bin/python -m qdq.effects --model $(SHARED)/models/minilm-mrpc --calibration $(SHARED)/data/mrpc/train.tsv \
 	  --eval-data $(SHARED)/data/mrpc/dev.tsv --out docs/results/accuracy/effects/minilm-mrpc.json > /dev/null
 	@$(VENV)/bin/python -m qdq.accuracy --shared $(SHARED)
+	@$(VENV)/bin/python -m qdq.accuracy_decisions --shared $(SHARED)
 
 .PHONY: compression
 compression: setup

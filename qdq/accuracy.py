@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.accuracy_page import PAGE, RESULTS, ROOT, Figure, load_calibration_costs, load_effects, load_figures, render
-from qdq.artifacts import read_json, sha256_file, sha256_json, write_json, write_text
+from qdq.accuracy_page import RESULTS, ROOT, Figure, write_page
+from qdq.artifacts import read_json, sha256_file, sha256_json, write_json
 from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{options.shared}: is not there; name the folder with models/ and data/ with --shared")
         for name in options.model or CASES:
             _measure(name, options)
-    write_text(PAGE, render(load_figures(), load_effects(), load_calibration_costs()))
+    write_page()
     return 0
 
 

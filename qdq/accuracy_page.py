@@ -7,15 +7,17 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from qdq.artifacts import read_json
+from qdq.artifacts import read_json, write_text
 from qdq.config import nearest
 from qdq.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "accuracy"
 EFFECTS = RESULTS / "effects"
+DECISIONS = RESULTS / "decisions"
 COSTS = ROOT / "docs" / "results" / "calibration"
 PAGE = ROOT / "docs" / "accuracy.md"
 
@@ -78,8 +80,21 @@ def load_calibration_costs(folder: Path = COSTS) -> list[Mapping[str, Any]]:
     return [read_json(path) for path in sorted(folder.glob("*.json"))]
 
 
+def load_decisions(folder: Path = DECISIONS) -> dict[str, Mapping[str, Any]]:
+    """Every report of `qdq.accuracy_decisions` by its file's name."""
+    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+
+
+def write_page() -> None:
+    """docs/accuracy.md from everything that is there."""
+    write_text(PAGE, render(load_figures(), load_effects(), load_calibration_costs(), load_decisions()))
+
+
 def render(
-    figures: Sequence[Figure], effects: Sequence[Mapping[str, Any]] = (), costs: Sequence[Mapping[str, Any]] = ()
+    figures: Sequence[Figure],
+    effects: Sequence[Mapping[str, Any]] = (),
+    costs: Sequence[Mapping[str, Any]] = (),
+    decisions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> str:
     """docs/accuracy.md."""
     parts = [_HEAD]
@@ -91,6 +106,7 @@ def render(
         parts.append(_table(mine))
     parts += [_effects(report) for report in effects]
     parts += [_cost(report) for report in costs]
+    parts += [(_searched if "curve" in report else _sensitivity)(name, report) for name, report in decisions.items()]
     return "\n".join(parts)
 
 
@@ -173,3 +189,59 @@ def _effects(report: Mapping[str, Any]) -> str:
             f"| {row['placement']} | {row['variant']} | {row['metrics'][row['metric']]:.4f} | {_closeness(row)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+HURTING = 12  # rows of the table of groups
+
+
+def _sensitivity(name: str, report: Mapping[str, Any]) -> str:
+    """Groups of points, most damaging first."""
+    model, everything = name.removesuffix("-sensitivity"), report["everything"]
+    lines = [
+        f"## Which points hurt: {model}",
+        "",
+        f"`qdq sensitivity --metric` over {report['source']}, all twenty points per layer, treated: divergence "
+        f"{everything['divergence']:.5f} ({report['divergence']}) with everything quantized, metric "
+        f"{report['floating']['metric']:.4f} in FP32 and {everything['metric']:.4f}. `damage` is the divergence with "
+        "only this group quantized, `gain` what leaving only this group out takes off the whole's, `points` the metric "
+        f"lost by the one and won back by the other. The {HURTING} most damaging groups of {len(report['groups'])}; "
+        f"every point is in [the report](results/accuracy/decisions/{name}.json).",
+        "",
+        "| group | quantizers | damage | gain | points | SNR dB |",
+        "|" + "---|" * 6,
+    ]
+    for row in report["groups"][:HURTING]:
+        lines.append(
+            f"| {row['name']} | {row['points']} | {row['damage']:.6f} | {row['gain']:+.6f} | "
+            f"{-row['metric_damage_points']:+.2f} / {row['metric_gain_points']:+.2f} | {row['snr_db']:.1f} |"
+        )
+    return "\n".join([*lines, "", f"![damage by point](results/accuracy/decisions/{name}.png)"]) + "\n"
+
+
+def _searched(name: str, report: Mapping[str, Any]) -> str:
+    """The curve of one search: where it was timed, and the best."""
+    model, _, target = name.partition("-search-")
+    lines = [
+        f"## What the search finds: {model}, {target}",
+        "",
+        f"`qdq calibrate --search --target {target}`, at most {report['limit']:g} points lost on {report['samples']} "
+        "training rows that did not calibrate. Latency is in layers with everything quantized: predicted from measured "
+        "costs of operations, and measured with the engine of that placement."
+        if target != "tensorrt"
+        else f"`qdq calibrate --search --target {target}`, at most {report['limit']:g} points lost on "
+        f"{report['samples']} training rows that did not calibrate. Latency is in layers with everything quantized, "
+        "predicted from the fusions that are lost; nothing was timed without a GPU.",
+        "",
+        "| units left out | divergence | points lost | predicted latency | measured latency | |",
+        "|" + "---|" * 6,
+    ]
+    step = max(1, len(report["curve"]) // 8)
+    for index, tried in enumerate(report["curve"]):
+        timed = tried["measured"]
+        if timed is None and index % step and index != report["best"]:
+            continue
+        lines.append(
+            f"| {tried['dropped']} | {tried['divergence']:.6f} | {tried['drop_points']:+.2f} | +{tried['cost']:.3f} | "
+            f"{'–' if timed is None else f'{timed:+.3f}'} | {'best' if index == report['best'] else ''} |"
+        )
+    return "\n".join([*lines, "", f"![trade-off](results/accuracy/decisions/{name}.png)"]) + "\n"

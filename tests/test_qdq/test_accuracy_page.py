@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from qdq.accuracy import main
-from qdq.accuracy_page import PAGE, RESULTS, Figure, load_calibration_costs, load_effects, load_figures, render
+from qdq.accuracy_page import (
+    PAGE,
+    RESULTS,
+    Figure,
+    load_calibration_costs,
+    load_decisions,
+    load_effects,
+    load_figures,
+    render,
+)
 from qdq.artifacts import write_json
 from qdq.errors import ConfigError
 
@@ -21,7 +30,7 @@ def figure(placement: str, drop: float) -> Figure:
 
 
 def test_the_page_is_what_the_figures_give() -> None:
-    page = render(load_figures(), load_effects(), load_calibration_costs())
+    page = render(load_figures(), load_effects(), load_calibration_costs(), load_decisions())
     assert page == PAGE.read_text(encoding="utf-8"), "run 'python -m qdq.accuracy --page-only'"
     for found in load_figures():
         low, high = found.metrics[found.main]["drop_interval"]
