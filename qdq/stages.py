@@ -129,6 +129,7 @@ def _decided(
     run: Run, loaded: LoadedModel, spec: QuantSpec, table: CalibrationTable, stage: Stage
 ) -> tuple[QuantSpec, CalibrationTable]:
     """`--placement auto`: leave out what costs the answers too much, on the calibration texts alone."""
+    from qdq.calibrate.calibrate import summarise
     from qdq.inject import quantizers
     from qdq.placing.decide import decide_placement
 
@@ -145,12 +146,7 @@ def _decided(
         f"{stage.result}; auto leaves {len(spec.declined)} of {len(kept) + len(spec.declined)} points float, "
         f"divergence {run.auto.before:.4f} to {run.auto.after:.4f} in {run.auto.checks} checks"
     )
-    return spec, replace(
-        table,
-        activations={point: amax for point, amax in table.activations.items() if point in kept},
-        weights={point: amax for point, amax in table.weights.items() if point in kept},
-        zero_channels={point: count for point, count in table.zero_channels.items() if point in kept},
-    )
+    return spec, summarise(loaded.model, table.algorithm, table.percentile, table.samples, table.tokens)
 
 
 def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> QuantSpec:

@@ -13,6 +13,7 @@ from qdq.placing.auto import Choice, affordable_checks, choose
 from qdq.placing.costs import load_costs
 from qdq.placing.search import Search, search
 from qdq.placing.units import Unit, units
+from qdq.ptq.scale_residuals import drop_unused_scales
 from qdq.sensitivity.groups import layer_of
 from qdq.sensitivity.probe import Probe
 from qdq.tasks.loading import EvaluationSettings, evaluation_of
@@ -99,4 +100,5 @@ def _apply(loaded: LoadedModel, spec: QuantSpec, found: Sequence[Unit], choice: 
     declined = tuple((point, reason) for name, reason in choice.dropped.items() for point in members[name])
     final = replace(spec, declined=(*spec.declined, *declined))
     remove(loaded.model, [point for point, _ in declined])
+    drop_unused_scales(loaded.model)
     return final, decided(loaded.model, final)

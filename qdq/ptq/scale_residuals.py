@@ -60,6 +60,37 @@ def scale_residuals(module: nn.Module, observed: Observed) -> list[dict[str, Any
     return rows
 
 
+def drop_unused_scales(module: nn.Module) -> list[str]:
+    """Take the scale, and its two operations, off every add that no longer quantizes an operand; their paths.
+
+    Exact: the linear's rows, its weight's amax and its bias shift are multiplied back by powers of two. A weight with
+    one amax for all rows keeps the scale, because its codes were rounded with it.
+    """
+    parts, dropped = dict(module.named_modules()), []
+    for name, add in parts.items():
+        if not isinstance(add, Residual) or add._channel_scale is None or quantized_operands(add):
+            continue
+        linear = producer(name, parts)
+        if linear is not None and _unscale(linear, add._channel_scale):
+            add.treat("_channel_scale", None)
+            dropped.append(name)
+    return dropped
+
+
+def _unscale(linear: QuantLinear, factor: Tensor) -> bool:
+    point = linear._weight_quantizer
+    if point is not None:
+        if point.amax is None or point.axis != 0:
+            return False
+        point.set_amax(point.amax * factor.view(-1, *[1] * (point.amax.dim() - 1)))
+    assert linear._row_scale is not None  # `_apply` gave it
+    rows = linear._row_scale * factor
+    linear.treat("_row_scale", None if bool((rows == 1).all()) else rows)
+    if linear._bias_shift is not None:
+        linear.treat("_bias_shift", linear._bias_shift * factor)
+    return True
+
+
 def producer(name: str, parts: Mapping[str, nn.Module]) -> QuantLinear | None:
     """The linear that computes the local operand of the add at path `name`; None when it is not a quantized one."""
     for pattern, path in PRODUCERS:

@@ -17,7 +17,7 @@ from qdq.checkpoint import load_checkpoint, write_checkpoint
 from qdq.data import Record
 from qdq.encode import calibration_batches
 from qdq.errors import ConfigError
-from qdq.inject import inject, quantizers
+from qdq.inject import inject, quantizers, remove
 from qdq.inject.blocks import Residual, ResidualOutput
 from qdq.inject.families import FAMILIES
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, folded
@@ -30,7 +30,7 @@ from qdq.ptq.engine import drop_rounding, finish, prepare, treatment_tensors
 from qdq.ptq.equalize import power_of_two, query_factor
 from qdq.ptq.observe import Observed, Seen, observe
 from qdq.ptq.rounding import adaround, gptq, inverse_factor, output_errors
-from qdq.ptq.scale_residuals import scale_residuals
+from qdq.ptq.scale_residuals import drop_unused_scales, scale_residuals
 from qdq.ptq.settings import PLAIN, PtqSettings, Treatments
 from qdq.ptq.smooth import choose_smoothing, smoothing_factor
 
@@ -96,6 +96,23 @@ def test_residual_scaling_changes_no_bit_of_the_floating_point_function(
     adds = [part for part in scaled.modules() if isinstance(part, Residual) and part._channel_scale is not None]
     assert adds and all(bool((add._channel_scale.log2() % 1 == 0).all()) for add in adds)
     assert torch.equal(outputs(injected(bert), batches, False), outputs(scaled, batches, False))
+
+
+def test_a_scale_whose_add_quantizes_nothing_any_more_is_dropped_exactly(
+    bert: LoadedModel, batches: list[Batch]
+) -> None:
+    """`auto` may leave both operands in floating point; the two operations are then worth nothing."""
+    scaled = treated(bert, batches, Treatments())
+    adds = {name: part for name, part in scaled.named_modules() if isinstance(part, Residual)}
+    (first, *_), kept = (name for name, add in adds.items() if add._channel_scale is not None), len(adds)
+    remove(
+        scaled.model,
+        [f"{first.removeprefix('model.')}.add_{operand}_input_quantizer" for operand in ("local", "residual")],
+    )
+    before = outputs(scaled, batches, True)
+    assert drop_unused_scales(scaled) == [first] and len(adds) == kept
+    assert adds[first]._channel_scale is None and drop_unused_scales(scaled) == []
+    assert torch.equal(outputs(scaled, batches, True), before)
 
 
 @torch.no_grad()
