@@ -9,22 +9,30 @@ from pathlib import Path
 
 import pytest
 
+from qdq import accuracy_decisions
 from qdq.accuracy import CHECKPOINT, GRAPH, OPENVINO, Case, Measured, Way
-from qdq.accuracy_page import render
+from qdq.accuracy_page import load_decisions, render
 from qdq.effects import main as effects
 
 
-@pytest.mark.slow
-def test_a_way_is_compiled_and_each_of_its_engines_scored(
-    tiny_checkpoint: Callable[..., Path], jsonl_file: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def shared(tiny_checkpoint: Callable[..., Path], jsonl_file: Path, tmp_path: Path) -> Path:
+    """A folder with models/tiny and data/ as `CASES` expects them."""
     shared = tmp_path / "shared"
     shutil.copytree(tiny_checkpoint("bert", num_hidden_layers=1), shared / "models" / "tiny")
     (shared / "data").mkdir()
     rows = jsonl_file.read_text(encoding="utf-8").splitlines(keepends=True)
     for name, some in (("train.jsonl", rows[::2]), ("dev.jsonl", rows[1::2])):
         (shared / "data" / name).write_text("".join(some), encoding="utf-8")
-    measured = Measured(Case("tiny", "train.jsonl", "dev.jsonl", sequence=32), shared, tmp_path / "work")
+    return shared
+
+
+TINY = Case("tiny", "train.jsonl", "dev.jsonl", sequence=32)
+
+
+@pytest.mark.slow
+def test_a_way_is_compiled_and_each_of_its_engines_scored(shared: Path, tmp_path: Path) -> None:
+    measured = Measured(TINY, shared, tmp_path / "work")
     engines = (CHECKPOINT, GRAPH, OPENVINO)
     figures = dict(measured.figures(Way("linear+qk", "openvino", engines)))
     assert tuple(figures) == engines
@@ -33,6 +41,25 @@ def test_a_way_is_compiled_and_each_of_its_engines_scored(
         assert figure.metrics["accuracy"]["fp32"] == measured.floating().scores.value
         assert 0 < figure.closeness["output_mse"] < 1e-3 and figure.closeness["agreement"] > 0.8
     assert "| linear+qk | OpenVINO engine | 14/20 | accuracy |" in render(list(figures.values()))
+
+
+@pytest.mark.slow
+def test_the_study_and_both_searches_get_their_place_on_the_page(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "decisions"
+    kept.mkdir()
+    for name, value in {"DECISIONS": kept, "CALIBRATION_TEXTS": 4, "SAMPLES": 8}.items():
+        monkeypatch.setattr(accuracy_decisions, name, value)
+    accuracy_decisions.measure(TINY, shared, tmp_path / "work")
+    names = ("tiny-search-openvino", "tiny-search-tensorrt", "tiny-sensitivity")
+    assert {path.name for path in kept.iterdir()} == {f"{name}{end}" for name in names for end in (".json", ".png")}
+    page = render([], decisions=load_decisions(kept))
+    assert "## Which points hurt: tiny" in page and "over training rows 5 to 12" in page
+    assert "## What the search finds: tiny, openvino" in page and "nothing was timed without a GPU" in page
+    before = {path: path.read_bytes() for path in kept.iterdir()}
+    accuracy_decisions.measure(TINY, shared, tmp_path / "none")  # all there: nothing runs
+    assert {path: path.read_bytes() for path in kept.iterdir()} == before and not (tmp_path / "none").exists()
 
 
 def test_every_variant_stands_beside_fp32(
