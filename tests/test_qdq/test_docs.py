@@ -121,6 +121,7 @@ SMALL = {
     "compile": ["--bench-seconds", "0.5", "--batch", "2", "--sequence", "32"],
     "calibrate": ["--bench-seconds", "0.5", "--batch", "2", "--sequence", "32"],
     "evaluate": ["--sequence", "32"],
+    "sensitivity": ["--sequence", "32"],
     "qdq.calibrate.cost": ["--sequence", "32"],
 }
 
