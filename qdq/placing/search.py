@@ -119,19 +119,27 @@ def _distance(tried: Tried) -> float:
 
 def plot_curve(found: Search, path: Path) -> Path:
     """PNG of accuracy against predicted and, where engines were timed, measured latency: a dot per placement tried."""
-    figure = new_figure(7, 4.5)
-    axes = figure.subplots()
-    costs = [tried.cost for tried in found.curve]
-    losses = [_distance(tried) for tried in found.curve]
-    axes.plot(costs, losses, ".-", label="placements tried, by predicted latency")
-    timed = [(tried.measured, _distance(tried)) for tried in found.curve if tried.measured is not None]
-    if timed:
-        axes.plot(*zip(*timed, strict=True), "s", color="tab:orange", label="of these, by measured latency")
-    axes.axhline(found.limit, color="tab:red", linestyle="--", label="limit")
-    if found.best is not None:
-        axes.plot(costs[found.best], losses[found.best], "o", color="tab:green", label="best")
-    axes.set_xlabel("latency added, in layers with everything quantized")
-    axes.set_ylabel("drop in points, search rows" if found.by == "metric" else "divergence, search rows")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+    panels: list[tuple[str, Callable[[Tried], float | None], bool]]
+    panels = [("divergence, search rows", lambda tried: tried.divergence, found.by == "divergence")]
+    if found.by == "metric":
+        panels.insert(0, ("drop in points, search rows", lambda tried: tried.drop_points, True))
+    figure = new_figure(5.5 * len(panels), 4.5)
+    for axes, (label, loss, limited) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.plot([t.cost for t in found.curve], [loss(t) for t in found.curve], ".-", label="predicted latency")
+        timed = [tried for tried in found.curve if tried.measured is not None]
+        if timed:
+            label_of_timed = "measured latency, the same placements"
+            axes.plot(
+                [t.measured for t in timed], [loss(t) for t in timed], "s", color="tab:orange", label=label_of_timed
+            )
+        if limited:
+            axes.axhline(found.limit, color="tab:red", linestyle="--", label="limit")
+        if found.best is not None:
+            best = found.curve[found.best]
+            axes.plot(best.cost, loss(best), "o", color="tab:green", label="best")
+        axes.set_xlabel("latency added, in layers with everything quantized")
+        axes.set_ylabel(label)
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.45)  # room for the legend above every dot
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(loc="upper right", fontsize=8)
     return save_figure(figure, path)
