@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qdq.calibrate.algorithms import algorithm_named
@@ -28,6 +31,7 @@ from qdq.ptq.attentions import attentions
 from qdq.ptq.clip import search_clips
 from qdq.ptq.engine import drop_rounding, finish, prepare, treatment_tensors
 from qdq.ptq.equalize import power_of_two, query_factor
+from qdq.ptq.losses import EVERY, loss_of
 from qdq.ptq.observe import Observed, Seen, observe
 from qdq.ptq.rounding import adaround, gptq, inverse_factor, output_errors
 from qdq.ptq.scale_residuals import drop_unused_scales, scale_residuals
@@ -174,6 +178,30 @@ def test_value_centering_saves_what_probabilities_lose_by_rounding(bert: LoadedM
     assert errors[1] < 0.2 * errors[0]
 
 
+@given(st.integers(0, 2**16), st.integers(1, 3), st.integers(8, 48))
+@settings(max_examples=30, deadline=None)
+def test_no_other_constant_leaves_less_of_what_rounding_probabilities_does(seed: int, heads: int, length: int) -> None:
+    """`Loss.center` against the definition: contexts of rounded probabilities over values less a constant."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, width = torch.randn(2, heads, length, length, generator=generator).softmax(-1), 4
+    values = torch.randn(2, length, heads * width, generator=generator) + 3.0
+    mask = torch.rand(2, length, generator=generator) < 0.8
+    mask[0, 0] = True
+    loss = loss_of(rows, values, mask)
+
+    def error(constant: Tensor) -> float:
+        moved = (values - constant).view(2, length, heads, width).transpose(1, 2).double()
+        lost = (fake_quantize(rows, 1.0) - rows).double() @ moved
+        return float(lost.transpose(1, 2)[:, ::EVERY][mask[:, ::EVERY]].square().sum())
+
+    center = loss.center.float()
+    least = error(center)
+    assert least <= error(torch.zeros_like(center)) * (1 + 1e-6)
+    for other in (values.mean((0, 1)), center + 0.1, center - 0.1):
+        assert least <= error(other) * (1 + 1e-6)
+    assert math.isclose(least, loss.share * float(loss.error.sum()), rel_tol=1e-3, abs_tol=1e-9)
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_treatments_keep_the_function_of_every_family(
     model_type: str, tiny_checkpoint: Checkpoint, sentences: tuple[str, ...]
@@ -184,7 +212,9 @@ def test_treatments_keep_the_function_of_every_family(
     module = injected(loaded)
     before = outputs(module, batches, False)
     finish(prepare(module, MicroBatches.of(batches, 8), ALL, [MSE], Treatments()), MSE)
-    assert sum(1 for _ in attentions(module)) in (1, 2)  # ALBERT shares its layer
+    count = sum(1 for _ in attentions(module))
+    assert count in (1, 2)  # ALBERT shares its layer
+    assert sum(linear._bias_offset is not None for linear in linears(module).values()) == 2 * count
     assert all(linear._codes is not None for linear in linears(module).values() if linear._weight_quantizer)
     torch.testing.assert_close(outputs(module, batches, False), before, rtol=1e-4, atol=1e-5)
 
