@@ -81,8 +81,9 @@ def load_calibration_costs(folder: Path = COSTS) -> list[Mapping[str, Any]]:
 
 
 def load_decisions(folder: Path = DECISIONS) -> dict[str, Mapping[str, Any]]:
-    """Every report of `qdq.accuracy_decisions` by its file's name."""
-    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    """Every report of `qdq.accuracy_decisions` by its file's name, studies first."""
+    paths = sorted(folder.glob("*.json"), key=lambda path: ("-search-" in path.stem, path.stem))
+    return {path.stem: read_json(path) for path in paths}
 
 
 def write_page() -> None:
@@ -213,7 +214,7 @@ def _sensitivity(name: str, report: Mapping[str, Any]) -> str:
     for row in report["groups"][:HURTING]:
         lines.append(
             f"| {row['name']} | {row['points']} | {row['damage']:.6f} | {row['gain']:+.6f} | "
-            f"{-row['metric_damage_points']:+.2f} / {row['metric_gain_points']:+.2f} | {row['snr_db']:.1f} |"
+            f"{0.0 - row['metric_damage_points']:+.2f} / {row['metric_gain_points']:+.2f} | {row['snr_db']:.1f} |"
         )
     return "\n".join([*lines, "", f"![damage by point](results/accuracy/decisions/{name}.png)"]) + "\n"
 
@@ -241,7 +242,7 @@ def _searched(name: str, report: Mapping[str, Any]) -> str:
         if timed is None and index % step and index != report["best"]:
             continue
         lines.append(
-            f"| {tried['dropped']} | {tried['divergence']:.6f} | {tried['drop_points']:+.2f} | +{tried['cost']:.3f} | "
+            f"| {tried['dropped']} | {tried['divergence']:.6f} | {tried['drop_points'] + 0.0:+.2f} | +{tried['cost']:.3f} | "
             f"{'–' if timed is None else f'{timed:+.3f}'} | {'best' if index == report['best'] else ''} |"
         )
     return "\n".join([*lines, "", f"![trade-off](results/accuracy/decisions/{name}.png)"]) + "\n"
