@@ -241,8 +241,9 @@ def _searched(name: str, report: Mapping[str, Any]) -> str:
         timed = tried["measured"]
         if timed is None and index % step and index != report["best"]:
             continue
+        measured, mark = "–" if timed is None else f"{timed:+.3f}", "best" if index == report["best"] else ""
         lines.append(
-            f"| {tried['dropped']} | {tried['divergence']:.6f} | {tried['drop_points'] + 0.0:+.2f} | +{tried['cost']:.3f} | "
-            f"{'–' if timed is None else f'{timed:+.3f}'} | {'best' if index == report['best'] else ''} |"
+            f"| {tried['dropped']} | {tried['divergence']:.6f} | {0.0 + tried['drop_points']:+.2f} | "
+            f"+{tried['cost']:.3f} | {measured} | {mark} |"
         )
     return "\n".join([*lines, "", f"![trade-off](results/accuracy/decisions/{name}.png)"]) + "\n"
