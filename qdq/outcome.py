@@ -43,7 +43,9 @@ class Outcome:
 
 def artifacts(run: Run) -> list[str]:
     """Every file and folder of this run that exists, in flow order."""
-    root = ("placement.json", "calibration.json", "checkpoint", CANONICAL, FLOAT, MANIFEST)
+    decided = run.work.manifest["stages"].get("calibrate", {}).get("outputs", {})
+    why = [name for name in ("sweep.json", "search.json", "search.png") if name in decided]
+    root = ("placement.json", "calibration.json", *why, "checkpoint", CANONICAL, FLOAT, MANIFEST)
     mine = (
         *("model.onnx", "passes.json", "model.xml", "model.bin", PLAN, "build_engine.py", "trtexec.sh"),
         *("build.json", "accuracy.json", "benchmark.json", "model_repository"),

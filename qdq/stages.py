@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qdq.placement_latency import Timing
 
 MICRO_BATCH = 8  # of calibration; the result does not depend on it, the time does (8 is fastest on two cores)
+SEARCH_REPORT, SEARCH_PLOT = "search.json", "search.png"
 VOCABULARY_TASKS = ("fill-mask", "language-modeling")  # tasks whose output has a row over the vocabulary per token
 
 
@@ -122,7 +123,8 @@ def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
     content = {**table.as_json(), "source": result.source, "treatments": result.treatments}
     calibration = write_json(run.work.path / "calibration.json", content)
     swept = [write_json(run.work.path / "sweep.json", result.sweep)] if result.sweep else []
-    return run.checkpoint, calibration, write_placement(run), *swept
+    searched = [run.work.path / name for name in (SEARCH_REPORT, SEARCH_PLOT)] if run.options.search else []
+    return run.checkpoint, calibration, write_placement(run), *swept, *searched
 
 
 def _decided(
@@ -168,11 +170,11 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Q
         spec, run.placement, run.auto, found = search_placement(loaded, spec, records, request, stage.progress)
         if graph is not None and found.best is not None:
             found = with_latency(found, points, graph, _timing(run, loaded))
-    path = write_json(run.work.path / "search.json", found.as_json())
-    plot_curve(found, run.work.path / "search.png")
+    path = write_json(run.work.path / SEARCH_REPORT, found.as_json())
+    plot_curve(found, run.work.path / SEARCH_PLOT)
     if found.best is None:
         # Recorded, so that a first run that ends here leaves its curve behind.
-        run.work.complete("search", {"limit": found.limit}, [path], [run.work.path / "search.png"])
+        run.work.complete("search", {"limit": found.limit}, [path], [run.work.path / SEARCH_PLOT])
         closest = found.curve[found.closest]
         loss = closest.divergence if closest.drop_points is None else closest.drop_points
         raise CalibrationError(

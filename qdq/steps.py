@@ -16,7 +16,8 @@ from qdq.texts import source_fingerprint
 from qdq.workdir import fingerprint
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin", "1_Pooling/config.json")
-VARYING = ("benchmark.json", engine.PLAN, "layer_info.json")  # timings, and what TensorRT chooses by timing
+# Timings, and what TensorRT chooses by timing.
+VARYING = ("benchmark.json", "search.json", "search.png", engine.PLAN, "layer_info.json")
 
 Part = tuple[str, Callable[[Run, Stage], Sequence[Path]]]
 

@@ -210,6 +210,7 @@ def test_search_times_engines_of_the_curve_on_a_cpu(
     source = ("--model", "tiny-bert", "--calibration", "text.jsonl", "--eval-data", "text.jsonl", "--out", "auto")
     ran = qdq("calibrate", *source, "--target", target, "--search", "--max-drop", "100", *small)
     assert ran.code == 0, ran.err
+    assert "auto/search.json" in ran.out and "auto/search.png" in ran.out
     report = json.loads(Path("auto/search.json").read_text())
     timed = {tried["dropped"]: tried["measured"] for tried in report["curve"] if tried["measured"] is not None}
     assert {0, report["best"], report["curve"][-1]["dropped"]} <= timed.keys() and len(timed) <= 7
