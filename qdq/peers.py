@@ -133,6 +133,7 @@ def bench_peers(options: PeerOptions) -> dict[str, Any]:
         "shapes": races,
         "rows": rows,
         "float_export_s": builder.float_export[1],
+        "built_alone": True,  # reports from before 2026-11-22 were built one after another in one process
         "skipped": skipped,
     }
 

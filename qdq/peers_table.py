@@ -84,8 +84,10 @@ def _compiling(report: Mapping[str, Any]) -> str:
     ours, nncf = report["rows"].get("qdq-openvino"), report["rows"].get(NNCF[0])
     if not ours or not nncf or "compile_s" not in ours:
         return ""
+    alone = report.get("built_alone", False)
+    how = "In processes of their own, imports included: " if alone else "Built one after another in one process: "
     theirs = nncf["build_s"] + report["float_export_s"]
     return (
-        f" In processes of their own, imports included: checkpoint to lowered graph took us {ours['compile_s']:.0f} s, "
+        f" {how}checkpoint to lowered graph took us {ours['compile_s']:.0f} s, "
         f"NNCF and the FP32 export it starts from {theirs:.0f} s: {ours['compile_s'] / theirs:.2f} of theirs."
     )
