@@ -57,6 +57,7 @@ def test_the_tensorrt_graphs_were_proved() -> None:
     metrics = results["minilm-mrpc"]["fp16"]["metric"]
     for metric in metrics.values():
         assert metric["texts"] >= 400 and 100 * (metric["floating"] - metric["fp16_body"]) <= 0.5
+        assert 100 * abs(metric["fp32_body"] - metric["fp16_body"]) <= 0.5
         assert metric["fp16_body_mse"] <= 1.1 * metric["fp32_body_mse"]
 
 
