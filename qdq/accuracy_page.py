@@ -222,16 +222,15 @@ def _sensitivity(name: str, report: Mapping[str, Any]) -> str:
 def _searched(name: str, report: Mapping[str, Any]) -> str:
     """The curve of one search: where it was timed, and the best."""
     model, _, target = name.partition("-search-")
+    if target == "tensorrt":
+        latency = "predicted from the fusions that are lost; nothing was timed without a GPU"
+    else:
+        latency = "predicted from measured costs of operations, and measured with the engine of that placement"
     lines = [
         f"## What the search finds: {model}, {target}",
         "",
         f"`qdq calibrate --search --target {target}`, at most {report['limit']:g} points lost on {report['samples']} "
-        "training rows that did not calibrate. Latency is in layers with everything quantized: predicted from measured "
-        "costs of operations, and measured with the engine of that placement."
-        if target != "tensorrt"
-        else f"`qdq calibrate --search --target {target}`, at most {report['limit']:g} points lost on "
-        f"{report['samples']} training rows that did not calibrate. Latency is in layers with everything quantized, "
-        "predicted from the fusions that are lost; nothing was timed without a GPU.",
+        f"training rows that did not calibrate. Latency is in layers with everything quantized: {latency}.",
         "",
         "| units left out | divergence | points lost | predicted latency | measured latency | |",
         "|" + "---|" * 6,

@@ -32,9 +32,8 @@ def variants() -> Iterator[tuple[str, Algorithm | None, Treatments]]:
     """
     default = Treatments()
     yield "default", None, default
-    for name in ("value_centering", "equalization", "smoothing", "residual_scaling", "clip_search", "softmax_scale"):
+    for name in (name for name, value in default.as_json().items() if value is True):
         yield f"without {name}", None, replace(default, **{name: False})  # type: ignore[arg-type]  # a switch
-    yield "without bias_correction", None, replace(default, bias_correction=False)
     for round_type in ("round", "adaround"):
         yield f"round_type {round_type}", None, replace(default, round_type=round_type)
     for name in ALGORITHMS:

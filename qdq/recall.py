@@ -15,16 +15,8 @@ DECIDED_BY: Mapping[str, tuple[str, ...]] = {
         *("model", "task", "allow_pickle", "placement", "search", "max_drop", "spec", "embedding_tables"),
         *("calibration", "samples", "calibrator", "percentile"),
         *("weight_quantize_type", "activation_quantize_type", "moving_rate", "round_type", "bias_correction"),
-        *(
-            "value_centering",
-            "equalization",
-            "smoothing",
-            "residual_scaling",
-            "softmax_scale",
-            "algo_list",
-            "batch_num_list",
-            "batch_size_list",
-        ),
+        *("value_centering", "equalization", "smoothing", "residual_scaling", "softmax_scale"),
+        *("algo_list", "batch_num_list", "batch_size_list"),
     ),
     "lower": ("body", "input_dtype"),
     "build": (

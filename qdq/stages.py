@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.artifacts import write_json
-from qdq.errors import CalibrationError, ConfigError, Unavailable
+from qdq.errors import BuildError, CalibrationError, ConfigError, Unavailable
 from qdq.measure_ranges import Calibrated, measured
 from qdq.run import CANONICAL, CHOICES, FLOAT, Run, prepare_torch
 from qdq.screen import Stage
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qdq.inject.spec import QuantSpec
     from qdq.model import LoadedModel
     from qdq.placement_latency import Timing
+    from qdq.placing.search import Search
 
 MICRO_BATCH = 8  # of calibration; the result does not depend on it, the time does (8 is fastest on two cores)
 SEARCH_REPORT, SEARCH_PLOT = "search.json", "search.png"
@@ -159,7 +160,6 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Q
     from qdq.inject import quantizers
     from qdq.placement_latency import with_latency
     from qdq.placing.decide import SearchRequest, encoder_units, search_placement
-    from qdq.placing.search import plot_curve
     from qdq.texts import search_records
 
     options = run.options
@@ -168,10 +168,12 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Q
     with _graph_to_time(run, loaded) as graph:
         points = encoder_units(quantizers(loaded.model), options.target)
         spec, run.placement, run.auto, found = search_placement(loaded, spec, records, request, stage.progress)
+        path = _write_search(run, found)  # before engines are timed: the search took minutes
         if graph is not None and found.best is not None:
-            found = with_latency(found, points, graph, _timing(run, loaded))
-    path = write_json(run.work.path / SEARCH_REPORT, found.as_json())
-    plot_curve(found, run.work.path / SEARCH_PLOT)
+            try:
+                _write_search(run, with_latency(found, points, graph, _timing(run, loaded)))
+            except BuildError as error:
+                run.screen.warn(f"no engine of the search was timed: {error}")
     if found.best is None:
         # Recorded, so that a first run that ends here leaves its curve behind.
         run.work.complete("search", {"limit": found.limit}, [path], [run.work.path / SEARCH_PLOT])
@@ -183,6 +185,14 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Q
             "treat the outliers first"
         )
     return spec
+
+
+def _write_search(run: Run, found: Search) -> Path:
+    from qdq.placing.search import plot_curve
+
+    path = write_json(run.work.path / SEARCH_REPORT, found.as_json())
+    plot_curve(found, run.work.path / SEARCH_PLOT)
+    return path
 
 
 @contextmanager

@@ -26,15 +26,19 @@ def center_values(module: nn.Module, observed: Observed) -> list[dict[str, Any]]
 
     Returns rows for calibration.json. Comes before every treatment that scales rows or columns.
     """
+    names = {id(linear): name for group in observed.groups for name, linear in group.linears.items()}
     decisions: list[dict[str, Any]] = []
     for path, value, group in value_readers(module, observed):
         loss = observed.losses.get(path)
         if loss is None:
             continue
+        # Where a head loses next to no mass the regression has nothing to go by; a constant beyond the values
+        # themselves would only widen their range.
+        largest = observed.outputs[names[id(value)]].double()
+        center = loss.center.clamp(-largest, largest)
         (output,) = group.linears.values()
-        value.treat("_bias_offset", -loss.center.float())
-        output.treat("_bias_offset", (output.effective_weight.detach().double() @ loss.center).float())
-        group.seen.shift(-loss.center.float())
-        largest = float(loss.center.abs().amax())
-        decisions.append({"point": path, "error_left": loss.share, "largest_offset": largest})
+        value.treat("_bias_offset", -center.float())
+        output.treat("_bias_offset", (output.effective_weight.detach().double() @ center).float())
+        group.seen.shift(-center.float())
+        decisions.append({"point": path, "error_left": loss.left(center), "largest_offset": float(center.abs().amax())})
     return decisions

@@ -40,12 +40,10 @@ class Loss:
         """The constant that leaves the least error, [heads * d]."""
         return (self.joint / self.mass.clamp(min=torch.finfo(torch.float64).tiny)).flatten()
 
-    @property
-    def share(self) -> float:
-        """Of the squared error that is left with it."""
-        saved = self.joint.square() / self.mass.clamp(min=torch.finfo(torch.float64).tiny)
-        total = float(self.error.sum())
-        return 1.0 - float(saved.sum()) / total if total else 1.0
+    def left(self, center: Tensor) -> float:
+        """Share of the squared error that is left with another constant, [heads * d] float64."""
+        c, total = center.view_as(self.joint), float(self.error.sum())
+        return float((self.error - 2 * c * self.joint + c.square() * self.mass).sum()) / total if total else 1.0
 
 
 @contextmanager

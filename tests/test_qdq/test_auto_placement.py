@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,18 @@ def test_search_times_engines_of_the_curve_on_a_cpu(
     timed = {tried["dropped"]: tried["measured"] for tried in report["curve"] if tried["measured"] is not None}
     assert {0, report["best"], report["curve"][-1]["dropped"]} <= timed.keys() and len(timed) <= 7
     assert timed.pop(0) == 0.0 and all(-2 < added != 0 for added in timed.values())  # of two layers
+
+
+def test_a_search_without_the_runtime_keeps_its_curve(
+    workplace: Path, qdq: Callable[..., Any], small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails, as where it is not installed
+    source = ("--model", "tiny-bert", "--calibration", "text.jsonl", "--eval-data", "text.jsonl", "--out", "auto")
+    ran = qdq("calibrate", *source, "--target", "onnxruntime", "--search", "--max-drop", "100", *small)
+    assert ran.code == 0, ran.err
+    assert "no engine of the search was timed: onnxruntime is not installed" in " ".join(ran.err.split())
+    report = json.loads(Path("auto/search.json").read_text())
+    assert report["best"] is not None and all(tried["measured"] is None for tried in report["curve"])
 
 
 def test_a_drop_that_nothing_meets_marks_no_best_and_fails(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qdq.calibrate.algorithms import algorithm_named
@@ -31,9 +28,7 @@ from qdq.ptq.attentions import attentions
 from qdq.ptq.clip import search_clips
 from qdq.ptq.engine import drop_rounding, finish, prepare, treatment_tensors
 from qdq.ptq.equalize import power_of_two, query_factor
-from qdq.ptq.losses import EVERY, loss_of
 from qdq.ptq.observe import Observed, Seen, observe
-from qdq.ptq.rounding import adaround, gptq, inverse_factor, output_errors
 from qdq.ptq.scale_residuals import drop_unused_scales, scale_residuals
 from qdq.ptq.settings import PLAIN, PtqSettings, Treatments
 from qdq.ptq.smooth import choose_smoothing, smoothing_factor
@@ -178,30 +173,6 @@ def test_value_centering_saves_what_probabilities_lose_by_rounding(bert: LoadedM
     assert errors[1] < 0.2 * errors[0]
 
 
-@given(st.integers(0, 2**16), st.integers(1, 3), st.integers(8, 48))
-@settings(max_examples=30, deadline=None)
-def test_no_other_constant_leaves_less_of_what_rounding_probabilities_does(seed: int, heads: int, length: int) -> None:
-    """`Loss.center` against the definition: contexts of rounded probabilities over values less a constant."""
-    generator = torch.Generator().manual_seed(seed)
-    rows, width = torch.randn(2, heads, length, length, generator=generator).softmax(-1), 4
-    values = torch.randn(2, length, heads * width, generator=generator) + 3.0
-    mask = torch.rand(2, length, generator=generator) < 0.8
-    mask[0, 0] = True
-    loss = loss_of(rows, values, mask)
-
-    def error(constant: Tensor) -> float:
-        moved = (values - constant).view(2, length, heads, width).transpose(1, 2).double()
-        lost = (fake_quantize(rows, 1.0) - rows).double() @ moved
-        return float(lost.transpose(1, 2)[:, ::EVERY][mask[:, ::EVERY]].square().sum())
-
-    center = loss.center.float()
-    least = error(center)
-    assert least <= error(torch.zeros_like(center)) * (1 + 1e-6)
-    for other in (values.mean((0, 1)), center + 0.1, center - 0.1):
-        assert least <= error(other) * (1 + 1e-6)
-    assert math.isclose(least, loss.share * float(loss.error.sum()), rel_tol=1e-3, abs_tol=1e-9)
-
-
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_treatments_keep_the_function_of_every_family(
     model_type: str, tiny_checkpoint: Checkpoint, sentences: tuple[str, ...]
@@ -331,53 +302,7 @@ def test_bias_correction_makes_the_mean_output_exact(bert: LoadedModel, batches:
             assert float(gap.detach().abs().max()) < 1e-4
 
 
-# Rounding
-
-
-def correlated(seed: int, rows: int = 200, columns: int = 16) -> tuple[Tensor, Tensor]:
-    """Inputs with correlated columns, and a weight [8, columns]."""
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(columns, columns, generator=generator) + 2 * torch.ones(columns, columns)
-    return torch.randn(rows, columns, generator=generator) @ mix, torch.randn(8, columns, generator=generator)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("method", ["gptq", "adaround"])
-def test_rounding_by_output_beats_rounding_to_nearest(method: str, seed: int) -> None:
-    inputs, weight = correlated(seed)
-    scale = weight.abs().amax(1, keepdim=True) / 7  # four bits: rounding matters
-    hessian = inputs.T @ inputs / len(inputs)
-    nearest = torch.round(weight / scale).clamp(-8, 7)
-    if method == "gptq":
-        codes = gptq(weight, scale, inverse_factor(hessian), 7)
-    else:
-        codes = adaround(weight, scale, inputs, 7, seed=1)
-        assert bool(((codes - weight / scale).abs() <= 1 + 1e-5).all())  # up or down, nothing else
-    assert bool(((codes >= -8) & (codes <= 7) & (codes == codes.round())).all())
-    before, after = (float(output_errors(c * scale - weight, hessian).mean()) for c in (nearest, codes))
-    assert after < 0.7 * before
-
-
-def test_gptq_of_uncorrelated_inputs_is_rounding_to_nearest() -> None:
-    _, weight = correlated(0)
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    codes = gptq(weight, scale, inverse_factor(torch.eye(16)), 127)
-    assert torch.equal(codes, torch.round(weight / scale))
-
-
-def test_gptq_in_blocks_is_gptq_column_by_column() -> None:
-    """The textbook update of the whole remaining weight after each column."""
-    inputs, weight = correlated(3, rows=600, columns=300)
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    inverse = inverse_factor(inputs.T @ inputs / len(inputs))
-    remaining, expected = weight.double().clone(), torch.empty_like(weight)
-    for column in range(300):
-        code = torch.round(remaining[:, column] / scale[:, 0])
-        expected[:, column] = code
-        error = (remaining[:, column] - code * scale[:, 0]) / inverse[column, column]
-        remaining[:, column + 1 :] -= error[:, None] * inverse[column, column + 1 :][None]
-    agreement = (gptq(weight, scale, inverse, 127) == expected).float().mean()
-    assert float(agreement) > 0.99  # float32 against float64 at ties
+# Determinism
 
 
 @pytest.mark.parametrize("round_type", ["adaround", "gptq"])
