@@ -3,8 +3,8 @@
 Everything is recorded in the work directory's manifest by what it depends on: the checkpoint, the texts, the options,
 installed versions, and for ours the source code. So a second run with other rounds or shapes only times.
 
-Everything that is built is built in a process of its own, whose seconds are counted from its start: whoever is built
-first would otherwise pay for importing torch and warming its exporter up, and the next one would not.
+Our stages, the FP32 export and the tools' quantizations run in processes of their own, whose seconds are counted from
+their start: whoever comes first would otherwise pay for importing torch and warming its exporter up, and the next not.
 """
 
 from __future__ import annotations
