@@ -114,25 +114,25 @@ results: setup
 	    mv build/outcome.json docs/results/minilm-mrpc-$$target.json; \
 	  fi; \
 	done
-	@$(VENV)/bin/python -m qdq.readme
+	@$(VENV)/bin/python -m qdq.studies.readme
 
 # Our engines and the tools a user would pick instead, in an environment of its own: NNCF pins packages of ours. The table
 # of README.md comes from docs/results/peers/.
 PEERS := build/peers-venv
 PEERS_SHAPES ?= 40x128,1x128,8x128,40x16,8x384
-PEERS_RUN = $(PEERS)/bin/python -m qdq.peers --shapes $(PEERS_SHAPES) --calibration $(SHARED)/data/mrpc/train.tsv \
+PEERS_RUN = $(PEERS)/bin/python -m qdq.studies.peers.race --shapes $(PEERS_SHAPES) --calibration $(SHARED)/data/mrpc/train.tsv \
   --eval-data $(SHARED)/data/mrpc/dev.tsv
 bench-peers: $(PEERS)/.installed
 	@mkdir -p docs/results/peers
 	@[ -d $(SHARED)/models ] || { echo "bench-peers measures on $(SHARED)/models and $(SHARED)/data, which are not here; for a" \
-	  "model of your own: $(PEERS)/bin/python -m qdq.peers --help"; exit 1; }
+	  "model of your own: $(PEERS)/bin/python -m qdq.studies.peers.race --help"; exit 1; }
 	@$(PEERS_RUN) --model $(SHARED)/models/minilm-mrpc --work build/peers/minilm-mrpc --json docs/results/peers/minilm-mrpc.json
 	@$(PEERS_RUN) --model random:bert-base --work build/peers/bert-base --rounds 5 --eval-samples 80 \
 	  --json docs/results/peers/bert-base-random.json
-	@$(PEERS)/bin/python -m qdq.readme
+	@$(PEERS)/bin/python -m qdq.studies.readme
 
 proof: setup
-	@$(VENV)/bin/python -m qdq.proof
+	@$(VENV)/bin/python -m qdq.studies.proof
 
 # The cost pictures of docs/performance.md, on the same terms. PROFILE_FILES= adds engines to compare with, such as
 # NNCF=path/to/model.xml.
@@ -143,9 +143,9 @@ profile: setup
 	  $(VENV)/bin/qdq profile --steps --output docs/results/performance/minilm-mrpc \
 	    build/results/minilm-mrpc/model.qdq.onnx $(PROFILE_FILES); \
 	fi
-	@$(VENV)/bin/python -m qdq.performance
+	@$(VENV)/bin/python -m qdq.studies.performance
 
-EFFECTS = $(VENV)/bin/python -m qdq.effects --placements qdqbert
+EFFECTS = $(VENV)/bin/python -m qdq.studies.effects --placements qdqbert
 EFFECTS_OUT = docs/results/accuracy/effects
 accuracy: setup
 	@set -e; if [ -d $(SHARED)/models ]; then \
@@ -157,12 +157,12 @@ accuracy: setup
 	    --sequence 384 --overlap -1 --eval-samples 2000 --only default,value_centering \
 	    --out $(EFFECTS_OUT)/minilm-squad.json > /dev/null; \
 	fi
-	@$(VENV)/bin/python -m qdq.accuracy --shared $(SHARED)
-	@$(VENV)/bin/python -m qdq.accuracy_decisions --shared $(SHARED)
+	@$(VENV)/bin/python -m qdq.studies.accuracy --shared $(SHARED)
+	@$(VENV)/bin/python -m qdq.studies.accuracy_decisions --shared $(SHARED)
 
 .PHONY: compression
 compression: setup
-	@$(VENV)/bin/python -m qdq.compress.results --shared $(SHARED)
+	@$(VENV)/bin/python -m qdq.studies.compression --shared $(SHARED)
 
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from engines.metrics import ErrorSum, Share, Vector, cosine
 from engines.types import Feeds, Outputs, Runner
-from qdq.config import choice
+from qdq.base.config import choice
 from qdq.errors import DataError, ParityError
 
 # Task -> what one answer is given for; None: the task gives no answers.

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from qdq.base.config import load_mapping
 from qdq.compress import CompressionArguments
-from qdq.config import load_mapping
 from qdq.errors import ConfigError
 
 CONFIG = Path(__file__).with_name("config.yml")

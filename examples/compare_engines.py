@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from engines.bench import BenchSettings, Contestant, bench
 from engines.openvino import OpenVINORunner, OpenVINOSettings
-from qdq.artifacts import write_json
-from qdq.data import bundled, read_records
-from qdq.encode import workload
-from qdq.versions import versions
+from qdq.base.artifacts import write_json
+from qdq.base.versions import versions
+from qdq.text.data import bundled, read_records
+from qdq.text.encode import workload
 
 
 def main() -> None:

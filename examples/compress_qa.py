@@ -21,11 +21,11 @@ from compress_seq_cls import trains
 from task_data import read
 
 from qdq.compress import CompressionTrainer
-from qdq.data import Record
 from qdq.errors import ConfigError
-from qdq.model import load_model
+from qdq.load.model import load_model
 from qdq.tasks.answers import detect_scoring
 from qdq.tasks.extraction import Extraction, Window, windows
+from qdq.text.data import Record
 
 # transformers/examples/research_projects/quantization-qdqbert: calibrate, fine-tune with fixed ranges, export.
 RECIPES = {

@@ -15,8 +15,8 @@ from task_data import label_map, read
 
 from qdq.compress import CompressionTrainer
 from qdq.errors import DataError
-from qdq.model import LoadedModel, load_model
-from qdq.text_columns import Columns, detect_columns
+from qdq.load.model import LoadedModel, load_model
+from qdq.text.columns import Columns, detect_columns
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

@@ -15,7 +15,7 @@ from compress_seq_cls import trains
 from task_data import label_map, read
 
 from qdq.compress import CompressionTrainer
-from qdq.model import LoadedModel, load_model
+from qdq.load.model import LoadedModel, load_model
 
 IGNORED = -100  # torch's cross-entropy and the evaluators skip it
 

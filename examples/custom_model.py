@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertPreTrainedModel, HfArgumentParser
 
 from qdq.compress import CompressionArguments, CompressionTrainer
-from qdq.source import resolve
+from qdq.load.source import resolve
 
 TEXTS = ("a fine film", "a dull film", "great acting", "poor acting", "we loved it", "we hated it") * 8
 LABELS = (1, 0, 1, 0, 1, 0) * 8

@@ -8,10 +8,10 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from engines.interface import interface
-from qdq.artifacts import read_json
+from qdq.base.artifacts import read_json
 from qdq.compress.deploy import DEPLOYMENT, ENGINES
 from qdq.errors import ConfigError, DataError
-from qdq.source import read_config
+from qdq.load.source import read_config
 
 TARGETS = ("openvino", "onnxruntime", "tensorrt")
 

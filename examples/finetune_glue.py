@@ -26,10 +26,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from qdq.artifacts import write_json
-from qdq.data import Record, TextSource, read_records
+from qdq.base.artifacts import write_json
 from qdq.errors import ConfigError, DataError
-from qdq.source import resolve
+from qdq.load.source import resolve
+from qdq.text.data import Record, TextSource, read_records
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -11,10 +11,10 @@ from typing import Any
 
 from engine_files import arguments, open_engine
 
-from qdq.data import Record
-from qdq.encode import pad
 from qdq.errors import DataError
 from qdq.tasks.extraction import Span, Window, best_span, windows
+from qdq.text.data import Record
+from qdq.text.encode import pad
 
 
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from engine_files import arguments, open_engine, texts_of
 
-from qdq.data import Record
-from qdq.encode import encode_batch
 from qdq.errors import ConfigError
+from qdq.text.data import Record
+from qdq.text.encode import encode_batch
 
 
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:

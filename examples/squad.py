@@ -6,8 +6,8 @@ Windows, best spans and scores are those of `qdq.tasks`: the official ones of SQ
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qdq.data import Record
 from qdq.tasks.extraction import Window
+from qdq.text.data import Record
 
 
 def records(rows: Sequence[Mapping[str, Any]]) -> list[Record]:

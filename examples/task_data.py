@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qdq.errors import ConfigError, DataError
-from qdq.text_files import SUFFIXES, read_rows
+from qdq.text.files import SUFFIXES, read_rows
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),

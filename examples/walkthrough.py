@@ -25,16 +25,16 @@ from engines.bench import BenchSettings, Contestant, bench
 from engines.bench.machine import machine
 from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
 from engines.openvino import OpenVINORunner, OpenVINOSettings
-from qdq.artifacts import write_json
-from qdq.checkpoint import read_spec
+from qdq.base.artifacts import write_json
+from qdq.base.screen import Screen
+from qdq.base.versions import versions
+from qdq.calibrate.checkpoint import read_spec
 from qdq.compress.torch_dynamic import WEIGHTS, load_dynamic, quantize_linears, save_dynamic
-from qdq.encode import encode_batch
-from qdq.model import LoadedModel, load_model
-from qdq.pipeline import run_stage
-from qdq.runner import TorchRunner
-from qdq.screen import Screen
-from qdq.source import read_config, resolve
-from qdq.versions import versions
+from qdq.load.model import LoadedModel, load_model
+from qdq.load.runner import TorchRunner
+from qdq.load.source import read_config, resolve
+from qdq.pipeline.compile import run_stage
+from qdq.text.encode import encode_batch
 
 # Both engines come from one canonical graph.
 STAGES = {"onnxruntime": ("calibrate", "export", "lower", "build"), "openvino": ("lower", "build")}

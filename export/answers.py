@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.unoptimized import Array, open_unoptimized, run
-from qdq.config import choice
+from qdq.base.config import choice
 from qdq.errors import DataError, ParityError
 
 Execute = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # input name -> array to output name -> array

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from export.floating import Parameters, without_quantizers
 from export.names import IR_VERSION, OPSET
 from export.tidy import TidyReport, tidy
-from qdq.artifacts import atomic_path
+from qdq.base.artifacts import atomic_path
 from qdq.errors import ExportError
 
 if TYPE_CHECKING:

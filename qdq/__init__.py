@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from qdq.registration import register_with_transformers
+from qdq.load.registration import register_with_transformers
 
 __version__ = "0.1.0"
 

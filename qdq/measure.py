@@ -9,20 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.artifacts import PARTIAL_PREFIX, write_json
-from qdq.closeness import compared
-from qdq.engine import PLAN, onnxruntime_settings, open_engine, openvino_settings
+from qdq.base.artifacts import PARTIAL_PREFIX, write_json
+from qdq.base.screen import Stage
 from qdq.errors import DataError
-from qdq.run import CANONICAL, CHOICES, FLOAT, Run
-from qdq.runner import TorchRunner
-from qdq.screen import Stage
+from qdq.load.runner import TorchRunner
+from qdq.pipeline.run import CANONICAL, CHOICES, FLOAT, Run
+from qdq.pipeline.stages.build import PLAN, onnxruntime_settings, open_engine, openvino_settings
+from qdq.pipeline.stages.variants import bodies, open_variant
 from qdq.stages import check_shape, cpu_lowering
-from qdq.variants import bodies, open_variant
+from qdq.tasks.closeness import compared
 
 if TYPE_CHECKING:
     from engines.bench import Contestant
     from engines.types import BuiltEngine
-    from qdq.model import LoadedModel
+    from qdq.load.model import LoadedModel
     from qdq.tasks.evaluation import Evaluation, Scores
 
 VERIFY_BATCH = 32
@@ -76,7 +76,7 @@ def evaluation_for(run: Run, loaded: LoadedModel) -> Evaluation:
 
 def workload(run: Run, count: int, sequence: int | None = None) -> list[Any]:
     """Benchmark feeds of the run's batch and sequence (or another one) from text that was not calibrated on."""
-    from qdq.encode import workload_of_shape
+    from qdq.text.encode import workload_of_shape
 
     loaded, options = run.reference, run.options
     sequence = sequence or options.sequence

@@ -1,6 +1,6 @@
 """Stages 1 to 5: load, inject, calibrate, export, lower. Each returns the files it wrote; `steps` puts them in order.
 
-Only the stage modules (this one, `engine` and `measure`), `qdq/pipeline.py` and `qdq/cli.py` import `export` and
+Only the stage modules (this one, `engine` and `measure`), `qdq/pipeline/compile.py` and `qdq/cli/main.py` import `export` and
 `engines`.
 """
 
@@ -12,18 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.artifacts import write_json
+from qdq.base.artifacts import write_json
+from qdq.base.screen import Stage
 from qdq.errors import BuildError, CalibrationError, ConfigError, Unavailable
-from qdq.measure_ranges import Calibrated, measured
-from qdq.run import CANONICAL, CHOICES, FLOAT, Run, prepare_torch
-from qdq.screen import Stage
+from qdq.pipeline.run import CANONICAL, CHOICES, FLOAT, Run, prepare_torch
+from qdq.pipeline.stages.ranges import Calibrated, measured
 
 if TYPE_CHECKING:
     from export.passes import LowerOptions
     from qdq.calibrate.table import CalibrationTable
     from qdq.inject.spec import QuantSpec
-    from qdq.model import LoadedModel
-    from qdq.placement_latency import Timing
+    from qdq.load.model import LoadedModel
+    from qdq.placing.latency import Timing
     from qdq.placing.search import Search
 
 MICRO_BATCH = 8  # of calibration; the result does not depend on it, the time does (8 is fastest on two cores)
@@ -36,7 +36,7 @@ def load(run: Run, stage: Stage) -> Sequence[Path]:
     from qdq.measure import evaluation_for
 
     prepare_torch(run.options.threads)
-    from qdq.model import load_model
+    from qdq.load.model import load_model
 
     loaded = load_model(run.options.model, run.task, run.options.allow_pickle)
     check_shape(loaded, run.options.batch, run.options.sequence)
@@ -70,7 +70,7 @@ def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
 
 def requested_spec(run: Run) -> QuantSpec:
     """The QuantSpec the options ask for, or the checkpoint's own. Raises ConfigError for a bad spec file."""
-    from qdq.checkpoint import read_spec
+    from qdq.calibrate.checkpoint import read_spec
     from qdq.inject.spec import load_spec
     from qdq.placing import base_spec
 
@@ -106,7 +106,7 @@ def write_placement(run: Run) -> Path:
 
 def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 3: an amax for every point, measured on text or brought by the checkpoint. All files come last."""
-    from qdq.checkpoint import write_checkpoint
+    from qdq.calibrate.checkpoint import write_checkpoint
 
     assert run.loaded is not None
     spec = requested_spec(run)
@@ -158,9 +158,9 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Q
     Raises CalibrationError when no placement on it is within the allowed drop; the curve is written all the same.
     """
     from qdq.inject import quantizers
-    from qdq.placement_latency import with_latency
+    from qdq.pipeline.texts import search_records
     from qdq.placing.decide import SearchRequest, encoder_units, search_placement
-    from qdq.texts import search_records
+    from qdq.placing.latency import with_latency
 
     options = run.options
     records = search_records(options, run.calibration)
@@ -198,7 +198,7 @@ def _write_search(run: Run, found: Search) -> Path:
 @contextmanager
 def _graph_to_time(run: Run, loaded: LoadedModel) -> Iterator[Path | None]:
     """The graph with every point, for a target whose engines this machine builds in seconds."""
-    from qdq.placement_latency import exported
+    from qdq.placing.latency import exported
 
     if run.options.target == "tensorrt":
         yield None
@@ -208,8 +208,8 @@ def _graph_to_time(run: Run, loaded: LoadedModel) -> Iterator[Path | None]:
 
 
 def _timing(run: Run, loaded: LoadedModel) -> Timing:
-    from qdq.encode import workload_of_shape
-    from qdq.placement_latency import Timing
+    from qdq.placing.latency import Timing
+    from qdq.text.encode import workload_of_shape
 
     options, tokenizer, inputs = run.options, loaded.tokenizer, loaded.inputs
     shape = (options.batch, CHOICES, options.sequence) if loaded.task.choices else (options.batch, options.sequence)
@@ -219,8 +219,8 @@ def _timing(run: Run, loaded: LoadedModel) -> Timing:
 
 def _take_over(run: Run, loaded: LoadedModel) -> bool:
     """Set the amax that a checkpoint of ours brings for its own spec, or QDQBERT's for any; returns whether it did."""
-    from qdq.checkpoint import import_qdqbert, load_amax, read_amax, table_amax
-    from qdq.source import is_checkpoint
+    from qdq.calibrate.checkpoint import import_qdqbert, load_amax, read_amax, table_amax
+    from qdq.load.source import is_checkpoint
 
     ours = is_checkpoint(loaded.folder)
     if ours and not run.keeps_spec:
@@ -254,11 +254,11 @@ def export(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 4: the canonical QDQ graph, and the same model in FP32 for comparison."""
     from export.check import check_file
     from export.to_onnx import FloatGraph, export_onnx
-    from qdq.checkpoint import load_checkpoint
+    from qdq.calibrate.checkpoint import load_checkpoint
     from qdq.inject import inject as inject_points
     from qdq.inject.quantizer import folded
     from qdq.inject.spec import QuantSpec
-    from qdq.parity import write_parity
+    from qdq.pipeline.stages.parity import write_parity
 
     prepare_torch(run.options.threads)
     loaded, _, placement = load_checkpoint(run.checkpoint)
@@ -319,7 +319,7 @@ def cpu_lowering(run: Run) -> LowerOptions:
 
 def is_dynamic(run: Run) -> bool:
     """Whether the checkpoint leaves linear inputs to be quantized at run time. Raises ConfigError for TensorRT."""
-    from qdq.checkpoint import read_spec
+    from qdq.calibrate.checkpoint import read_spec
 
     dynamic = read_spec(run.checkpoint)[0].dynamic
     if dynamic and run.options.target == "tensorrt":
@@ -330,7 +330,7 @@ def is_dynamic(run: Run) -> bool:
 def ranges(run: Run, stage: Stage, graph: Path, body: str) -> Mapping[str, float] | None:
     """Largest |x| of every float tensor of `graph` on a quarter of the calibration text; None when not measured."""
     from export.ranges import measure_ranges
-    from qdq.encode import calibration_batches
+    from qdq.text.encode import calibration_batches
 
     if body == "fp32":
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qdq.config import choice
+from qdq.base.config import choice
 from qdq.errors import ConfigError
 
 WIDTHS = (16, 32, 64, 128, 256, 384, 512)  # tokens; few, because a server merges requests of equal width only

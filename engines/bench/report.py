@@ -23,7 +23,7 @@ from engines.bench.interleave import BenchSettings, Clock, Contestant, Progress,
 from engines.bench.machine import machine
 from engines.bench.workload import check_workload, describe_workload
 from engines.types import Feeds
-from qdq.config import nearest
+from qdq.base.config import nearest
 from qdq.errors import ConfigError
 
 BASE_SUFFIX = "-fp32"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qdq.config import nearest
+from qdq.base.config import nearest
 from qdq.errors import ConfigError
 
 SMALL_BOARD_W = 75  # boards fed by the slot alone; under load their power limit, not their clock, sets the pace

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from engines.estimate.devices import Device
 from engines.estimate.workload import ATTENTIONS, GEMMS, Op
-from qdq.artifacts import read_json
+from qdq.base.artifacts import read_json
 
 DATA = Path(__file__).resolve().parent / "data"
 COEFFICIENTS = DATA / "coefficients.json"
@@ -44,7 +44,7 @@ ATTENTION_SHARE = 0.35  # of the peak, in attention: short products with a softm
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What is fitted on published rows (engines.estimate.fit): shares are of the datasheet peak."""
+    """What is fitted on published rows (qdq.studies.estimate_fit): shares are of the datasheet peak."""
 
     tensor_share: float  # reached by an endless tile at the boost clock
     sustained_share: float  # held by a small board's tensor cores under its power limit

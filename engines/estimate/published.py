@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from engines.estimate.model import DATA
-from qdq.artifacts import read_json
+from qdq.base.artifacts import read_json
 
 T4, A100, A100_NEWER = "trt-8.5.1", "trt-8.6.1", "trt-10.11"
 FT = ("ft-tensorflow", "ft-pytorch")

@@ -16,7 +16,7 @@ from engines.estimate.devices import Device, find_device
 from engines.estimate.kernels import graph_ops
 from engines.estimate.model import VALIDATION, Setting, bound, load_coefficients, op_ms, setting, total_ms
 from engines.estimate.workload import ATTENTIONS, GEMMS, Layer, LayerRecord, Op, in_precision, records
-from qdq.artifacts import read_json
+from qdq.base.artifacts import read_json
 
 PUBLISHED_SEQUENCE, PUBLISHED_BATCH, PUBLISHED_WIDTHS = 128, 128, (768, 1024)
 VARIANTS = ("lowered", "float16", "float32")  # the graph as it is, and the same network in one float precision

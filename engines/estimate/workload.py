@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Protocol
 
-from qdq.config import choice
+from qdq.base.config import choice
 from qdq.errors import ConfigError
 
 GEMMS = ("int8_gemm", "float_gemm")

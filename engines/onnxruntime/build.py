@@ -13,7 +13,7 @@ from engines.interface import interface
 from engines.onnxruntime.fuse import fuse
 from engines.precision import Verdict, assemble
 from engines.types import BuiltEngine, MatmulNames
-from qdq.artifacts import PARTIAL_PREFIX
+from qdq.base.artifacts import PARTIAL_PREFIX
 from qdq.errors import BuildError, Unavailable
 
 # Operators whose CPU kernels multiply 8-bit operands. MatMul, Gemm and the Fused* ones multiply floats.

@@ -11,8 +11,8 @@ from engines.interface import interface
 from engines.openvino.precision import verdicts
 from engines.precision import assemble
 from engines.types import BuiltEngine, MatmulNames
-from qdq.artifacts import atomic_path
-from qdq.config import choice
+from qdq.base.artifacts import atomic_path
+from qdq.base.config import choice
 from qdq.errors import BuildError, Unavailable
 
 PRECISION_HINTS = ("f32", "bf16", "f16")

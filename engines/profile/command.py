@@ -16,8 +16,8 @@ from engines.profile.peak import measure_peak
 from engines.profile.picture import draw_profile
 from engines.profile.report import layer_report, profile_report
 from engines.profile.table import render_profile
-from qdq.artifacts import to_json, write_json
-from qdq.config import choice
+from qdq.base.artifacts import to_json, write_json
+from qdq.base.config import choice
 from qdq.errors import ConfigError
 
 ENGINES = ("openvino", "onnxruntime")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.profile.layers import GROUPS
-from qdq.artifacts import atomic_path
+from qdq.base.artifacts import atomic_path
 from qdq.errors import Unavailable
 
 COLORS = ("#4477aa", "#ee6677", "#aa3377", "#228833", "#66ccee", "#99ddaa", "#ccbb44", "#ee8866", "#bbbbbb", "#dddddd")

@@ -15,7 +15,7 @@ from engines.tensorrt.precision import read_back
 from engines.tensorrt.script import LAYER_INFO, PLAN, SCRIPT, write_build_files
 from engines.tensorrt.settings import TensorRTSettings, check_machine
 from engines.types import BuiltEngine, MatmulNames
-from qdq.artifacts import atomic_path, write_text
+from qdq.base.artifacts import atomic_path, write_text
 from qdq.errors import BuildError, Unavailable
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from engines.tensorrt.comparison import PredictedLayer, Verdict, verdict
 from engines.tensorrt.kernels import KernelTensor, kernels_of, load_layer_info
-from qdq.artifacts import to_json
-from qdq.config import choice
+from qdq.base.artifacts import to_json
+from qdq.base.config import choice
 
 WIDTH = 80
 NAME, KIND, TYPES = 34, 12, 15  # columns of the table; the output column takes the rest

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qdq.artifacts import read_json
+from qdq.base.artifacts import read_json
 from qdq.errors import BuildError
 
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")  # several are joined with \x1e or \x1f, or by nothing

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engines.tensorrt.settings import TensorRTSettings, axes_of, check_weights, profile_shapes
 from engines.types import TensorInfo
-from qdq.artifacts import write_text
+from qdq.base.artifacts import write_text
 from qdq.errors import BuildError
 
 TEMPLATE = Path(__file__).with_name("build_template.py")

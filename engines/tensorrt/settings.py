@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.types import TensorInfo
-from qdq.config import choice
+from qdq.base.config import choice
 from qdq.errors import BuildError, ConfigError
 
 Range = tuple[int, int, int]  # min, opt, max of one axis

@@ -26,7 +26,7 @@ from engines.triton.interface import (
 from engines.triton.model_config import read_config, schema
 from engines.triton.settings import PLATFORMS, bucket_model
 from engines.types import BuiltEngine, TensorInfo
-from qdq.config import nearest
+from qdq.base.config import nearest
 from qdq.errors import DeployError
 
 

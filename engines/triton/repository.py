@@ -25,7 +25,7 @@ from engines.triton.model_config import build_config, render
 from engines.triton.settings import TritonSettings, bucket_model
 from engines.triton.warmup import warmup_samples
 from engines.types import BuiltEngine
-from qdq.artifacts import atomic_folder
+from qdq.base.artifacts import atomic_folder
 from qdq.errors import ConfigError, DeployError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from qdq.config import choice
+from qdq.base.config import choice
 from qdq.errors import ConfigError
 
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]

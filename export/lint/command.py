@@ -16,8 +16,8 @@ from export.lint.limits import MIN_SM
 from export.lint.render import as_text
 from export.lint.run import lint
 from export.lint.sarif import as_sarif
-from qdq.artifacts import to_json
-from qdq.config import choice
+from qdq.base.artifacts import to_json
+from qdq.base.config import choice
 from qdq.errors import ConfigError, ExportError
 
 CLEAN, FOUND = 0, 1

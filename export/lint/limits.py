@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qdq.config import choice
+from qdq.base.config import choice
 from qdq.errors import ConfigError
 
 

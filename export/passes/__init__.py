@@ -12,7 +12,7 @@ from export.passes.base import Pass, load_graph, save_graph
 from export.passes.half_types import Body
 from export.passes.pipeline import LowerOptions, float_passes, passes_for
 from export.to_onnx import EXTERNAL_DATA_BYTES
-from qdq.artifacts import sha256_file, write_json
+from qdq.base.artifacts import sha256_file, write_json
 
 __all__ = ["LowerOptions", "float_variant", "lower", "lowered_step_by_step"]
 

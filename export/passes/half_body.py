@@ -11,7 +11,7 @@ from export.passes.element_types import element_types
 from export.passes.half_types import BODIES, HALVES, Body, Half
 from export.passes.keep_float import Kept, kept_in_fp32
 from export.passes.retype import Retyping
-from qdq.config import choice
+from qdq.base.config import choice
 
 
 def half_body(graph: gs.Graph, body: Body = "fp16", ranges: Mapping[str, float] | None = None) -> PassResult:

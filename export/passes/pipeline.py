@@ -21,7 +21,7 @@ from export.passes.needed_rows import needed_rows
 from export.passes.recode_unsigned import recode_unsigned
 from export.passes.share_factors import share_factors
 from export.passes.share_quantizers import share_quantizers
-from qdq.config import choice
+from qdq.base.config import choice
 
 FACTORS = Pass(
     "share_factors",

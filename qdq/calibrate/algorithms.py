@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qdq.config import nearest
+from qdq.base.config import nearest
 from qdq.errors import ConfigError
 
 ALGORITHMS = ("max", "percentile", "entropy", "mse", "emd", "avg", "moving_average")

@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from transformers import TrainingArguments
 
+from qdq.base.config import choice
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, algorithm_named
+from qdq.calibrate.treatments.settings import ACTIVATION_TYPES, ROUND_TYPES, WEIGHT_TYPES
 from qdq.compress.strategy import Strategy, parse_strategy
-from qdq.config import choice
 from qdq.errors import ConfigError
 from qdq.inject.spec import PLACEMENTS
-from qdq.options import INPUT_TYPES, SEARCH, TARGETS
-from qdq.ptq.settings import ACTIVATION_TYPES, ROUND_TYPES, WEIGHT_TYPES
+from qdq.pipeline.options import INPUT_TYPES, SEARCH, TARGETS
 
 logger = logging.getLogger(__name__)
 

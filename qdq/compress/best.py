@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from qdq.artifacts import atomic_path
+from qdq.base.artifacts import atomic_path
 from qdq.compress.step import Session
 
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from rich.table import Table
 
-from qdq.artifacts import read_json, write_json
+from qdq.base.artifacts import read_json, write_json
+from qdq.base.screen import Screen
 from qdq.compress.torch_dynamic import DESCRIPTION
 from qdq.errors import DeployError
-from qdq.options import CompileOptions
-from qdq.outcome import Outcome
-from qdq.pipeline import compile_model
-from qdq.screen import Screen
+from qdq.pipeline.compile import compile_model
+from qdq.pipeline.options import CompileOptions
+from qdq.pipeline.outcome import Outcome
 
 CANDIDATES, DEPLOYMENT, ENGINES = "compression.json", "deployment.json", "engines"
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdq.artifacts import atomic_path
+from qdq.base.artifacts import atomic_path
 from qdq.compress.step import Batch
 from qdq.inject.attention import HEAD_MASK, IMPLEMENTATION, register
 from qdq.inject.widths import Block, blocks

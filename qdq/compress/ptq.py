@@ -21,15 +21,15 @@ from torch import Tensor
 
 from qdq.calibrate.algorithms import Algorithm, algorithm_named
 from qdq.calibrate.rebatch import MicroBatches
+from qdq.calibrate.treatments.order import finish, prepare
+from qdq.calibrate.treatments.settings import Treatments
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, without_labels
 from qdq.compress.step import Candidate, Session
 from qdq.inject import inject
 from qdq.inject.families import family_of
 from qdq.inject.spec import QuantSpec, named_spec
-from qdq.options import SEARCH
-from qdq.ptq.engine import finish, prepare
-from qdq.ptq.settings import Treatments
+from qdq.pipeline.options import SEARCH
 
 
 class Ptq:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from qdq.calibrate.calibrate import summarise
+from qdq.calibrate.treatments.order import drop_rounding
 from qdq.compress.best import KeepBest
 from qdq.compress.datasets import without_labels
 from qdq.compress.distillation import (
@@ -25,7 +26,6 @@ from qdq.compress.fake_quant import RangeSettings, finish, make_trainable, train
 from qdq.compress.ptq import Ptq
 from qdq.compress.step import Candidate, Session
 from qdq.compress.training import fingerprint, train
-from qdq.ptq.engine import drop_rounding
 
 DISTILLED_SHARE = 0.9  # of the loss; the labels have the rest
 STATE_WEIGHT = 10.0  # of hidden states against logits, whose gradient is that of a few texts near a tie

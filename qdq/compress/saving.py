@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdq.artifacts import atomic_folder
-from qdq.checkpoint import TOKENIZER_FILES, write_quant_spec
+from qdq.base.artifacts import atomic_folder
+from qdq.calibrate.checkpoint import TOKENIZER_FILES, write_quant_spec
 from qdq.compress.step import Candidate
 from qdq.errors import ModelError
-from qdq.model import quiet_transformers
+from qdq.load.model import quiet_transformers
 from qdq.tasks import detect_task
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from qdq.base.screen import Screen
 from qdq.compress.step import CompressionResult
-from qdq.screen import Screen
 
 
 def show_result(screen: Screen, result: CompressionResult) -> None:

@@ -14,10 +14,10 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.inject.spec import QuantSpec
 
 if TYPE_CHECKING:
+    from qdq.base.screen import Screen
     from qdq.compress.arguments import CompressionArguments
     from qdq.compress.datasets import Batches
     from qdq.compress.trainer import CompressionTrainer
-    from qdq.screen import Screen
 
 Batch = Mapping[str, Tensor]
 Evaluate = Callable[[nn.Module], float]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from qdq.config import nearest
+from qdq.base.config import nearest
 from qdq.errors import ConfigError
 
 # Step -> what it does, in the order steps run whatever the order they are typed in: a narrower model is quantized, not

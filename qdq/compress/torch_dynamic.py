@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from qdq.artifacts import write_json
+from qdq.base.artifacts import write_json
 from qdq.errors import ModelError
-from qdq.model import quiet_transformers
-from qdq.source import read_object
+from qdq.load.model import quiet_transformers
+from qdq.load.source import read_object
 from qdq.tasks import TASKS, detect_task
 
 WEIGHTS, DESCRIPTION = "dynamic.safetensors", "dynamic_quantization.json"

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import DataCollatorForTokenClassification, PreTrainedModel, Trainer
 
-from qdq.artifacts import write_json
+from qdq.base.artifacts import write_json
+from qdq.base.screen import Screen
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, check_labels, named
 from qdq.compress.deploy import DeploySettings, deploy
@@ -22,7 +23,6 @@ from qdq.compress.show import show_result
 from qdq.compress.step import Candidate, CompressionResult, Evaluate, Session, Step
 from qdq.compress.training import fingerprint
 from qdq.errors import ConfigError, DataError
-from qdq.screen import Screen
 
 # Step name -> the module of this package and the class in it; loaded when a strategy asks for it.
 STEPS: Mapping[str, tuple[str, str]] = {
@@ -207,7 +207,7 @@ class CompressionTrainer(Trainer):
 
     def _compress_file(self, evaluate: CustomEvaluate | None) -> CompressionResult:
         """PTQ of the ONNX file; the result's candidates hold the quantized graphs as callable modules."""
-        from qdq.onnx_ptq import compress_file
+        from qdq.compress.onnx_file import compress_file
 
         if self.eval_dataset is None or isinstance(self.eval_dataset, dict):
             raise DataError("eval_dataset: is missing; it calibrates and selects, give one")

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from qdq.artifacts import write_json
+from qdq.base.artifacts import write_json
 from qdq.compress.datasets import LengthGrouped, lengths_of
 from qdq.compress.step import Session
 from qdq.errors import ConfigError

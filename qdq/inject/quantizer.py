@@ -165,7 +165,7 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
 
 
 class Treated(nn.Module):
-    """What treatments of `qdq.ptq` change; each is a buffer beside the parameters, None where there is none."""
+    """What treatments of `qdq.calibrate.treatments` change; each is a buffer beside the parameters, None where there is none."""
 
     TREATMENTS: ClassVar[tuple[str, ...]] = ()
 
@@ -184,7 +184,7 @@ class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstr
 
     The stored parameters stay the checkpoint's own. What changes them stands beside them and is applied on the way to
     the multiplication; `folded` bakes it in for an export. `output_scale` is the 1/sqrt(d) of attention on a query
-    projection. The others are treatments of `qdq.ptq`, None where there is none:
+    projection. The others are treatments of `qdq.calibrate.treatments`, None where there is none:
 
         _bias_offset [out]: added to the stored bias (value centering).
         _row_scale [out]: multiplies rows of the weight and the bias (equalization and residual scaling, the producing

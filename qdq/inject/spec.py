@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from qdq.config import choice, from_mapping, load_mapping
+from qdq.base.config import choice, from_mapping, load_mapping
 from qdq.errors import ConfigError
 
 MATMUL_OPERANDS = ("q", "k", "a", "v")  # query, key, softmax probabilities, value

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdq.placing.costs import cost_of
+from qdq.placing.sensitivity.probe import Probe
 from qdq.placing.units import Unit
-from qdq.sensitivity.probe import Probe
 
 SECONDS = 20.0
 FLOPS = 4.0e10  # fake-quantized, on two cores of a current server

@@ -1,4 +1,4 @@
-"""What leaving a unit in floating point costs on a target: a committed table of `python -m qdq.placement_costs`.
+"""What leaving a unit in floating point costs on a target: a committed table of `python -m qdq.studies.placement_costs`.
 
 Shares are of one layer's latency with everything quantized, per unit of one layer, for the shapes the table names. On a
 CPU they are measured, engine against engine; for TensorRT they are the estimator's, from the fusion map with the unit
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qdq.options import decided_for
+from qdq.pipeline.options import decided_for
 
 TABLE = Path(__file__).resolve().parent / "data" / "costs.json"
 SMALLEST = 0.002  # of a layer: below this a difference cannot be measured, and no unit is worth nothing

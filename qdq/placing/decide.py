@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qdq.data import Record
+from qdq.calibrate.treatments.scale_residuals import drop_unused_scales
 from qdq.inject import Placement, decided, remove
 from qdq.inject.spec import QuantSpec
 from qdq.placing.auto import Choice, affordable_checks, choose
 from qdq.placing.costs import load_costs
 from qdq.placing.search import Search, search
+from qdq.placing.sensitivity.groups import layer_of
+from qdq.placing.sensitivity.probe import Probe
 from qdq.placing.units import Unit, units
-from qdq.ptq.scale_residuals import drop_unused_scales
-from qdq.sensitivity.groups import layer_of
-from qdq.sensitivity.probe import Probe
 from qdq.tasks.loading import EvaluationSettings, evaluation_of
+from qdq.text.data import Record
 
 if TYPE_CHECKING:
-    from qdq.model import LoadedModel
+    from qdq.load.model import LoadedModel
     from qdq.tasks.evaluation import Evaluation
 
 # Calibration texts that the divergence is measured on, evenly spaced. A clipped residual damages few texts very much,

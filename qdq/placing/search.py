@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdq.picture import new_figure, save_figure
+from qdq.base.picture import new_figure, save_figure
 from qdq.placing.auto import BOUND, Choice, Step, gain_reason
 from qdq.placing.costs import cost_of
+from qdq.placing.sensitivity.probe import Probe
 from qdq.placing.units import Unit
-from qdq.sensitivity.probe import Probe
 
 LONGEST = 32  # units left out at most; a placement without more than that is better asked for by name
 

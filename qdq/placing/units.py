@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from qdq.options import decided_for
-from qdq.sensitivity.groups import kind_of, layer_of, part_of
+from qdq.pipeline.options import decided_for
+from qdq.placing.sensitivity.groups import kind_of, layer_of, part_of
 
 
 @dataclass(frozen=True)

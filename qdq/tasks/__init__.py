@@ -6,6 +6,6 @@ runner on it; `metrics`, `entities` and `answers` compute what the published sco
 
 from __future__ import annotations
 
-from qdq.tasks.kinds import SENTENCE_EMBEDDING, TASKS, Task, detect_task, task_named
+from qdq.load.kinds import SENTENCE_EMBEDDING, TASKS, Task, detect_task, task_named
 
 __all__ = ["SENTENCE_EMBEDDING", "TASKS", "Task", "detect_task", "task_named"]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from qdq.config import choice
+from qdq.base.config import choice
 
 Scoring = Literal["squad", "cmrc"]
 SCORINGS: tuple[Scoring, ...] = ("squad", "cmrc")

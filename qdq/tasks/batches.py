@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.encode import Feed, TokenRow, longest, pad
 from qdq.errors import ParityError
+from qdq.text.encode import Feed, TokenRow, longest, pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

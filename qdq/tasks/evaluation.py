@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qdq.encode import Feed
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.batches import Batches, Feeds, Outputs, Runner, split
 from qdq.tasks.metrics import Interval, Metric, differences
 from qdq.tasks.problems import Answer, Problem
+from qdq.text.encode import Feed
 
 Progress = Callable[[int, int], None]  # (batches done, of how many)
 

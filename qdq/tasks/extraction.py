@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from qdq.data import Record
-from qdq.encode import TokenRow
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import Scoring, score_answer
 from qdq.tasks.batches import RowOutputs
 from qdq.tasks.metrics import Metric, mean_of
 from qdq.tasks.problems import Answer, Problem, identity
+from qdq.text.data import Record
+from qdq.text.encode import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

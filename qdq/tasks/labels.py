@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from qdq.data import Record
 from qdq.errors import DataError
+from qdq.text.data import Record
 
 NO_CONSENSUS = "-"  # the gold label of cmnli, ocnli, mnli and snli rows their annotators disagreed on
 _UNNAMED = re.compile(r"LABEL_\d+")

@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from qdq.config import choice
-from qdq.data import Record, TextSource, read_records
-from qdq.encode import TokenRow, choice_records, tokenize
+from qdq.base.config import choice
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
 from qdq.tasks.batches import batched
@@ -20,9 +18,11 @@ from qdq.tasks.extraction import Extraction, windows
 from qdq.tasks.labels import NO_CONSENSUS, check_tags, class_indices, numbers
 from qdq.tasks.problems import Classification, Problem, Regression, Similarity, Unscored
 from qdq.tasks.tagging import Tagging, tagged_rows, unseen
+from qdq.text.data import Record, TextSource, read_records
+from qdq.text.encode import TokenRow, choice_records, tokenize
 
 if TYPE_CHECKING:
-    from qdq.model import LoadedModel
+    from qdq.load.model import LoadedModel
 
 CHOICES = 2  # answers per multiple-choice sample that is built from plain text
 

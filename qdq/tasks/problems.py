@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.data import Record
+from qdq.load.kinds import SENTENCE_EMBEDDING
 from qdq.tasks.batches import RowOutputs
-from qdq.tasks.kinds import SENTENCE_EMBEDDING
 from qdq.tasks.metrics import Metric, classification, correlation
+from qdq.text.data import Record
 
 Answer = dict[str, Any]  # one sample's prediction, as the predictions file has it
 STATES = "last_hidden_state"

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.data import Record
-from qdq.encode import TokenRow
 from qdq.errors import DataError
 from qdq.tasks.batches import RowOutputs
 from qdq.tasks.entities import OUTSIDE, entity_scores
 from qdq.tasks.metrics import Metric
 from qdq.tasks.problems import Answer, Problem, identity
+from qdq.text.data import Record
+from qdq.text.encode import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,9 +18,9 @@ from engines.openvino import OpenVINORunner, OpenVINOSettings
 from engines.precision import summary
 from engines.types import Int8Report
 from export.check import check_canonical
-from qdq.cli import main
-from qdq.data import bundled, read_records
-from qdq.encode import encode_batch
+from qdq.cli.main import main
+from qdq.text.data import bundled, read_records
+from qdq.text.encode import encode_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"

@@ -25,14 +25,14 @@ from engines.estimate import (
     find_device,
     render_estimate,
 )
-from engines.estimate.fit import coefficients_json, predicted_ms
 from engines.estimate.kernels import encoder_ops, graph_ops
 from engines.estimate.model import VALIDATION, efficiency, load_coefficients, op_ms, setting, tile_share, total_ms
 from engines.estimate.published import Row, fitted, held_out_groups, published_rows
-from engines.estimate.validate import render_page, validate
 from engines.estimate.workload import Op
-from qdq.artifacts import read_json, to_json
+from qdq.base.artifacts import read_json, to_json
 from qdq.errors import ConfigError, DeployError
+from qdq.studies.estimate_fit import coefficients_json, predicted_ms
+from qdq.studies.estimate_validate import render_page, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Encoder(2, 384, 12, 1536)
@@ -94,7 +94,7 @@ def test_committed_validation_and_page_are_what_the_command_gives(validation: di
         assert found["name"] == kept["name"]
         assert found["mean_error_percent"] == pytest.approx(kept["mean_error_percent"], abs=0.5)
     page = (ROOT / "docs" / "estimate.md").read_text(encoding="utf-8")
-    assert render_page(page, committed) == page, "run 'python -m engines.estimate.validate'"
+    assert render_page(page, committed) == page, "run 'python -m qdq.studies.estimate_validate'"
 
 
 def test_page_without_markers_is_refused() -> None:

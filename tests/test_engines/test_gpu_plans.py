@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from engines.bench_gpu import GpuBenchSettings, bench_plans, plans
 from engines.bench_gpu.device import DeviceInfo, Stream, open_device
 from engines.tensorrt.availability import Probe
-from qdq.artifacts import read_json, to_json
+from qdq.base.artifacts import read_json, to_json
 from qdq.errors import BuildError, ConfigError, Unavailable
 
 KERNEL_MS = {"int8.plan": 1.0, "fp16.plan": 2.0, "fp32.plan": 8.0, "other.plan": 1.0, "bf16.plan": 1.5, "nan.plan": 1.0}
@@ -284,7 +284,7 @@ def test_other_errors_name_the_plan_and_the_remedy(device: FakeDevice, tmp_path:
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     """`qdq bench` with `arguments`: exit code, standard output, standard error."""
-    from qdq.cli import main
+    from qdq.cli.main import main
 
     code = main(["bench", *map(str, arguments)])
     return code, *capsys.readouterr()

@@ -25,8 +25,8 @@ from export.passes import lower
 from export.to_onnx import save_proto
 from export.unoptimized import open_unoptimized
 from export.unoptimized import run as run_unoptimized
-from qdq.engine import multiplications
 from qdq.errors import BuildError
+from qdq.pipeline.stages.build import multiplications
 
 ONE_THREAD = OnnxRuntimeSettings(threads=1)
 AFFINITIES = "session.intra_op_thread_affinities"

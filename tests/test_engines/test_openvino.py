@@ -20,8 +20,8 @@ from engines.openvino import OpenVINORunner, OpenVINOSettings, build
 from engines.openvino.runner import piece_of
 from engines.types import BuiltEngine, MatmulNames
 from export.to_onnx import save_proto
-from qdq.engine import multiplications
 from qdq.errors import BuildError, ConfigError, DeployError
+from qdq.pipeline.stages.build import multiplications
 
 ONE_THREAD = OpenVINOSettings(threads=1)
 DENSE = "intermediate.dense"

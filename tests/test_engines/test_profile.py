@@ -28,9 +28,9 @@ from engines.profile import (
 from engines.profile.command import ProfileSettings, profile_command, subjects_of
 from engines.profile.feeds import token_feeds
 from engines.profile.picture import draw_profile
-from qdq.arguments import parse
+from qdq.cli.arguments import parse
+from qdq.cli.file_commands import run_file_command
 from qdq.errors import ConfigError
-from qdq.file_commands import run_file_command
 
 BATCH, SEQUENCE, HIDDEN, INNER = 2, 16, 64, 128
 # query, key, value and output projection, and the two linears behind them

@@ -22,7 +22,7 @@ from engines.triton import (
 from engines.triton import model_config as model_config_module
 from engines.triton import repository as repository_module
 from engines.types import BuiltEngine, TensorInfo
-from qdq.artifacts import sha256_tree
+from qdq.base.artifacts import sha256_tree
 from qdq.errors import ConfigError, DeployError, Unavailable
 
 from .triton_parts import FEEDS, IDS, INPUTS, LOGITS, MASK, settings, tiny_onnx

@@ -16,7 +16,7 @@ from export.passes import lower
 from export.passes.pipeline import passes_for
 from export.to_onnx import save_proto
 from export.unoptimized import open_unoptimized, run
-from qdq.artifacts import sha256_file
+from qdq.base.artifacts import sha256_file
 from qdq.errors import ConfigError, DeployError, PassError
 
 CPU_TARGETS = ["onnxruntime", "openvino"]

@@ -72,7 +72,7 @@ def random_checkpoint(folder: Path, **config: Any) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-    from qdq.model import quiet_transformers
+    from qdq.load.model import quiet_transformers
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = {word: index for index, word in enumerate([*special, *(f"w{word}" for word in range(WORDS))])}
@@ -95,8 +95,8 @@ def random_checkpoint(folder: Path, **config: Any) -> Path:
 def prepare(out: Path, *model: str, sequence: int) -> Graphs:
     """Calibrate, export and lower a model for TensorRT; `model` are the qdq options that name it and its text."""
     from export.passes import float_variant
-    from qdq.cli import main
-    from qdq.run import CANONICAL, FLOAT
+    from qdq.cli.main import main
+    from qdq.pipeline.run import CANONICAL, FLOAT
 
     options = ("--target", "tensorrt", "--placement", "qdqbert", "--out", str(out))
     shape = ("--samples", "16", "--batch", "2", "--sequence", str(sequence))

@@ -30,7 +30,7 @@ from engines.tensorrt import (
 )
 from engines.types import BuiltEngine
 from export.lint import fusion_map
-from qdq.engine import multiplications
+from qdq.pipeline.stages.build import multiplications
 
 # A deprecation in a TensorRT release that came after these tests says nothing about the engine.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
@@ -159,8 +159,8 @@ def test_int8_is_faster_than_fp16_on_bert_base(
 def test_the_benchmark_command_on_a_real_device(
     base_plans: dict[str, Path], tools: Any, tmp_path: Path, switches: tuple[str, ...]
 ) -> None:
-    from qdq.artifacts import read_json
-    from qdq.cli import main
+    from qdq.base.artifacts import read_json
+    from qdq.cli.main import main
 
     engines = [word for name, plan in base_plans.items() for word in ("--engine", f"{name}={plan}")]
     # The random checkpoint knows fewer words than the command's random ids go to, but text has its tokenizer.

@@ -18,8 +18,8 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from qdq.cli import main
-from qdq.model import LoadedModel, load_model, quiet_transformers
+from qdq.cli.main import main
+from qdq.load.model import LoadedModel, load_model, quiet_transformers
 from qdq.tasks import TASKS
 
 SUBJECTS = ("the cat", "a small dog", "our teacher", "the old river", "my young brother", "every good engine")

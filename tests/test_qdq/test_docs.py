@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from qdq import performance
-from qdq.cli import main
+from qdq.cli.main import main
 from qdq.errors import DeployError
-from qdq.readme import RESULTS, load_results, render
+from qdq.studies import performance
+from qdq.studies.readme import RESULTS, load_results, render
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("custom-model.md", "custom-data.md", "calibration.md")
@@ -29,11 +29,13 @@ def blocks(page: Path) -> list[str]:
 
 def test_readme_tables_are_what_the_results_give() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert render(readme, load_results()) == readme, "run 'make results', or 'python -m qdq.readme' after editing"
+    assert render(readme, load_results()) == readme, (
+        "run 'make results', or 'python -m qdq.studies.readme' after editing"
+    )
 
 
 def test_the_tensorrt_table_is_what_the_results_give() -> None:
-    from qdq import proof
+    from qdq.studies import proof
 
     page = proof.PAGE.read_text(encoding="utf-8")
     assert proof.render(page, proof.load_results()) == page, "run 'make proof'"
@@ -41,7 +43,7 @@ def test_the_tensorrt_table_is_what_the_results_give() -> None:
 
 def test_the_tensorrt_graphs_were_proved() -> None:
     """What `make proof` found on real models: the same acceptance the tests hold a tiny graph to."""
-    from qdq import proof
+    from qdq.studies import proof
 
     results = proof.load_results()
     assert set(results) == {"all-MiniLM-L6-v2", "minilm-mrpc", proof.RANDOM}
@@ -65,7 +67,9 @@ def test_performance_tables_are_what_the_profiles_give() -> None:
     page = performance.PAGE.read_text(encoding="utf-8")
     results = performance.load_results()
     assert results
-    assert performance.render(page, results) == page, "run 'make profile', or 'python -m qdq.performance' after editing"
+    assert performance.render(page, results) == page, (
+        "run 'make profile', or 'python -m qdq.studies.performance' after editing"
+    )
     with pytest.raises(DeployError, match="restore the markers"):
         performance.render("no markers", results)
 
@@ -123,7 +127,7 @@ SMALL = {
     "calibrate": ["--bench-seconds", "0.5", "--batch", "2", "--sequence", "32"],
     "evaluate": ["--sequence", "32"],
     "sensitivity": ["--sequence", "32"],
-    "qdq.calibrate.cost": ["--sequence", "32"],
+    "qdq.studies.calibration_cost": ["--sequence", "32"],
 }
 
 

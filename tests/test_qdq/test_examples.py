@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from qdq.base.screen import Screen
 from qdq.compress.deploy import DeploySettings, deploy
 from qdq.errors import ConfigError, DataError, DeployError
-from qdq.screen import Screen
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 Load = Callable[[str], ModuleType]

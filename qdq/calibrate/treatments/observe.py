@@ -1,0 +1,212 @@
+"""A floating-point pass that keeps, per linear input, every channel's extremes and a sample of rows.
+
+Treatments are chosen on these. The rows are evenly spaced over all real (not padded) positions, so that memory does not
+grow with the data: `rows_to_keep` of each input. The extremes are those of all positions: a channel that is massive for
+a few tokens only must not be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qdq.calibrate.rebatch import MicroBatches
+from qdq.calibrate.treatments.losses import Loss, watching_losses
+from qdq.inject import quantizers
+from qdq.inject.blocks import Residual
+from qdq.inject.quantizer import QuantLinear
+
+ROWS = 8192
+LEAST_ROWS = 2048  # about the inner width of the models this is for, or a GPTQ Hessian has no full rank
+ROW_BYTES = 2 * 1024**3  # of all inputs together: wide and deep models keep fewer rows
+
+
+@dataclass
+class Seen:
+    """What was seen of one tensor: the `low`est and `high`est of each channel, [C], and sampled rows [n, C]."""
+
+    low: Tensor
+    high: Tensor
+    parts: list[Tensor] = field(default_factory=list)
+
+    @property
+    def rows(self) -> Tensor:
+        """[n, C], n at most `rows_to_keep` (and one more for each time the tensor's module is passed in a forward)."""
+        if len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts)]
+        return self.parts[0]
+
+    @property
+    def largest(self) -> Tensor:
+        """Largest magnitude of each channel, [C]."""
+        return torch.maximum(-self.low, self.high)
+
+    def scale(self, factor: Tensor) -> None:
+        """The tensor is multiplied by `factor` [C], all positive, from now on."""
+        self.low, self.high, self.parts = self.low * factor, self.high * factor, [self.rows * factor]
+
+    def shift(self, offset: Tensor) -> None:
+        """`offset` [C] is added to the tensor from now on."""
+        self.low, self.high, self.parts = self.low + offset, self.high + offset, [self.rows + offset]
+
+
+@dataclass
+class Group:
+    """Linears that read the same tensor."""
+
+    linears: dict[str, QuantLinear]
+    seen: Seen
+
+    @property
+    def name(self) -> str:
+        """The first linear's path."""
+        return next(iter(self.linears))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights below each other, [sum of outputs, in]."""
+        return torch.cat([linear.effective_weight.detach() for linear in self.linears.values()])
+
+
+@dataclass
+class Observed:
+    """Every group of quantized linears in model order, what leaves each linear, and both operands of residual adds.
+
+    `losses`: by the path of an attention, what rounding its probabilities does.
+    """
+
+    groups: list[Group]
+    outputs: Mapping[str, Tensor]  # linear -> largest magnitude of every output channel, [out]
+    residuals: Mapping[str, tuple[Seen, Seen]]
+    losses: Mapping[str, Loss] = field(default_factory=dict)
+
+
+class _Recorder:
+    """Collects tensors of the forward that runs."""
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+        self.mask = torch.ones(0, dtype=torch.bool)
+        self.offset = 0  # real positions before this forward
+        self.seen: dict[str, Seen] = {}
+        self.sources: dict[str, int] = {}
+        self._kept: dict[int, tuple[Tensor, Seen]] = {}
+
+    def start(self, mask: Tensor) -> None:
+        self.mask, self._kept = mask, {}
+
+    def finish(self) -> None:
+        self.offset += int(self.mask.sum())
+
+    def record(self, name: str, x: Tensor) -> None:
+        """[B, S, C] of the positions that count; a tensor seen before in this forward is not copied again."""
+        if id(x) not in self._kept:
+            real = x[self.mask]
+            first = -self.offset % self.stride
+            self._kept[id(x)] = x, Seen(real.amin(0), real.amax(0), [real[first :: self.stride].clone()])
+        _, now = self._kept[id(x)]
+        self.sources[name] = id(x)
+        seen = self.seen.setdefault(name, Seen(now.low, now.high))
+        seen.low, seen.high = torch.minimum(seen.low, now.low), torch.maximum(seen.high, now.high)
+        seen.parts += now.parts
+
+
+def observe(
+    module: nn.Module,
+    batches: MicroBatches,
+    progress: Callable[[int, int], None] | None = None,
+    probabilities: bool = False,
+) -> Observed:
+    """Run `batches` through the injected `module` in floating point.
+
+    Only linears whose input and weight are both quantized, and residual adds with a quantized operand, are recorded;
+    with `probabilities` also what rounding those of attention does.
+    """
+    linears = {name: m for name, m in module.named_modules() if isinstance(m, QuantLinear) and _both(m)}
+    residuals = {name: m for name, m in module.named_modules() if isinstance(m, Residual) and _any(m)}
+    tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in batches)
+    recorder = _Recorder(max(1, -(-tokens // rows_to_keep([linear.in_features for linear in linears.values()]))))
+    outputs: dict[str, Tensor] = {}
+    losses: dict[str, Loss] = {}
+    groups: list[list[str]] = []
+    with ExitStack() as stack, torch.no_grad():
+        for name, linear in linears.items():
+            stack.enter_context(_watching(linear, name, recorder, outputs))
+        for name, add in residuals.items():
+            stack.enter_context(_watching_add(add, name, recorder))
+        if probabilities:
+            stack.enter_context(watching_losses(module, losses, lambda: recorder.mask))
+        for point in quantizers(module).values():
+            point.disable_quant()
+        for done, (batch, _) in enumerate(batches, start=1):
+            recorder.start(batch["attention_mask"].bool().flatten(0, -2))
+            module(**batch)
+            if not groups:
+                groups = _by_source([name for name in linears if name in recorder.sources], recorder.sources)
+            recorder.finish()
+            if progress:
+                progress(done, len(batches))
+    found = [Group({name: linears[name] for name in names}, recorder.seen[names[0]]) for names in groups]
+    adds = {
+        name: (recorder.seen[f"{name}:local"], recorder.seen[f"{name}:residual"])
+        for name in residuals
+        if f"{name}:local" in recorder.seen
+    }
+    return Observed(found, outputs, adds, losses)
+
+
+def rows_to_keep(widths: Sequence[int]) -> int:
+    """Rows of every input of `widths` channels (float32): ROWS, fewer when they would take more than ROW_BYTES."""
+    return max(LEAST_ROWS, min(ROWS, ROW_BYTES // (4 * max(1, sum(widths)))))
+
+
+def _both(linear: QuantLinear) -> bool:
+    return linear._input_quantizer is not None and linear._weight_quantizer is not None
+
+
+def _any(add: Residual) -> bool:
+    return add.add_local_input_quantizer is not None or add.add_residual_input_quantizer is not None
+
+
+def _by_source(names: Sequence[str], sources: Mapping[str, int]) -> list[list[str]]:
+    grouped: dict[int, list[str]] = {}
+    for name in names:
+        grouped.setdefault(sources[name], []).append(name)
+    return list(grouped.values())
+
+
+@contextmanager
+def _watching(linear: QuantLinear, name: str, recorder: _Recorder, outputs: dict[str, Tensor]) -> Iterator[None]:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if inputs[0].dim() < 3:  # a head that reads one pooled vector has no positions to sample
+            return
+        recorder.record(name, inputs[0])
+        largest = output[recorder.mask].abs().amax(0)
+        outputs[name] = torch.maximum(outputs[name], largest) if name in outputs else largest
+
+    handle = linear.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _watching_add(add: Residual, name: str, recorder: _Recorder) -> Iterator[None]:
+    """Both operands, though one of them may have no quantizer; the method is wrapped on this object alone."""
+    original = add.add
+
+    def record(local: Tensor, residual: Tensor) -> Tensor:
+        recorder.record(f"{name}:local", local)
+        recorder.record(f"{name}:residual", residual)
+        return original(local, residual)
+
+    add.add = record  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del add.add

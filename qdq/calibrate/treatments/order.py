@@ -1,0 +1,160 @@
+"""The post-training engine: an injected module and text in, ranges and treated weights out, in a fixed order.
+
+observe -> center values -> equalize -> smooth -> scale residuals -> measure ranges (one pass, every algorithm) ->
+settle one algorithm -> clip search -> softmax scale -> round weights -> correct biases. Everything up to the pass
+leaves the floating-point function as it is, so every candidate of a sweep shares it; everything behind it belongs to
+one candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from qdq.calibrate.algorithms import Algorithm
+from qdq.calibrate.calibrate import Collected, apply_switches, collect, freeze_weights, settle
+from qdq.calibrate.rebatch import MicroBatches
+from qdq.calibrate.table import CalibrationTable
+from qdq.calibrate.treatments.center import center_values
+from qdq.calibrate.treatments.clip import search_clips
+from qdq.calibrate.treatments.equalize import context_readers, equalize
+from qdq.calibrate.treatments.observe import Group, Observed, observe
+from qdq.calibrate.treatments.rounding import correct_biases, round_weights
+from qdq.calibrate.treatments.scale_residuals import scale_residuals
+from qdq.calibrate.treatments.settings import Treatments
+from qdq.calibrate.treatments.smooth import COMPENSATED, apply_smoothing, choose_smoothing
+from qdq.inject import quantizers
+from qdq.inject.quantizer import QuantLinear, treated
+from qdq.inject.spec import QuantSpec
+
+Progress = Callable[[int, int], None]
+Report = dict[str, list[dict[str, Any]]]
+
+
+@dataclass
+class Prepared:
+    """What every candidate shares: the module with its exact treatments, its statistics, and what was decided."""
+
+    module: nn.Module
+    spec: QuantSpec
+    treatments: Treatments
+    collected: Collected
+    observed: Observed | None
+    report: Report
+
+
+def prepare(
+    module: nn.Module,
+    batches: MicroBatches,
+    spec: QuantSpec,
+    algorithms: Sequence[Algorithm],
+    treatments: Treatments,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Treat the injected `module` exactly, in place, and measure the ranges of every algorithm in one pass.
+
+    Raises CalibrationError for a weight that holds NaN or infinity.
+    """
+    earlier = clear_treatments(module)  # of a checkpoint that is calibrated anew
+    freeze_weights(module, spec.recalibrate_weights or earlier)  # first: a damaged weight makes every later point NaN
+    report: Report = {}
+    observed = None
+    if treatments.observes:
+        observed = observe(module, batches, progress, treatments.value_centering)
+        if treatments.value_centering:
+            report["value_centering"] = center_values(module, observed)
+        if treatments.equalization:
+            report["equalization"] = equalize(module, observed)
+        if treatments.smoothing:
+            share = 1.0 if treatments.round_type == "round" else COMPENSATED
+            kept = context_readers(module, observed)
+            report["smoothing"] = [_smooth(group, share) for group in observed.groups if group.name not in kept]
+        if treatments.residual_scaling:
+            report["residual_scaling"] = scale_residuals(module, observed)
+    if treatments.moves_ranges:
+        freeze_weights(module)
+    collected = collect(module, batches, algorithms, progress)
+    return Prepared(module, spec, treatments, collected, observed, report)
+
+
+def _smooth(group: Group, weight_share: float) -> dict[str, Any]:
+    decision, factor = choose_smoothing(group, weight_share=weight_share)
+    if decision.alpha is not None:
+        apply_smoothing(group, factor)
+    return decision.as_json()
+
+
+def finish(
+    prepared: Prepared, algorithm: Algorithm, seed: int = 42, progress: Progress | None = None
+) -> tuple[CalibrationTable, Report]:
+    """Settle one algorithm on the prepared module and treat its weights; quantizers are enabled afterwards.
+
+    May be called again with another algorithm: what an earlier call left is replaced. Raises CalibrationError naming
+    the points that saw no data, NaN or infinity, or only zeros.
+    """
+    module, treatments, observed = prepared.module, prepared.treatments, prepared.observed
+    drop_rounding(module)
+    report = dict(prepared.report)
+    table = settle(module, prepared.spec, prepared.collected, algorithm)
+    if observed is not None and treatments.clip_search:
+        maxima = {name: point.maximum.largest for name, point in prepared.collected.points.items()}
+        report["clip_search"] = search_clips(module, observed, maxima)
+        apply_switches(module, prepared.spec)
+    if treatments.softmax_scale:
+        report["softmax_scale"] = _softmax_scale(module)
+    if observed is not None and treatments.round_type != "round":
+        report["rounding"] = round_weights(observed, treatments.round_type, seed, progress)
+    if observed is not None and treatments.bias_correction:
+        report["bias_correction"] = correct_biases(observed)
+    return _updated(module, table, "clip_search" in report), report
+
+
+def _updated(module: nn.Module, table: CalibrationTable, searched: bool) -> CalibrationTable:
+    """`table` with the ranges as they are now."""
+    points = quantizers(module)
+    algorithm = "search" if searched else table.algorithm
+    activations = {name: float(points[name].amax) for name in table.activations}
+    return replace(table, activations=activations, algorithm=algorithm)
+
+
+def _softmax_scale(module: nn.Module) -> list[dict[str, Any]]:
+    rows = []
+    for name, point in quantizers(module).items():
+        if point.layout == "scores":
+            point.set_amax(torch.tensor(1.0))
+            rows.append({"point": name, "amax": 1.0})
+    return rows
+
+
+def _linears(module: nn.Module) -> list[QuantLinear]:
+    return [part for part in module.modules() if isinstance(part, QuantLinear)]
+
+
+def clear_treatments(module: nn.Module) -> bool:
+    """Remove every treatment; returns whether there was any."""
+    found = bool(treatment_tensors(module))
+    for _, part in treated(module):
+        for name in part.TREATMENTS:
+            part.treat(name, None)
+    return found
+
+
+def drop_rounding(module: nn.Module) -> None:
+    """Forget codes and bias shifts, which belong to weights that are about to be trained."""
+    for linear in _linears(module):
+        linear.treat("_codes", None)
+        linear.treat("_bias_shift", None)
+
+
+def treatment_tensors(module: nn.Module) -> Mapping[str, torch.Tensor]:
+    """Every treatment tensor by its name in a state dict."""
+    return {
+        f"{path}.{name}": getattr(part, name)
+        for path, part in treated(module)
+        for name in part.TREATMENTS
+        if getattr(part, name) is not None
+    }

@@ -1,0 +1,186 @@
+"""Rounding of weights by the error of the linear's output instead of each weight's own: GPTQ and AdaRound.
+
+Both minimize ``|X W' - X W|**2`` over the codes of W', where X are sampled input rows as the linear will see them
+(quantized). The scales stay those of rounding to nearest. The codes are stored beside the original weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdq.calibrate.treatments.arithmetic import fake_quantize, spread
+from qdq.calibrate.treatments.observe import Group, Observed
+from qdq.inject.quantizer import QuantLinear, scale_of
+
+DAMPING = 0.01  # of the mean diagonal, as in GPTQ: rows are fewer than a Hessian needs to be well conditioned
+BLOCK = 64  # columns between two updates of all later ones
+ADAROUND_STEPS, ADAROUND_ROWS, ADAROUND_RATE = 200, 256, 0.03
+ZETA, GAMMA = 1.1, -0.1  # AdaRound's stretch of the sigmoid
+REGULARIZER, BETAS, WARM_UP = 0.01, (20.0, 2.0), 0.2  # AdaRound's pull towards 0 or 1 and its annealing
+
+
+def round_weights(
+    observed: Observed, round_type: str, seed: int, progress: Callable[[int, int], None] | None = None
+) -> list[dict[str, Any]]:
+    """Give every observed linear its codes; returns rows for calibration.json. `seed` is AdaRound's."""
+    rows: list[dict[str, Any]] = []
+    for done, group in enumerate(observed.groups, start=1):
+        inputs = quantized_inputs(group)
+        hessian = inputs.T @ inputs / len(inputs)
+        parts = [weight_and_scale(linear) for linear in group.linears.values()]
+        weight, scale = (torch.cat(tensors) for tensors in ([w for w, _, _ in parts], [s for _, s, _ in parts]))
+        high = parts[0][2]
+        if round_type == "gptq":
+            codes = gptq(weight, scale, inverse_factor(hessian), high)
+        else:
+            codes = adaround(weight, scale, spread(inputs, ROWS_KEPT), high, seed)
+        nearest = torch.round(weight / scale).clamp(-high - 1, high)
+        before, after = (output_errors(c * scale - weight, hessian) for c in (nearest, codes))
+        start = 0
+        for name, linear in group.linears.items():
+            part = slice(start, start := start + linear.out_features)
+            linear.treat("_codes", codes[part].to(torch.int8))
+            errors = {"before": float(before[part].mean()), "after": float(after[part].mean())}
+            rows.append({"point": f"{name}.weight_quantizer", **errors})
+        if progress:
+            progress(done, len(observed.groups))
+    return rows
+
+
+ROWS_KEPT = 1024  # of the sampled rows AdaRound draws its batches from
+
+
+def quantized_inputs(group: Group) -> Tensor:
+    """The sampled rows as the linears' input quantizer gives them on."""
+    point = next(iter(group.linears.values()))._input_quantizer
+    assert point is not None and point.amax is not None  # ranges are frozen before weights are rounded
+    return fake_quantize(group.seen.rows, point.amax, point._num_bits)
+
+
+def weight_and_scale(linear: QuantLinear) -> tuple[Tensor, Tensor, int]:
+    """The weight [out, in], its scale per output [out, 1] and the largest code."""
+    point = linear._weight_quantizer
+    assert point is not None and point.amax is not None
+    scale = scale_of(point.amax, point._num_bits)
+    weight = linear.effective_weight.detach()
+    return weight, scale.expand(len(weight), 1) if scale.dim() == 0 else scale, int(2 ** (point._num_bits - 1) - 1)
+
+
+def output_errors(difference: Tensor, hessian: Tensor) -> Tensor:
+    """Mean squared error [out] of each output for a weight difference [out, in] and second moment [in, in]."""
+    return ((difference @ hessian) * difference).sum(1)
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """The upper Cholesky factor of the damped Hessian's inverse, [in, in].
+
+    With its rows and columns reversed the Hessian is ``L L'``; reversed again, L is an upper triangular R with
+    ``H = R R'``, so that ``inverse(H) = inverse(R)' inverse(R)``: the factor without the inverse itself.
+    """
+    damping = DAMPING * hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    for dtype in (torch.float32, torch.float64):  # double only where single precision is not positive definite
+        damped = hessian.flip(0, 1).to(dtype)
+        damped.diagonal().add_(damping)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper = lower.flip(0, 1)
+            factor: Tensor = torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=dtype), upper=True)
+            if bool(torch.isfinite(factor).all()):
+                return factor.float()
+    # Inputs without any spread in most directions: their diagonal is what can be trusted.
+    return torch.diag(1 / (hessian.diagonal() + damping).sqrt())
+
+
+def gptq(weight: Tensor, scale: Tensor, inverse: Tensor, high: int) -> Tensor:
+    """Codes [out, in] of `weight` under `scale` [out, 1]; what rounding a column costs is moved to the later ones.
+
+    Source: Frantar et al., "GPTQ" (arXiv 2210.17323), after Optimal Brain Compression (arXiv 2208.11580): with U the
+    upper Cholesky factor of the inverse Hessian, rounding column j by e changes the later columns by
+    ``-e / U[j, j] * U[j, j+1:]``. Columns go by their order; blocks bound the size of the updates.
+    """
+    remaining = weight.T.contiguous()  # [in, out]: a column of the weight is then contiguous
+    codes, steps = torch.empty_like(remaining), scale[:, 0].contiguous()
+    for start in range(0, len(remaining), BLOCK):
+        stop = min(start + BLOCK, len(remaining))
+        block, factor = remaining[start:stop], inverse[start:stop, start:stop]
+        diagonal, errors = factor.diagonal().tolist(), torch.empty_like(block)
+        for column in range(stop - start):
+            code = torch.div(block[column], steps, out=codes[start + column]).round_().clamp_(-high - 1, high)
+            error = torch.addcmul(block[column], code, steps, value=-1, out=errors[column]).div_(diagonal[column])
+            block[column + 1 :].addr_(factor[column, column + 1 :], error, alpha=-1)
+        remaining[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
+    return codes.T.contiguous()
+
+
+def adaround(weight: Tensor, scale: Tensor, inputs: Tensor, high: int, seed: int) -> Tensor:
+    """Codes [out, in] of `weight` under `scale` [out, 1], each rounded up or down.
+
+    Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (arXiv 2004.10568): a soft
+    rounding h(V) in [0, 1] per weight is trained by Adam on the linear's output error over batches of `inputs`, with a
+    regularizer that pushes it to 0 or 1; it starts at the fraction, that is, at the floating-point weight.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    floor = torch.floor(weight / scale)
+    fraction = (weight / scale - floor).clamp(0.001, 0.999)
+    variable = torch.log((fraction - GAMMA) / (ZETA - fraction)).requires_grad_()  # h(variable) == fraction
+    optimizer = torch.optim.Adam([variable], lr=ADAROUND_RATE)
+    power = (inputs @ weight.T).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    with torch.enable_grad():
+        for step in range(ADAROUND_STEPS):
+            rows = inputs[torch.randint(len(inputs), (min(ADAROUND_ROWS, len(inputs)),), generator=generator)]
+            soft = _soft(variable)
+            change = ((floor + soft).clamp(-high - 1, high) * scale - weight) @ rows.T
+            loss = change.square().mean() / power
+            progress = (step / ADAROUND_STEPS - WARM_UP) / (1 - WARM_UP)
+            if progress > 0:
+                beta = BETAS[1] + (BETAS[0] - BETAS[1]) * (1 + torch.cos(torch.tensor(progress * torch.pi))) / 2
+                loss = loss + REGULARIZER * (1 - (2 * soft - 1).abs().pow(beta)).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return (floor + (variable.detach() >= 0)).clamp(-high - 1, high)
+
+
+def _soft(variable: Tensor) -> Tensor:
+    """AdaRound's rectified sigmoid: [0, 1], and exactly 0 and 1 where it saturates."""
+    return (torch.sigmoid(variable) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def correct_biases(observed: Observed) -> list[dict[str, Any]]:
+    """Absorb the mean output error of every observed linear in its bias; returns rows for calibration.json.
+
+    Source: Banner et al., "Post-training 4-bit quantization" (arXiv 1810.05723), and Nagel et al. (arXiv 1906.04721)
+    with calibration data: rounding and clipping shift the mean of ``X W``; what is known of the shift,
+    ``E[X W - Q(X) Q(W)]``, is added to the bias.
+    """
+    rows = []
+    for group in observed.groups:
+        exact, quantized = group.seen.rows.double().mean(0), quantized_inputs(group).double().mean(0)
+        for name, linear in group.linears.items():
+            weight = linear.effective_weight.detach().double()
+            with quantizing(linear):
+                rounded = linear.quantized_weight.detach().double()
+            shift = (weight @ exact - rounded @ quantized).float()
+            linear.treat("_bias_shift", shift)
+            rows.append({"point": name, "largest_shift": float(shift.abs().amax())})
+    return rows
+
+
+class quantizing:  # noqa: N801  # reads as a phrase
+    """The linear's weight quantizer enabled for the duration."""
+
+    def __init__(self, linear: QuantLinear) -> None:
+        point = linear._weight_quantizer
+        assert point is not None
+        self.point = point
+
+    def __enter__(self) -> None:
+        self.before = self.point._if_quant
+        self.point.enable_quant()
+
+    def __exit__(self, *_: object) -> None:
+        self.point._if_quant = self.before

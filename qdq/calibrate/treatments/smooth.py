@@ -1,0 +1,101 @@
+"""Smoothing: outlier channels of a linear's input are divided by a factor, the weight's columns multiplied by it.
+
+Source: Xiao et al., "SmoothQuant" (arXiv 2211.10438): factor_j = max|x_j|**alpha / max|w_j|**(1 - alpha). There
+one alpha serves the whole model and LayerNorm absorbs the division. In a post-LN encoder LayerNorm also feeds the
+residual, and GELU is not linear, so the division stays in the graph as one multiplication per group of linears that
+share an input; alpha is searched per group by the linears' output error, and a group whose error does not fall enough
+keeps none.
+
+Where a value projection feeds the input through attention, its rows absorb the factor exactly, and nothing is added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdq.calibrate.treatments.arithmetic import fake_quantize, mean_square, quantized_weight, spread
+from qdq.calibrate.treatments.observe import Group
+from qdq.inject.quantizer import QuantLinear
+
+ALPHAS = (0.5, 0.65, 0.75, 0.85, 0.95, 1.0)
+SEARCH_ROWS = 384
+# The multiplication stays in the graph, so it must pay: above this ratio of the errors it is left out.
+WORTH_IT = 0.7
+# Weight of rounding errors that a later, error-compensating rounding makes smaller: more of the range can then go to
+# the activations, which nothing compensates. Chosen, not measured per model.
+COMPENSATED = 0.1
+FLOOR = 1e-3  # of the median channel: an almost silent channel must not be blown up to the others' range
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """The decision for one group: relative output error without and with smoothing, and alpha when it is applied."""
+
+    group: str
+    before: float
+    after: float
+    alpha: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """One row of the treatments in calibration.json."""
+        reason = (
+            "applied" if self.alpha is not None else f"declined: the error would be {self.ratio:.2f} times as large"
+        )
+        return {"point": self.group, "alpha": self.alpha, "before": self.before, "after": self.after, "reason": reason}
+
+    @property
+    def ratio(self) -> float:
+        """Error with smoothing over error without."""
+        return self.after / self.before if self.before else 1.0
+
+
+def choose_smoothing(group: Group, worth_it: float = WORTH_IT, weight_share: float = 1.0) -> tuple[Smoothed, Tensor]:
+    """The decision for `group`, and the factor [in] its input is multiplied by: the best one, even if declined.
+
+    `weight_share`: how much of the error of rounding weights to nearest will be left, `COMPENSATED` where a later
+    rounding compensates it.
+    """
+    first = next(iter(group.linears.values()))
+    weight, largest = group.weight, group.seen.largest
+    rows = spread(group.seen.rows, SEARCH_ROWS)
+    exact = rows @ weight.T
+    power = mean_square(exact) or 1.0
+
+    def error(factor: Tensor) -> float:
+        smoothed, scaled = rows * factor, weight / factor
+        of_inputs = fake_quantize(smoothed, (largest * factor).amax()) @ scaled.T - exact
+        of_weights = smoothed @ (_rounded(scaled, first) - scaled).T
+        return (mean_square(of_inputs) + weight_share * mean_square(of_weights)) / power
+
+    before = error(torch.ones_like(largest))
+    tried = [
+        (error(factor), alpha, factor) for alpha in ALPHAS for factor in [smoothing_factor(largest, weight, alpha)]
+    ]
+    after, alpha, factor = min(tried, key=lambda entry: entry[0])
+    return Smoothed(group.name, before, after, alpha if after < worth_it * before else None), factor
+
+
+def smoothing_factor(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
+    """1 / SmoothQuant's factor, [in], scaled so that the largest smoothed magnitude stays what it was."""
+    activation = largest.clamp(min=float(largest.median()) * FLOOR).clamp(min=torch.finfo(torch.float16).tiny)
+    columns = weight.abs().amax(0)
+    columns = columns.clamp(min=float(columns.median()) * FLOOR).clamp(min=torch.finfo(torch.float16).tiny)
+    factor = columns ** (1 - alpha) / activation**alpha
+    return factor * (largest.amax() / (largest * factor).amax())
+
+
+def _rounded(weight: Tensor, linear: QuantLinear) -> Tensor:
+    point = linear._weight_quantizer
+    assert point is not None  # only quantized linears are observed
+    return quantized_weight(weight, point.axis, point._num_bits)
+
+
+def apply_smoothing(group: Group, factor: Tensor) -> None:
+    """Give every linear of `group` the factor, and turn what was observed into what they see from now on."""
+    for linear in group.linears.values():
+        linear.treat("_smoothing", factor.clone())
+    group.seen.scale(factor)

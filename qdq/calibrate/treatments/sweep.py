@@ -1,0 +1,197 @@
+"""The sweep: every algorithm on every number and size of batches, built by fake quantization, scored, the best kept.
+
+One preparation (and one pass of statistics) serves all algorithms of one set of samples; only what belongs to an
+algorithm is done again.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdq.calibrate.algorithms import Algorithm
+from qdq.calibrate.rebatch import MicroBatches
+from qdq.calibrate.table import CalibrationTable
+from qdq.calibrate.treatments.order import Report, finish, prepare
+from qdq.calibrate.treatments.settings import PtqSettings, Treatments
+from qdq.errors import CalibrationError, ConfigError, ParityError
+from qdq.inject.spec import QuantSpec
+
+Batch = Mapping[str, Tensor]
+Score = Mapping[str, float | None]
+
+
+@dataclass
+class Candidate:
+    """One row of the sweep: what was tried, and its scores or why it has none."""
+
+    algorithm: str
+    batch_size: int
+    batch_num: int | None
+    samples: int
+    scores: dict[str, float | None] = field(default_factory=dict)
+    failure: str = ""
+    best: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """One row of sweep.json."""
+        row = {
+            "algorithm": self.algorithm,
+            "batch_size": self.batch_size,
+            "batch_num": self.batch_num,
+            "samples": self.samples,
+        }
+        return row | dict(self.scores) | {"best": self.best} | ({"failure": self.failure} if self.failure else {})
+
+
+@dataclass
+class Swept:
+    """The best candidate's state and table, and all candidates in the order they were tried."""
+
+    state: Mapping[str, Tensor | None]
+    table: CalibrationTable
+    report: Report
+    candidates: list[Candidate]
+
+
+def sweep(  # noqa: PLR0913  # six arguments and a progress bar; a dataclass would only hide them
+    build: Callable[[], nn.Module],
+    samples: Sequence[Batch],
+    spec: QuantSpec,
+    settings: PtqSettings,
+    treatments: Treatments,
+    score: Callable[[nn.Module], Score],
+    progress: Callable[[int, int], None] | None = None,
+) -> Swept:
+    """Try all of `settings` and return the best.
+
+    Args:
+        build: makes a freshly injected module; called once per set of samples.
+        samples: batches with the samples in the user's order; the first batch_size * batch_num of them are used.
+        spec: what was injected.
+        settings: the three lists, and what the algorithms need.
+        treatments: what is done beside choosing ranges.
+        score: scores of a module with quantizers enabled; compared in the order of their keys, larger is better, None
+            is no score. May raise ParityError (NaN or infinite outputs): that candidate has failed.
+        progress: called with (done, total) candidates.
+
+    Raises ConfigError when there are fewer samples than a combination asks for, CalibrationError when every candidate
+    failed.
+    """
+    algorithms = settings.algorithms()
+    sizes = list(itertools.product(settings.batch_size_list, settings.batch_num_list))
+    rows = sum(len(batch["attention_mask"]) for batch in samples)
+    for size, count in sizes:
+        if count is not None and size * count > rows:
+            raise ConfigError(f"batch_num_list: {count} batches of {size} are more than the {rows} samples there are")
+    candidates: list[Candidate] = []
+    best: Swept | None = None
+    for size, count in sizes:
+        module = build()
+        batches = MicroBatches.of(first_samples(samples, None if count is None else size * count), size)
+        prepared = prepare(module, batches, spec, algorithms, treatments)
+        for algorithm in algorithms:
+            candidate = Candidate(algorithm.label, size, count, min(rows, size * count if count else rows))
+            candidates.append(candidate)
+            table, report = finish(prepared, algorithm, settings.seed)
+            _score(candidate, module, score)
+            if not candidate.failure and (best is None or _rank(candidate) > _rank(_best(candidates))):
+                _mark(candidates, candidate)
+                best = Swept(quantization_state(module), table, report, candidates)
+            if progress:
+                progress(len(candidates), len(sizes) * len(algorithms))
+    if best is None:
+        raise CalibrationError(f"every candidate of the sweep failed; the first: {candidates[0].failure}")
+    return best
+
+
+def _score(candidate: Candidate, module: nn.Module, score: Callable[[nn.Module], Score]) -> None:
+    try:
+        candidate.scores = dict(score(module))
+    except ParityError as error:
+        candidate.failure = str(error)
+
+
+def _rank(candidate: Candidate) -> tuple[float, ...]:
+    return tuple(value for value in candidate.scores.values() if value is not None)
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    return next(candidate for candidate in candidates if candidate.best)
+
+
+def _mark(candidates: Sequence[Candidate], chosen: Candidate) -> None:
+    for candidate in candidates:
+        candidate.best = candidate is chosen
+
+
+def first_samples(batches: Sequence[Batch], count: int | None) -> list[Batch]:
+    """The first `count` samples of `batches` (all when None), cut out of the last batch where needed."""
+    found: list[Batch] = []
+    for batch in batches:
+        rows = len(batch["attention_mask"])
+        if count is not None:
+            rows = min(rows, count)
+            count -= rows
+        if rows:
+            found.append({name: tensor[:rows] for name, tensor in batch.items()})
+    return found
+
+
+def quantization_state(module: nn.Module) -> dict[str, Tensor | None]:
+    """A copy of every tensor a candidate decided: ranges and treatments, None where there is none."""
+    from qdq.inject.quantizer import TensorQuantizer, Treated
+
+    state: dict[str, Tensor | None] = {}
+    for path, part in module.named_modules():
+        if isinstance(part, TensorQuantizer):
+            state[f"{path}._amax"] = copy.deepcopy(part.amax)
+        elif isinstance(part, Treated):
+            state |= {f"{path}.{name}": copy.deepcopy(getattr(part, name)) for name in part.TREATMENTS}
+    return state
+
+
+def set_quantization_state(module: nn.Module, state: Mapping[str, Tensor | None]) -> None:
+    """Give an injected module what `quantization_state` took from another, and enable its quantizers."""
+    from qdq.inject.quantizer import TensorQuantizer, Treated
+
+    parts = dict(module.named_modules())
+    for key, value in state.items():
+        path, _, name = key.rpartition(".")
+        part = parts[path]
+        if isinstance(part, TensorQuantizer) and isinstance(value, torch.Tensor):
+            part.set_amax(value)
+            part.enable_quant()
+        elif isinstance(part, Treated):
+            part.treat(name, value)
+
+
+def table_text(candidates: Sequence[Candidate]) -> str:
+    """All candidates as text, the best one marked, at most 80 columns where names allow."""
+    names = list(dict.fromkeys(name for candidate in candidates for name in candidate.scores))
+    header = ["algorithm", "batches", *[name.replace("_", " ") for name in names], ""]
+    rows = [header]
+    for candidate in candidates:
+        batches = f"{'all' if candidate.batch_num is None else candidate.batch_num} x {candidate.batch_size}"
+        values = [candidate.scores.get(name) for name in names]
+        shown = ["-" if value is None else f"{value:.4f}" for value in values]
+        rows.append([candidate.algorithm, batches, *shown, "best" if candidate.best else candidate.failure])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])] + [
+            cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:], strict=True)
+        ]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return "\n".join(lines)
+
+
+def algorithms_text(algorithms: Sequence[Algorithm]) -> str:
+    """Names of algorithms for one line."""
+    return ", ".join(algorithm.label for algorithm in algorithms)

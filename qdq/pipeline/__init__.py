@@ -1,0 +1,1 @@
+"""The flow: options, work directory, and the stages in order."""

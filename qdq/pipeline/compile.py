@@ -1,0 +1,173 @@
+"""The whole flow on one page: which stage runs when; `qdq.pipeline.steps` says from which inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qdq import measure, stages
+from qdq.base.artifacts import read_json, sha256_file
+from qdq.base.screen import Screen
+from qdq.errors import DeployError, Unavailable
+from qdq.load.source import is_checkpoint, read_config, short_name
+from qdq.load.source import resolve as resolve_model
+from qdq.pipeline.options import TARGETS, CompileOptions, resolve
+from qdq.pipeline.outcome import Outcome, artifacts, show
+from qdq.pipeline.recall import recalled
+from qdq.pipeline.run import CANONICAL, Run
+from qdq.pipeline.stages import build as engine
+from qdq.pipeline.stages import shapes
+from qdq.pipeline.steps import STEPS, VARIANTS, VARYING, Step
+from qdq.pipeline.workdir import MANIFEST, WorkDirectory
+from qdq.tasks import detect_task
+
+
+def compile_model(options: CompileOptions, screen: Screen) -> Outcome:
+    """Run every stage that is not up to date. Raises QdqError; Unavailable becomes exit code 3."""
+    options.validate()
+    engine.check_weights("compile", vars(options))
+    source, name = resolve_model(options.model, options.allow_pickle)
+    with WorkDirectory(Path(options.out or Path("build") / name)) as work:
+        run = begin(Run(options, work, screen, name, source))
+        return _finish(run, lambda: _all(run))
+
+
+def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
+    """Run one stage from the previous stage's files, whether or not it is up to date.
+
+    `typed`: CompileOptions by field name; everything else is as in the earlier run. Raises QdqError when there is no
+    such run, or its files are missing.
+    """
+    CompileOptions(**typed).validate()
+    engine.check_weights(name, typed)
+    first = name in ("inject", "calibrate")
+    out = Path(typed.get("out") or Path("build") / short_name(typed.get("model")))
+    if not first and not (out / MANIFEST).is_file():
+        raise DeployError(f"{out}: is not the work directory of an earlier run; run 'qdq compile' first, or name --out")
+    with WorkDirectory(out) as work:
+        earlier = work.manifest["options"]
+        if not first and not earlier:
+            raise DeployError(f"{out}: was made by another version of qdq; run 'qdq compile' again")
+        options = recalled(name, typed, earlier)
+        options.validate()
+        if first:
+            source, model = resolve_model(options.model, options.allow_pickle)
+            run = begin(Run(options, work, screen, model, source))
+        else:
+            run = begin(Run(options, work, screen, work.manifest["model"]["name"]))
+        return _finish(run, lambda: _single(run, name))
+
+
+def begin(run: Run) -> Run:
+    """Resolve the options, show them, and check what the user typed as far as that goes without the model."""
+    options = run.options
+    if run.source is not None:
+        options = replace(options, task=options.task or detect_task(_architectures(run.source), str(run.source)).name)
+    own_spec = run.source is not None and is_checkpoint(run.source)
+    run.options = resolve(options, run.name, own_spec)
+    show(run)
+    if run.source is not None:  # a mistake in the last option must not cost minutes
+        _ = run.evaluation
+        if run.options.spec is not None:
+            stages.requested_spec(run)
+    return run
+
+
+def _architectures(folder: Path) -> list[str]:
+    names = read_config(folder).get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _all(run: Run) -> None:
+    for step in STEPS:
+        run_step(run, step)
+
+
+def run_step(run: Run, step: Step, force: bool = False) -> None:
+    """Run the parts of a step unless it is up to date, and record it when it is whole."""
+    record = run.record(step.name)
+    inputs = _inputs(run, step)
+    if not force and run.work.fresh(record, inputs):
+        for name, _ in step.parts:
+            run.screen.skipped(name)
+        return
+    written: list[Path] = []
+    for name, function in step.parts:
+        with run.screen.stage(name, undisturbed=name == "bench") as stage:
+            if name == step.name:
+                outputs = run.work.manifest["stages"].get(record, {}).get("outputs", {})
+                run.replaced = tuple(run.work.path / path for path in outputs)
+                run.work.forget(record)
+            written += function(run, stage)
+    run.note()
+    varying = [path for path in written if path.name in VARYING]
+    run.work.complete(record, inputs, [path for path in written if path.name not in VARYING], varying)
+
+
+def _inputs(run: Run, step: Step) -> dict[str, Any]:
+    """Raises DeployError when a file of an earlier stage is missing."""
+    return {**step.inputs(run), "versions": run.versions}
+
+
+def _single(run: Run, name: str) -> None:
+    """One stage, unconditionally."""
+    steps = {step.name: step for step in (*STEPS, VARIANTS)}
+    if name == "inject":
+        for part, function in steps["calibrate"].parts[:2]:
+            with run.screen.stage(part) as stage:
+                function(run, stage)
+        stages.write_placement(run)
+    elif name == "shapes":
+        with run.screen.stage(name, undisturbed=True) as stage:
+            shapes.bench_shapes(run, stage)
+    elif name == "bench":
+        run_step(run, replace(steps["bench"], parts=(("bench", measure.bench_in_full),)), force=True)
+    else:
+        run_step(run, steps[name], force=True)
+    if older := _outdated(run):
+        run.screen.warn(f"older than what they are made from: {', '.join(older)}; 'qdq compile' renews them")
+
+
+def _outdated(run: Run) -> list[str]:
+    """Recorded stages of this target whose inputs have changed since, or come from such a stage."""
+    found: list[str] = []
+    for step in STEPS[1:]:
+        record = run.record(step.name)
+        if record not in run.work.manifest["stages"]:
+            continue
+        inherited = any(name.rpartition("/")[2] in ("export", "lower", "build") for name in found)
+        with suppress(DeployError):  # what it is made from has been removed, so it is not older
+            if inherited or not run.work.made_from(record, _inputs(run, step)):
+                found.append(record)
+    return found
+
+
+def _finish(run: Run, work: Callable[[], None]) -> Outcome:
+    """Do the work and say what is there now; a target this machine lacks something for is an outcome, not a failure."""
+    code, missing = 0, ""
+    try:
+        work()
+    except Unavailable as error:
+        code, missing = 3, str(error)
+        run.screen.line(f"\n{error}")
+    run.note()
+    run.work.write_manifest()
+    _warn_other_targets(run)
+    return Outcome(code, str(run.work.path), run.options.target, artifacts(run), missing, run.screen.warnings)
+
+
+def _warn_other_targets(run: Run) -> None:
+    """A target's folder keeps its files when another target's run changes the canonical graph: say so."""
+    canonical = run.work.path / CANONICAL
+    for target in TARGETS:
+        passes = run.work.path / target / "passes.json"
+        if target == run.options.target or not passes.is_file() or not canonical.is_file():
+            continue
+        if read_json(passes).get("canonical_sha256") != sha256_file(canonical):
+            run.screen.warn(
+                f"{run.work.path / target} was made from another {CANONICAL} than the present one; renew it with "
+                f"--target {target}"
+            )

@@ -1,0 +1,77 @@
+"""What a run says at its two ends: the resolved configuration before any work, and what is there after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qdq.base.artifacts import read_json
+from qdq.load.source import DEFAULT_MODEL
+from qdq.pipeline.run import CANONICAL, FLOAT, Run
+from qdq.pipeline.stages.build import PLAN
+from qdq.pipeline.workdir import MANIFEST
+
+
+@dataclass
+class Outcome:
+    """What a run did: exit code, artifacts, and the reports the screen shows."""
+
+    exit_code: int
+    out: str
+    target: str
+    artifacts: list[str] = field(default_factory=list)
+    missing: str = ""  # why the exit code is 3
+    warnings: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """For --json; the reports are read from their files."""
+        reports = {}
+        for name in ("build", "accuracy", "benchmark"):
+            path = Path(self.out) / self.target / f"{name}.json"
+            reports[name] = read_json(path) if str(path) in self.artifacts else None
+        return {
+            "exit_code": self.exit_code,
+            "out": self.out,
+            "target": self.target,
+            "artifacts": self.artifacts,
+            "missing": self.missing,
+            "warnings": self.warnings,
+            **reports,
+        }
+
+
+def artifacts(run: Run) -> list[str]:
+    """Every file and folder of this run that exists, in flow order."""
+    decided = run.work.manifest["stages"].get("calibrate", {}).get("outputs", {})
+    why = [name for name in ("sweep.json", "search.json", "search.png") if name in decided]
+    root = ("placement.json", "calibration.json", *why, "checkpoint", CANONICAL, FLOAT, MANIFEST)
+    mine = (
+        *("model.onnx", "passes.json", "model.xml", "model.bin", PLAN, "build_engine.py", "trtexec.sh"),
+        *("build.json", "accuracy.json", "benchmark.json", "model_repository"),
+        *("fp16", "bf16", "fp32"),
+    )
+    paths = [run.work.path / name for name in root] + [run.target / name for name in mine]
+    return [str(path) for path in paths if path.exists()]
+
+
+def show(run: Run) -> None:
+    """The resolved configuration, before any work."""
+    options = run.options
+    amax = run.keeps_spec and options.calibration is None
+    placement = options.placement or (f"from {options.spec}" if options.spec else "the checkpoint's own")
+    calibrator = f"{options.calibrator} {options.percentile or ''}".strip()
+    text = f"{calibrator}, at most {options.samples} texts of {options.calibration or 'the bundled English text'}"
+    threads = f"{options.threads} thread{'' if options.threads == 1 else 's'}"
+    rows = {
+        "model": f"{options.model or f'{DEFAULT_MODEL}, bundled'} ({options.task})",
+        "target": f"{options.target}, {threads}, precision hint {options.precision_hint}",
+        "placement": placement,
+        "calibration": "the checkpoint's own amax" if amax else text,
+        "evaluation": f"at most {options.eval_samples} texts of {options.eval_data or 'what calibration leaves over'}",
+        "benchmark": f"batch {options.batch} x sequence {options.sequence}",
+        "out": str(run.work.path),
+    }
+    for name, value in rows.items():
+        run.screen.row(name, value)
+    run.screen.line()

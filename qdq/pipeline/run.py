@@ -1,0 +1,122 @@
+"""What the stages of one run share: resolved options, the work directory, the screen, what has been loaded so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdq.base.screen import Screen
+from qdq.base.versions import versions
+from qdq.load.source import is_checkpoint
+from qdq.pipeline.options import CompileOptions
+from qdq.pipeline.texts import Texts, calibration_texts, evaluation_texts
+from qdq.pipeline.workdir import SEED, WorkDirectory
+
+if TYPE_CHECKING:
+    from qdq.inject import Placement
+    from qdq.load.model import LoadedModel
+    from qdq.placing.auto import Choice
+
+CANONICAL = "model.qdq.onnx"
+FLOAT = "model.fp32.onnx"
+CHOICES = 2  # answers per multiple-choice sample that is built from plain text
+TARGET_STAGES = (
+    "lower",
+    "variants",
+    "build",
+    "verify",
+    "bench",
+    "deploy",
+)  # once per target; the others once per work directory
+
+
+@dataclass
+class Run:
+    """One run in one work directory.
+
+    Attributes:
+        options: resolved.
+        name: short name of the model; Triton serves it under this name.
+        source: the model's folder; None in a run that starts behind the checkpoint.
+        loaded, placement: what stages 1 and 2 hand to stage 3; they live in memory only.
+        auto: how `--placement auto` decided.
+        replaced: what the stage that runs now wrote the last time.
+        versions: of everything installed that shapes a file; part of what every stage depends on.
+    """
+
+    options: CompileOptions
+    work: WorkDirectory
+    screen: Screen
+    name: str
+    source: Path | None = None
+    loaded: LoadedModel | None = None
+    placement: Placement | None = None
+    auto: Choice | None = None
+    replaced: tuple[Path, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    @property
+    def target(self) -> Path:
+        """Folder of the target's files."""
+        return self.work.path / self.options.target
+
+    @property
+    def checkpoint(self) -> Path:
+        """The calibrated checkpoint."""
+        return self.work.path / "checkpoint"
+
+    @property
+    def lowered(self) -> Path:
+        """The target's graph."""
+        return self.target / "model.onnx"
+
+    @property
+    def task(self) -> str:
+        """Task name; `pipeline.begin` has decided it."""
+        assert self.options.task is not None
+        return self.options.task
+
+    @property
+    def keeps_spec(self) -> bool:
+        """Whether the model is a checkpoint of ours and nobody asked for another placement."""
+        own = self.source is not None and is_checkpoint(self.source)
+        return own and self.options.placement is None and self.options.spec is None
+
+    def note(self) -> None:
+        """Put into the manifest what this run is about. Only when something is done: a failed run is not recalled."""
+        options = {key: value for key, value in self.options.as_json().items() if key != "out"}
+        self.work.manifest |= {"versions": dict(self.versions), "options": options, "model": {"name": self.name}}
+
+    def record(self, stage: str) -> str:
+        """Key of a stage in the manifest."""
+        return f"{self.options.target}/{stage}" if stage in TARGET_STAGES else stage
+
+    @cached_property
+    def calibration(self) -> Texts:
+        """The texts of stage 3. Raises DataError, ConfigError."""
+        return calibration_texts(self.options, self.task)
+
+    @cached_property
+    def evaluation(self) -> Texts:
+        """The texts of stages 7 to 9, none of which was calibrated on. Raises DataError, ConfigError."""
+        return evaluation_texts(self.options, self.task, self.calibration)
+
+    @cached_property
+    def reference(self) -> LoadedModel:
+        """The floating-point model, from the checkpoint's original parameters. Raises ModelError."""
+        from qdq.calibrate.checkpoint import read_spec
+        from qdq.load.model import load_model
+
+        prepare_torch(self.options.threads)
+        return load_model(str(self.checkpoint), task=read_spec(self.checkpoint)[1]["task"])
+
+
+def prepare_torch(threads: int) -> None:
+    """Seed and threads; whoever loads a model calls this first, so that a run without any needs no torch."""
+    import torch
+
+    torch.manual_seed(SEED)
+    torch.set_num_threads(threads)

@@ -1,0 +1,184 @@
+"""Stage 6, build: the engine of the run's target and what of it really runs in INT8; and opening that engine again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdq.base.artifacts import write_json
+from qdq.base.screen import Stage
+from qdq.errors import BuildError, ConfigError, DeployError
+from qdq.pipeline.run import CHOICES, Run
+
+if TYPE_CHECKING:
+    import onnx
+
+    from engines.onnxruntime import OnnxRuntimeSettings
+    from engines.openvino import OpenVINOSettings
+    from engines.tensorrt import TensorRTSettings
+    from engines.types import BuiltEngine, MatmulNames, Runner
+
+PLAN = "model.plan"
+
+
+def build(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 6: engine files and build.json. Raises Unavailable for a target this machine cannot build."""
+    from engines.precision import summary
+
+    group = dynamic_group(run)
+    engine = build_engine(run, multiplications(run.lowered, group), group)
+    if engine.int8 is None:
+        raise DeployError(f"{run.target}: the engine reported no precisions; build it again")
+    files = [file.relative_to(run.target).as_posix() for file in engine.files]
+    report = {"target": engine.target, "engine_files": files, "int8": engine.int8.as_json()}
+    written = write_json(run.target / "build.json", {**report, "settings": dict(engine.settings)})
+    stage.say(summary(engine.int8))
+    return written, *engine.files
+
+
+def dynamic_group(run: Run) -> int:
+    """How many inputs share a run-time scale in OpenVINO: of 128, 64 and 32 the largest that divides every linear's
+    inputs (128 was fastest on a BERT-base shape); 0 where nothing is quantized at run time, or by the graph itself.
+    """
+    from export.inventory import reduction_sizes
+    from qdq.stages import is_dynamic
+
+    if run.options.target != "openvino" or not is_dynamic(run):
+        return 0
+    sizes = reduction_sizes(_graph(run.lowered))
+    return next((group for group in (128, 64, 32) if all(size % group == 0 for size in sizes)), 0)
+
+
+def build_engine(run: Run, names: MatmulNames, group: int = 0) -> BuiltEngine:
+    """Build the lowered graph for the run's target; `group` as `dynamic_group` gives it."""
+    options = run.options
+    if options.target == "openvino":
+        from engines import openvino
+
+        runtime = replace(openvino_settings(run), dynamic_group=group, streams=0)
+        return openvino.build(run.lowered, run.target, runtime, names)
+    if options.target == "onnxruntime":
+        from engines import onnxruntime
+
+        return onnxruntime.build(run.lowered, run.target, onnxruntime_settings(run), names)
+    from engines import tensorrt
+
+    return tensorrt.build(run.lowered, run.target, tensorrt_settings(run), names)
+
+
+def open_engine(run: Run, shape: tuple[int, ...] | None = None) -> Runner:
+    """The built engine of the run's target, ready to call; OpenVINO's also compiled for exactly the inputs' `shape`.
+
+    Raises BuildError when it cannot be loaded.
+    """
+    if run.options.target == "openvino":
+        from engines.openvino import OpenVINORunner
+
+        return OpenVINORunner(run.target / "model.xml", openvino_settings(run, shape))
+    if run.options.target == "onnxruntime":
+        from engines.onnxruntime import ENGINE, OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(run.target / ENGINE, onnxruntime_settings(run))
+    from engines.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(run.target / PLAN)
+
+
+def openvino_settings(run: Run, shape: tuple[int, ...] | None = None) -> OpenVINOSettings:
+    """Threads, streams and hint of the run; pinned where there is more than one NUMA node."""
+    from engines.cores import numa_nodes
+    from engines.openvino import OpenVINOSettings
+
+    options = run.options
+    return OpenVINOSettings(
+        options.threads,
+        options.precision_hint,
+        shape=shape,
+        streams=options.streams if options.mode == "throughput" else 0,
+        pinned=len(numa_nodes()) > 1,
+    )
+
+
+def onnxruntime_settings(run: Run) -> OnnxRuntimeSettings:
+    """Threads and streams of the run, within NUMA nodes where there is more than one."""
+    from engines.cores import numa_nodes
+    from engines.onnxruntime import OnnxRuntimeSettings
+
+    options = run.options
+    streams = options.streams if options.mode == "throughput" else 0
+    return OnnxRuntimeSettings(options.threads, streams=streams, nodes=numa_nodes())
+
+
+def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:
+    """Profile around the benchmark shape and the builder's options; the timing cache is kept across builds.
+
+    `floating`: of a graph without Q/DQ, so that its weights may be replaced or left out.
+    """
+    from engines.tensorrt import TensorRTSettings
+
+    options = run.options
+    return TensorRTSettings(
+        batch_opt=options.batch,
+        batch_max=options.batch,
+        sequence_opt=options.sequence,
+        sequence_max=options.sequence,
+        timing_cache=Path(options.timing_cache) if options.timing_cache else run.target / "timing.cache",
+        choices=CHOICES,
+        workspace_gib=options.workspace_gib,
+        optimization_level=options.optimization_level,
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        refit=options.refit and floating,
+        strip_weights=options.strip_weights and floating,
+    )
+
+
+def check_weights(stage: str, typed: Mapping[str, Any]) -> None:
+    """Raise ConfigError for weights that are to be replaced in, or left out of, an INT8 plan."""
+    asked = [name for name in ("refit", "strip_weights") if typed.get(name)]
+    if asked and stage != "variants":
+        option = f"--{asked[0].replace('_', '-')}"
+        raise ConfigError(
+            f"{option}: TensorRT gives up the rewrites that make INT8 fast when weights may change; leave it out, or "
+            f"build the floating-point plans so with 'qdq variants {option}'"
+        )
+
+
+def _graph(model: Path) -> onnx.ModelProto:
+    """A graph without its external data. Raises BuildError."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(model, load_external_data=False)
+    except DecodeError as error:
+        raise BuildError(f"{model}: cannot be read as ONNX ({error}); run 'qdq lower' again") from error
+
+
+def multiplications(model: Path, group: int = 0) -> MatmulNames:
+    """The matrix multiplications of a graph, by what the INT8 report counts them as. Raises BuildError."""
+    from engines.types import MatmulNames, NotInt8
+    from export.inventory import inventory
+
+    found = inventory(_graph(model))
+    unquantized = [
+        NotInt8(name, _float_operands(found.quantized[name], group))
+        for name in (*found.encoder_linear, *found.attention_matmul)
+        if len(found.quantized[name]) < 2
+    ]
+    return MatmulNames(
+        linears=found.encoder_linear,
+        matmuls=found.attention_matmul,
+        floats=tuple(NotInt8(item.name, item.reason) for item in found.other),
+        unquantized=tuple(unquantized),
+    )
+
+
+def _float_operands(quantized: tuple[int, ...], group: int) -> str:
+    if not quantized:
+        return "the placement quantizes neither operand"
+    if group and quantized == (1,):
+        return f"INT8 weights; OpenVINO quantizes its input at run time by {group}, which its report does not show"
+    return f"the placement leaves its {'second' if quantized == (0,) else 'first'} operand float"

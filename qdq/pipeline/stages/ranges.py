@@ -1,0 +1,152 @@
+"""Stage 3 proper: text through the injected model, one calibration or a sweep over several."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from qdq.base.screen import Stage
+from qdq.pipeline.run import CHOICES, Run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qdq.calibrate.table import CalibrationTable
+    from qdq.calibrate.treatments.sweep import Score, Swept
+    from qdq.inject.spec import QuantSpec
+    from qdq.load.model import EncoderModule, LoadedModel
+
+ENCODED_AT_ONCE = 64  # texts; bounds the padding of one array
+SCORED = ("text-classification", "next-sentence-prediction", "multiple-choice")
+SCORE_BATCH = 32
+
+
+@dataclass
+class Calibrated:
+    """What stage 3 found: the table, where its text is from, what treatments did, the content of sweep.json."""
+
+    table: CalibrationTable
+    source: str
+    treatments: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+
+
+def measured(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Calibrated:
+    """Calibrate and treat the injected model of `loaded` as the options say."""
+    from qdq.calibrate.calibrate import default_percentile
+    from qdq.calibrate.rebatch import MicroBatches
+    from qdq.calibrate.treatments.order import finish, prepare
+    from qdq.text.encode import check_language
+
+    options, texts = run.options, run.calibration
+    if options.calibration is None and (warning := check_language(loaded.tokenizer, texts.records)):
+        run.screen.warn(warning)
+    batches = encoded(run, loaded)
+    if options.sweeps:
+        return _swept(run, loaded, spec, batches, stage)
+    algorithm = options.algorithm(default_percentile(spec))
+    forwards = MicroBatches.of(batches, options.ptq_settings().batch_size_list[0])
+    prepared = prepare(loaded.module(), forwards, spec, [algorithm], options.treatments, stage.progress)
+    table, report = finish(prepared, algorithm)
+    how = "searched ranges" if options.treatments.clip_search else algorithm.label
+    stage.say(f"{how}{_smoothed(report)} over {table.tokens} tokens of {texts.source}")
+    return Calibrated(table, texts.source, report)
+
+
+def _smoothed(report: Mapping[str, Any]) -> str:
+    rows = report.get("smoothing", [])
+    return f", {sum(row['alpha'] is not None for row in rows)} of {len(rows)} inputs smoothed," if rows else ""
+
+
+def encoded(run: Run, loaded: LoadedModel) -> list[dict[str, Tensor]]:
+    """The calibration texts as tensors, in their order."""
+    import torch
+
+    from qdq.text.encode import encode_batch, encode_choices
+
+    records, sequence = run.calibration.records, run.options.sequence
+    if loaded.task.choices:  # the other texts are a text's wrong answers, so all of them at once
+        feeds = [encode_choices(loaded.tokenizer, records, loaded.inputs, sequence, CHOICES, pad_to="longest")]
+    else:
+        feeds = [
+            encode_batch(loaded.tokenizer, records[i : i + ENCODED_AT_ONCE], loaded.inputs, sequence, pad_to="longest")
+            for i in range(0, len(records), ENCODED_AT_ONCE)
+        ]
+    return [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
+
+
+def _swept(
+    run: Run, loaded: LoadedModel, spec: QuantSpec, batches: list[dict[str, Tensor]], stage: Stage
+) -> Calibrated:
+    """Try the options' lists on copies of the model; give the model itself what the best one decided."""
+    from qdq.calibrate.treatments.sweep import set_quantization_state, sweep, table_text
+
+    settings = run.options.ptq_settings()
+    blank = copy.deepcopy(loaded.module())
+    score, scored_on = scorer(run, loaded)
+    found: Swept = sweep(
+        lambda: copy.deepcopy(blank), batches, spec, settings, run.options.treatments, score, stage.progress
+    )
+    set_quantization_state(loaded.module(), found.state)
+    run.screen.line(table_text(found.candidates))
+    best = next(candidate for candidate in found.candidates if candidate.best)
+    stage.say(f"{best.algorithm} is the best of {len(found.candidates)} candidates, scored on {scored_on}")
+    content = {
+        "settings": settings.as_json(),
+        "scored_on": scored_on,
+        "candidates": [candidate.as_json() for candidate in found.candidates],
+    }
+    return Calibrated(found.table, run.calibration.source, found.report, content)
+
+
+def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score], str]:
+    """A function that scores a quantized module on the evaluation text against FP32, and what that text is.
+
+    With labels the task metric counts first and closeness to FP32 second; without, closeness alone.
+    """
+    from engines.compare import compare
+    from qdq.load.runner import TorchRunner
+    from qdq.tasks.labels import class_indices
+    from qdq.text.encode import encode_batch, encode_choices
+
+    texts, threads = run.evaluation, run.options.threads
+    encode = encode_choices if loaded.task.choices else encode_batch
+    feeds = [
+        encode(
+            loaded.tokenizer,
+            texts.records[i : i + SCORE_BATCH],
+            loaded.inputs,
+            run.options.sequence,
+            pad_to="longest",
+        )
+        for i in range(0, len(texts.records), SCORE_BATCH)
+    ]
+    labels = None
+    if len(loaded.labels) != 1 and loaded.task.name in SCORED:
+        labels, _ = class_indices(texts.records, loaded.labels, len(loaded.labels) or CHOICES, required=False)
+    expected = _floating(loaded, feeds, threads)
+
+    def score(module: nn.Module) -> Score:
+        outputs = iter(expected)
+        runner = TorchRunner(cast("EncoderModule", module), threads)  # a copy of loaded.module()
+        report = compare(lambda _: next(outputs), runner, feeds, loaded.task.name, labels)
+        distance = report["logit_mse"] if report["logit_mse"] is not None else report["mean_abs_error"]
+        metric = report.get("metric")
+        scores = {} if metric is None else {metric["name"]: metric["int8"]}
+        return {**scores, "minus_error": -distance, "agreement": report["agreement"], "cosine": report["cosine_mean"]}
+
+    return score, texts.source
+
+
+def _floating(loaded: LoadedModel, feeds: list[Any], threads: int) -> list[Any]:
+    """FP32 outputs of every feed, by the injected model with its quantizers disabled."""
+    from qdq.inject import quantizers
+    from qdq.load.runner import TorchRunner
+
+    module = loaded.module()
+    for point in quantizers(module).values():
+        point.disable_quant()
+    runner = TorchRunner(module, threads)
+    return [runner(feed) for feed in feeds]

@@ -1,0 +1,81 @@
+"""The same model unquantized for TensorRT, in FP16 (or BF16) and in FP32: what its INT8 engine is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdq.base.artifacts import read_json, sha256_file
+from qdq.base.screen import Stage
+from qdq.errors import ConfigError, Unavailable
+from qdq.pipeline.run import FLOAT, Run
+from qdq.pipeline.stages.build import PLAN, tensorrt_settings
+from qdq.stages import graph_files, ranges
+
+if TYPE_CHECKING:
+    from engines.tensorrt import TensorRTSettings
+    from engines.types import Runner
+
+PASSES = "passes.json"
+
+
+def bodies(run: Run) -> tuple[str, str]:
+    """Float types of the variants, also the names of their folders: the run's own 16-bit type, and FP32."""
+    return ("bf16" if run.options.body == "bf16" else "fp16"), "fp32"
+
+
+def variants(run: Run, stage: Stage) -> Sequence[Path]:
+    """Write ``tensorrt/<type>/`` for both types: graph, pass report, build files and, where it can be built, the plan.
+
+    Raises ConfigError for a run of another target, Unavailable, after everything else is written, where TensorRT or a
+    GPU is missing.
+    """
+    from engines import tensorrt
+    from engines.interface import interface
+
+    if run.options.target != "tensorrt":
+        raise ConfigError(f"--target: variants are for tensorrt, this run is for {run.options.target}")
+    written: list[Path] = []
+    for body in bodies(run):
+        graph = _lower(run, stage, body)
+        settings = tensorrt_settings(run, floating=True)
+        scripts = tensorrt.write_build_files(graph, graph.parent, interface(graph)[0], settings)
+        written += [*graph_files(graph), graph.with_name(PASSES), *scripts]
+    if missing := tensorrt.probe().missing:
+        raise Unavailable(tensorrt.unavailable(run.target, missing, [run.target / body for body in bodies(run)]))
+    for body in bodies(run):
+        written += _build(run, body, tensorrt_settings(run, floating=True))
+    stage.say(f"plans in {' and '.join(bodies(run))}")
+    return written
+
+
+def open_variant(run: Run, stage: Stage, body: str) -> Runner:
+    """The plan of one variant, ready to call; built first unless it was built, with its weights, from the present FP32
+    graph.
+    """
+    from engines.tensorrt import TensorRTRunner
+
+    folder = run.target / body
+    report = folder / PASSES
+    same = report.is_file() and read_json(report).get("fp32_sha256") == sha256_file(run.work.path / FLOAT)
+    if not (same and (folder / PLAN).is_file()) or run.options.strip_weights:
+        _lower(run, stage, body)
+        _build(run, body, tensorrt_settings(run))
+    return TensorRTRunner(folder / PLAN)
+
+
+def _lower(run: Run, stage: Stage, body: str) -> Path:
+    from export.passes import float_variant
+
+    floating, folder = run.work.path / FLOAT, run.target / body
+    (folder / PLAN).unlink(missing_ok=True)  # of an earlier graph
+    float_variant(floating, body, folder, ranges(run, stage, floating, body))  # type: ignore[arg-type]  # validated
+    return folder / "model.onnx"
+
+
+def _build(run: Run, body: str, settings: TensorRTSettings) -> Sequence[Path]:
+    from engines import tensorrt
+
+    graph = run.target / body / "model.onnx"
+    return tensorrt.build(graph, graph.parent, settings).files

@@ -1,0 +1,140 @@
+"""The recorded steps of a run in order: what each depends on, and the stage functions that write its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdq import measure, stages
+from qdq.base.artifacts import sha256_file
+from qdq.base.screen import Stage
+from qdq.pipeline.options import CompileOptions, decided_for
+from qdq.pipeline.run import CANONICAL, FLOAT, Run
+from qdq.pipeline.stages import build as engine
+from qdq.pipeline.stages import variants
+from qdq.pipeline.texts import source_fingerprint
+from qdq.pipeline.workdir import fingerprint
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin", "1_Pooling/config.json")
+# Timings, and what TensorRT chooses by timing.
+VARYING = ("benchmark.json", "search.json", "search.png", engine.PLAN, "layer_info.json")
+
+Part = tuple[str, Callable[[Run, Stage], Sequence[Path]]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Stages that are recorded together: what they depend on, and the functions that write their files.
+
+    Only the last part writes, so an error in an earlier one leaves everything as it was.
+    """
+
+    name: str
+    inputs: Callable[[Run], Mapping[str, Any]]
+    parts: tuple[Part, ...]
+
+
+def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
+    options, folder = run.options, run.source
+    assert folder is not None  # `begin` finds the model for the stages that need it
+    return {
+        "model": {
+            p.relative_to(folder).as_posix(): sha256_file(p) for g in MODEL_FILES for p in sorted(folder.glob(g))
+        },
+        "task": options.task,
+        "placement": sha256_file(Path(options.spec)) if options.spec else _placement(options),
+        "embedding_tables": options.embedding_tables,
+        "calibrator": [options.calibrator, options.percentile, options.samples, options.sequence],
+        "ptq": [options.ptq_settings().as_json(), options.treatments.as_json(), options.weight_quantize_type],
+        "sweep": _sweep_inputs(run),
+        "text": source_fingerprint(options, options.calibration),
+    }
+
+
+def _sweep_inputs(run: Run) -> Mapping[str, Any] | None:
+    """A sweep also depends on what it is scored with."""
+    options = run.options
+    if not options.sweeps:
+        return None
+    text = source_fingerprint(options, options.eval_data)
+    return {"text": text, "labels": options.label_column, "samples": options.eval_samples}
+
+
+def _placement(options: CompileOptions) -> Any:
+    """`auto` decides for a kind of target; every other placement is the same for all."""
+    if options.placement != "auto":
+        return options.placement
+    return [options.placement, decided_for(options.target), options.max_drop if options.search else None]
+
+
+def _export_inputs(run: Run) -> Mapping[str, Any]:
+    return {"checkpoint": fingerprint(run.checkpoint)}
+
+
+def _lower_inputs(run: Run) -> Mapping[str, Any]:
+    options, canonical = run.options, {"canonical": fingerprint(run.work.path / CANONICAL)}
+    if options.target != "tensorrt":
+        return {**canonical, "input_dtype": options.input_dtype}
+    text = [source_fingerprint(options, options.calibration), options.samples, options.sequence]
+    return {**canonical, "body": options.body, "ranges": text}
+
+
+def _variants_inputs(run: Run) -> Mapping[str, Any]:
+    options = run.options
+    text = [source_fingerprint(options, options.calibration), options.samples]
+    settings = engine.tensorrt_settings(run, floating=True).as_json()
+    return {"float": fingerprint(run.work.path / FLOAT), "body": options.body, "ranges": text, "settings": settings}
+
+
+def _build_inputs(run: Run) -> Mapping[str, Any]:
+    options = run.options
+    settings = [options.threads, options.precision_hint]
+    builder = [engine.tensorrt_settings(run).as_json()] if options.target == "tensorrt" else []
+    return {"lowered": fingerprint(run.lowered), "settings": [*settings, *builder]}
+
+
+def _evaluation(run: Run) -> Mapping[str, Any]:
+    options = run.options
+    paths = (options.calibration, options.eval_data)
+    return {
+        "built": [fingerprint(run.target / "build.json"), _build_inputs(run)],
+        "text": [source_fingerprint(options, path) for path in paths],
+        "samples": [options.samples, options.eval_samples, options.sequence],
+    }
+
+
+def _verify_inputs(run: Run) -> Mapping[str, Any]:
+    return {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "labels": run.options.label_column}
+
+
+def _bench_inputs(run: Run) -> Mapping[str, Any]:
+    return {**_evaluation(run), "float": fingerprint(run.work.path / FLOAT), "batch": run.options.batch, **_flight(run)}
+
+
+def _flight(run: Run) -> Mapping[str, Any]:
+    """Requests at once, where there is more than one."""
+    return {"streams": run.options.streams} if run.options.mode == "throughput" else {}
+
+
+def _deploy_inputs(run: Run) -> Mapping[str, Any]:
+    served = [run.name, run.options.batch, run.options.triton_backend, *run.options.buckets]
+    return {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "served": served, **_flight(run)}
+
+
+STEPS = (
+    Step(
+        "calibrate",  # one step: the injected model lives in memory only
+        _calibrate_inputs,
+        (("load", stages.load), ("inject", stages.inject), ("calibrate", stages.calibrate)),
+    ),
+    Step("export", _export_inputs, (("export", stages.export),)),
+    Step("lower", _lower_inputs, (("lower", stages.lower),)),
+    Step("build", _build_inputs, (("build", engine.build),)),
+    Step("verify", _verify_inputs, (("verify", measure.verify),)),
+    Step("bench", _bench_inputs, (("bench", measure.bench_in_budget),)),
+    Step("deploy", _deploy_inputs, (("deploy", measure.deploy),)),
+)
+
+VARIANTS = Step("variants", _variants_inputs, (("variants", variants.variants),))  # on request only

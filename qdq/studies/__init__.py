@@ -1,0 +1,1 @@
+"""Measurements of this repository itself, which fill docs/ and README.md with figures; not in the wheel."""

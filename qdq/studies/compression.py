@@ -1,0 +1,175 @@
+"""The measured tables of docs/compression.md: every part is a documented command that is run here and recorded.
+
+    python -m qdq.studies.compression                            everything docs/results/compression/ does not have yet
+    python -m qdq.studies.compression --only minilm-mrpc:qat     this part, again; a killed one continues
+    python -m qdq.studies.compression --list                     the parts and their commands
+
+Models and data lie beside the repository (`--shared`). Trainings are counted in steps and seeded, so a part gives the
+same metric again. Time the part `engines` on an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from qdq.base.artifacts import read_json, write_json
+from qdq.base.config import choice
+from qdq.base.versions import versions
+from qdq.errors import ConfigError, QdqError
+from qdq.studies import compression_page as page
+from qdq.studies.compression_recipes import CASES, PARTS, TRAININGS, Words
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[[Words], None]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a measurement reads and writes: models and data, work folders, the JSON files."""
+
+    shared: Path
+    work: Path
+    results: Path
+
+    def output(self, model: str, part: str) -> Path:
+        """The work folder of a part."""
+        return self.work / model / part
+
+    def record(self, model: str, part: str) -> Path:
+        """The JSON file of a part."""
+        return self.results / f"{model}-{part}.json"
+
+
+def training_command(places: Places, model: str, part: str) -> Words:
+    """The script and flags of a part, relative to the repository."""
+    case = CASES[model]
+    size = str(case.samples_per_step)
+    return (
+        *("examples/" + case.script, "--dataset", str(places.shared / "data" / case.data)),
+        *("--model_name_or_path", str(places.shared / "models" / model)),
+        *("--output_dir", str(places.output(model, part))),
+        *("--per_device_train_batch_size", size, "--per_device_eval_batch_size", "32", "--report_to", "none"),
+        *TRAININGS[part],
+        *case.training.get(part, ()),
+    )
+
+
+def measure_training(places: Places, model: str, part: str, run: Run) -> dict[str, Any]:
+    """Run a script; the content of its compression.json with command, versions, and CPU minutes unless it continued."""
+    command, output = training_command(places, model, part), places.output(model, part)
+    continued, before = output.exists(), _cpu_seconds()
+    run(command)
+    minutes = {} if continued else {"cpu_minutes": round((_cpu_seconds() - before) / 60, 1)}
+    found = read_json(output / "compression.json")
+    return {**found, **minutes, "command": f"python {shlex.join(command)}", "versions": versions()}
+
+
+def _cpu_seconds() -> float:
+    """Of all commands run so far: what a training costs, whatever else the machine was doing meanwhile."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measure_engines(places: Places, model: str, run: Run) -> dict[str, Any]:
+    """OpenVINO engines of the whole and the narrow models: timed in one interleaved run, and scored by the task.
+
+    Raises ConfigError when the parts they come from have not been measured.
+    """
+    data, base = places.shared / "data" / CASES[model].data / CASES[model].dev, places.output(model, "engines")
+    folders: dict[str, Path] = {}
+    for name, checkpoint in _deployed(places, model).items():
+        folders[name] = base / checkpoint.name
+        target = ("--target", "openvino", "--out", str(folders[name]), "--eval-data", str(data))
+        run(("-m", "qdq.cli.main", "compile", "--model", str(checkpoint), *target, "--bench-seconds", "1"))
+    original = str(places.shared / "models" / model)
+    files = [str(folder / "openvino" / "model.xml") for folder in folders.values()]
+    scores = base / "scores.json"
+    run(
+        (
+            "-m",
+            "qdq.cli.main",
+            "evaluate",
+            original,
+            *files,
+            "--data",
+            str(data),
+            "--model",
+            original,
+            "--out",
+            str(scores),
+        )
+    )
+    timed = base / "speed.json"
+    engines = [f"{name}={folder / 'openvino'}" for name, folder in folders.items()]
+    run(("examples/compare_engines.py", *engines, "--tokenizer", original, "--out", str(timed)))
+    entries, main = read_json(scores)["contestants"], read_json(scores)["metric"]
+    metrics = [entry["metrics"][main] for entry in entries]
+    return {**read_json(timed), "scores": dict(zip(("fp32", *folders), metrics, strict=True)), "metric": main}
+
+
+def _deployed(places: Places, model: str) -> dict[str, Path]:
+    """Engine name -> checkpoint: the whole model in INT8 first, then one of each width."""
+    found: dict[str, Path] = {}
+    for part, label in (("ptq-cpu", "INT8"), ("dynabert+ptq", "INT8 width {}")):
+        record = places.output(model, part) / "compression.json"
+        if not record.is_file():
+            raise ConfigError(f"{model}:engines needs {model}:{part}; measure that first")
+        rows = sorted(read_json(record)["candidates"], key=lambda row: -Fraction(row["notes"].get("width", 1)))
+        for row in rows:
+            found.setdefault(label.format(row["notes"].get("width")), record.parent / row["folder"])
+    return found
+
+
+def measure(places: Places, model: str, part: str, run: Run) -> Path:
+    """Measure one part and write its JSON."""
+    engines = part == "engines"
+    report = measure_engines(places, model, run) if engines else measure_training(places, model, part, run)
+    return write_json(places.record(model, part), report)
+
+
+def run_python(words: Words) -> None:
+    """Run a script or module of this repository with this interpreter. Raises QdqError when it fails."""
+    sys.stdout.write(f"\n$ python {shlex.join(words)}\n")
+    sys.stdout.flush()
+    code = subprocess.run([sys.executable, *words], cwd=ROOT, check=False).returncode
+    if code:
+        raise QdqError(f"python {shlex.join(words)}: ended with {code}; see above, and start the same part again")
+
+
+def chosen(only: Sequence[str]) -> list[tuple[str, str]]:
+    """(model, part) of every ``MODEL:PART``; all when there is none. Raises ConfigError naming the nearest one."""
+    names = [f"{model}:{part}" for model in CASES for part in PARTS]
+    for name in only:
+        choice(name, names, "--only")
+    return [(model, part) for model, _, part in (name.partition(":") for name in only or names)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="MODEL:PART", help="measure these, again")
+    parser.add_argument("--list", action="store_true", help="print parts and commands, measure nothing")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with models/ and data/")
+    parser.add_argument("--work", type=Path, default=Path("build/compression"))
+    options = parser.parse_args(arguments)
+    places = Places(options.shared, options.work, page.RESULTS)
+    for model, part in chosen(options.only):
+        if options.list:
+            command = "(after the others)" if part == "engines" else shlex.join(training_command(places, model, part))
+            sys.stdout.write(f"{model}:{part}\n  {command}\n")
+        elif options.only or not places.record(model, part).is_file():
+            measure(places, model, part, run_python)
+    return 0 if options.list else page.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

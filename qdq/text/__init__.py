@@ -1,0 +1,1 @@
+"""Texts and labels from files, and their token ids."""

@@ -1,0 +1,226 @@
+"""Text for calibration, evaluation and benchmarks: find the text columns of a file, folder or dataset, read records.
+
+Reading streams and stops early; every fault is a DataError naming file, line and way out. No torch, no transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdq.base.config import nearest
+from qdq.errors import ConfigError, DataError
+from qdq.text.columns import DETECTION_RULES, SAMPLE_ROWS, Columns, detect_columns
+from qdq.text.files import Row, files_below, read_rows
+from qdq.text.layouts import details, known_layout
+
+__all__ = ["DETECTION_RULES", "Columns", "Record", "TextSource", "bundled", "read_records", "records_from_rows"]
+
+logger = logging.getLogger(__name__)
+
+_BUNDLED = Path(__file__).resolve().parents[2] / "calib_data"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One text, or a text pair, with what the file says about it.
+
+    Attributes:
+        label: class or score as written; None when there is none.
+        label_name: CLUE's readable name of the class (label_desc), where the file has one beside the label.
+        words, tags: of a tagged sentence, one tag per word; "" is a tag that is missing.
+        answers: (text, first character in `pair`) of a question, () when it has none; None when the file says nothing.
+        id: the row's own id, for prediction files.
+    """
+
+    text: str
+    pair: str | None = None
+    label: str | None = None
+    label_name: str | None = None
+    words: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    answers: tuple[tuple[str, int], ...] | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """What the user asked for.
+
+    `path` is a file, a folder, or ``datasets:NAME_OR_FOLDER[:split]``; `text_columns` names one (text) or two
+    (text, pair) columns, empty means detect; `label_column` None means detect.
+    """
+
+    path: str
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+
+
+def bundled(pairs: bool = False, heldout: bool = False) -> TextSource:
+    """The English text that ships with the project: calibration text, or `heldout` text never calibrated on."""
+    name = f"{'heldout' if heldout else 'texts'}.jsonl"
+    if pairs:
+        name = f"{'heldout_' if heldout else ''}pairs.jsonl"
+    return TextSource(str(_BUNDLED / name))
+
+
+def read_records(source: TextSource, limit: int | None = None) -> tuple[list[Record], Columns]:
+    """Read the first `limit` usable rows of `source` (all when None), in file order, and say which columns were used.
+
+    Deterministic: a folder is read by sorted relative name. Raises DataError for a missing, unreadable, empty or
+    malformed source, ConfigError for a wrong option or a missing `datasets` package.
+    """
+    return records_from_rows(_rows(source.path), source, limit)
+
+
+def records_from_rows(
+    rows: Iterable[Row | Mapping[str, Any]], source: TextSource, limit: int | None = None
+) -> tuple[list[Record], Columns]:
+    """As `read_records`, from rows at hand: any iterable of mappings, such as a `datasets.Dataset`."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"{source.path}: cannot read {limit} rows; ask for at least one")
+    numbered = (row if isinstance(row, Row) else Row(f"{source.path}, row {n}", row) for n, row in enumerate(rows, 1))
+    stream = map(known_layout, numbered)
+    sample = list(itertools.islice(stream, SAMPLE_ROWS))
+    if not sample:
+        raise DataError(f"{source.path}: no rows (empty, only blank lines, or only a header); give a file with text")
+    columns = detect_columns([row.values for row in sample], source.path, source.text_columns, source.label_column)
+    records: list[Record] = []
+    read = 0
+    for row in itertools.chain(sample, stream):
+        read += 1
+        if (record := _record(row, columns)) is not None:
+            records.append(record)
+        if len(records) == limit:
+            break
+    return records, _counted(source, columns, read, len(records))
+
+
+def _counted(source: TextSource, columns: Columns, read: int, used: int) -> Columns:
+    names = f"'{columns.text}'" + (f" or '{columns.pair}'" if columns.pair else "")
+    if not used:
+        raise DataError(f"{source.path}: {names} is empty in all {read} rows; name other columns with --text-columns")
+    if read > used:
+        logger.warning("%s: %d of %d rows skipped, %s is empty there", source.path, read - used, read, names)
+    return Columns(columns.text, columns.pair, columns.label, read - used)
+
+
+def _rows(path: str) -> Iterator[Row]:
+    if path.startswith("datasets:"):
+        return _dataset_rows(path)
+    if not path.strip():
+        raise ConfigError("the data path is empty; give a file, a folder or datasets:NAME")
+    place = Path(path).expanduser()
+    try:
+        if not place.exists():
+            raise DataError(f"{path} does not exist{_sibling(place)}")
+        if _is_saved_dataset(place):
+            return _dataset_rows(f"datasets:{place}")
+        files = files_below(place) if place.is_dir() else [place]
+    except OSError as error:  # no rights, a name too long
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path and its rights") from error
+    return itertools.chain.from_iterable(read_rows(file) for file in files)
+
+
+def _sibling(place: Path) -> str:
+    folder = place.parent
+    if not folder.is_dir():
+        return f", nor does the folder {folder}; check the path"
+    close = difflib.get_close_matches(place.name, sorted(p.name for p in folder.iterdir()), n=1, cutoff=0.4)
+    return f"; did you mean {folder / close[0]}?" if close else "; check the path"
+
+
+def _record(row: Row, columns: Columns) -> Record | None:
+    """The record of a row; None when its text or pair is empty."""
+    text = _string(row, columns.text)
+    pair = _string(row, columns.pair) if columns.pair else None
+    if not text or (columns.pair and not pair):
+        return None
+    label = row.values.get(columns.label) if columns.label else None
+    return Record(text, pair, _word(label), **details(row))
+
+
+def _string(row: Row, column: str) -> str:
+    if column not in row.values:
+        raise DataError(
+            f"{row.where}: no column '{column}' in this row; "
+            f"it has {', '.join(map(str, row.values))}; correct it, or give a single file instead of the folder"
+        )
+    value = row.values[column]
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise DataError(f"{row.where}: '{column}' is {kind}, not text; correct it, or name another with --text-columns")
+    return value.encode("utf-8", "replace").decode()  # tokenizers refuse unpaired surrogates, which JSON escapes allow
+
+
+def _word(label: Any) -> str | None:
+    """A label as text; JSON's true and false in its own spelling."""
+    if label is None or isinstance(label, bool):
+        return None if label is None else str(label).lower()
+    return str(label)
+
+
+def _is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` wrote this folder with save_to_disk."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _dataset_rows(spec: str) -> Iterator[Row]:
+    """Rows of ``datasets:NAME_OR_FOLDER[:split]``; without a split "train", or the only or first one."""
+    name, _, split = spec.removeprefix("datasets:").partition(":")
+    try:
+        import datasets  # optional: the extra "train"
+    except ImportError:
+        raise ConfigError(
+            f"{spec}: needs the datasets package; run pip install '.[train]', or give JSON lines, TSV, CSV or text"
+        ) from None
+    _check_reachable(spec, name)
+    try:
+        data = datasets.load_from_disk(name) if _is_saved_dataset(Path(name)) else datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{spec}: cannot be loaded ({error}); check the name, the split and the network") from error
+    if hasattr(data, "keys"):  # a DatasetDict: split name -> Dataset
+        splits = sorted(data.keys())
+        split = split or ("train" if "train" in splits else splits[0])
+        if split not in splits:
+            raise DataError(f"{spec}: no split '{split}'; {nearest(split, splits)}")
+        data = data[split]
+    elif split:
+        raise DataError(f"{spec}: this dataset was saved without splits; leave ':{split}' away")
+    names = _tag_names(data)
+    return (Row(f"{spec}, row {number}", _named(row, names)) for number, row in enumerate(data, start=1))
+
+
+def _check_reachable(spec: str, name: str) -> None:
+    """Raise DataError within five seconds where `datasets` would ask a silent hub again and again."""
+    import datasets
+
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    if Path(name).exists() or cached.is_dir():
+        return
+    from qdq.load.hub import silence
+
+    if reason := silence(name):
+        raise DataError(
+            f"{spec}: is no folder here, and the hub cannot be reached ({reason}); save the data set on another "
+            "machine with save_to_disk and give its folder"
+        )
+
+
+def _tag_names(data: Any) -> dict[str, list[str]]:
+    """Columns that hold a list of class numbers per row -> the names of the classes."""
+    inner = {
+        column: getattr(feature, "feature", None) for column, feature in (getattr(data, "features", None) or {}).items()
+    }
+    return {column: list(feature.names) for column, feature in inner.items() if feature and hasattr(feature, "names")}
+
+
+def _named(row: Mapping[str, Any], names: Mapping[str, list[str]]) -> Mapping[str, Any]:
+    return {**row, **{column: [classes[tag] for tag in row[column]] for column, classes in names.items()}}

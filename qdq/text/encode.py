@@ -1,0 +1,265 @@
+"""Turn text records into model feeds: int64 arrays with the tokenizer's own special tokens, padding and truncation.
+
+Records are tokenized one by one and padded here, so that texts and text pairs may be mixed and the arrays do not
+depend on how records are batched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.base.config import nearest
+from qdq.errors import ConfigError, DataError
+from qdq.text.data import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Feed: TypeAlias = dict[str, NDArray[np.int64]]
+PadTo = Literal["max_length", "longest"]
+TokenRow: TypeAlias = Mapping[str, list[int]]  # one tokenized text (pair): input name -> ids, not padded
+# Where "clearly not English" begins; bert-base-chinese has a CJK share of 35 %, multilingual BERT of about 7 %.
+_UNKNOWN_SHARE, _TOKENS_PER_WORD, _CJK_SHARE, _ENGLISH_SHARE = 0.20, 3.0, 0.15, 0.30
+_ENGLISH_WORD = re.compile(r"[\u2581\u0120]?[a-z]{3,}")  # with the word-start marks of SentencePiece and byte-level BPE
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def encode_batch(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    inputs: Sequence[str],
+    sequence: int,
+    pad_to: PadTo = "max_length",
+) -> Feed:
+    """Feeds of shape [len(records), S] int64, one array for each name in `inputs`.
+
+    S is `sequence` for "max_length", else the longest record's length; longer records are truncated to `sequence`
+    (of a pair, the longer text first). `token_type_ids` are zeros when the tokenizer knows none.
+    Raises ConfigError for an input name no tokenizer supplies or a `sequence` without room for text, DataError for no
+    records or a tokenizer without padding token.
+    """
+    if not records:
+        raise DataError("there are no records to tokenize; read at least one text")
+    rows = [tokenize(tokenizer, record, inputs, sequence) for record in records]
+    return pad(tokenizer, rows, inputs, sequence if pad_to == "max_length" else longest(rows))
+
+
+def encode_choices(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    inputs: Sequence[str],
+    sequence: int,
+    choices: int = 2,
+    pad_to: PadTo = "max_length",
+) -> Feed:
+    """Feeds of shape [len(records), choices, S] int64 for multiple choice; see `choice_records` for the choices."""
+    flat = [record for sample in choice_records(records, choices) for record in sample]
+    feed = encode_batch(tokenizer, flat, inputs, sequence, pad_to)
+    return _shaped(feed, len(records), choices)
+
+
+def choice_records(records: Sequence[Record], choices: int) -> list[list[Record]]:
+    """`choices` records per record: its own (text, pair) first, then its text with the following records' pairs.
+
+    The distractors serve calibration and benchmarks, where any plausible text does; they are no test questions.
+    A record without a pair takes the following records' texts, and the list is read as a circle.
+    """
+    endings = [record.pair or record.text for record in records]
+    first = [0 if record.pair else 1 for record in records]
+    return [
+        [Record(record.text, endings[(i + first[i] + k) % len(records)]) for k in range(choices)]
+        for i, record in enumerate(records)
+    ]
+
+
+def calibration_batches(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    inputs: Sequence[str],
+    sequence: int,
+    micro_batch: int = 8,
+    choices: int | None = None,
+) -> Iterator[Feed]:
+    """Feeds of up to `micro_batch` records, [b, S] or [b, choices, S], each padded to its longest record only.
+
+    Records are sorted by token length (stable), so the batches are the same whatever batch size the user runs with
+    and little is padding; the last one holds what is left.
+    """
+    if micro_batch < 1:
+        raise ConfigError(f"a calibration batch cannot hold {micro_batch} records; give at least one")
+    samples = [[record] for record in records] if choices is None else choice_records(records, choices)
+    encoded = [[tokenize(tokenizer, record, inputs, sequence) for record in sample] for sample in samples]
+    encoded.sort(key=longest)
+    for start in range(0, len(encoded), micro_batch):
+        group = encoded[start : start + micro_batch]
+        rows = list(itertools.chain.from_iterable(group))
+        yield _shaped(pad(tokenizer, rows, inputs, longest(rows)), len(group), choices)
+
+
+def workload(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    inputs: Sequence[str],
+    batch: int,
+    sequence: int,
+    count: int,
+) -> list[Feed]:
+    """`count` benchmark feeds of exactly [batch, sequence]; see `workload_of_shape`."""
+    return workload_of_shape(tokenizer, records, inputs, (batch, sequence), count)
+
+
+def workload_of_shape(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    inputs: Sequence[str],
+    shape: tuple[int, int] | tuple[int, int, int],
+    count: int,
+) -> list[Feed]:
+    """`count` feeds of exactly `shape`: (batch, sequence), or (batch, choices, sequence) for multiple choice.
+
+    Token ids and lengths are those of the texts, truncated and padded to `sequence`. Texts follow one another through
+    the batches; when they run out they come again with their words rotated, as often as that gives new token ids.
+    Neighbouring rows are never equal when any two records differ in tokens. Raises as `encode_batch`.
+    """
+    batch, sequence, choices = shape[0], shape[-1], shape[1] if len(shape) == 3 else None
+    if min(*shape, count) < 1:
+        raise ConfigError(f"a workload of {count} batches of {shape} is empty; give sizes of at least one")
+    if not records:
+        raise DataError("there are no records to benchmark with; read at least one text")
+    groups = [[record] for record in records] if choices is None else choice_records(records, choices)
+    samples = itertools.cycle(_distinct_samples(tokenizer, groups, inputs, sequence, batch * count))
+    feeds = []
+    for _ in range(count):
+        rows = list(itertools.chain.from_iterable(itertools.islice(samples, batch)))
+        feeds.append(_shaped(pad(tokenizer, rows, inputs, sequence), batch, choices))
+    return feeds
+
+
+def _distinct_samples(
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[Sequence[Record]],
+    inputs: Sequence[str],
+    sequence: int,
+    needed: int,
+) -> list[list[TokenRow]]:
+    """Up to `needed` samples that differ in their tokens: the records as they are, then with their words rotated."""
+    found: dict[tuple[tuple[int, ...], ...], list[TokenRow]] = {}
+    rotation, before = 0, -1
+    while len(found) > before:
+        before = len(found)
+        for group in groups:
+            rows = [tokenize(tokenizer, _rotated(record, rotation), inputs, sequence) for record in group]
+            found.setdefault(tuple(tuple(row["input_ids"]) for row in rows), rows)
+            if len(found) == needed:
+                return list(found.values())
+        rotation += 1
+    return list(found.values())
+
+
+def _rotated(record: Record, by: int) -> Record:
+    return Record(_rotate(record.text, by), None if record.pair is None else _rotate(record.pair, by))
+
+
+def _rotate(text: str, by: int) -> str:
+    """`text` with its first `by` words moved to the end; by characters where a script writes no spaces."""
+    if by == 0 or not text.strip():
+        return text
+    separator, units = (" ", text.split()) if " " in text.strip() or text.isascii() else ("", list(text))
+    shift = by % len(units)
+    return separator.join(units[shift:] + units[:shift])
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequence[str], sequence: int) -> TokenRow:
+    """One record's ids per input, truncated to `sequence`, not padded."""
+    for name in inputs:
+        if name not in _INPUTS:
+            raise ConfigError(f"model input '{name}' cannot be made from text; {nearest(name, _INPUTS)}")
+    texts = 1 if record.pair is None else 2
+    special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
+    if sequence < special + texts:  # the tokenizer would silently not truncate at all
+        raise ConfigError(
+            f"sequence {sequence} leaves no room for {'a text pair' if texts == 2 else 'a text'} beside {special} "
+            f"special tokens; give --sequence {special + texts} or more"
+        )
+    typed = "token_type_ids" in inputs and "token_type_ids" in tokenizer.model_input_names
+    encoding = tokenizer(
+        record.text,
+        record.pair,
+        truncation=True,
+        max_length=sequence,
+        return_attention_mask=False,
+        return_token_type_ids=typed,
+        verbose=False,
+    )
+    ids: list[int] = encoding["input_ids"]
+    types: list[int] = encoding["token_type_ids"] if typed else [0] * len(ids)
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}
+
+
+def longest(rows: Sequence[TokenRow]) -> int:
+    """Tokens of the longest row."""
+    return max(len(row["input_ids"]) for row in rows)
+
+
+def pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenRow], inputs: Sequence[str], width: int) -> Feed:
+    """Arrays [len(rows), width] on the side and with the ids the tokenizer was trained to pad with."""
+    if tokenizer.pad_token_id is None:
+        raise DataError("the tokenizer has no padding token; set pad_token in its tokenizer_config.json")
+    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    feed = {}
+    for name in inputs:
+        array = np.full((len(rows), width), fill.get(name, 0), dtype=np.int64)
+        for target, row in zip(array, rows, strict=True):
+            ids = row[name]
+            target[slice(width - len(ids), None) if tokenizer.padding_side == "left" else slice(len(ids))] = ids
+        feed[name] = array
+    return feed
+
+
+def _shaped(feed: Feed, batch: int, choices: int | None) -> Feed:
+    if choices is None:
+        return feed
+    return {name: array.reshape(batch, choices, -1) for name, array in feed.items()}
+
+
+def check_language(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> str | None:
+    """A warning when the tokenizer is clearly not English, for use with the bundled English text; None when it is fine.
+
+    Clearly not English: over 20 % unknown tokens, over 3.0 tokens per word, or a vocabulary of CJK characters with few
+    lowercase ASCII words. English WordPiece and BPE models need 1.1 to 1.6 tokens per word of ordinary text.
+    """
+    if (reason := _foreign_vocabulary(tokenizer.get_vocab()) or _poor_split(tokenizer, records)) is None:
+        return None
+    return (
+        f"the model's tokenizer does not look English ({reason}), but the bundled calibration text is; "
+        "bring text in the model's language: --calibration FILE (CALIB=FILE)"
+    )
+
+
+def _poor_split(tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]) -> str | None:
+    words = tokens = unknown = 0
+    for record in records:
+        ids = tokenizer(record.text, add_special_tokens=False, verbose=False)["input_ids"]
+        words += len(record.text.split())
+        tokens += len(ids)
+        unknown += ids.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
+    if tokens and unknown / tokens > _UNKNOWN_SHARE:
+        return f"{unknown / tokens:.0%} of the English tokens are unknown to it"
+    if words and tokens / words > _TOKENS_PER_WORD:
+        return f"{tokens / words:.1f} tokens per English word"
+    return None
+
+
+def _foreign_vocabulary(vocabulary: Mapping[str, int]) -> str | None:
+    """Chinese and Japanese character models split English into known pieces, so only the vocabulary gives them away."""
+    cjk = sum(len(token) == 1 and "\u3400" <= token <= "\u9fff" for token in vocabulary) / max(len(vocabulary), 1)
+    english = sum(map(bool, map(_ENGLISH_WORD.fullmatch, vocabulary))) / max(len(vocabulary), 1)
+    if cjk > _CJK_SHARE and english < _ENGLISH_SHARE:
+        return f"{cjk:.0%} of its vocabulary are single Chinese or Japanese characters"
+    return None

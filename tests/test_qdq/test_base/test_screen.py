@@ -1,0 +1,63 @@
+"""What a run shows fits 80 columns, and warnings are shown once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+
+import pytest
+
+from qdq.base.screen import WIDTH, Screen, logged_to, wrap
+
+LONG = "/a/path/that/nobody/may/break/" + "x" * 90
+
+
+def shown(screen_use: str) -> str:
+    return " ".join(screen_use.split())
+
+
+def test_wrap_keeps_words_and_lines() -> None:
+    text = wrap(f"first {'word ' * 30}\n  - item with-a-hyphen {LONG} end", 4)
+    assert all(len(line) <= WIDTH or LONG in line for line in text.splitlines())
+    assert LONG in text
+    assert text.splitlines()[1].startswith("    word")
+    assert shown(text) == shown(f"first {'word ' * 30}\n  - item with-a-hyphen {LONG} end")
+
+
+def test_stage_lines() -> None:
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        screen = Screen()
+        with screen.stage("build") as stage:
+            stage.progress(1, 2)
+            stage.say("[bold]result[/bold] " + "word " * 20)
+        screen.skipped("verify")
+        screen.row("target", "openvino")
+    lines = err.getvalue().splitlines()
+    assert all(len(line) <= WIDTH for line in lines)
+    assert lines[0].startswith("  build         0.0 s  [bold]result[/bold] word")  # text, not markup
+    assert lines[1].startswith(" " * 23 + "word")
+    assert lines[-2].split() == ["verify", "up", "to", "date"]
+    assert lines[-1] == "  target      openvino"
+
+
+def test_a_failing_stage_shows_no_result() -> None:
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), pytest.raises(ValueError, match="broken"), Screen().stage("build"):
+        raise ValueError("broken")
+    assert err.getvalue() == ""
+
+
+def test_warnings_are_shown_once_and_kept() -> None:
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        screen = Screen()
+        with logged_to(screen):
+            for _ in range(2):
+                logging.getLogger("qdq.text.data").warning("%d rows skipped", 3)
+            logging.getLogger("engines.triton").info("written")
+            screen.warn("3 rows skipped")
+        logging.getLogger("qdq.text.data").info("not shown")
+    assert err.getvalue() == "warning: 3 rows skipped\n"
+    assert screen.warnings == ["3 rows skipped"]

@@ -1,0 +1,105 @@
+"""PTQ of an ONNX file through compress(): the graph computes what fake quantization of its linears does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from export.to_onnx import export_onnx
+from qdq.compress.arguments import CompressionArguments
+from qdq.compress.onnx_file import OnnxModule
+from qdq.compress.trainer import CompressionTrainer
+from qdq.errors import ConfigError, DataError
+from qdq.inject import QuantSpec, inject
+from qdq.inject.quantizer import folded
+from qdq.load.model import LoadedModel
+
+Load = Callable[..., LoadedModel]
+Encode = Callable[..., dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def graph(load_tiny: Load, encode: Encode, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    loaded = load_tiny()
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    inject(loaded.model, QuantSpec(placement="linear", linear=False, matmul=(), residual=()))
+    with folded(loaded.model):
+        export_onnx(loaded.module(), encode(loaded, 2), loaded.outputs, path)
+    return path
+
+
+def rows(load_tiny: Load, encode: Encode) -> list[dict[str, torch.Tensor]]:
+    loaded = load_tiny()
+    inputs = encode(loaded)
+    with torch.no_grad():
+        labels = loaded.model(**inputs).logits.argmax(-1)
+    return [{**{name: inputs[name][i] for name in inputs}, "labels": labels[i]} for i in range(len(labels))]
+
+
+def run(graph: Path, folder: Path, data: Any, strategy: str = "ptq", **options: Any) -> Any:
+    values: dict[str, Any] = {"algo_list": ["abs_max"], "batch_num_list": [None], "report_to": "none", "device": "cpu"}
+    arguments = CompressionArguments(
+        output_dir=str(folder), strategy=strategy, input_infer_model_path=str(graph), **{**values, **options}
+    )
+    return CompressionTrainer(args=arguments, eval_dataset=data).compress()
+
+
+def test_a_file_is_quantized_as_the_module_would_be(
+    graph: Path, load_tiny: Load, encode: Encode, tmp_path: Path
+) -> None:
+    result = run(graph, tmp_path, rows(load_tiny, encode), batch_size_list=[4])
+    assert result.baseline == 1.0
+    assert result.best.notes["linears"] == 14  # 6 per layer, the pooler and the head: a file has no zones
+    made = onnx.load(tmp_path / result.best.name / "model.onnx")
+    onnx.checker.check_model(made)
+    inputs = encode(load_tiny())
+    expected = _fake_quantized(load_tiny(), inputs)
+    found = OnnxModule(made)(**inputs)["logits"]
+    assert torch.allclose(found, expected, atol=2e-3)  # a code more or less where rounding differs
+    plain = load_tiny().model(**inputs).logits
+    assert (found - plain).abs().max() > 1e-3
+
+
+def _fake_quantized(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+
+    spec = QuantSpec(placement="linear", matmul=(), residual=(), enable_layers=r"(pooler|classifier)")
+    inject(loaded.model, spec)
+    calibrate(loaded.model, [inputs], spec, CalibrationSettings("max"))
+    with torch.no_grad():
+        logits: torch.Tensor = loaded.model(**inputs).logits
+    return logits
+
+
+def test_inputs_become_int32_when_asked(graph: Path, load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
+    data = rows(load_tiny, encode)
+    found = []
+    for kind in ("int64", "int32"):
+        result = run(graph, tmp_path / kind, data, input_dtype=kind)
+        made = onnx.load(tmp_path / kind / result.best.name / "model.onnx")
+        types = {onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in made.graph.input}
+        assert types == {kind.upper()}
+        found.append(OnnxModule(made)(**encode(load_tiny()))["logits"])
+    assert torch.equal(*found)
+
+
+def test_files_and_strategies_that_do_not_fit(graph: Path, load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
+    data = rows(load_tiny, encode)
+    with pytest.raises(ConfigError, match=r"can be quantized, not trained or pruned; strategy is dynabert\+ptq"):
+        run(graph, tmp_path, data, "dynabert+ptq")
+    with pytest.raises(ConfigError, match="bias_correction: needs a module"):
+        run(graph, tmp_path, data, bias_correction=True)
+    with pytest.raises(ConfigError, match="cannot be read as ONNX"):
+        run(tmp_path / "no.onnx", tmp_path, data)
+    with pytest.raises(DataError, match="has no column 'attention_mask'"):
+        run(graph, tmp_path, [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in data])
+    with pytest.raises(ConfigError, match="no built-in evaluator fits"):
+        run(graph, tmp_path, [{key: value for key, value in row.items() if key != "labels"} for row in data])
+    result = run(graph, tmp_path / "first", data)
+    with pytest.raises(ConfigError, match="has QuantizeLinear nodes already"):
+        run(tmp_path / "first" / result.best.name / "model.onnx", tmp_path / "second", data)

@@ -1,0 +1,115 @@
+"""Options of a compile run: every wrong value is named with its nearest valid one; defaults depend on the target."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engines.tensorrt.settings import HARDWARE
+from qdq.errors import ConfigError
+from qdq.inject.spec import PLACEMENTS
+from qdq.pipeline import options as module
+from qdq.pipeline.options import CompileOptions, available_cores, detect_target, resolve
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"target": "openvin"}, r"--target: unknown value 'openvin'; did you mean 'openvino'\? \(valid: auto, "),
+        ({"target": "tensorrrt"}, r"did you mean 'tensorrt'\?"),
+        ({"precision_hint": "fp32"}, r"--precision-hint: unknown value 'fp32'; did you mean 'f32'\?"),
+        ({"calibrator": "mx"}, r"--calibrator: unknown value 'mx'; did you mean 'max'\?"),
+        ({"placement": "linear-qk"}, r"--placement: unknown value 'linear-qk'; did you mean 'linear\+qk'\?"),
+        ({"buckets": (64, 32, 128)}, "--buckets: 64,32,128 must be increasing lengths"),
+        ({"buckets": (32, 128), "triton_backend": "openvino"}, "--buckets: Triton's openvino backend forms no batches"),
+        ({"triton_backend": "onnx"}, r"--triton-backend: unknown value 'onnx'; did you mean 'onnxruntime'\?"),
+        ({"placement": "linear", "spec": "s.yaml"}, "--placement and --spec both"),
+        ({"samples": 0}, r"--samples: 0 is outside 1\.\."),
+        ({"eval_samples": 0}, r"--eval-samples: 0 is outside 1\.\."),
+        ({"batch": 0}, r"--batch: 0 is outside 1\.\.4096"),
+        ({"batch": 5000}, r"--batch: 5000 is outside 1\.\.4096"),
+        ({"sequence": 3}, r"--sequence: 3 is outside 4\.\."),
+        ({"threads": -1}, r"--threads: -1 is outside 0\.\."),
+        ({"calibrator": "KLL"}, r"--calibrator: unknown value 'KLL'; did you mean 'KL'\?"),
+        ({"calibrator": "percentile:101"}, r"--calibrator: percentile: 101\.0 is outside \(0, 100\]"),
+        ({"calibrator": "mse:3"}, r"--calibrator: 'mse:3': only percentile takes a number"),
+        ({"percentile": 0.0}, r"percentile: 0\.0 is outside \(0, 100\]"),
+        ({"percentile": 100.5}, r"percentile: 100\.5 is outside"),
+        ({"percentile": float("nan")}, "percentile: nan is outside"),
+        ({"bench_seconds": 0.0}, r"--bench-seconds: 0\.0 must be positive"),
+        ({"bench_seconds": float("nan")}, "--bench-seconds: nan must be positive"),
+        ({"hardware_compatibility": "ampere"}, r"--hardware-compatibility: .*did you mean 'ampere_plus'"),
+        ({"optimization_level": 6}, r"--optimization-level: 6 is outside 0\.\.5"),
+        ({"workspace_gib": 0.0}, r"--workspace-gib: 0\.0 must be positive"),
+        ({"text_columns": ("a", "b", "c")}, "--text-columns: at most two"),
+    ],
+)
+def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(CompileOptions(), **values).validate()
+
+
+def test_the_defaults_are_valid_and_what_the_issue_says() -> None:
+    options = CompileOptions()
+    options.validate()
+    assert (options.target, options.batch, options.sequence, options.precision_hint) == ("auto", 40, 128, "f32")
+
+
+def test_names_are_those_of_the_modules_that_act_on_them() -> None:
+    """options.py repeats them so that the command line needs no torch."""
+    assert set(module.PLACEMENT_NAMES) == set(PLACEMENTS)
+    assert module.HARDWARE == HARDWARE
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt"])
+def test_resolve_fills_in_what_is_open(target: str) -> None:
+    resolved = resolve(CompileOptions(target=target), "minilm")
+    assert resolved.placement == "auto"
+    assert resolved.out == "build/minilm"
+    assert resolved.threads == available_cores() >= 1
+
+
+def test_resolve_keeps_what_was_typed() -> None:
+    typed = CompileOptions(target="openvino", placement="qdqbert", threads=1, streams=1, out="/tmp/x", model="m")
+    assert resolve(typed, "other") == typed
+
+
+def test_requests_at_once_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_cores", lambda: 8)
+    monkeypatch.setattr("engines.cores.numa_nodes", lambda: ())
+    resolved = resolve(CompileOptions(target="openvino", mode="throughput", threads=2), "m")
+    assert (resolved.threads, resolved.streams) == (2, 4)
+    with pytest.raises(ConfigError, match="--mode: throughput is about CPU engines"):
+        resolve(CompileOptions(target="tensorrt", mode="throughput"), "m")
+
+
+def test_the_longest_bucket_is_where_texts_are_cut() -> None:
+    with pytest.raises(ConfigError, match="--buckets: 32,64 must end with --sequence 128"):
+        resolve(CompileOptions(target="openvino", buckets=(32, 64)), "m")
+
+
+def test_a_spec_file_takes_the_place_of_a_named_placement() -> None:
+    assert resolve(CompileOptions(target="openvino", spec="s.yaml"), "m").placement is None
+
+
+def test_auto_is_openvino_without_the_tensorrt_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert detect_target() == "openvino"
+    assert resolve(CompileOptions(), "m").target == "openvino"
+
+
+def test_options_are_plain_json() -> None:
+    options = CompileOptions(text_columns=("a", "b"))
+    assert json.loads(json.dumps(options.as_json())) == options.as_json()
+    assert options.as_json()["text_columns"] == ["a", "b"]
+
+
+def test_options_need_no_heavy_import() -> None:
+    code = "import sys, qdq.pipeline.options; print(sorted({'torch', 'transformers', 'onnx', 'openvino'} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

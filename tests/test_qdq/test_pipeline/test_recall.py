@@ -1,0 +1,63 @@
+"""What a stage takes over from the earlier run."""
+
+from __future__ import annotations
+
+import pytest
+
+from qdq.errors import ConfigError
+from qdq.pipeline.options import CompileOptions
+from qdq.pipeline.recall import DECIDED_BY, ORDER, recalled
+
+EARLIER = CompileOptions(
+    model="m", task="fill-mask", placement="qdqbert", batch=2, text_columns=("a", "b"), target="onnxruntime"
+)
+
+
+def test_earlier_options_unless_typed() -> None:
+    assert recalled("bench", {}, EARLIER.as_json()) == EARLIER
+    changed = recalled("bench", {"batch": 40, "out": "x"}, EARLIER.as_json())
+    assert (changed.batch, changed.out, changed.text_columns) == (40, "x", ("a", "b"))
+    assert recalled("inject", {"batch": 3}, {}) == CompileOptions(batch=3)
+    assert recalled("bench", {}, {**EARLIER.as_json(), "of another day": 1}) == EARLIER
+
+
+def test_the_cores_are_shared_anew_when_a_share_changes() -> None:
+    earlier = {**EARLIER.as_json(), "threads": 2, "streams": 4, "mode": "throughput"}
+    for typed, expected in (
+        ({}, (2, 4)),
+        ({"mode": "throughput"}, (2, 4)),
+        ({"mode": "latency"}, (0, 0)),
+        ({"threads": 1}, (1, 0)),
+        ({"streams": 8}, (0, 8)),
+        ({"mode": "latency", "threads": 3}, (3, 0)),
+    ):
+        options = recalled("bench", typed, earlier)
+        assert (options.threads, options.streams) == expected, typed
+
+
+def test_spec_and_placement_replace_each_other() -> None:
+    options = recalled("calibrate", {"spec": "s.yaml"}, EARLIER.as_json())
+    assert (options.spec, options.placement) == ("s.yaml", None)
+    options.validate()
+
+
+def test_another_model_brings_its_own_task_and_placement() -> None:
+    options = recalled("calibrate", {"model": "other"}, EARLIER.as_json())
+    assert (options.model, options.task, options.placement, options.batch) == ("other", None, None, 2)
+    assert recalled("calibrate", {"model": "m"}, EARLIER.as_json()) == EARLIER
+
+
+def test_what_is_decided_can_be_repeated_but_not_changed() -> None:
+    assert recalled("bench", {"placement": "qdqbert"}, EARLIER.as_json()) == EARLIER
+    with pytest.raises(ConfigError, match="--placement: this work directory was made with 'qdqbert', and 'linear'"):
+        recalled("export", {"placement": "linear"}, EARLIER.as_json())
+    with pytest.raises(ConfigError, match="--calibration: this work directory was made with its default"):
+        recalled("verify", {"calibration": "x.txt"}, EARLIER.as_json())
+    assert recalled("calibrate", {"samples": 3}, EARLIER.as_json()).samples == 3
+    assert recalled("build", {"precision_hint": "bf16"}, EARLIER.as_json()).precision_hint == "bf16"
+
+
+def test_decisions_name_stages_and_options() -> None:
+    assert set(DECIDED_BY) <= set(ORDER)
+    names = CompileOptions().as_json().keys()
+    assert {option for options in DECIDED_BY.values() for option in options} <= names

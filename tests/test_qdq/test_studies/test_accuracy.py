@@ -1,0 +1,75 @@
+"""Figures of docs/accuracy.md come from what a compile leaves, and from every variant of the treatments."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qdq.studies import accuracy_decisions
+from qdq.studies.accuracy import CHECKPOINT, GRAPH, OPENVINO, Case, Measured, Way
+from qdq.studies.accuracy_page import load_decisions, render
+from qdq.studies.effects import main as effects
+
+
+@pytest.fixture
+def shared(tiny_checkpoint: Callable[..., Path], jsonl_file: Path, tmp_path: Path) -> Path:
+    """A folder with models/tiny and data/ as `CASES` expects them."""
+    shared = tmp_path / "shared"
+    shutil.copytree(tiny_checkpoint("bert", num_hidden_layers=1), shared / "models" / "tiny")
+    (shared / "data").mkdir()
+    rows = jsonl_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, some in (("train.jsonl", rows[::2]), ("dev.jsonl", rows[1::2])):
+        (shared / "data" / name).write_text("".join(some), encoding="utf-8")
+    return shared
+
+
+TINY = Case("tiny", "train.jsonl", "dev.jsonl", sequence=32)
+
+
+@pytest.mark.slow
+def test_a_way_is_compiled_and_each_of_its_engines_scored(shared: Path, tmp_path: Path) -> None:
+    measured = Measured(TINY, shared, tmp_path / "work")
+    engines = (CHECKPOINT, GRAPH, OPENVINO)
+    figures = dict(measured.figures(Way("linear+qk", "openvino", engines)))
+    assert tuple(figures) == engines
+    for figure in figures.values():
+        assert (figure.kept, figure.main, figure.placement) == ((14, 20), "accuracy", "linear+qk")
+        assert figure.metrics["accuracy"]["fp32"] == measured.floating().scores.value
+        assert 0 < figure.closeness["output_mse"] < 1e-3 and figure.closeness["agreement"] > 0.8
+    assert "| linear+qk | OpenVINO engine | 14/20 | accuracy |" in render(list(figures.values()))
+
+
+@pytest.mark.slow
+def test_the_study_and_both_searches_get_their_place_on_the_page(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "decisions"
+    kept.mkdir()
+    for name, value in {"DECISIONS": kept, "CALIBRATION_TEXTS": 4, "SAMPLES": 8}.items():
+        monkeypatch.setattr(accuracy_decisions, name, value)
+    accuracy_decisions.measure(TINY, shared, tmp_path / "work")
+    names = ("tiny-search-openvino", "tiny-search-tensorrt", "tiny-sensitivity")
+    assert {path.name for path in kept.iterdir()} == {f"{name}{end}" for name in names for end in (".json", ".png")}
+    page = render([], decisions=load_decisions(kept))
+    assert "## Which points hurt: tiny" in page and "over training rows 5 to 12" in page
+    assert "## What the search finds: tiny, openvino" in page and "nothing was timed without a GPU" in page
+    before = {path: path.read_bytes() for path in kept.iterdir()}
+    accuracy_decisions.measure(TINY, shared, tmp_path / "none")  # all there: nothing runs
+    assert {path: path.read_bytes() for path in kept.iterdir()} == before and not (tmp_path / "none").exists()
+
+
+def test_every_variant_stands_beside_fp32(
+    tiny_checkpoint: Callable[..., Path], jsonl_file: Path, tmp_path: Path
+) -> None:
+    data, out = str(jsonl_file), tmp_path / "effects.json"
+    words = ["--model", str(tiny_checkpoint("bert")), "--calibration", data, "--eval-data", data, "--out", str(out)]
+    words += ["--placements", "linear", "--only", "default,plain max", "--samples", "8", "--sequence", "32"]
+    assert effects([*words, "--threads", "1"]) == 0
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["variant"] for row in report["rows"]] == ["FP32", "default", "plain max"]
+    assert all(row["output_mse"] > 0 for row in report["rows"][1:])
+    assert "| linear | default | " in render([], [report]) and "| – | FP32 | " in render([], [report])
