@@ -10,8 +10,9 @@ from typing import Any
 
 from engines.bench.interleave import Progress
 from engines.bench.workload import check_workload
-from engines.bench_gpu.device import Device, open_device
+from engines.bench_gpu.device import Device
 from engines.bench_gpu.nvml import telemetry
+from engines.bench_gpu.opening import open_device
 from engines.bench_gpu.plan import Plan, contestant
 from engines.bench_gpu.report import Measured, benchmark
 from engines.bench_gpu.settings import GpuBenchSettings

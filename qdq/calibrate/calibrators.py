@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -28,54 +27,13 @@ from qdq.calibrate.algorithms import (
     algorithm_named,
 )
 from qdq.calibrate.batch_maxima import BatchMaxima
-from qdq.calibrate.thresholds import FINITE_FP16_MAGNITUDES, LARGEST_FP16, Counts, problem_of, search
+from qdq.calibrate.thresholds import FINITE_FP16_MAGNITUDES, LARGEST_FP16, Counts, search
 from qdq.errors import CalibrationError
+from qdq.inject.statistics import MaxCalibrator, _row_maxima, problem_of
 
 CALIBRATORS = ALGORITHMS
 MAGNITUDE_BITS = 0x7FFF  # of an FP16 number, all but its sign
 WORTH_A_THREAD = 2**17  # elements to count
-
-
-class Calibrator(Protocol):
-    """Collects statistics of one point and turns them into an amax."""
-
-    def update(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Add one tensor; elements where `mask` (broadcastable, bool) is False do not count."""
-        ...
-
-    def merge(self, other: Self) -> None:
-        """Add everything `other` has seen, as if this calibrator had seen it too."""
-        ...
-
-    def amax(self, point: str) -> float:
-        """The clipping magnitude. Raises CalibrationError naming `point` when the data cannot give one."""
-        ...
-
-
-class MaxCalibrator:
-    """amax is the largest magnitude seen (pytorch-quantization's `max`)."""
-
-    def __init__(self) -> None:
-        self.largest = -math.inf  # nothing seen
-
-    def update(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Track the largest magnitude; NaN sticks."""
-        if x.numel() > 0 and (mask is None or bool(mask.any())):
-            self.take(float(_row_maxima(x.detach(), mask).max()))
-
-    def merge(self, other: MaxCalibrator) -> None:
-        """Keep the larger of both."""
-        self.take(other.largest)
-
-    def take(self, value: float) -> None:
-        """Add one magnitude."""
-        self.largest = value if math.isnan(value) else max(self.largest, value)
-
-    def amax(self, point: str) -> float:
-        """The largest magnitude."""
-        if problem := problem_of(self.largest, point):
-            raise CalibrationError(problem)
-        return self.largest
 
 
 @dataclass(frozen=True)
@@ -216,18 +174,6 @@ def look_at(x: Tensor, mask: Tensor | None) -> Seen:
     counts = _counted((x.half().view(torch.int16) & kept).reshape(-1))
     counts[0] -= ignored
     return Seen(counts, largest, rows.tolist())
-
-
-def _row_maxima(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Largest magnitude of every sample, [B]; NaN where there is one."""
-    if x.dim() == 1:
-        x = x[None]
-    if mask is not None and mask.shape[-1] > 1:
-        x, mask = torch.where(mask, x, 0.0), None
-    largest = torch.maximum(x.amax(-1), -x.amin(-1))
-    if mask is not None:
-        largest = torch.where(mask.squeeze(-1), largest, 0.0)
-    return largest.reshape(len(largest), -1).amax(1)
 
 
 def _counted(patterns: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ def quantization_error(counts: Counts, scales: Tensor, power: int) -> Tensor:
 
 def scale_for(amax: Tensor) -> Tensor:
     """The scale the quantizer will use for `amax`, float64."""
-    from qdq.inject.quantizer import scale_of  # it imports the calibrators
+    from qdq.inject.scale import scale_of
 
     return scale_of(amax.float(), 8).double()
 
@@ -226,14 +226,3 @@ def _prefix(values: Tensor) -> Tensor:
 def _xlogx(values: Tensor) -> Tensor:
     result: Tensor = torch.special.xlogy(values, values)
     return result
-
-
-def problem_of(largest: float, point: str) -> str:
-    """Why this largest magnitude (-inf: nothing was seen) gives no scale; empty when it does."""
-    if largest == -math.inf:
-        return f"{point}: saw no data; calibrate with text that reaches this point, or disable it"
-    if not math.isfinite(largest):
-        return f"{point}: saw NaN or infinity; check the checkpoint's weights, or disable this point"
-    if largest == 0:
-        return f"{point}: saw only zeros; more varied calibration text is needed, or disable it"
-    return ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from qdq.base.interrupt import Interrupts
 from qdq.errors import ConfigError, QdqError, Unavailable
+from qdq.pipeline.outcome import int8_text
 
 DONE, FAILED, USAGE, AS_FAR_AS_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -189,22 +190,6 @@ def _print_outcome(command: str, outcome: Any) -> None:
 
         print(f"\n{render_shapes(read_json(Path(outcome.out) / outcome.target / 'shapes.json'))}", end="")
     print("\n" + "\n".join(outcome.artifacts))
-
-
-def int8_text(build: Mapping[str, Any]) -> str:
-    """What runs in INT8 and what does not, from build.json, at most 80 columns where names allow."""
-    int8 = build["int8"]
-    (linear, linears), (matmul, matmuls) = int8["encoder_linear"], int8["attention_matmul"]
-    lines = [f"{linear} of {linears} encoder linears and {matmul} of {matmuls} attention matmuls run in INT8"]
-    if int8["inferred"]:
-        lines.append(f"  {len(int8['inferred'])} of them concluded from a fused block that reports one precision")
-    reasons: dict[str, list[str]] = {}
-    for item in int8["not_int8"]:
-        reasons.setdefault(item["reason"], []).append(item["name"])
-    for reason, names in reasons.items():
-        lines.append(f"  {len(names)} not: {reason}")
-        lines.append(f"    {names[0]}" + (f" and {len(names) - 1} more, see build.json" if len(names) > 1 else ""))
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdq.inject.quantizer import FakeQuantize, QuantLinear, TensorQuantizer, broadcast_mask, scale_of, weight_amax
+from qdq.inject.quantizer import FakeQuantize, QuantLinear, TensorQuantizer, broadcast_mask, weight_amax
+from qdq.inject.scale import scale_of
 
 
 @dataclass(frozen=True)

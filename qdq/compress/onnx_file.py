@@ -29,7 +29,8 @@ from qdq.compress.evaluators import CustomEvaluate, Score, accuracy, answer_eval
 from qdq.compress.ptq import algorithms, treatments
 from qdq.compress.step import Candidate, CompressionResult
 from qdq.errors import ConfigError, DataError, QdqError
-from qdq.inject.quantizer import scale_of, weight_amax
+from qdq.inject.quantizer import weight_amax
+from qdq.inject.scale import scale_of
 
 Evaluate = Callable[[nn.Module], float]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdq.inject.quantizer import FakeQuantize, TensorQuantizer, scale_of, weight_amax
+from qdq.inject.quantizer import FakeQuantize, TensorQuantizer, weight_amax
+from qdq.inject.scale import scale_of
 
 
 class QuantEmbedding(nn.Embedding):

@@ -20,27 +20,11 @@ from pytorch_quantization.nn import TensorQuantizer as _TensorQuantizer
 from pytorch_quantization.tensor_quant import QuantDescriptor
 from torch import Tensor, nn
 
-from qdq.calibrate.calibrators import Calibrator, MaxCalibrator
 from qdq.errors import CalibrationError, ExportError
+from qdq.inject.scale import scale_of
+from qdq.inject.statistics import Calibrator, MaxCalibrator
 
 Layout = Literal["tokens", "heads", "scores", "pooled", "weight"]
-
-SMALLEST_NORMAL_FP16 = 2.0**-14
-SMALLEST_FP16 = 2.0**-24
-LARGEST_FP16 = 65504.0
-
-
-def scale_of(amax: Tensor, bits: int) -> Tensor:
-    """Scale of symmetric `bits`-wide codes for `amax`, float32, rounded to an FP16-representable value.
-
-    An all-zero channel gets 2**-14 (the smallest normal FP16) because a scale must be positive. Below that FP16 is
-    subnormal and coarse, so the scale is rounded up there: nothing is clipped that amax covers.
-    """
-    ideal = amax.detach().to(torch.float32) / (2 ** (bits - 1) - 1)
-    nearest = ideal.clamp(max=LARGEST_FP16).half().float()
-    upward = (ideal / SMALLEST_FP16).ceil().clamp(min=1) * SMALLEST_FP16
-    scale = torch.where(ideal < SMALLEST_NORMAL_FP16, upward, nearest)
-    return torch.where(ideal == 0, torch.full_like(scale, SMALLEST_NORMAL_FP16), scale)
 
 
 class FakeQuantize(torch.autograd.Function):

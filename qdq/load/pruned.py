@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from qdq.errors import ModelError
 
 PREFIX = "pruned-"
 
@@ -87,3 +89,19 @@ def _config(model_type: str, prefix: str) -> Any:
         "__doc__": f"{prefix}Config with `head_size`: the features of one attention head, whatever their number.",
     }
     return type(f"Pruned{prefix}Config", (base,), attributes)
+
+
+def pruned_config(config: PreTrainedConfig, heads: int, head_size: int, neurons: int) -> PreTrainedConfig:
+    """The config of a pruned version of a model with `config`. Raises ModelError for a family that cannot be pruned."""
+    model_type = config.model_type.removeprefix(PREFIX)
+    if model_type not in PRUNABLE:
+        raise ModelError(
+            f"model family '{model_type}' cannot be pruned in width; supported: {', '.join(PRUNABLE)}. Give a "
+            "checkpoint of one of these, or leave dynabert out of the strategy"
+        )
+    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+    made: PreTrainedConfig = config_class(model_type)(**{**values, "head_size": head_size})
+    made.num_attention_heads = heads
+    setattr(made, "hidden_dim" if model_type == "distilbert" else "intermediate_size", neurons)
+    made._attn_implementation = config._attn_implementation
+    return made

@@ -13,9 +13,7 @@ import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from qdq.errors import ModelError
 from qdq.inject.widths import PROJECTIONS, blocks
-from qdq.load.pruned import PREFIX, PRUNABLE, config_class
 from qdq.tasks import TASKS
 
 
@@ -47,22 +45,6 @@ def narrow(model: PreTrainedModel, config: Any) -> None:
 def _linear(old: nn.Linear, in_features: int | None = None, out_features: int | None = None) -> nn.Linear:
     widths = (in_features or old.in_features, out_features or old.out_features)
     return nn.Linear(*widths, bias=old.bias is not None, device=old.weight.device, dtype=old.weight.dtype)
-
-
-def pruned_config(config: PreTrainedConfig, heads: int, head_size: int, neurons: int) -> PreTrainedConfig:
-    """The config of a pruned version of a model with `config`. Raises ModelError for a family that cannot be pruned."""
-    model_type = config.model_type.removeprefix(PREFIX)
-    if model_type not in PRUNABLE:
-        raise ModelError(
-            f"model family '{model_type}' cannot be pruned in width; supported: {', '.join(PRUNABLE)}. Give a "
-            "checkpoint of one of these, or leave dynabert out of the strategy"
-        )
-    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    made: PreTrainedConfig = config_class(model_type)(**{**values, "head_size": head_size})
-    made.num_attention_heads = heads
-    setattr(made, "hidden_dim" if model_type == "distilbert" else "intermediate_size", neurons)
-    made._attn_implementation = config._attn_implementation
-    return made
 
 
 def pruned_class(original: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:

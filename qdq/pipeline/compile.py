@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qdq import measure, stages
 from qdq.base.artifacts import read_json, sha256_file
 from qdq.base.screen import Screen
 from qdq.errors import DeployError, Unavailable
@@ -18,8 +17,10 @@ from qdq.pipeline.options import TARGETS, CompileOptions, resolve
 from qdq.pipeline.outcome import Outcome, artifacts, show
 from qdq.pipeline.recall import recalled
 from qdq.pipeline.run import CANONICAL, Run
-from qdq.pipeline.stages import build as engine
-from qdq.pipeline.stages import shapes
+from qdq.pipeline.stages.bench import bench_in_full
+from qdq.pipeline.stages.build import check_weights
+from qdq.pipeline.stages.inject import requested_spec, write_placement
+from qdq.pipeline.stages.shapes import bench_shapes
 from qdq.pipeline.steps import STEPS, VARIANTS, VARYING, Step
 from qdq.pipeline.workdir import MANIFEST, WorkDirectory
 from qdq.tasks import detect_task
@@ -28,7 +29,7 @@ from qdq.tasks import detect_task
 def compile_model(options: CompileOptions, screen: Screen) -> Outcome:
     """Run every stage that is not up to date. Raises QdqError; Unavailable becomes exit code 3."""
     options.validate()
-    engine.check_weights("compile", vars(options))
+    check_weights("compile", vars(options))
     source, name = resolve_model(options.model, options.allow_pickle)
     with WorkDirectory(Path(options.out or Path("build") / name)) as work:
         run = begin(Run(options, work, screen, name, source))
@@ -42,7 +43,7 @@ def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
     such run, or its files are missing.
     """
     CompileOptions(**typed).validate()
-    engine.check_weights(name, typed)
+    check_weights(name, typed)
     first = name in ("inject", "calibrate")
     out = Path(typed.get("out") or Path("build") / short_name(typed.get("model")))
     if not first and not (out / MANIFEST).is_file():
@@ -72,7 +73,7 @@ def begin(run: Run) -> Run:
     if run.source is not None:  # a mistake in the last option must not cost minutes
         _ = run.evaluation
         if run.options.spec is not None:
-            stages.requested_spec(run)
+            requested_spec(run)
     return run
 
 
@@ -119,12 +120,12 @@ def _single(run: Run, name: str) -> None:
         for part, function in steps["calibrate"].parts[:2]:
             with run.screen.stage(part) as stage:
                 function(run, stage)
-        stages.write_placement(run)
+        write_placement(run)
     elif name == "shapes":
         with run.screen.stage(name, undisturbed=True) as stage:
-            shapes.bench_shapes(run, stage)
+            bench_shapes(run, stage)
     elif name == "bench":
-        run_step(run, replace(steps["bench"], parts=(("bench", measure.bench_in_full),)), force=True)
+        run_step(run, replace(steps["bench"], parts=(("bench", bench_in_full),)), force=True)
     else:
         run_step(run, steps[name], force=True)
     if older := _outdated(run):

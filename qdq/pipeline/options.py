@@ -267,11 +267,6 @@ def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) ->
     )
 
 
-def decided_for(target: str) -> str:
-    """What `--placement auto` depends on: both CPU engines get the same, so that they can share a work directory."""
-    return "tensorrt" if target == "tensorrt" else "cpu"
-
-
 def detect_target() -> str:
     """tensorrt when a CUDA GPU and the tensorrt module are both present, else openvino."""
     import importlib.util

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,19 @@ def show(run: Run) -> None:
     for name, value in rows.items():
         run.screen.row(name, value)
     run.screen.line()
+
+
+def int8_text(build: Mapping[str, Any]) -> str:
+    """What runs in INT8 and what does not, from build.json, at most 80 columns where names allow."""
+    int8 = build["int8"]
+    (linear, linears), (matmul, matmuls) = int8["encoder_linear"], int8["attention_matmul"]
+    lines = [f"{linear} of {linears} encoder linears and {matmul} of {matmuls} attention matmuls run in INT8"]
+    if int8["inferred"]:
+        lines.append(f"  {len(int8['inferred'])} of them concluded from a fused block that reports one precision")
+    reasons: dict[str, list[str]] = {}
+    for item in int8["not_int8"]:
+        reasons.setdefault(item["reason"], []).append(item["name"])
+    for reason, names in reasons.items():
+        lines.append(f"  {len(names)} not: {reason}")
+        lines.append(f"    {names[0]}" + (f" and {len(names) - 1} more, see build.json" if len(names) > 1 else ""))
+    return "\n".join(lines) + "\n"

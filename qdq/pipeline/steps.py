@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdq import measure, stages
 from qdq.base.artifacts import sha256_file
 from qdq.base.screen import Stage
-from qdq.pipeline.options import CompileOptions, decided_for
+from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
-from qdq.pipeline.stages import build as engine
-from qdq.pipeline.stages import variants
+from qdq.pipeline.stages import bench, build, calibrate, deploy, export, inject, load, lower, variants, verify
 from qdq.pipeline.texts import source_fingerprint
 from qdq.pipeline.workdir import fingerprint
+from qdq.placing.units import decided_for
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin", "1_Pooling/config.json")
 # Timings, and what TensorRT chooses by timing.
-VARYING = ("benchmark.json", "search.json", "search.png", engine.PLAN, "layer_info.json")
+VARYING = ("benchmark.json", "search.json", "search.png", build.PLAN, "layer_info.json")
 
 Part = tuple[str, Callable[[Run, Stage], Sequence[Path]]]
 
@@ -84,14 +83,14 @@ def _lower_inputs(run: Run) -> Mapping[str, Any]:
 def _variants_inputs(run: Run) -> Mapping[str, Any]:
     options = run.options
     text = [source_fingerprint(options, options.calibration), options.samples]
-    settings = engine.tensorrt_settings(run, floating=True).as_json()
+    settings = build.tensorrt_settings(run, floating=True).as_json()
     return {"float": fingerprint(run.work.path / FLOAT), "body": options.body, "ranges": text, "settings": settings}
 
 
 def _build_inputs(run: Run) -> Mapping[str, Any]:
     options = run.options
     settings = [options.threads, options.precision_hint]
-    builder = [engine.tensorrt_settings(run).as_json()] if options.target == "tensorrt" else []
+    builder = [build.tensorrt_settings(run).as_json()] if options.target == "tensorrt" else []
     return {"lowered": fingerprint(run.lowered), "settings": [*settings, *builder]}
 
 
@@ -127,14 +126,14 @@ STEPS = (
     Step(
         "calibrate",  # one step: the injected model lives in memory only
         _calibrate_inputs,
-        (("load", stages.load), ("inject", stages.inject), ("calibrate", stages.calibrate)),
+        (("load", load.load), ("inject", inject.inject), ("calibrate", calibrate.calibrate)),
     ),
-    Step("export", _export_inputs, (("export", stages.export),)),
-    Step("lower", _lower_inputs, (("lower", stages.lower),)),
-    Step("build", _build_inputs, (("build", engine.build),)),
-    Step("verify", _verify_inputs, (("verify", measure.verify),)),
-    Step("bench", _bench_inputs, (("bench", measure.bench_in_budget),)),
-    Step("deploy", _deploy_inputs, (("deploy", measure.deploy),)),
+    Step("export", _export_inputs, (("export", export.export),)),
+    Step("lower", _lower_inputs, (("lower", lower.lower),)),
+    Step("build", _build_inputs, (("build", build.build),)),
+    Step("verify", _verify_inputs, (("verify", verify.verify),)),
+    Step("bench", _bench_inputs, (("bench", bench.bench_in_budget),)),
+    Step("deploy", _deploy_inputs, (("deploy", deploy.deploy),)),
 )
 
 VARIANTS = Step("variants", _variants_inputs, (("variants", variants.variants),))  # on request only

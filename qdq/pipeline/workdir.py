@@ -154,3 +154,9 @@ def fingerprint(path: Path) -> str:
     if not digest:
         raise DeployError(f"{path} does not exist; run the stage that writes it first ('qdq --help' lists the stages)")
     return digest
+
+
+def graph_files(graph: Path) -> tuple[Path, ...]:
+    """An ONNX file, and its external data when it has some."""
+    data = graph.with_name(graph.name + ".data")
+    return (graph, data) if data.is_file() else (graph,)

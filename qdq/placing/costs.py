@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qdq.pipeline.options import decided_for
+from qdq.placing.units import decided_for
 
 TABLE = Path(__file__).resolve().parent / "data" / "costs.json"
 SMALLEST = 0.002  # of a layer: below this a difference cannot be measured, and no unit is worth nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from qdq.pipeline.options import decided_for
+pass
 from qdq.placing.sensitivity.groups import kind_of, layer_of, part_of
 
 
@@ -80,3 +80,8 @@ def _cost_kind(point: str, family: str) -> str:
     if family.startswith("attention") or layer_of(point) is None:
         return family
     return f"{family} {part_of(point)}"
+
+
+def decided_for(target: str) -> str:
+    """What `--placement auto` depends on: both CPU engines get the same, so that they can share a work directory."""
+    return "tensorrt" if target == "tensorrt" else "cpu"

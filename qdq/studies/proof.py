@@ -122,8 +122,8 @@ def _texts(out: Path) -> tuple[Any, list[Any], list[int] | None]:
     """The model, batches of its evaluation text, and the labels when the text has them."""
     from qdq.calibrate.checkpoint import read_spec
     from qdq.load.model import load_model
-    from qdq.measure import VERIFY_BATCH
     from qdq.pipeline.options import CompileOptions
+    from qdq.pipeline.stages.load import VERIFY_BATCH
     from qdq.pipeline.texts import calibration_texts, evaluation_texts
     from qdq.tasks.labels import class_indices
     from qdq.text.encode import encode_batch

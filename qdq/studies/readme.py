@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qdq.base.artifacts import write_text
-from qdq.cli.main import int8_text
 from qdq.errors import DeployError
+from qdq.pipeline.outcome import int8_text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"

@@ -20,7 +20,8 @@ from export.parity import end_to_end_parity, point_parity, quantized_codes, weig
 from export.to_onnx import save_proto
 from export.unoptimized import open_unoptimized, run
 from qdq.errors import ConfigError, DataError, ParityError
-from qdq.inject.quantizer import TensorQuantizer, folded, scale_of
+from qdq.inject.quantizer import TensorQuantizer, folded
+from qdq.inject.scale import scale_of
 
 POINT = "bert.encoder.layer.1.output.dense.input_quantizer"
 Array = NDArray[Any]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qdq.inject.quantizer import scale_of, weight_amax
+from qdq.inject.quantizer import weight_amax
+from qdq.inject.scale import scale_of
 
 Rows = Tensor  # [n, in] float32
 

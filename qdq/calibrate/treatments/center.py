@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from qdq.calibrate.treatments.attentions import value_readers
+from qdq.calibrate.treatments.context import value_readers
 from qdq.calibrate.treatments.observe import Observed
 
 

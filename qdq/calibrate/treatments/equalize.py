@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdq.calibrate.treatments.attentions import attentions, context_reader, value_readers
+from qdq.calibrate.treatments.attentions import attentions
+from qdq.calibrate.treatments.context import context_reader, value_readers
 from qdq.calibrate.treatments.observe import Observed
 from qdq.calibrate.treatments.smooth import choose_smoothing
 from qdq.inject.quantizer import QuantLinear

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from qdq.calibrate.treatments.arithmetic import fake_quantize, spread
 from qdq.calibrate.treatments.observe import Group, Observed
-from qdq.inject.quantizer import QuantLinear, scale_of
+from qdq.inject.quantizer import QuantLinear
+from qdq.inject.scale import scale_of
 
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ: rows are fewer than a Hessian needs to be well conditioned
 BLOCK = 64  # columns between two updates of all later ones

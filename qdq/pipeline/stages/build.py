@@ -43,7 +43,7 @@ def dynamic_group(run: Run) -> int:
     inputs (128 was fastest on a BERT-base shape); 0 where nothing is quantized at run time, or by the graph itself.
     """
     from export.inventory import reduction_sizes
-    from qdq.stages import is_dynamic
+    from qdq.pipeline.stages.lower import is_dynamic
 
     if run.options.target != "openvino" or not is_dynamic(run):
         return 0

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
 from qdq.errors import ConfigError
-from qdq.measure import contestants
 from qdq.pipeline.run import Run
+from qdq.pipeline.stages.bench import contestants
 from qdq.pipeline.stages.build import open_engine
-from qdq.stages import check_shape
+from qdq.pipeline.stages.load import check_shape
 
 if TYPE_CHECKING:
     from engines.bench.buckets import Batch

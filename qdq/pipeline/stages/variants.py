@@ -11,7 +11,8 @@ from qdq.base.screen import Stage
 from qdq.errors import ConfigError, Unavailable
 from qdq.pipeline.run import FLOAT, Run
 from qdq.pipeline.stages.build import PLAN, tensorrt_settings
-from qdq.stages import graph_files, ranges
+from qdq.pipeline.stages.lower import ranges
+from qdq.pipeline.workdir import graph_files
 
 if TYPE_CHECKING:
     from engines.tensorrt import TensorRTSettings

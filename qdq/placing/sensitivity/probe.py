@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from qdq.inject import base_path, quantizers
 from qdq.inject.families import family_of
-from qdq.inject.quantizer import TensorQuantizer, broadcast_mask, scale_of
+from qdq.inject.quantizer import TensorQuantizer, broadcast_mask
+from qdq.inject.scale import scale_of
 from qdq.load.model import EncoderModule
 from qdq.placing.sensitivity.divergence import Divergence
 from qdq.tasks.batches import Feeds

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qdq.pipeline.run import Run
     from qdq.pipeline.workdir import WorkDirectory
     from qdq.studies.peers import Material, Opening
-    from qdq.studies.peers.race import PeerOptions
+    from qdq.studies.peers.options import PeerOptions
 
 OURS = {"qdq-openvino": "openvino", "qdq-onnxruntime": "onnxruntime"}  # contestant: target
 TORCH = ("torch-fp32", "torch-dynamic")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from qdq.calibrate.calibrators import HistogramCalibrator, MaxCalibrator, PercentileCalibrator, make_calibrator
+from qdq.calibrate.calibrators import HistogramCalibrator, PercentileCalibrator, make_calibrator
 from qdq.errors import CalibrationError, ConfigError
+from qdq.inject.statistics import MaxCalibrator
 
 CALIBRATORS = ("max", "percentile")
 

@@ -23,7 +23,7 @@ from qdq.calibrate.checkpoint import load_checkpoint
 from qdq.errors import ModelError
 from qdq.inject import inject, quantizers
 from qdq.inject.families import FAMILIES, family_of
-from qdq.inject.quantizer import scale_of
+from qdq.inject.scale import scale_of
 from qdq.inject.spec import PLACEMENTS, named_spec
 from qdq.load.model import LoadedModel
 from qdq.tasks import TASKS

@@ -16,17 +16,8 @@ from torch import nn
 
 from qdq.calibrate.calibrators import PercentileCalibrator
 from qdq.errors import CalibrationError, ExportError
-from qdq.inject.quantizer import (
-    SMALLEST_FP16,
-    SMALLEST_NORMAL_FP16,
-    Layout,
-    QuantLinear,
-    TensorQuantizer,
-    broadcast_mask,
-    folded,
-    scale_of,
-    weight_amax,
-)
+from qdq.inject.quantizer import Layout, QuantLinear, TensorQuantizer, broadcast_mask, folded, weight_amax
+from qdq.inject.scale import SMALLEST_FP16, SMALLEST_NORMAL_FP16, scale_of
 
 finite = st.floats(-1e6, 1e6, width=32)
 vectors = arrays.arrays(np.float32, st.integers(1, 40), elements=finite)

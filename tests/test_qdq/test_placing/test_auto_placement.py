@@ -21,6 +21,7 @@ from qdq.inject.spec import named_spec, spec_from_mapping
 from qdq.load.model import LoadedModel
 from qdq.load.runner import TorchRunner
 from qdq.pipeline.run import CANONICAL
+from qdq.pipeline.stages.export import export_example
 from qdq.placing import base_spec
 from qdq.placing.auto import affordable_checks, choose
 from qdq.placing.costs import cost_of, load_costs
@@ -29,7 +30,6 @@ from qdq.placing.search import plot_curve
 from qdq.placing.sensitivity.groups import layer_of
 from qdq.placing.sensitivity.probe import Probe
 from qdq.placing.units import units
-from qdq.stages import export_example
 from qdq.studies.placement_costs import cpu_shares
 from qdq.tasks.loading import EvaluationSettings, evaluation_of
 from qdq.text.data import Record

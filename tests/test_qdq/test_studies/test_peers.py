@@ -15,7 +15,8 @@ from engines.openvino import has_bf16
 from qdq.errors import BuildError, ConfigError, Unavailable
 from qdq.studies.peers import TOOLS, Material, build_artifact
 from qdq.studies.peers.build import OURS, TORCH, alone
-from qdq.studies.peers.race import PeerOptions, bench_peers, main
+from qdq.studies.peers.options import PeerOptions
+from qdq.studies.peers.race import bench_peers, main
 from qdq.studies.peers.table import render_peers
 from qdq.studies.readme import peers_tables
 

@@ -1,0 +1,93 @@
+"""Stage 8, bench: INT8 and the FP32 baselines, interleaved; benchmark.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdq.base.artifacts import write_json
+from qdq.base.screen import Stage
+from qdq.load.runner import TorchRunner
+from qdq.pipeline.run import CHOICES, FLOAT, Run
+from qdq.pipeline.stages.build import onnxruntime_settings, open_engine, openvino_settings
+from qdq.pipeline.stages.load import check_shape
+from qdq.pipeline.stages.variants import bodies, open_variant
+
+if TYPE_CHECKING:
+    from engines.bench import Contestant
+
+WORKLOAD_BATCHES = 5  # different batches the benchmark rotates through
+
+
+BENCH_SAMPLES = 100  # most per contestant; p99 needs that many
+
+
+def workload(run: Run, count: int, sequence: int | None = None) -> list[Any]:
+    """Benchmark feeds of the run's batch and sequence (or another one) from text that was not calibrated on."""
+    from qdq.text.encode import workload_of_shape
+
+    loaded, options = run.reference, run.options
+    sequence = sequence or options.sequence
+    check_shape(loaded, options.batch, sequence)
+    shape = (options.batch, CHOICES, sequence) if loaded.task.choices else (options.batch, sequence)
+    return workload_of_shape(loaded.tokenizer, run.evaluation.records, loaded.inputs, shape, count)
+
+
+def bench_in_budget(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 8 inside compile."""
+    return bench(run, stage, run.options.bench_seconds)
+
+
+def bench_in_full(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 8 on its own: as many samples as p99 needs, however long that takes."""
+    return bench(run, stage, None)
+
+
+def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
+    """INT8 and the FP32 baselines, interleaved; benchmark.json out."""
+    from engines.bench import BenchSettings
+    from engines.bench import bench as race
+
+    options = run.options
+    settings = BenchSettings(
+        batch=options.batch,
+        sequence=options.sequence,
+        budget_s=budget_s,
+        samples=BENCH_SAMPLES,
+        threads=options.threads,
+        streams=options.streams if options.mode == "throughput" else 1,
+    )
+    feeds = workload(run, WORKLOAD_BATCHES)
+    report = race(contestants(run, stage, feeds[0]["input_ids"].shape), feeds, settings, run.versions, stage.progress)
+    int8 = report["contestants"]["int8"]
+    stage.say(f"{int8['latency_ms']['p50']:.1f} ms, {int8['speedup']['onnxruntime-fp32']:.2f} x ONNX Runtime FP32")
+    return (write_json(run.target / "benchmark.json", report),)
+
+
+def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contestant]:
+    """INT8, the same runtime's float engines, ONNX Runtime FP32 and torch FP32, all with the same number of threads.
+
+    Inputs have `shape`; OpenVINO's engines, INT8 and float, are compiled for it. In throughput mode each runs as many
+    batches at once as there are streams.
+    """
+    from engines.bench import Contestant, InFlight
+    from engines.onnxruntime import OnnxRuntimeRunner
+
+    options = run.options
+    floating = run.work.path / FLOAT
+    entries = [Contestant("int8", options.target, open_engine(run, shape))]
+    if options.target == "openvino":
+        from engines.openvino import OpenVINORunner
+
+        runner = OpenVINORunner(floating, replace(openvino_settings(run, shape), precision_hint="f32"))
+        entries.append(Contestant("openvino-fp32", "openvino", runner))
+    if options.target == "tensorrt":
+        entries += [Contestant(f"tensorrt-{body}", "tensorrt", open_variant(run, stage, body)) for body in bodies(run)]
+    session = OnnxRuntimeRunner(floating, onnxruntime_settings(run))
+    entries.append(Contestant("onnxruntime-fp32", "onnxruntime", session))
+    entries.append(Contestant("torch-fp32", "torch", TorchRunner(run.reference.module(), options.threads)))
+    if options.mode == "throughput":
+        return [replace(entry, run=InFlight(entry.run, options.streams)) for entry in entries]
+    return entries

@@ -1,0 +1,86 @@
+"""Stage 9, deploy: the Triton model repository."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdq.base.artifacts import PARTIAL_PREFIX
+from qdq.base.screen import Stage
+from qdq.pipeline.run import CANONICAL, Run
+from qdq.pipeline.stages.bench import workload
+from qdq.pipeline.stages.build import PLAN
+from qdq.pipeline.stages.lower import cpu_lowering
+
+if TYPE_CHECKING:
+    from engines.types import BuiltEngine
+
+
+def deploy(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 9: the Triton model repository, written through Triton's schema and read back."""
+    from engines.triton import TritonSettings, bucket_model, preferred_sizes, write_buckets, write_repository
+
+    options, loaded = run.options, run.reference
+    backend = options.triton_backend or ("tensorrt" if options.target == "tensorrt" else "onnxruntime")
+    settings = TritonSettings(
+        name=run.name,
+        backend=backend,  # type: ignore[arg-type]  # validated by CompileOptions
+        max_batch_size=options.batch,
+        preferred_batch_sizes=preferred_sizes(options.batch),
+        instances=options.streams if options.mode == "throughput" else 1,
+        threads=None if backend == "tensorrt" else options.threads,
+        labels=loaded.labels if loaded.task.name == "text-classification" else (),
+        buckets=options.buckets,
+    )
+    names = [bucket_model(run.name, width) for width in options.buckets] or [run.name]
+    samples = {width: _sample(run, width) for width in options.buckets or (options.sequence,)}
+    folder = run.target / "model_repository"
+    for earlier in run.replaced:  # a repository is never replaced by one of another model unless that was ours too
+        if earlier.name not in names:
+            shutil.rmtree(earlier, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
+        served = served_engine(run, backend, Path(scratch))
+        if options.buckets:
+            write_buckets(served, settings, samples, folder)
+        else:
+            write_repository(served, settings, samples[options.sequence], folder)
+    stage.say(f"Triton repository for the {backend} backend, {len(names)} model(s), read back")
+    return tuple(folder / name for name in names)
+
+
+def _sample(run: Run, sequence: int) -> dict[str, Any]:
+    """One text as feeds of `sequence` tokens."""
+    return {name: array[:1] for name, array in workload(run, 1, sequence)[0].items()}
+
+
+def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
+    """The engine Triton serves. The onnxruntime backend gets the graph as lowered for ONNX Runtime, whatever the
+    target: it computes the same values, and the other coding would run partly in float there.
+    """
+    from engines.interface import interface
+    from engines.types import BuiltEngine
+
+    inputs, outputs = interface(run.lowered)
+    if backend == "tensorrt":
+        files: tuple[Path, ...] = (run.target / PLAN,)
+    elif backend == run.options.target == "openvino":
+        files = (run.target / "model.xml", run.target / "model.bin")
+    else:
+        files = (_lowered_for(run, backend, scratch),)
+    return BuiltEngine(backend, files, inputs, outputs, None, {})
+
+
+def _lowered_for(run: Run, target: str, scratch: Path) -> Path:
+    if target == run.options.target == "onnxruntime":
+        from engines.onnxruntime import ENGINE
+
+        return run.target / ENGINE
+    if target == run.options.target:
+        return run.lowered
+    from export.passes import lower
+
+    lower(run.work.path / CANONICAL, target, scratch, options=cpu_lowering(run))
+    return scratch / "model.onnx"

@@ -1,0 +1,74 @@
+"""Stage 1, load: the model in memory, and whatever of the request it cannot take refused before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdq.base.screen import Stage
+from qdq.errors import ConfigError, DataError
+from qdq.pipeline.run import CHOICES, Run, prepare_torch
+
+if TYPE_CHECKING:
+    from qdq.load.model import LoadedModel
+    from qdq.tasks.evaluation import Evaluation
+
+VOCABULARY_TASKS = ("fill-mask", "language-modeling")  # tasks whose output has a row over the vocabulary per token
+
+
+def load(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 1. Also refuses, before anything is written, a shape or labels this model cannot take."""
+    prepare_torch(run.options.threads)
+    from qdq.load.model import load_model
+
+    loaded = load_model(run.options.model, run.task, run.options.allow_pickle)
+    check_shape(loaded, run.options.batch, run.options.sequence)
+    evaluation_for(run, loaded)
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    stage.say(f"{loaded.model.config.model_type}, {loaded.task.name}, {parameters / 1e6:.1f} M parameters")
+    run.loaded = loaded
+    return ()
+
+
+def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
+    """Raise ConfigError for a sequence beyond the position embeddings or a batch beyond this machine's memory."""
+    from engines.bench.machine import machine
+
+    if sequence > loaded.max_sequence:
+        raise ConfigError(
+            f"--sequence (SEQ=): {sequence} is beyond the {loaded.max_sequence} positions of {loaded.name}; "
+            f"give at most {loaded.max_sequence}"
+        )
+    config = loaded.model.config
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    per_token = 8 * hidden + heads * sequence + (config.vocab_size if loaded.task.name in VOCABULARY_TASKS else 0)
+    floats = batch * sequence * per_token * (CHOICES if loaded.task.choices else 1)
+    needed, memory = floats * 4 / 2**30, machine()["memory_gib"]
+    if memory and needed > memory / 2:
+        raise ConfigError(
+            f"--batch (BATCH=): {batch} x {sequence} needs about {needed:.0f} GiB for activations and this machine has "
+            f"{memory:.0f} GiB; give a smaller batch or sequence"
+        )
+
+
+VERIFY_BATCH = 32
+
+
+def evaluation_for(run: Run, loaded: LoadedModel) -> Evaluation:
+    """The evaluation texts as feeds and labels of `loaded`'s task.
+
+    Raises DataError when the user named the label column and it does not hold the model's classes.
+    """
+    from qdq.tasks.loading import EvaluationSettings, evaluation_of
+
+    texts, required = run.evaluation, run.options.label_column is not None
+    settings = EvaluationSettings(run.options.sequence, VERIFY_BATCH, required=required and not texts.bundled)
+    evaluation = evaluation_of(texts.records, loaded, settings, texts.source)
+    if required and not evaluation.labelled and all(record.label is None for record in texts.records):
+        reason = f"no text of {texts.source} has a label"
+        if not texts.bundled:
+            raise DataError(f"{reason}; name another --label-column, or leave it out")
+        # the column is there, but the calibration took every row
+        run.screen.warn(f"no task metric: {reason}; give labelled text to --eval-data (EVAL=)")
+    return evaluation

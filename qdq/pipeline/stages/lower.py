@@ -1,0 +1,71 @@
+"""Stage 5, lower: the graph for the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdq.base.screen import Stage
+from qdq.errors import ConfigError, Unavailable
+from qdq.pipeline.run import CANONICAL, CHOICES, Run
+from qdq.pipeline.workdir import graph_files
+
+if TYPE_CHECKING:
+    from export.passes import LowerOptions
+
+MICRO_BATCH = 8  # of calibration; the result does not depend on it, the time does (8 is fastest on two cores)
+
+
+def lower(run: Run, stage: Stage) -> Sequence[Path]:
+    """Stage 5: the graph for the target."""
+    from export.passes import lower as lower_graph
+
+    options = cpu_lowering(run)
+    if run.options.target == "tensorrt":
+        measured = ranges(run, stage, run.work.path / CANONICAL, run.options.body)
+        options = replace(options, body=run.options.body, ranges=measured)  # type: ignore[arg-type]  # validated
+    report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target, options=options)
+    changes = [f"{step['pass']}: {len(step['changed'])} nodes" for step in report["passes"]]
+    stage.say(", ".join(changes))
+    return *graph_files(run.lowered), run.target / "passes.json"
+
+
+def cpu_lowering(run: Run) -> LowerOptions:
+    """What the run asks of a graph for a CPU target. Raises ConfigError for run-time scales on TensorRT."""
+    from export.passes import LowerOptions
+
+    return LowerOptions(dynamic=is_dynamic(run), narrow=run.options.input_dtype == "int32")
+
+
+def is_dynamic(run: Run) -> bool:
+    """Whether the checkpoint leaves linear inputs to be quantized at run time. Raises ConfigError for TensorRT."""
+    from qdq.calibrate.checkpoint import read_spec
+
+    dynamic = read_spec(run.checkpoint)[0].dynamic
+    if dynamic and run.options.target == "tensorrt":
+        raise ConfigError("--placement dynamic: TensorRT has no run-time scales; choose a CPU target, or calibrate")
+    return dynamic
+
+
+def ranges(run: Run, stage: Stage, graph: Path, body: str) -> Mapping[str, float] | None:
+    """Largest |x| of every float tensor of `graph` on a quarter of the calibration text; None when not measured."""
+    from export.ranges import measure_ranges
+    from qdq.text.encode import calibration_batches
+
+    if body == "fp32":
+        return None
+    loaded = run.reference
+    choices = CHOICES if loaded.task.choices else None
+    records = run.calibration.records
+    feeds = list(
+        calibration_batches(
+            loaded.tokenizer, records, loaded.inputs, run.options.sequence, micro_batch=MICRO_BATCH, choices=choices
+        )
+    )[::-4]  # sorted by length, so this starts with the longest
+    try:
+        return measure_ranges(graph, feeds, lambda done: stage.progress(done, len(feeds)))
+    except Unavailable:
+        run.screen.warn("ranges not measured: ONNX Runtime is not installed (pip install '.[cpu]')")
+        return None

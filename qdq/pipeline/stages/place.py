@@ -1,0 +1,112 @@
+"""Part of stage 3: `--placement auto` and `--search` leave out the points that cost the answers too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdq.base.artifacts import write_json
+from qdq.base.screen import Stage
+from qdq.errors import BuildError, CalibrationError
+from qdq.pipeline.run import CHOICES, Run
+from qdq.pipeline.stages.export import export_example
+
+if TYPE_CHECKING:
+    from qdq.calibrate.table import CalibrationTable
+    from qdq.inject.spec import QuantSpec
+    from qdq.load.model import LoadedModel
+    from qdq.placing.latency import Timing
+    from qdq.placing.search import Search
+
+SEARCH_REPORT, SEARCH_PLOT = "search.json", "search.png"
+
+
+def decided(
+    run: Run, loaded: LoadedModel, spec: QuantSpec, table: CalibrationTable, stage: Stage
+) -> tuple[QuantSpec, CalibrationTable]:
+    """`--placement auto`: leave out what costs the answers too much, on the calibration texts alone."""
+    from qdq.calibrate.calibrate import summarise
+    from qdq.inject import quantizers
+    from qdq.placing.decide import decide_placement
+
+    options = run.options
+    if options.search:
+        spec = _searched(run, loaded, spec, stage)
+    else:
+        spec, run.placement, run.auto = decide_placement(
+            loaded, spec, run.calibration.records, options.target, options.sequence, stage.progress
+        )
+    assert run.auto is not None
+    kept = quantizers(loaded.model)
+    stage.say(
+        f"{stage.result}; auto leaves {len(spec.declined)} of {len(kept) + len(spec.declined)} points float, "
+        f"divergence {run.auto.before:.4f} to {run.auto.after:.4f} in {run.auto.checks} checks"
+    )
+    return spec, summarise(loaded.model, table.algorithm, table.percentile, table.samples, table.tokens)
+
+
+def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> QuantSpec:
+    """`--search`: the curve over training rows, on a CPU target with measured latencies, to search.json and search.png.
+
+    Raises CalibrationError when no placement on it is within the allowed drop; the curve is written all the same.
+    """
+    from qdq.inject import quantizers
+    from qdq.pipeline.texts import search_records
+    from qdq.placing.decide import SearchRequest, encoder_units, search_placement
+    from qdq.placing.latency import with_latency
+
+    options = run.options
+    records = search_records(options, run.calibration)
+    request = SearchRequest(options.target, options.sequence, options.max_drop)
+    with _graph_to_time(run, loaded) as graph:
+        points = encoder_units(quantizers(loaded.model), options.target)
+        spec, run.placement, run.auto, found = search_placement(loaded, spec, records, request, stage.progress)
+        path = _write_search(run, found)  # before engines are timed: the search took minutes
+        if graph is not None and found.best is not None:
+            try:
+                _write_search(run, with_latency(found, points, graph, _timing(run, loaded)))
+            except BuildError as error:
+                run.screen.warn(f"no engine of the search was timed: {error}")
+    if found.best is None:
+        # Recorded, so that a first run that ends here leaves its curve behind.
+        run.work.complete("search", {"limit": found.limit}, [path], [run.work.path / SEARCH_PLOT])
+        closest = found.curve[found.closest]
+        loss = closest.divergence if closest.drop_points is None else closest.drop_points
+        raise CalibrationError(
+            f"no placement of {len(found.curve)} tried is within {found.limit:g} ({found.by}); the closest leaves "
+            f"{closest.dropped} units float and still loses {loss:.3g}: see {path}, allow a larger --max-drop, or "
+            "treat the outliers first"
+        )
+    return spec
+
+
+def _write_search(run: Run, found: Search) -> Path:
+    from qdq.placing.search import plot_curve
+
+    path = write_json(run.work.path / SEARCH_REPORT, found.as_json())
+    plot_curve(found, run.work.path / SEARCH_PLOT)
+    return path
+
+
+@contextmanager
+def _graph_to_time(run: Run, loaded: LoadedModel) -> Iterator[Path | None]:
+    """The graph with every point, for a target whose engines this machine builds in seconds."""
+    from qdq.placing.latency import exported
+
+    if run.options.target == "tensorrt":
+        yield None
+    else:
+        with exported(loaded, export_example(loaded)) as graph:
+            yield graph
+
+
+def _timing(run: Run, loaded: LoadedModel) -> Timing:
+    from qdq.placing.latency import Timing
+    from qdq.text.encode import workload_of_shape
+
+    options, tokenizer, inputs = run.options, loaded.tokenizer, loaded.inputs
+    shape = (options.batch, CHOICES, options.sequence) if loaded.task.choices else (options.batch, options.sequence)
+    feeds = workload_of_shape(tokenizer, run.calibration.records, inputs, shape, 2)
+    return Timing(options.target, options.threads, feeds)
