@@ -6,10 +6,10 @@
 #|   make bench-peers  our CPU engines and other tools (NNCF, ONNX Runtime's
 #|                   quantizers, torch), interleaved; a second environment
 #|   make walkthrough DATA=…  fine-tune on MRPC, quantize dynamically, compare
-#|   make test       run the tests           (ARGS="-k name" chooses some; in
-#|                   WORKERS=2 processes, 0 for a debugger)
+#|   make test       make lint, make type, then the tests (ARGS="-k name" chooses
+#|                   some; in WORKERS=2 processes, 0 for a debugger)
 #|   make test-gpu   the tests that need an NVIDIA GPU and TensorRT
-#|   make lint       ruff check and ruff format --check
+#|   make lint       ruff check, ruff format --check, and who may import whom
 #|   make type       mypy --strict
 #|   make setup      create .venv (the targets above do so when needed)
 #|   make clean      remove build/ and caches; make distclean: .venv too
@@ -163,12 +163,13 @@ accuracy: setup
 .PHONY: compression
 compression: setup
 	@$(VENV)/bin/python -m qdq.studies.compression --shared $(SHARED)
+	@$(VENV)/bin/python -m qdq.studies.readme
 
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,
 # which is the long end-to-end ones first.
 WORKERS ?= 2
-test: setup
+test: lint type
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: setup
@@ -177,6 +178,7 @@ test-gpu: setup
 lint: setup
 	@$(VENV)/bin/python -m ruff check .
 	@$(VENV)/bin/python -m ruff format --check .
+	@$(VENV)/bin/lint-imports
 
 type: setup
 	@$(VENV)/bin/python -m mypy

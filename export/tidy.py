@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.names import CODES, DEQUANTIZE, QUANTIZE, SCALE, ZERO_POINT
-from qdq import __version__
+from qdq.base.versions import __version__
 from qdq.errors import ExportError
 
 SCOPES = "pkg.torch.onnx.name_scopes"

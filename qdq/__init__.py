@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from qdq.base.versions import __version__
 from qdq.load.registration import register_with_transformers
 
-__version__ = "0.1.0"
+__all__ = ["__version__"]
 
 register_with_transformers()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-from qdq import __version__
+__version__ = "0.2.0"
 
 PACKAGES = (
     "torch",

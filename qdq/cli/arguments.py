@@ -1,4 +1,4 @@
-"""The command line's grammar and help texts, 80 columns wide; what an option means stands in qdq/pipeline/options.py."""
+"""Grammar and help texts of the command line, 80 columns wide; `qdq.pipeline.options` says what an option means."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from qdq import __version__
 from qdq.base.config import nearest
+from qdq.base.versions import __version__
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES
 from qdq.calibrate.treatments.settings import ACTIVATION_TYPES, ROUND_TYPES, WEIGHT_TYPES
 from qdq.cli.arguments_study import STUDY_COMMANDS, add_study_options
 from qdq.errors import ConfigError
+from qdq.load.kinds import TASKS
 from qdq.pipeline.options import (
     BODIES,
     DEFAULT_PLACEMENT,
@@ -25,7 +26,6 @@ from qdq.pipeline.options import (
     TARGETS,
     CompileOptions,
 )
-from qdq.tasks import TASKS
 
 WIDTH = 80
 

@@ -13,9 +13,9 @@ from qdq.base.config import choice
 from qdq.base.screen import Screen
 from qdq.cli.contestants import contestants, model_for
 from qdq.errors import ConfigError
+from qdq.load.kinds import TASKS
 from qdq.pipeline.options import PRECISION_HINTS, available_cores
 from qdq.pipeline.run import prepare_torch
-from qdq.tasks import TASKS
 from qdq.text.data import TextSource
 
 if TYPE_CHECKING:

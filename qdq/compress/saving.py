@@ -10,8 +10,8 @@ from qdq.base.artifacts import atomic_folder
 from qdq.calibrate.checkpoint import TOKENIZER_FILES, write_quant_spec
 from qdq.compress.step import Candidate
 from qdq.errors import ModelError
+from qdq.load.kinds import detect_task
 from qdq.load.model import quiet_transformers
-from qdq.tasks import detect_task
 
 if TYPE_CHECKING:
     from qdq.compress.step import Session

@@ -14,10 +14,11 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.inject.spec import QuantSpec
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from qdq.base.screen import Screen
     from qdq.compress.arguments import CompressionArguments
     from qdq.compress.datasets import Batches
-    from qdq.compress.trainer import CompressionTrainer
 
 Batch = Mapping[str, Tensor]
 Evaluate = Callable[[nn.Module], float]
@@ -71,7 +72,7 @@ class Session:
         baseline: metric of the model as it was given.
     """
 
-    trainer: CompressionTrainer
+    trainer: Trainer
     model: PreTrainedModel
     args: CompressionArguments
     evaluate: Evaluate

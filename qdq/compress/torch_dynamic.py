@@ -20,9 +20,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from qdq.base.artifacts import write_json
 from qdq.errors import ModelError
+from qdq.load.kinds import TASKS, detect_task
 from qdq.load.model import quiet_transformers
 from qdq.load.source import read_object
-from qdq.tasks import TASKS, detect_task
 
 WEIGHTS, DESCRIPTION = "dynamic.safetensors", "dynamic_quantization.json"
 

@@ -27,7 +27,7 @@ def adopt(target: nn.Module, source: nn.Module) -> None:
 class Residual(Treated):
     """A module that adds ``local + residual``, with a quantizer on each operand.
 
-    `_channel_scale` [H] (residual scaling, `qdq.calibrate.treatments.scale_residuals`) is what both operands are divided by in front of
+    `_channel_scale` [H] (`qdq.calibrate.treatments.scale_residuals`) is what both operands are divided by in front of
     their quantizers and the sum is multiplied by. The linear that computes `local` does its division in its rows.
     """
 

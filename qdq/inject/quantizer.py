@@ -149,7 +149,7 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
 
 
 class Treated(nn.Module):
-    """What treatments of `qdq.calibrate.treatments` change; each is a buffer beside the parameters, None where there is none."""
+    """Changes that treatments make; each is a buffer beside the parameters, None where there is none."""
 
     TREATMENTS: ClassVar[tuple[str, ...]] = ()
 

@@ -23,9 +23,9 @@ from transformers.utils import logging
 from qdq.base.artifacts import sha256_file
 from qdq.errors import ModelError
 from qdq.inject.families import Family, family_of
+from qdq.load.kinds import SENTENCE_EMBEDDING, Task, detect_task, task_named
 from qdq.load.pooling import Pooling, read_pooling
 from qdq.load.source import read_config, resolve, safe_name, weight_files
-from qdq.tasks import SENTENCE_EMBEDDING, Task, detect_task, task_named
 
 __all__ = ["EncoderModule", "LoadedModel", "load_model", "quiet_transformers", "resolve", "safe_name"]
 

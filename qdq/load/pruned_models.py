@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from qdq.inject.widths import PROJECTIONS, blocks
-from qdq.tasks import TASKS
+from qdq.load.kinds import TASKS
 
 
 class Pruned:

@@ -11,6 +11,7 @@ from typing import Any
 from qdq.base.artifacts import read_json, sha256_file
 from qdq.base.screen import Screen
 from qdq.errors import DeployError, Unavailable
+from qdq.load.kinds import detect_task
 from qdq.load.source import is_checkpoint, read_config, short_name
 from qdq.load.source import resolve as resolve_model
 from qdq.pipeline.options import TARGETS, CompileOptions, resolve
@@ -23,7 +24,6 @@ from qdq.pipeline.stages.inject import requested_spec, write_placement
 from qdq.pipeline.stages.shapes import bench_shapes
 from qdq.pipeline.steps import STEPS, VARIANTS, VARYING, Step
 from qdq.pipeline.workdir import MANIFEST, WorkDirectory
-from qdq.tasks import detect_task
 
 
 def compile_model(options: CompileOptions, screen: Screen) -> Outcome:

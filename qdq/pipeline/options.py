@@ -10,7 +10,7 @@ from qdq.base.config import choice
 from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, Algorithm, algorithm_named
 from qdq.calibrate.treatments.settings import PtqSettings, Treatments
 from qdq.errors import ConfigError
-from qdq.tasks import TASKS
+from qdq.load.kinds import TASKS
 
 TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
 MODES = ("latency", "throughput")
@@ -53,7 +53,7 @@ class CompileOptions:
             which takes max and searches residual operands by the error of the normalized sum.
             percentile None is 99.999, or 99.99 when residual adds are quantized.
         weight_quantize_type, activation_quantize_type, moving_rate, round_type, bias_correction: of PaddleNLP's
-            compression API, see qdq.calibrate.treatments.settings; weight_quantize_type None is what the placement says.
+            compression API, see qdq.calibrate.treatments.settings; weight_quantize_type None is the placement's own.
         value_centering, equalization, smoothing, residual_scaling, softmax_scale: the other treatments of
             qdq.calibrate.treatments.settings.
         algo_list, batch_num_list, batch_size_list: what a sweep tries; without any there is no sweep.

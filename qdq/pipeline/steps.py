@@ -14,7 +14,6 @@ from qdq.pipeline.run import CANONICAL, FLOAT, Run
 from qdq.pipeline.stages import bench, build, calibrate, deploy, export, inject, load, lower, variants, verify
 from qdq.pipeline.texts import source_fingerprint
 from qdq.pipeline.workdir import fingerprint
-from qdq.placing.units import decided_for
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin", "1_Pooling/config.json")
 # Timings, and what TensorRT chooses by timing.
@@ -63,6 +62,8 @@ def _sweep_inputs(run: Run) -> Mapping[str, Any] | None:
 
 def _placement(options: CompileOptions) -> Any:
     """`auto` decides for a kind of target; every other placement is the same for all."""
+    from qdq.placing.units import decided_for
+
     if options.placement != "auto":
         return options.placement
     return [options.placement, decided_for(options.target), options.max_drop if options.search else None]

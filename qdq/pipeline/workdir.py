@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from qdq import __version__
 from qdq.base.artifacts import (
     read_json,
     sha256_file,
@@ -26,6 +25,7 @@ from qdq.base.artifacts import (
     write_failure,
     write_json,
 )
+from qdq.base.versions import __version__
 from qdq.errors import DeployError, QdqError
 
 MANIFEST = "manifest.json"

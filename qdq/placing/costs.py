@@ -1,4 +1,5 @@
-"""What leaving a unit in floating point costs on a target: a committed table of `python -m qdq.studies.placement_costs`.
+"""What leaving a unit in floating point costs on a target: the table of
+`python -m qdq.studies.placement_costs`.
 
 Shares are of one layer's latency with everything quantized, per unit of one layer, for the shapes the table names. On a
 CPU they are measured, engine against engine; for TensorRT they are the estimator's, from the fusion map with the unit

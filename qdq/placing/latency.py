@@ -63,10 +63,10 @@ def engine_without(canonical: onnx.ModelProto, left_out: Collection[str], folder
 
     Raises Unavailable without the runtime.
     """
+    from engines.opening import Opening, open_runner
     from export.lint.removal import without_points
     from export.passes import lower
     from export.to_onnx import save_proto
-    from qdq.studies.peers import Opening, open_runner
 
     folder.mkdir()
     save_proto(without_points(canonical, left_out), folder / "canonical.onnx")

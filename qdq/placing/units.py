@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-pass
 from qdq.placing.sensitivity.groups import kind_of, layer_of, part_of
 
 

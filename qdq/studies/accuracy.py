@@ -1,7 +1,7 @@
 """`python -m qdq.studies.accuracy`: measure accuracy after quantization on real tasks, and write docs/accuracy.md.
 
-Figures are JSON files in docs/results/accuracy/, one per run; the page (`qdq.studies.accuracy_page`) is made of whatever is
-there. Models and data beside the repository are research-only and may be absent; their figures then stay as they are.
+Figures are JSON files in docs/results/accuracy/, one per run; `qdq.studies.accuracy_page` makes the page of
+whatever is there. Models and data beside the repository are research-only; where they are absent their figures stay.
 
 A figure goes the way of `qdq compile`: calibrate, decide, export, lower and build in a work directory, then score what
 came out of it on the development rows.

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from qdq.cli.main import main
+from qdq.load.kinds import TASKS
 from qdq.load.model import LoadedModel, load_model, quiet_transformers
-from qdq.tasks import TASKS
 
 SUBJECTS = ("the cat", "a small dog", "our teacher", "the old river", "my young brother", "every good engine")
 VERBS = ("finds", "likes", "sees", "never leaves", "slowly follows", "wants")

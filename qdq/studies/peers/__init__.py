@@ -1,6 +1,6 @@
 """The tools a user would pick instead, each turning one FP32 ONNX file into something that runs on this CPU.
 
-`tools` builds them, `opening` loads what was built; qdq/studies/peers/race.py adds torch's and ours, checks accuracy and times all
+`tools` builds them, `engines.opening` loads what was built; `race` adds torch's and ours, checks accuracy and times all
 of them in one interleaved run.
 """
 

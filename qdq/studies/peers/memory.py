@@ -1,7 +1,7 @@
 """Load a contestant of `qdq.studies.peers.race`, and measure in a process of its own what running it takes of memory.
 
-``python -m qdq.studies.peers.memory OPENING.json FEEDS.npz`` prints the bytes: peak resident memory from before loading to after
-a few calls, less what was resident before, with every library already imported.
+``python -m qdq.studies.peers.memory OPENING.json FEEDS.npz`` prints the bytes: peak resident memory from before
+loading to after a few calls, less what was resident before, with every library already imported.
 """
 
 from __future__ import annotations

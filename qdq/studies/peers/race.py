@@ -1,10 +1,10 @@
 """Our CPU engines beside the tools a user would pick instead: one checkpoint, one data set, one interleaved run.
 
-``python -m qdq.studies.peers.race --model M --calibration TRAIN --eval-data DEV --json OUT`` (`make bench-peers` does so in an
-environment that has NNCF). Written, per contestant: at every shape the latency and its ratios to NNCF and to ONNX
-Runtime FP32 (medians of per-round ratios, see engines.bench), accuracy, agreement, logit cosine and MSE against torch
-FP32, bytes of weights, the memory a running one needs, and seconds from the checkpoint (ours) or from the FP32 ONNX
-file (the tools, which all share one export) to the first answer. What was built and checked stays in --work.
+``python -m qdq.studies.peers.race --model M --calibration TRAIN --eval-data DEV --json OUT`` (`make bench-peers` does
+so in an environment that has NNCF). Written, per contestant: at every shape the latency and its ratios to NNCF and to
+ONNX Runtime FP32 (medians of per-round ratios, see engines.bench), accuracy, agreement, logit cosine and MSE against
+torch FP32, bytes of weights, the memory a running one needs, and seconds from the checkpoint (ours) or from the FP32
+ONNX file (the tools, which all share one export) to the first answer. What was built and checked stays in --work.
 """
 
 from __future__ import annotations

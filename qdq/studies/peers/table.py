@@ -1,4 +1,4 @@
-"""The report of `qdq.studies.peers.race` as Markdown: one table of everything at the first shape, one of the times at all shapes."""
+"""Report of the race as Markdown: one table of everything at the first shape, one of the times at all shapes."""
 
 from __future__ import annotations
 
