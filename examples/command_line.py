@@ -1,4 +1,4 @@
-"""The command line the three compression scripts share: their own flags beside every flag of CompressionArguments."""
+"""Command line of the three compression scripts: their own flags beside every flag of CompressionArguments."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ CONFIG = Path(__file__).with_name("config.yml")
 
 @dataclass
 class DataArguments:
-    """What is compressed, and on which data."""
+    """Model and data of a compression script."""
 
     dataset: str = field(metadata={"help": 'hub data set such as "clue tnews", or a folder with train and dev files'})
     model_name_or_path: str = field(metadata={"help": "fine-tuned checkpoint: hub id or folder"})
@@ -46,14 +46,14 @@ def parse(
 
 
 def defaults_of(dataset: str) -> dict[str, Any]:
-    """What config.yml says of a data set; a folder counts as the CLUE task of its name."""
+    """Read the flags that config.yml sets for a data set; a folder counts as the CLUE task of its name."""
     config = load_mapping(CONFIG)
     name = dataset if dataset in config else f"clue {Path(dataset).name.lower()}"
     return {**config["default"], **config.get(name, {})}
 
 
 def typed(flag: str, arguments: Sequence[str] | None = None) -> str:
-    """The value of a flag before the whole line can be parsed. Raises ConfigError without it."""
+    """Read the value of a flag before the whole line can be parsed. Raises ConfigError without it."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for index, word in enumerate(words):
         if word.startswith(f"--{flag}="):

@@ -48,6 +48,7 @@ RECIPES = {
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Compress as the flags say; returns the CompressionResult, whose metric is SQuAD's F1."""
+    # A recipe is a set of defaults, so its flag is taken out before the others are parsed.
     words = list(sys.argv[1:] if arguments is None else arguments)
     recipe: dict[str, Any] = {"max_seq_length": 384}
     if "--recipe" in words:
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         recipe, words = RECIPES[name], words[:place] + words[place + 2 :]
     data, args = parse(recipe, words)
     loaded = load_model(data.model_name_or_path, task="question-answering")
+    # Contexts become overlapping windows; the training split is read only when something is trained.
     longest = min(data.max_seq_length, loaded.max_sequence)
     stride = min(data.doc_stride, longest // 2)
     typed = "token_type_ids" in loaded.inputs
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
 
     dev, dev_windows = cut("dev", data.max_eval_samples)
     train, train_windows = cut("train", data.max_train_samples) if trains(args) else ([], [])
+    # The score is of answers, not of windows, so it is computed here and handed to `compress`.
     scoring = detect_scoring([record.pair or "" for record in dev])
     problem = Extraction(dev, dev_windows, scoring, scored=True, longest=data.max_answer_length)
     trainer = CompressionTrainer(

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
 
 
 def trains(args: Any) -> bool:
-    """Whether the strategy needs training data."""
+    """True when the strategy needs training data."""
     return bool(args.chosen_strategy.trains)
 
 

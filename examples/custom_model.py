@@ -1,4 +1,4 @@
-"""Compress a model class and data of your own: what the built-in evaluators and losses do not know, you pass in.
+"""Compress a model class and data of your own, with a loss and an evaluation that you pass in.
 
     python examples/custom_model.py --output_dir out --strategy dynabert+ptq --width_mult_list 1/2 --max_steps 20
 

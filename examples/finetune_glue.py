@@ -33,18 +33,21 @@ from qdq.text.data import Record, TextSource, read_records
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The documented flags."""
+    """Parse the flags. Raises ConfigError when neither training nor evaluation is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    # model and data
     add("--model_type", default="", help="checked against the checkpoint when given: bert, roberta, distilbert, albert")
     add("--model_name_or_path", default="all-MiniLM-L6-v2", help="hub id or folder (default: the bundled encoder)")
     add("--task_name", default="MRPC", help="name of the task, for the report")
     add("--data_dir", required=True, help="folder with train.tsv and dev.tsv")
     add("--output_dir", required=True)
+    # what to do
     add("--do_train", action="store_true")
     add("--do_eval", action="store_true")
     add("--do_lower_case", action="store_true", help="the tokenizer's own setting is used; checked when given")
     add("--max_seq_length", type=int, default=128)
+    # training
     add("--per_gpu_train_batch_size", type=int, default=8)
     add("--per_gpu_eval_batch_size", type=int, default=8)
     add("--learning_rate", type=float, default=5e-5)
@@ -84,7 +87,7 @@ def scores(prediction: Any) -> dict[str, float]:
 
 
 def class_scores(predicted: list[int], expected: list[int], classes: int = 2) -> dict[str, float]:
-    """The same from class indices."""
+    """The metrics of `scores` from class indices."""
     acc = sum(map(int.__eq__, predicted, expected)) / len(expected)
     if classes > 2:
         return {"acc": acc}
@@ -95,6 +98,7 @@ def class_scores(predicted: list[int], expected: list[int], classes: int = 2) ->
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train and evaluate as the flags say; returns the scores (empty without --do_eval)."""
+    # The labels of the training file are the classes of the model's head.
     options = parse(arguments)
     folder = str(resolve(options.model_name_or_path)[0])
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -104,6 +108,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(labels), **names)
     if options.model_type and options.model_type != model.config.model_type:
         raise ConfigError(f"--model_type {options.model_type}: {folder} is {model.config.model_type}; correct the flag")
+    # The flags by the names that transformers' Trainer has for them.
     settings = TrainingArguments(
         output_dir=options.output_dir,
         per_device_train_batch_size=options.per_gpu_train_batch_size,
@@ -125,6 +130,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         eval_dataset=dev,  # type: ignore[arg-type]
         compute_metrics=scores,
     )
+    # Train, then evaluate; of several processes only the first one writes.
     if options.do_train:
         trainer.train()
         trainer.save_model(options.output_dir)

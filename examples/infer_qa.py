@@ -28,6 +28,7 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     context = options.context_file.read_text(encoding="utf-8") if options.context_file else options.context
     if not context or not context.strip():
         raise DataError("no context; give --context TEXT or --context_file FILE")
+    # Run batches of real length: the engine takes any shape up to the one it was built for.
     engine = open_engine(options.engine, options.target, options.threads)
     records = [Record(question, context) for question in options.question]
     longest = options.max_seq_length
@@ -41,6 +42,7 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
             logits = {name: outputs[name][row][: size(part)] for name in ("start_logits", "end_logits")}
             span = best_span(part, logits, options.max_answer_length)
             best[part.sample] = max(best.get(part.sample, span), span)
+    # The best span of all windows of a question is its answer.
     found = []
     for number, record in enumerate(records):
         score, first, last, _ = best[number]
@@ -52,7 +54,7 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def size(window: Window) -> int:
-    """Tokens of a window."""
+    """Number of tokens of a window."""
     return len(window.offsets)
 
 

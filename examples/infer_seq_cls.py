@@ -26,10 +26,12 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     options = parser.parse_args(words)
     if options.pair and len(options.pair) != len(options.text or []):
         raise ConfigError(f"--pair: {len(options.pair)} for {len(options.text or [])} --text; give as many of both")
+    # Records from the flags or from the lines of a file.
     pairs = [tuple(line.split("\t", 1)) for line in texts_of(options.text, options.file)]
     records = [Record(pair[0], pair[1] if len(pair) > 1 else None) for pair in pairs]
     if options.pair:
         records = [Record(text, pair) for text, pair in zip(options.text, options.pair, strict=True)]
+    # Run batches of real length: the engine takes any shape up to the one it was built for.
     engine = open_engine(options.engine, options.target, options.threads)
     found = []
     for start in range(0, len(records), options.batch_size):

@@ -19,6 +19,7 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--file", type=Path, help="one text per line")
     options = parser.parse_args(words)
     texts = texts_of(options.text, options.file)
+    # Run batches of real length: the engine takes any shape up to the one it was built for.
     engine = open_engine(options.engine, options.target, options.threads)
     found = []
     for start in range(0, len(texts), options.batch_size):
@@ -29,6 +30,7 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
         feed = {name: np.array(tokens[name], np.int64) for name in engine.inputs}
         best = engine.run(feed)["logits"].argmax(-1)
         for row, text in enumerate(batch):
+            # Special tokens and padding have no place in the text.
             places = [
                 place if side is not None else None
                 for place, side in zip(tokens["offset_mapping"][row], tokens.sequence_ids(row), strict=True)
@@ -41,7 +43,7 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def entities(text: str, tags: list[str], places: list[Any], words: list[int | None]) -> list[dict[str, Any]]:
-    """Entities from B-/I- tags; a word is what its first token says, and an I- without its B- starts one."""
+    """Entities from B-/I- tags. A word has the tag of its first token; an I- without its B- starts an entity."""
     found: list[dict[str, Any]] = []
     last: int | None = None
     kind = ""

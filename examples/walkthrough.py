@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--reuse", action="store_true", help="time the engines an earlier run left in output_dir")
     parser.add_argument("--bench_seconds", type=float, default=BENCH_SECONDS)
     options = parser.parse_args(arguments)
+    # Everything is measured on one thread; the rows of the fine-tuned model are scored, too.
     torch.set_num_threads(1)
     out = Path(options.output_dir)
     folder, trained = fine_tuned(options, out)
@@ -77,6 +78,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "fine_tuned_here": trained,
         "rows": contest(folder, out / "engines", options, score=True),
     }
+    # The BERT-base shape has random weights: only its sizes and times mean something.
     if options.base_layers:
         base = bert_base(out / "bert-base-shape", load_model(folder), options.base_layers)
         report |= {"base_layers": options.base_layers, "base_rows": contest(base, out / "base", options, score=False)}
@@ -110,6 +112,7 @@ def bert_base(folder: Path, like: LoadedModel, layers: int) -> str:
 
 def contest(folder: str, out: Path, options: argparse.Namespace, score: bool) -> list[dict[str, Any]]:
     """One row per contestant: MB, scores when asked, and time against torch FP32."""
+    # The runners, and the texts as full batches of one shape.
     loaded = load_model(folder)
     runners, sizes = contestants(loaded, folder, out, options)
     records = finetune_glue.read(options.data_dir, "dev")
@@ -117,6 +120,7 @@ def contest(folder: str, out: Path, options: argparse.Namespace, score: bool) ->
         encode_batch(loaded.tokenizer, records[start : start + BATCH], loaded.inputs, SEQUENCE)
         for start in range(0, len(records) - BATCH + 1, BATCH)
     ]
+    # Scores over all texts; times in one interleaved run over the first batches.
     scores = {name: evaluated(run, loaded, records) if score else {} for name, (_, run) in runners.items()}
     entries = [Contestant(name, engine, run) for name, (engine, run) in runners.items()]
     settings = BenchSettings(batch=BATCH, sequence=SEQUENCE, budget_s=options.bench_seconds, threads=1)
@@ -142,6 +146,7 @@ def contestants(
     loaded: LoadedModel, folder: str, out: Path, options: argparse.Namespace
 ) -> tuple[dict[str, tuple[str, Run]], dict[str, int]]:
     """Name to (engine, runner), and name to bytes of what has to be shipped."""
+    # torch: the model as it is, and quantized by torch.ao.
     if not (options.reuse and (out / "torch-dynamic" / WEIGHTS).is_file()):
         save_dynamic(quantize_linears(load_model(folder).model), out / "torch-dynamic")
     float32 = sum(4 * parameter.numel() for parameter in loaded.model.parameters())
@@ -150,6 +155,7 @@ def contestants(
         "torch-dynamic": ("torch", Dynamic(out / "torch-dynamic")),
     }
     sizes = {"torch-fp32": float32, "torch-dynamic": (out / "torch-dynamic" / WEIGHTS).stat().st_size}
+    # Ours: one canonical graph per kind of embedding tables, lowered and built for both CPU engines.
     for tables in (False, True):
         work = out / ("dynamic+embeddings" if tables else "dynamic")
         for target in ("onnxruntime", "openvino"):
