@@ -141,3 +141,13 @@ def test_the_walkthrough_compares_every_contestant(
     assert names[:2] == ["torch-fp32", "torch-dynamic"] and len(names) == 6
     smallest = min(report["rows"], key=lambda row: row["mb"])
     assert "acc_and_f1" in report["rows"][0] and smallest["name"] != "torch-fp32"
+
+
+def test_the_quickstart_exports_every_point_it_placed(
+    example: Load, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    from export.check import check_file
+
+    model = tiny_checkpoint("bert", num_hidden_layers=1)
+    path = example("quickstart").main(tmp_path / "new" / "model.qdq.onnx", str(model), texts=16)
+    assert check_file(path).weights == 6  # one layer: query, key, value, attention output, up, down

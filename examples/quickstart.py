@@ -1,0 +1,42 @@
+"""Load, inject, calibrate and export the bundled model from Python: the first four stages of `qdq compile`, by hand.
+
+    python examples/quickstart.py build/quickstart/model.qdq.onnx
+
+Ranges are the plain maximum here; `qdq compile` also changes weights where that keeps accuracy (docs/calibration.md).
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from export.to_onnx import export_onnx
+from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.inject import inject
+from qdq.inject.quantizer import folded
+from qdq.inject.spec import named_spec
+from qdq.load.model import load_model
+from qdq.text.data import bundled, read_records
+from qdq.text.encode import encode_batch
+
+
+def main(path: Path, model: str | None = None, texts: int = 32) -> Path:
+    """Write the quantized graph of `model` (None: the bundled encoder) to `path`, calibrated on bundled text."""
+    loaded = load_model(model)
+    spec = named_spec("linear+qk")
+    placement = inject(loaded.model, spec)
+
+    records, _ = read_records(bundled(), limit=texts)
+    feeds = [encode_batch(loaded.tokenizer, records[n : n + 8], loaded.inputs, 64) for n in range(0, len(records), 8)]
+    batches = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
+    table = calibrate(loaded.module(), batches, spec, CalibrationSettings("max"))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with folded(loaded.model):
+        export_onnx(loaded.module(), batches[0], loaded.outputs, path)
+    sys.stdout.write(f"{len(placement.placed)} points, {table.samples} texts: {path}\n")
+    return path
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "build/quickstart/model.qdq.onnx"))
