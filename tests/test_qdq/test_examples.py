@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -151,3 +152,8 @@ def test_the_quickstart_exports_every_point_it_placed(
     model = tiny_checkpoint("bert", num_hidden_layers=1)
     path = example("quickstart").main(tmp_path / "new" / "model.qdq.onnx", str(model), texts=16)
     assert check_file(path).weights == 6  # one layer: query, key, value, attention output, up, down
+
+
+def test_the_index_names_every_file() -> None:
+    linked = set(re.findall(r"\]\(([\w.]+)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8")))
+    assert linked == {path.name for path in EXAMPLES.iterdir() if path.is_file()} - {"README.md"}
