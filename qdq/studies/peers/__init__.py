@@ -1,12 +1,5 @@
-"""The tools a user would pick instead, each turning one FP32 ONNX file into something that runs on this CPU.
+"""Our CPU engines beside the tools a user would pick instead, each turning one checkpoint into something that runs.
 
-`tools` builds them, `engines.opening` loads what was built; `race` adds torch's and ours, checks accuracy and times all
-of them in one interleaved run.
+`tools` quantizes with the others, `build` builds and loads everything, `race` checks accuracy and memory and times all
+of it in one interleaved run, `table` shows the report.
 """
-
-from __future__ import annotations
-
-from engines.opening import Opening, open_runner
-from qdq.studies.peers.tools import ARTIFACTS, NO_BF16, TOOLS, Material, Tool, build_artifact
-
-__all__ = ["ARTIFACTS", "NO_BF16", "TOOLS", "Material", "Opening", "Tool", "build_artifact", "open_runner"]

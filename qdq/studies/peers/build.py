@@ -1,7 +1,4 @@
-"""The contestants of `qdq.studies.peers.race`, built once: what earlier runs in the work directory made is used again.
-
-Everything is recorded in the work directory's manifest by what it depends on: the checkpoint, the texts, the options,
-installed versions, and for ours the source code. So a second run with other rounds or shapes only times.
+"""Build and load the contestants of `qdq.studies.peers.race`, from one checkpoint and the same calibration texts.
 
 Our stages, the FP32 export and the tools' quantizations run in processes of their own, whose seconds are counted from
 their start: whoever comes first would otherwise pay for importing torch and warming its exporter up, and the next not.
@@ -9,257 +6,182 @@ their start: whoever comes first would otherwise pay for importing torch and war
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
+import re
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.base.artifacts import atomic_path, read_json, sha256_file, sha256_json, sha256_tree, write_json
-from qdq.errors import BuildError, Unavailable
-from qdq.studies.peers.memory import dynamic, open_peer
+from engines.opening import Opening, open_runner
+from engines.openvino import has_bf16
+from qdq.base.artifacts import atomic_path
+from qdq.errors import BuildError, ConfigError, Unavailable
+from qdq.studies.models import batches, run_stages
+from qdq.studies.peers.tools import FLOAT, TOOLS, build_artifact
 
 if TYPE_CHECKING:
-    from engines.types import Feeds
-    from qdq.pipeline.run import Run
-    from qdq.pipeline.workdir import WorkDirectory
-    from qdq.studies.peers import Material, Opening
-    from qdq.studies.peers.options import PeerOptions
+    from engines.types import Feeds, Runner
+    from qdq.load.model import EncoderModule, LoadedModel
+    from qdq.text.data import Record
 
+TASK = "text-classification"
 OURS = {"qdq-openvino": "openvino", "qdq-onnxruntime": "onnxruntime"}  # contestant: target
 TORCH = ("torch-fp32", "torch-dynamic")
-WEIGHTS = {"openvino": "model.bin", "onnxruntime": "engine.onnx*"}
-ROOT = Path(__file__).resolve().parents[3]
+FILES = {"openvino": ("model.xml", "model.bin"), "onnxruntime": ("engine.onnx", "engine.onnx*")}  # engine, weights
+CALIBRATION_BATCH = 8
+OUT = "qdq"  # our work directory
+TYPED = ("model", "calibration", "eval_data", "samples", "eval_samples", "threads", "precision_hint")
+CALLS = 3  # while memory is measured
+LIBRARIES = {
+    "torch": ("torch", "transformers.models.auto.modeling_auto", "qdq.load.model", "qdq.load.runner"),
+    "openvino": ("openvino", "engines.openvino"),
+    "onnxruntime": ("onnxruntime", "engines.onnxruntime"),
+}
+NO_BF16 = "this CPU has no BF16 instructions, and OpenVINO's emulation is slower than FP32"
 
-Made = tuple[dict[str, Any], Sequence[Path]]  # what is remembered, and the files it is about
+
+@dataclass(frozen=True)
+class Material:
+    """What every contestant is built from and checked on.
+
+    Attributes:
+        options: of the command line of `race`.
+        folder, loaded: the checkpoint and the FP32 model in it.
+        threads: inference threads of every contestant.
+        calibration: feeds of the calibration texts, int64 [8, S].
+        texts: what accuracy and latency are measured on; nothing was calibrated on them.
+        compile_s: seconds from the checkpoint to our calibrated, exported graph, lowered for OpenVINO.
+        float_export_s: seconds of the plain FP32 export that every tool starts from.
+    """
+
+    options: Namespace
+    folder: Path
+    loaded: LoadedModel
+    threads: int
+    calibration: Sequence[Feeds]
+    texts: Sequence[Record]
+    compile_s: float
+    float_export_s: float
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A contestant that can be loaded: bytes of its weights on disk, seconds to its first answer (of our OpenVINO
-    engine also to the lowered graph), and its files' hashes, by which later records know it.
-    """
+    """A contestant that can be loaded; bytes of its weights, seconds to its first answer (compile_s: to our graph)."""
 
-    name: str
     opening: Opening
     bytes: int
     build_s: float
-    compile_s: float | None
-    files: Mapping[str, str]
+    compile_s: float | None = None
 
 
-@dataclass
-class Builder:
-    """Builds what is asked for in `options.work`, whose lock `work` holds."""
+def prepare(options: Namespace) -> Material:
+    """Read the texts, calibrate and export ours, and export FP32 for the tools.
 
-    options: PeerOptions
-    work: WorkDirectory
+    Raises QdqError, before anything is built for what the model or this machine cannot take.
+    """
+    from qdq.load.model import load_model
+    from qdq.load.source import resolve
+    from qdq.pipeline import options as pipeline
+    from qdq.pipeline.run import prepare_torch
+    from qdq.pipeline.stages.load import check_shape
+    from qdq.pipeline.texts import calibration_texts, evaluation_texts
 
-    def kept(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Made]) -> dict[str, Any]:
-        """What `make` returned when it last ran with these inputs; it runs again when a file of it has changed."""
-        path = self.work.path / "kept" / f"{name}.json"
-        if not self.work.fresh(name, inputs):
-            self.work.forget(name)
-            value, files = make()
-            self.work.complete(name, inputs, [write_json(path, value), *files])
-        found: dict[str, Any] = read_json(path)
-        return found
-
-    def build(self, name: str) -> Peer:
-        """One contestant. Raises Unavailable when its tool is not installed, BuildError when it fails."""
-        if name in OURS:
-            return self._ours(name)
-        return self._torch(name) if name in TORCH else self._tool(name)
-
-    @cached_property
-    def run(self) -> Run:
-        """A Run over our work directory, calibrated and exported: texts, reference model, threads."""
-        _ = self._prepared
-        return self._opened("openvino")
-
-    @property
-    def reference(self) -> Opening:
-        """torch FP32."""
-        from qdq.studies.peers import Opening
-
-        return Opening(TORCH[0], str(self.run.checkpoint), self.run.options.threads)
-
-    @cached_property
-    def feeds(self) -> list[Feeds]:
-        """The calibration texts, eight a batch."""
-        from qdq.text.encode import encode_batch
-
-        loaded, records = self.run.reference, self.run.calibration.records
-        sequence = self.options.shapes[0][1]
-        return [
-            encode_batch(loaded.tokenizer, records[start : start + 8], loaded.inputs, sequence)
-            for start in range(0, len(records), 8)
-        ]
-
-    @cached_property
-    def _inputs(self) -> dict[str, Any]:
-        """What every build depends on."""
-        from qdq.base.versions import versions
-        from qdq.pipeline.options import CompileOptions
-        from qdq.pipeline.texts import source_fingerprint
-
-        typed = self.typed("openvino")
-        texts = source_fingerprint(CompileOptions(**typed), self.options.calibration)
-        return {
-            "model": sha256_tree(self.options.folder),
-            "calibration": [texts, self.options.samples, self.options.shapes[0][1]],
-            "threads": self.options.threads,
-            "versions": versions(),
-        }
-
-    def typed(self, target: str) -> dict[str, Any]:
-        """The options of a compile run, as typed."""
-        options = self.options
-        typed: dict[str, Any] = {
-            "model": options.model,
-            "calibration": options.calibration,
-            "eval_data": options.eval_data,
-            "task": "text-classification",
-            "out": str(self.work.path / "qdq"),
-            "target": target,
-            "batch": options.shapes[0][0],
-            "sequence": options.shapes[0][1],
-            "samples": options.samples,
-            "eval_samples": options.eval_samples,
-            "threads": options.threads,
-            "precision_hint": options.precision_hint,
-        }
-        return {name: value for name, value in typed.items() if value is not None}
-
-    def _opened(self, target: str) -> Run:
-        from qdq.base.screen import Screen
-        from qdq.load.source import short_name
-        from qdq.pipeline.options import CompileOptions, resolve
-        from qdq.pipeline.run import Run
-        from qdq.pipeline.workdir import WorkDirectory
-
-        name = short_name(self.options.model)
-        resolved = resolve(CompileOptions(**self.typed(target)), name)
-        with WorkDirectory(self.work.path / "qdq") as work:
-            return Run(resolved, work, Screen(), name)
-
-    @cached_property
-    def _prepared(self) -> float:
-        """Our checkpoint and graphs, calibrated and exported once for both engines, and lowered for OpenVINO, as one
-        process does it: seconds that took.
-        """
-
-        def make() -> Made:
-            seconds = alone(_stages, ("calibrate", "export", "lower"), self.typed("openvino"))
-            folder = self.work.path / "qdq"
-            files = [folder / "checkpoint", *sorted(folder.glob("model.*.onnx*")), folder / "openvino" / "model.onnx"]
-            return {"seconds": seconds}, files
-
-        seconds: float = self.kept("qdq", {**self._inputs, "code": _code()}, make)["seconds"]
-        return seconds
-
-    def _ours(self, name: str) -> Peer:
-        from engines.onnxruntime import ENGINE
-        from qdq.studies.peers import Opening
-
-        target, prepared = OURS[name], self._prepared
-        run = self._opened(target)
-        model = run.target / ("model.xml" if target == "openvino" else ENGINE)
-        opening = Opening(target, str(model), run.options.threads, self.options.precision_hint, static=True)
-
-        def make() -> Made:
-            lowered = target == "openvino"
-            stages = ("build",) if lowered else ("lower", "build")
-            seconds = prepared + alone(_stages, stages, self.typed(target)) + self._first_call(opening)
-            made = {"build_s": seconds, "bytes": _bytes(sorted(run.target.glob(WEIGHTS[target])))}
-            return {**made, **({"compile_s": prepared} if lowered else {})}, [run.target]
-
-        inputs = {**self._inputs, "code": _code(), "hint": self.options.precision_hint}
-        return self._peer(name, name, opening, self.kept(name, inputs, make))
-
-    def _tool(self, name: str) -> Peer:
-        from qdq.studies.peers import ARTIFACTS, TOOLS, build_artifact
-
-        tool, float_model = TOOLS[name], self.float_export[0]
-        own = tool.artifact in ARTIFACTS
-        record = tool.artifact if own else name
-        path = self.work.path / "tools" / ARTIFACTS[tool.artifact][0] if own else float_model
-        opening = tool.opening(path, self.run.options.threads, self.options.precision_hint)
-        nncf = {} if not name.startswith("nncf") else version_of("nncf")
-
-        def make() -> Made:
-            material = self._material(float_model)
-            seconds = alone(build_artifact, tool.artifact, material, path) if own else 0.0
-            seconds += self._first_call(opening)
-            files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-            return {"build_s": seconds, "bytes": _bytes(files[-1:])}, files
-
-        return self._peer(name, record, opening, self.kept(record, {**self._inputs, **nncf}, make))
-
-    def _torch(self, name: str) -> Peer:
-        opening = replace(self.reference, engine=name)
-        path = self.work.path / "tools" / f"{name}.pt"
-
-        def make() -> Made:
-            import torch
-
-            begin = time.perf_counter()
-            module = self.run.reference.module()
-            state = (dynamic(module) if name == "torch-dynamic" else module).state_dict()
-            with warnings.catch_warnings(), atomic_path(path) as partial:
-                warnings.simplefilter("ignore")  # a quantized state is a TypedStorage, whose use warns
-                torch.save(state, partial)
-            seconds = time.perf_counter() - begin + self._first_call(opening)
-            return {"build_s": seconds, "bytes": _bytes([path])}, [path]
-
-        return self._peer(name, name, opening, self.kept(name, self._inputs, make))
-
-    def _peer(self, name: str, record: str, opening: Opening, found: Mapping[str, Any]) -> Peer:
-        files: Mapping[str, str] = self.work.manifest["stages"][record]["outputs"]
-        return Peer(name, opening, found["bytes"], found["build_s"], found.get("compile_s"), files)
-
-    def _first_call(self, opening: Opening) -> float:
-        begin = time.perf_counter()
-        open_peer(opening, self.feeds[0]["input_ids"].shape)(self.feeds[0])
-        return time.perf_counter() - begin
-
-    @cached_property
-    def float_export(self) -> tuple[Path, float]:
-        """One plain FP32 export for every tool, and the seconds it took."""
-        path = self.work.path / "tools" / "float.onnx"
-
-        def make() -> Made:
-            return {"seconds": alone(export_plain, self.options.folder, self.feeds[0], path)}, [path]
-
-        return path, self.kept("float", self._inputs, make)["seconds"]
-
-    def _material(self, model: Path) -> Material:
-        from qdq.studies.peers import Material
-
-        return Material(model, self.feeds)
+    # Refuse what cannot be done.
+    if options.precision_hint == "bf16" and not has_bf16():
+        raise ConfigError(f"--precision-hint: {NO_BF16}; leave it out")
+    folder, name = resolve(options.model)
+    batch, sequence = options.shapes[0]
+    typed = {key: value for key in TYPED if (value := getattr(options, key)) is not None}
+    typed |= {"task": TASK, "target": "openvino", "batch": batch, "sequence": sequence, "out": str(options.work / OUT)}
+    resolved = pipeline.resolve(pipeline.CompileOptions(**typed), name)
+    prepare_torch(resolved.threads)
+    loaded = load_model(str(folder), TASK)
+    for shape in options.shapes:
+        check_shape(loaded, *shape)
+    # The texts, then what several contestants start from.
+    calibrated = calibration_texts(resolved, TASK)
+    texts = evaluation_texts(resolved, TASK, calibrated).records
+    calibration = batches(loaded, calibrated.records, (CALIBRATION_BATCH, sequence))
+    compile_s, _ = alone(run_stages, ("calibrate", "export", "lower"), typed)
+    float_export_s, _ = alone(_export_plain, folder, calibration[0], options.work / FLOAT)
+    return Material(options, folder, loaded, resolved.threads, calibration, texts, compile_s, float_export_s)
 
 
-def build_all(builder: Builder, names: Sequence[str]) -> tuple[dict[str, Peer], dict[str, str]]:
-    """Every contestant that can be built here, and the reason for every other. Ours must build: their errors go up."""
-    built: dict[str, Peer] = {}
+def build_all(material: Material, names: Sequence[str]) -> tuple[dict[str, Peer], dict[str, str]]:
+    """Build every contestant that can be built here; returns them, and the reason for every other.
+
+    Ours must build: their errors are raised.
+    """
+    built = {name: _ours(material, name) for name in names if name in OURS}
+    built |= {name: _torch(material, name) for name in names if name in TORCH}
     skipped: dict[str, str] = {}
+    seconds = {FLOAT: 0.0}  # by file, which several contestants may share
     for name in names:
         try:
-            built[name] = builder.build(name)
-        except (Unavailable, BuildError) as error:
-            if name in OURS:
-                raise
+            if name in TOOLS:
+                built[name] = _tool(material, name, seconds)
+        except BuildError as error:
             skipped[name] = str(error)
     return built, skipped
 
 
-def export_plain(folder: Path, feeds: Feeds, path: Path) -> None:
-    """The checkpoint in `folder` as other tools' users export it: torch's TorchScript exporter, eager attention.
+def _ours(material: Material, name: str) -> Peer:
+    """Our engine, from the graph that `prepare` has exported."""
+    target, options = OURS[name], material.options
+    out, lowered = options.work / OUT, target == "openvino"
+    engine, weights = FILES[target]
+    opening = Opening(target, str(out / target / engine), material.threads, options.precision_hint, static=True)
+    stages = ("build",) if lowered else ("lower", "build")
+    building, _ = alone(run_stages, stages, {"out": str(out), "target": target})
+    seconds = material.compile_s + building + _first_call(material, opening)
+    size = sum(file.stat().st_size for file in (out / target).glob(weights))
+    return Peer(opening, size, seconds, material.compile_s if lowered else None)
+
+
+def _torch(material: Material, name: str) -> Peer:
+    """The model in torch; its bytes are those of its state as torch saves it."""
+    import torch
+
+    opening = Opening(name, str(material.folder), material.threads)
+    module, file = material.loaded.module(), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a quantized state is a TypedStorage, whose use warns
+        torch.save((dynamic(module) if name == "torch-dynamic" else module).state_dict(), file)
+    return Peer(opening, file.tell(), _first_call(material, opening))
+
+
+def _tool(material: Material, name: str, seconds: dict[str, float]) -> Peer:
+    """A tool's engine; the first contestant that needs a file has it written, and adds its `seconds`."""
+    tool, options = TOOLS[name], material.options
+    if tool.hint == "bf16" and not has_bf16():
+        raise Unavailable(f"OpenVINO in BF16: {NO_BF16}")
+    path = options.work / tool.model
+    if tool.model not in seconds:
+        seconds[tool.model], _ = alone(build_artifact, options.work / FLOAT, material.calibration, path)
+    opening = replace(tool, model=str(path), threads=material.threads, hint=tool.hint or options.precision_hint)
+    weights = path.with_suffix(".bin") if path.suffix == ".xml" else path
+    return Peer(opening, weights.stat().st_size, seconds[tool.model] + _first_call(material, opening))
+
+
+def _first_call(material: Material, opening: Opening) -> float:
+    """Seconds to load a contestant and to get its first answer."""
+    feeds = material.calibration[0]
+    begin = time.perf_counter()
+    open_peer(opening, feeds["input_ids"].shape)(feeds)
+    return time.perf_counter() - begin
+
+
+def _export_plain(folder: Path, feeds: Feeds, path: Path) -> None:
+    """Export the checkpoint in `folder` as other tools' users do: torch's TorchScript exporter, eager attention.
 
     ONNX Runtime's and NNCF's own fusions are written for this form of the graph; ours would put them at a disadvantage.
     """
@@ -267,71 +189,82 @@ def export_plain(folder: Path, feeds: Feeds, path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(
-        str(folder), attn_implementation="eager", dtype=torch.float32
-    ).eval()
-    names = list(feeds)
-
-    class Logits(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *tensors: torch.Tensor) -> Any:
-            return self.model(**dict(zip(names, tensors, strict=True))).logits
-
-    axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
-    sample = tuple(torch.from_numpy(feeds[name][:2]) for name in names)
+        str(folder), attn_implementation="eager", dtype=torch.float32, return_dict=False
+    )
+    sample = {name: torch.from_numpy(array[:2]) for name, array in feeds.items()}
     with atomic_path(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated, and says so at length
         torch.onnx.export(
-            Logits().eval(),
-            sample,
-            str(partial),
+            model.eval(),
+            kwargs=sample,
+            f=str(partial),
             dynamo=False,
             opset_version=17,
-            input_names=names,
+            input_names=list(sample),
             output_names=["logits"],
-            dynamic_axes=axes,
+            dynamic_axes={name: {0: "batch", 1: "sequence"} for name in sample} | {"logits": {0: "batch"}},
         )
 
 
-def _stages(names: Sequence[str], typed: Mapping[str, Any]) -> None:
-    """Run stages of ours."""
-    from qdq.base.screen import Screen
-    from qdq.pipeline.compile import run_stage
-
-    for stage in names:
-        run_stage(stage, typed, Screen())
-
-
-def alone(function: Callable[..., None], *arguments: Any) -> float:
-    """Call `function` in a process of its own: seconds from its start to its end, imports included.
+def alone(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Call `function` in a process of its own: seconds from its start to its end, imports included, and the result.
 
     What it raises is raised here. Raises BuildError when the process is killed.
     """
     begin = time.perf_counter()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         try:
-            process.submit(function, *arguments).result()
+            result = process.submit(function, *arguments).result()
         except BrokenProcessPool as error:
             raise BuildError(f"{function.__name__}: its process was killed; is there enough memory?") from error
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, result
 
 
-def _bytes(files: Sequence[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
+def open_peer(opening: Opening, shape: tuple[int, ...]) -> Runner:
+    """Any contestant, for feeds of `shape` [batch, sequence]. Raises QdqError when it cannot be loaded."""
+    if not opening.engine.startswith("torch"):
+        return open_runner(opening, shape)
+    from qdq.load.model import load_model
+    from qdq.load.runner import TorchRunner
+
+    module = load_model(opening.model, TASK).module()
+    return TorchRunner(dynamic(module) if opening.engine == "torch-dynamic" else module, opening.threads)
 
 
-def _code() -> str:
-    """Hash of our own source code."""
-    files = [file for folder in ("qdq", "export", "engines") for file in sorted((ROOT / folder).rglob("*.py"))]
-    return sha256_json({file.relative_to(ROOT).as_posix(): sha256_file(file) for file in files})
+def dynamic(module: EncoderModule) -> EncoderModule:
+    """torch's dynamic quantization of every linear."""
+    import torch
+
+    quantize: Any = torch.ao.quantization.quantize_dynamic
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao is deprecated in favour of torchao
+        quantized: EncoderModule = quantize(module, {torch.nn.Linear}, dtype=torch.qint8)
+    return quantized
 
 
-def version_of(package: str) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
+def peak_memory(opening: Opening, feeds: Feeds) -> int:
+    """Bytes that loading the contestant and a few calls on `feeds` add to a process that has imported its libraries.
 
-    try:
-        return {package: version(package)}
-    except PackageNotFoundError:
-        return {}
+    Measured in this process, so it needs one of its own. Raises QdqError when the contestant cannot be loaded.
+    """
+    for module in LIBRARIES["torch" if opening.engine.startswith("torch") else opening.engine]:
+        importlib.import_module(module)
+    if opening.engine == "openvino":
+        import openvino
+
+        openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")  # loads the CPU plugin
+    before = _resident("VmRSS")
+    # Let the kernel count the peak from here on (proc(5), clear_refs); where it cannot, importing counts, too.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    run = open_peer(opening, next(iter(feeds.values())).shape)
+    for _ in range(CALLS):
+        run(feeds)
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    """Bytes of ``VmRSS`` (now) or ``VmHWM`` (peak) of this process, which only Linux tells."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (kibibytes,) = re.findall(rf"^{field}:\s*(\d+) kB", status, flags=re.MULTILINE)
+    return int(kibibytes) * 1024

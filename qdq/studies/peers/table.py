@@ -5,82 +5,72 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qdq.studies.markdown import fixed, named, table
+
 NNCF = ("nncf", "nncf-static")  # what times are related to, beside ONNX Runtime FP32
 BASE = "onnxruntime-fp32"
-MISSING = "–"
 
 
 def render_peers(report: Mapping[str, Any]) -> str:
     """Both tables, fastest first, and what they were measured on."""
-    first = report["shapes"][0]
-    entries = first["contestants"]
+    races = report["shapes"]
+    entries = races[0]["contestants"]
     order = sorted(entries, key=lambda name: entries[name]["latency_ms"]["p50"])
-    head = "| contestant | time ÷ NNCF | ÷ NNCF static | × ORT FP32 | ms "
-    head += "| accuracy | agreement | logit cosine | logit MSE | MB | memory MB | build s |"
-    lines = [head, "|---|" + "--:|" * 11]
-    lines += [f"| {' | '.join(_cells(name, entries[name], report['rows'][name]))} |" for name in order]
-    if len(report["shapes"]) > 1:
-        shapes = [f"{race['batch']} × {race['sequence']}" for race in report["shapes"]]
-        lines += ["", f"| time ÷ NNCF | {' | '.join(shapes)} |", "|---|" + "--:|" * len(shapes)]
-        for name in order:
-            cells = (_ratio(race["contestants"][name], NNCF[0]) for race in report["shapes"])
-            lines.append(f"| {_shown(name)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_notes(report, first)])
+    headers = ["contestant", "time ÷ NNCF", "÷ NNCF static", "× ORT FP32", "ms"]
+    headers += ["accuracy", "agreement", "logit cosine", "logit MSE", "MB", "memory MB", "build s"]
+    parts = [table(headers, (_cells(name, entries[name], report["rows"][name]) for name in order), "--:")]
+    if len(races) > 1:
+        shapes = [f"{race['batch']} × {race['sequence']}" for race in races]
+        rows = ([_shown(n), *(_ratio(race["contestants"][n], NNCF[0]) for race in races)] for n in order)
+        parts.append(table(["time ÷ NNCF", *shapes], rows, "--:"))
+    return "\n\n".join([*parts, _notes(report, races[0])])
 
 
 def _cells(name: str, entry: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    accuracy = row["accuracy"]
-    speedup = entry["speedup"].get(BASE)
+    accuracy, ms = row["accuracy"], entry["latency_ms"]["p50"]
     return [
         _shown(name),
         *(_ratio(entry, base) for base in NNCF),
-        MISSING if speedup is None else f"{speedup:.2f}",
-        _milliseconds(entry["latency_ms"]["p50"]),
-        f"{accuracy['metric']['int8']:.4f}" if accuracy["metric"] else MISSING,
-        MISSING if accuracy["agreement"] is None else f"{accuracy['agreement']:.4f}",
-        f"{accuracy['cosine_mean']:.5f}",
-        f"{accuracy['logit_mse']:.5f}",
-        f"{row['bytes'] / 1e6:.1f}",
-        f"{row['peak_rss_bytes'] / 1e6:.0f}",
-        f"{row['build_s']:.0f}",
+        fixed(entry["speedup"].get(BASE), 2),
+        f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}",
+        fixed(accuracy["metric"] and accuracy["metric"]["int8"], 4),
+        fixed(accuracy["agreement"], 4),
+        fixed(accuracy["cosine_mean"], 5),
+        fixed(accuracy["logit_mse"], 5),
+        fixed(row["bytes"] / 1e6, 1),
+        fixed(row["peak_rss_bytes"] / 1e6, 0),
+        fixed(row["build_s"], 0),
     ]
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ratio(entry: Mapping[str, Any], base: str) -> str:
     speedup = entry["speedup"].get(base)
-    return MISSING if speedup is None else f"{1 / speedup:.2f}"
+    return fixed(speedup and 1 / speedup, 2)
 
 
 def _shown(name: str) -> str:
     return f"**{name}**" if name.startswith("qdq-") else name
 
 
-def _notes(report: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+def _notes(report: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     versions, machine = first["versions"], first["machine"]
-    packages = ("openvino", "onnxruntime", "torch", "nncf")
-    named = ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
+    tools = named(versions, ("openvino", "onnxruntime", "torch", "nncf"))
     samples = next(iter(report["rows"].values()))["accuracy"]["samples"]
-    return [
-        *(f"Not measured: {reason}." for _, reason in sorted(report["skipped"].items())),
+    lines = [f"Not measured: {reason}." for _, reason in sorted(report["skipped"].items())]
+    lines.append(
         f"{report['model']}, batch {first['batch']} × sequence {first['sequence']}, {first['threads']} threads, "
         f"{first['rounds']} interleaved rounds, OpenVINO's hint {report['precision_hint']}; {machine['cpu']}, "
-        f"{machine['cores']} cores; {named}. Ratios are medians over the rounds; accuracy, agreement, cosine and MSE "
+        f"{machine['cores']} cores; {tools}. Ratios are medians over the rounds; accuracy, agreement, cosine and MSE "
         f"are against torch FP32 over {samples} texts; memory is the peak of a process that loads and runs the engine, "
-        "less what it held before." + _random(report) + _compiling(report),
-    ]
-
-
-def _random(report: Mapping[str, Any]) -> str:
-    meaningless = " Its weights are random: agreement and cosine say how close an engine is, accuracy says nothing."
-    return meaningless if report["model"].endswith("-random") else ""
+        "less what it held before."
+    )
+    if report["model"].endswith("-random"):
+        lines[-1] += " Its weights are random: agreement and cosine say how close an engine is, accuracy says nothing."
+    return "\n".join(lines) + _compiling(report)
 
 
 def _compiling(report: Mapping[str, Any]) -> str:
-    """How long our compile takes beside NNCF's quantization and the export it starts from, when both were built."""
+    """The time of our compile beside NNCF's quantization and the export it starts from, when both were built."""
     ours, nncf = report["rows"].get("qdq-openvino"), report["rows"].get(NNCF[0])
     if not ours or not nncf or "compile_s" not in ours:
         return ""

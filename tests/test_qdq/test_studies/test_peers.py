@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from engines.openvino import has_bf16
+from qdq.base.config import choice
 from qdq.errors import BuildError, ConfigError, Unavailable
-from qdq.studies.peers import TOOLS, Material, build_artifact
 from qdq.studies.peers.build import OURS, TORCH, alone
-from qdq.studies.peers.options import PeerOptions
-from qdq.studies.peers.race import bench_peers, main
+from qdq.studies.peers.race import main
 from qdq.studies.peers.table import render_peers
-from qdq.studies.readme import peers_tables
+from qdq.studies.peers.tools import TOOLS, build_artifact
 
 HAS_NNCF = importlib.util.find_spec("nncf") is not None
 MISSING = "NNCF is installed by 'make bench-peers' only, in an environment of its own"
@@ -33,7 +32,7 @@ def test_every_contestant_is_built_checked_and_timed(
 ) -> None:
     model, out, work = tiny_checkpoint("bert", "text-classification"), tmp_path / "peers.json", tmp_path / "work"
     typed = ["--model", str(model), "--json", str(out), "--work", str(work), "--threads", "1", "--samples", "4"]
-    assert main([*typed, "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16,1x8"]) == 0
+    main([*typed, "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16,1x8"])
     shown, report = capsys.readouterr().out, json.loads(out.read_text())
     everyone = {*OURS, *TORCH, *TOOLS}
     absent = (set() if HAS_NNCF else {"nncf", "nncf-static"}) | (set() if has_bf16() else {"openvino-bf16"})
@@ -57,42 +56,49 @@ def test_every_contestant_is_built_checked_and_timed(
     sizes_mb = {name: row["bytes"] for name, row in report["rows"].items()}
     assert sizes_mb["onnxruntime-dynamic"] < sizes_mb["onnxruntime-fp32"]
     assert shown.endswith(render_peers(report) + "\n")  # NNCF draws its progress on standard output, before it
-    assert peers_tables({"tiny": report}) == render_peers(report)
-    kept = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.suffix in (".onnx", ".xml", ".pt")}
-    assert main([*typed, "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16", "--only", *OURS]) == 0
-    assert json.loads(out.read_text())["rows"] == {name: report["rows"][name] for name in OURS}
-    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())  # only timed again
+    again = tmp_path / "again.json"
+    main([*typed, "--json", str(again), "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16", "--only", *OURS])
+    rows = json.loads(again.read_text())["rows"]
+    assert {name: row["accuracy"] for name, row in rows.items()} == {
+        name: report["rows"][name]["accuracy"] for name in OURS
+    }
 
 
-def test_an_unknown_contestant_is_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"contestant.*'nncv'.*nncf"):
-        bench_peers(PeerOptions("nowhere", work=tmp_path / "work", only=("nncv",)))
-    assert not (tmp_path / "work").exists()
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What wrong usage is answered with, before any work."""
+    typed = ("--model", "nowhere", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "out.json"))
+    with pytest.raises(SystemExit) as ended:
+        main([*typed, *words])
+    assert ended.value.code == 2 and not list(tmp_path.iterdir())
+    return capsys.readouterr().err
 
 
-def test_a_build_has_a_process_of_its_own(tmp_path: Path) -> None:
-    """Its seconds, its error, and its end."""
-    assert alone(time.sleep, 0.2) >= 0.2
+def test_wrong_usage_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(tmp_path, capsys, "--only", "nncv")
+    assert "--only: invalid choice: 'nncv'" in said and "nncf" in said
+    assert "--rounds: 2 is less than 3" in refused(tmp_path, capsys, "--rounds", "2")
+    assert "2by3" in refused(tmp_path, capsys, "--shapes", "2by3")
+    assert "none twice" in refused(tmp_path, capsys, "--shapes", "1x8,1x8")
+
+
+def test_a_build_has_a_process_of_its_own() -> None:
+    """Its seconds and result, its error, and its end."""
+    assert alone(time.sleep, 0.2)[0] >= 0.2
+    seconds, process = alone(os.getpid)
+    assert seconds > 0 and process != os.getpid()
     with pytest.raises(ConfigError, match="'nncv'"):
-        alone(build_artifact, "nncv", Material(tmp_path / "model.onnx", []), tmp_path / "out")
+        alone(choice, "nncv", ("nncf",), "tool")
     with pytest.raises(BuildError, match="its process was killed"):
         alone(os._exit, 1)
-
-
-def test_too_few_rounds_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    typed = ("--model", "nowhere", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "out.json"))
-    assert main([*typed, "--rounds", "2"]) == 2
-    assert "qdq.studies.peers.race: --rounds: 2 is less than 3" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(has_bf16(), reason="this CPU has BF16")
 def test_bf16_needs_a_cpu_that_has_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--precision-hint: this CPU has no BF16 instructions"):
-        bench_peers(PeerOptions("nowhere", work=tmp_path / "work", precision_hint="bf16"))
+        main(["--model", "nowhere", "--json", str(tmp_path / "out.json"), "--precision-hint", "bf16"])
 
 
 @pytest.mark.skipif(HAS_NNCF, reason="this environment has NNCF")
 def test_a_tool_that_is_not_installed_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"nncf is not installed; 'make bench-peers' installs it"):
-        build_artifact("nncf", Material(tmp_path / "model.onnx", []), tmp_path / "nncf.xml")
+        build_artifact(tmp_path / "model.onnx", [], tmp_path / "nncf.xml")
