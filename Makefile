@@ -114,7 +114,7 @@ results: setup
 	    mv build/outcome.json docs/results/minilm-mrpc-$$target.json; \
 	  fi; \
 	done
-	@$(VENV)/bin/python -m qdq.studies.readme
+	@$(VENV)/bin/python -m qdq.studies.pages
 
 # Our engines and the tools a user would pick instead, in an environment of its own: NNCF pins packages of ours. The table
 # of README.md comes from docs/results/peers/.
@@ -129,7 +129,7 @@ bench-peers: $(PEERS)/.installed
 	@$(PEERS_RUN) --model $(SHARED)/models/minilm-mrpc --work build/peers/minilm-mrpc --json docs/results/peers/minilm-mrpc.json
 	@$(PEERS_RUN) --model random:bert-base --work build/peers/bert-base --rounds 5 --eval-samples 80 \
 	  --json docs/results/peers/bert-base-random.json
-	@$(PEERS)/bin/python -m qdq.studies.readme
+	@$(PEERS)/bin/python -m qdq.studies.pages
 
 proof: setup
 	@$(VENV)/bin/python -m qdq.studies.proof
@@ -143,7 +143,7 @@ profile: setup
 	  $(VENV)/bin/qdq profile --steps --output docs/results/performance/minilm-mrpc \
 	    build/results/minilm-mrpc/model.qdq.onnx $(PROFILE_FILES); \
 	fi
-	@$(VENV)/bin/python -m qdq.studies.performance
+	@$(VENV)/bin/python -m qdq.studies.pages
 
 EFFECTS = $(VENV)/bin/python -m qdq.studies.effects --placements qdqbert
 EFFECTS_OUT = docs/results/accuracy/effects
@@ -158,12 +158,10 @@ accuracy: setup
 	    --out $(EFFECTS_OUT)/minilm-squad.json > /dev/null; \
 	fi
 	@$(VENV)/bin/python -m qdq.studies.accuracy --shared $(SHARED)
-	@$(VENV)/bin/python -m qdq.studies.accuracy_decisions --shared $(SHARED)
 
 .PHONY: compression
 compression: setup
 	@$(VENV)/bin/python -m qdq.studies.compression --shared $(SHARED)
-	@$(VENV)/bin/python -m qdq.studies.readme
 
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,

@@ -1,30 +1,31 @@
-"""`python -m qdq.studies.accuracy`: measure accuracy after quantization on real tasks, and write docs/accuracy.md.
+"""`python -m qdq.studies.accuracy`: measure accuracy after quantization on real tasks, for docs/accuracy.md.
 
-Figures are JSON files in docs/results/accuracy/, one per run; `qdq.studies.accuracy_page` makes the page of
-whatever is there. Models and data beside the repository are research-only; where they are absent their figures stay.
+Results are JSON files in docs/results/accuracy/, one per run; what is there is not measured again. Models and data
+beside the repository are research-only; where they are absent their results stay.
 
 A figure goes the way of `qdq compile`: calibrate, decide, export, lower and build in a work directory, then score what
-came out of it on the development rows.
+came out of it on the development rows. For one model the folder decisions/ also has the points that hurt, by `qdq
+sensitivity --metric` over all twenty points per layer, and the placements that `qdq calibrate --search` finds for the
+CPU and for TensorRT, on training rows that did not calibrate.
 """
 
 from __future__ import annotations
 
-import argparse
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qdq.base.artifacts import read_json, sha256_file, sha256_json, write_json
-from qdq.errors import ConfigError
-from qdq.studies.accuracy_page import RESULTS, ROOT, Figure, write_page
-
-if TYPE_CHECKING:
-    from qdq.tasks.closeness import Scored
-    from qdq.tasks.evaluation import Evaluation
+from qdq.base.artifacts import atomic_path, read_json, write_json
+from qdq.studies import pages
+from qdq.studies.accuracy_page import DECISIONS, MEASURED
+from qdq.studies.command import add_places, check_shared, exit_code, parser
+from qdq.studies.models import run_stages
 
 CALIBRATION_TEXTS = 128
+SAMPLES = 128  # rows that points and placements are judged on
 CHECKPOINT, GRAPH, OPENVINO = "torch, fake-quantized", "ONNX Runtime, exported graph", "OpenVINO engine"
 FILES = {CHECKPOINT: "checkpoint", GRAPH: "model.qdq.onnx", OPENVINO: "openvino/model.xml"}
 
@@ -40,28 +41,37 @@ class Case:
     sequence: int = 128
     overlap: int | None = None
 
+    def typed(self, shared: Path) -> dict[str, Any]:
+        """The options of a compile run."""
+        return {
+            "model": str(shared / "models" / self.model),
+            "calibration": str(shared / "data" / self.train),
+            "eval_data": str(shared / "data" / self.dev),
+            "samples": CALIBRATION_TEXTS,
+            "sequence": self.sequence,
+        }
 
-CASES: Mapping[str, Case] = {
-    "minilm-mrpc": Case("minilm-mrpc", "mrpc/train.tsv", "mrpc/dev.tsv"),
-    "minilm-conll": Case("minilm-conll", "conll2003/train.txt", "conll2003/valid.txt"),
-    "minilm-squad": Case(
-        "minilm-squad", "squad/squadshifts_new_wiki_v1.0.json", "squad/dev-v1.1.json", 2000, 384, overlap=-1
-    ),
-}
+
+MRPC = Case("minilm-mrpc", "mrpc/train.tsv", "mrpc/dev.tsv")
+CASES = (
+    MRPC,
+    Case("minilm-conll", "conll2003/train.txt", "conll2003/valid.txt"),
+    Case("minilm-squad", "squad/squadshifts_new_wiki_v1.0.json", "squad/dev-v1.1.json", 2000, 384, overlap=-1),
+)
 
 
 @dataclass(frozen=True)
 class Way:
-    """What is compiled and what of it is scored."""
+    """A placement for a target, and the engines of it that are scored."""
 
     placement: str
     target: str
     engines: tuple[str, ...]
 
-    @property
-    def label(self) -> str:
-        """The placement as the page names it: `auto` decides for a target."""
-        return f"auto ({self.target})" if self.placement == "auto" else self.placement
+    def file(self, case: Case, engine: str) -> Path:
+        """The file of a figure."""
+        name = engine.split()[0].strip(",").lower()
+        return MEASURED / f"{case.model}-{self.placement}-{self.target}-{name}.json"
 
 
 WAYS = (
@@ -77,133 +87,97 @@ NAMED = (
 )
 
 
-class Measured:
-    """One model, its floating-point answers computed once."""
+def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -> None:
+    """Write every figure of `ways` that is not there yet; each way is compiled in a work directory of its own.
 
-    def __init__(self, case: Case, shared: Path, work: Path) -> None:
-        from qdq.load.model import load_model
-        from qdq.tasks.loading import EvaluationSettings, load_evaluation
+    A figure has the points placed and the candidates of the twenty per layer (`kept`), every metric with its drop and
+    the drop's 95 % interval by a paired bootstrap, the metric that decides (`main`), closeness to FP32 as output_mse
+    and agreement, and notes of what was cut off. Raises QdqError.
+    """
+    from qdq.cli.contestants import contestants
+    from qdq.load.model import load_model
+    from qdq.load.runner import TorchRunner
+    from qdq.pipeline.options import available_cores
+    from qdq.tasks.closeness import compared, scored
+    from qdq.tasks.loading import EvaluationSettings, load_evaluation
 
-        self._case, self._shared, self._work = case, shared, work
-        loaded = load_model(str(shared / "models" / case.model))
-        settings = EvaluationSettings(case.sequence, 32, case.overlap, required=True)
-        self._evaluation: Evaluation = load_evaluation(str(shared / "data" / case.dev), loaded, settings, case.samples)
-        self._loaded = loaded
-        self._floating: Scored | None = None
-        self._scored: dict[str, Scored] = {}  # by content: `auto` may keep every point of a named placement
-
-    def floating(self) -> Scored:
-        """The FP32 model's scores."""
-        from qdq.load.runner import TorchRunner
-        from qdq.tasks.closeness import scored
-
-        if self._floating is None:
-            self._floating = scored(self._evaluation, TorchRunner(self._loaded.module()))
-        return self._floating
-
-    def figures(self, way: Way) -> Iterator[tuple[str, Figure]]:
-        """(engine, figure) of everything the way scores. Raises QdqError."""
-        from qdq.cli.contestants import contestants
-        from qdq.pipeline.options import available_cores
-        from qdq.tasks.closeness import compared, scored
-
-        work = self._compiled(way)
-        calibration = read_json(work / "calibration.json")
+    missing = [way for way in ways if not all(way.file(case, engine).is_file() for engine in way.engines)]
+    if not missing:
+        return
+    loaded = load_model(str(shared / "models" / case.model))
+    settings = EvaluationSettings(case.sequence, 32, case.overlap, required=True)
+    evaluation = load_evaluation(str(shared / "data" / case.dev), loaded, settings, case.samples)
+    floating = scored(evaluation, TorchRunner(loaded.module()))
+    for way in missing:
+        out = work / f"{case.model}-{way.placement}-{way.target}".replace("+", "-")
+        chosen = {"placement": way.placement, "target": way.target, "out": str(out)}
+        stages = ("calibrate", "export", *(("lower", "build") if OPENVINO in way.engines else ()))
+        run_stages(stages, case.typed(shared) | chosen)
         for engine in way.engines:
-            content = _content(work / FILES[engine])
-            if content not in self._scored:
-                (contestant,) = contestants(str(work / FILES[engine]), available_cores(), "f32")
-                self._scored[content] = scored(self._evaluation, contestant.open(), self.floating())
-            found = self._scored[content]
-            yield (
-                engine,
-                Figure(
-                    model=self._case.model,
-                    engine=engine,
-                    placement=way.label,
-                    calibrator=calibration["algorithm"],
-                    kept=_kept(read_json(work / "placement.json")),
-                    samples=self._evaluation.samples,
-                    main=found.scores.main,
-                    metrics=compared(self.floating().scores, found.scores),
-                    closeness=found.closeness,
-                    notes=self._evaluation.notes,
-                ),
-            )
-
-    def _compiled(self, way: Way) -> Path:
-        """The work directory after every stage that the way's engines need."""
-        from qdq.base.screen import Screen
-        from qdq.pipeline.compile import run_stage
-
-        case, data = self._case, self._shared / "data"
-        out = self._work / f"{case.model}-{way.placement}-{way.target}".replace("+", "-")
-        typed = {
-            "model": str(self._shared / "models" / case.model),
-            "calibration": str(data / case.train),
-            "eval_data": str(data / case.dev),
-            "samples": CALIBRATION_TEXTS,
-            "sequence": case.sequence,
-            "placement": way.placement,
-            "target": way.target,
-            "out": str(out),
-        }
-        stages = ["calibrate", "export", *(("lower", "build") if OPENVINO in way.engines else ())]
-        for stage in stages:
-            run_stage(stage, typed if stage == "calibrate" else {"out": str(out), "target": way.target}, Screen())
-        return out
+            (contestant,) = contestants(str(out / FILES[engine]), available_cores(), "f32")
+            found = scored(evaluation, contestant.open(), floating)
+            figure = {
+                "model": case.model,
+                "engine": engine,
+                "placement": f"auto ({way.target})" if way.placement == "auto" else way.placement,
+                "calibrator": read_json(out / "calibration.json")["algorithm"],
+                "kept": _kept(read_json(out / "placement.json")),
+                "samples": evaluation.samples,
+                "main": found.scores.main,
+                "metrics": compared(floating.scores, found.scores),
+                "closeness": found.closeness,
+                "notes": list(evaluation.notes),
+            }
+            sys.stderr.write(f"wrote {write_json(way.file(case, engine), figure)}\n")
 
 
-def _content(file: Path) -> str:
-    """Hash of what decides the answers: an engine's weights too, of a checkpoint its tensors."""
-    weights = file.with_suffix(".bin")
-    tensors = [file / "model.safetensors"] if file.is_dir() else [file, *([weights] if weights.is_file() else [])]
-    return sha256_json([sha256_file(part) for part in tensors])
-
-
-def _kept(placement: Mapping[str, Any]) -> tuple[int, int]:
-    """(placed, candidates) of the encoder's twenty points per layer."""
+def _kept(placement: Mapping[str, Any]) -> list[int]:
+    """Points placed, and candidates, of the encoder's twenty points per layer."""
     from qdq.placing.sensitivity.groups import layer_of
 
     points = [point for point in placement["points"] if layer_of(point["name"]) is not None]
-    return sum(point["placed"] for point in points), len(points)
+    return [sum(point["placed"] for point in points), len(points)]
 
 
-def path_of(model: str, way: Way, engine: str) -> Path:
-    """Where a figure is kept."""
-    return RESULTS / f"{model}-{way.placement}-{way.target}-{engine.split()[0].strip(',').lower()}.json"
+def measure_decisions(case: Case, shared: Path, work: Path) -> None:
+    """Write every report of the points that hurt and of the searches that is not there yet. Raises QdqError."""
+    from qdq.base.screen import Screen
+    from qdq.cli.sensitivity import SensitivityOptions, sensitivity
+
+    typed = case.typed(shared)
+    name = f"{case.model}-sensitivity"
+    if not (DECISIONS / f"{name}.json").is_file():
+        out = str(work / f"{case.model}-qdqbert-tensorrt")
+        run_stages(("calibrate",), typed | {"placement": "qdqbert", "target": "tensorrt", "out": out})
+        rows = {"data": typed["calibration"], "skip": CALIBRATION_TEXTS, "samples": SAMPLES, "sequence": case.sequence}
+        _, folder = sensitivity(SensitivityOptions(out, **rows, metric=True, out=str(work / name)), Screen())
+        source = f"training rows {CALIBRATION_TEXTS + 1} to {CALIBRATION_TEXTS + SAMPLES}"
+        _keep(folder / "sensitivity.json", name, {"source": source})
+    for target in ("openvino", "tensorrt"):
+        name = f"{case.model}-search-{target}"
+        if not (DECISIONS / f"{name}.json").is_file():
+            run_stages(("calibrate",), typed | {"search": True, "target": target, "out": str(work / name)})
+            _keep(work / name / "search.json", name, {})
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _keep(report: Path, name: str, changed: Mapping[str, str]) -> None:
+    """Copy a report, with what is `changed` in it, and its picture."""
+    write_json(DECISIONS / f"{name}.json", {**read_json(report), **changed})
+    with atomic_path(DECISIONS / f"{name}.png") as partial:
+        shutil.copyfile(report.with_suffix(".png"), partial)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then write the page."""
-    parser = argparse.ArgumentParser(prog="python -m qdq.studies.accuracy", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder with models/ and data/")
-    parser.add_argument("--model", choices=[*CASES], action="append", help="only these (default: all)")
-    parser.add_argument("--placement", action="append", help="only these placements (default: all)")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "accuracy", help="work directories")
-    parser.add_argument("--again", action="store_true", help="measure anew what is there")
-    parser.add_argument("--page-only", action="store_true", help="measure nothing")
-    options = parser.parse_args(arguments)
-    if not options.page_only:
-        if not options.shared.is_dir():
-            raise ConfigError(f"{options.shared}: is not there; name the folder with models/ and data/ with --shared")
-        for name in options.model or CASES:
-            _measure(name, options)
-    write_page()
-    return 0
-
-
-def _measure(name: str, options: argparse.Namespace) -> None:
-    measured: Measured | None = None
-    for way in (*WAYS, *(NAMED if name == "minilm-mrpc" else ())):
-        wanted = not options.placement or way.placement in options.placement
-        if not wanted or not (options.again or any(not path_of(name, way, e).is_file() for e in way.engines)):
-            continue
-        measured = measured or Measured(CASES[name], options.shared, options.work)
-        for engine, figure in measured.figures(way):
-            write_json(path_of(name, way, engine), asdict(figure))
-            sys.stderr.write(f"{name} {way.label} {engine}: {figure.summary}\n")
+    command = parser("accuracy", __doc__)
+    add_places(command, "accuracy")
+    options = command.parse_args(arguments)
+    check_shared(options.shared)
+    for case in CASES:
+        measure_figures(case, (*WAYS, *(NAMED if case is MRPC else ())), options.shared, options.work)
+    measure_decisions(MRPC, options.shared, options.work)
+    pages.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -12,42 +12,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qdq.calibrate.algorithms import ALGORITHMS, algorithm_named
-
-if TYPE_CHECKING:
-    from qdq.calibrate.rebatch import MicroBatches
-    from qdq.load.model import LoadedModel
-
-ROUNDS = 5
+from qdq.studies.command import add_calibration, exit_code, parser, publish
+from qdq.studies.models import micro_batches
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the report as JSON and write it with --out."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--placement", default="qdqbert")
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--sequence", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--out")
-    options = parser.parse_args(arguments)
-    from qdq.base.artifacts import to_json, write_json
-    from qdq.pipeline.options import available_cores
-    from qdq.pipeline.run import prepare_torch
-
-    prepare_torch(options.threads or available_cores())
-    report = measure(options.model, options.calibration, options)
-    if options.out:
-        write_json(Path(options.out), report)
-    sys.stdout.write(to_json(report))
-    return 0
-
-
-def measure(model: str, calibration: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Alternate FP32 passes and calibrations with all algorithms over the same samples."""
     import torch
 
@@ -55,15 +27,18 @@ def measure(model: str, calibration: str, options: argparse.Namespace) -> dict[s
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
     from qdq.load.model import load_model
+    from qdq.pipeline.options import available_cores
+    from qdq.pipeline.run import prepare_torch
 
-    floating, injected = load_model(model), load_model(model)
+    prepare_torch(options.threads or available_cores())
+    floating, injected = load_model(options.model), load_model(options.model)
     spec = named_spec(options.placement)
     inject(injected.model, spec)
-    batches = micro_batches(floating, calibration, options)
+    batches = micro_batches(floating, options.calibration, options.samples, options.sequence)
     algorithms = [algorithm_named(name) for name in ALGORITHMS]
     module, plain = injected.module(), floating.module()
     freeze_weights(module)
-    fp32, calibrated, searches = [], [], []
+    rounds = []  # seconds of the FP32 pass, of the calibration, and of the searches in it
     for _ in range(options.rounds + 1):  # the first warms up
         started = time.perf_counter()
         with torch.no_grad():
@@ -75,12 +50,10 @@ def measure(model: str, calibration: str, options: argparse.Namespace) -> dict[s
         for algorithm in algorithms:
             settle(module, spec, collected, algorithm)
         done = time.perf_counter()
-        fp32.append(ran - started)
-        calibrated.append(done - ran)
-        searches.append(done - searching)
-    rounds = list(zip(fp32[1:], calibrated[1:], searches[1:], strict=True))
+        rounds.append((ran - started, done - ran, done - searching))
+    del rounds[0]
     return {
-        "model": Path(model).name,
+        "model": Path(options.model).name,
         "placement": options.placement,
         "algorithms": list(ALGORITHMS),
         "points": len(collected.points),
@@ -94,18 +67,15 @@ def measure(model: str, calibration: str, options: argparse.Namespace) -> dict[s
     }
 
 
-def micro_batches(loaded: LoadedModel, calibration: str, options: argparse.Namespace) -> MicroBatches:
-    """The first samples of the file as calibration runs them."""
-    import torch
-
-    from qdq.calibrate.rebatch import MicroBatches
-    from qdq.text.data import TextSource, read_records
-    from qdq.text.encode import encode_batch
-
-    records, _ = read_records(TextSource(calibration), options.samples)
-    feed = encode_batch(loaded.tokenizer, records, loaded.inputs, options.sequence, pad_to="longest")
-    return MicroBatches.of([{name: torch.from_numpy(array) for name, array in feed.items()}], 4)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the report as JSON and write it with --out."""
+    command = parser("calibration_cost", __doc__)
+    add_calibration(command)
+    command.add_argument("--placement", default="qdqbert")
+    command.add_argument("--rounds", type=int, default=5)
+    options = command.parse_args(arguments)
+    publish(measure(options), options.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

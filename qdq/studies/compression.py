@@ -10,7 +10,6 @@ same metric again. Time the part `engines` on an otherwise idle machine.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import shlex
 import subprocess
@@ -25,16 +24,17 @@ from qdq.base.artifacts import read_json, write_json
 from qdq.base.config import choice
 from qdq.base.versions import versions
 from qdq.errors import ConfigError, QdqError
-from qdq.studies import compression_page as page
+from qdq.studies import pages
+from qdq.studies.command import add_places, exit_code, parser
 from qdq.studies.compression_recipes import CASES, PARTS, TRAININGS, Words
+from qdq.studies.results import RESULTS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[[Words], None]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a measurement reads and writes: models and data, work folders, the JSON files."""
+    """Folders that a measurement reads and writes: models and data, its work, the JSON files."""
 
     shared: Path
     work: Path
@@ -79,40 +79,26 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure_engines(places: Places, model: str, run: Run) -> dict[str, Any]:
+def measure_engines(places: Places, model: str, part: str, run: Run) -> dict[str, Any]:
     """OpenVINO engines of the whole and the narrow models: timed in one interleaved run, and scored by the task.
 
     Raises ConfigError when the parts they come from have not been measured.
     """
-    data, base = places.shared / "data" / CASES[model].data / CASES[model].dev, places.output(model, "engines")
+    data, base = str(places.shared / "data" / CASES[model].data / CASES[model].dev), places.output(model, part)
+    original = str(places.shared / "models" / model)
+    qdq, scores, timed = ("-m", "qdq.cli.main"), base / "scores.json", base / "speed.json"
     folders: dict[str, Path] = {}
     for name, checkpoint in _deployed(places, model).items():
         folders[name] = base / checkpoint.name
-        target = ("--target", "openvino", "--out", str(folders[name]), "--eval-data", str(data))
-        run(("-m", "qdq.cli.main", "compile", "--model", str(checkpoint), *target, "--bench-seconds", "1"))
-    original = str(places.shared / "models" / model)
+        target = ("--target", "openvino", "--out", str(folders[name]), "--eval-data", data)
+        run((*qdq, "compile", "--model", str(checkpoint), *target, "--bench-seconds", "1"))
     files = [str(folder / "openvino" / "model.xml") for folder in folders.values()]
-    scores = base / "scores.json"
-    run(
-        (
-            "-m",
-            "qdq.cli.main",
-            "evaluate",
-            original,
-            *files,
-            "--data",
-            str(data),
-            "--model",
-            original,
-            "--out",
-            str(scores),
-        )
-    )
-    timed = base / "speed.json"
+    scored = (*qdq, "evaluate", original, *files, "--data", data, "--model", original)
+    run((*scored, "--out", str(scores)))
     engines = [f"{name}={folder / 'openvino'}" for name, folder in folders.items()]
     run(("examples/compare_engines.py", *engines, "--tokenizer", original, "--out", str(timed)))
-    entries, main = read_json(scores)["contestants"], read_json(scores)["metric"]
-    metrics = [entry["metrics"][main] for entry in entries]
+    main = read_json(scores)["metric"]
+    metrics = [entry["metrics"][main] for entry in read_json(scores)["contestants"]]
     return {**read_json(timed), "scores": dict(zip(("fp32", *folders), metrics, strict=True)), "metric": main}
 
 
@@ -130,9 +116,8 @@ def _deployed(places: Places, model: str) -> dict[str, Path]:
 
 
 def measure(places: Places, model: str, part: str, run: Run) -> Path:
-    """Measure one part and write its JSON."""
-    engines = part == "engines"
-    report = measure_engines(places, model, run) if engines else measure_training(places, model, part, run)
+    """Measure one part and write its JSON. `run`: a script or module of this repository, by its words behind python."""
+    report = (measure_engines if part == "engines" else measure_training)(places, model, part, run)
     return write_json(places.record(model, part), report)
 
 
@@ -153,23 +138,23 @@ def chosen(only: Sequence[str]) -> list[tuple[str, str]]:
     return [(model, part) for model, _, part in (name.partition(":") for name in only or names)]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="MODEL:PART", help="measure these, again")
-    parser.add_argument("--list", action="store_true", help="print parts and commands, measure nothing")
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with models/ and data/")
-    parser.add_argument("--work", type=Path, default=Path("build/compression"))
-    options = parser.parse_args(arguments)
-    places = Places(options.shared, options.work, page.RESULTS)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is asked for, or what is missing, then write the page."""
+    command = parser("compression", __doc__)
+    command.add_argument("--only", nargs="+", default=[], metavar="MODEL:PART", help="measure these, again")
+    command.add_argument("--list", action="store_true", help="print parts and commands, measure nothing")
+    add_places(command, "compression")
+    options = command.parse_args(arguments)
+    places = Places(options.shared, options.work, RESULTS / "compression")
     for model, part in chosen(options.only):
         if options.list:
-            command = "(after the others)" if part == "engines" else shlex.join(training_command(places, model, part))
-            sys.stdout.write(f"{model}:{part}\n  {command}\n")
+            words = "(after the others)" if part == "engines" else shlex.join(training_command(places, model, part))
+            sys.stdout.write(f"{model}:{part}\n  {words}\n")
         elif options.only or not places.record(model, part).is_file():
             measure(places, model, part, run_python)
-    return 0 if options.list else page.main()
+    if not options.list:
+        pages.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

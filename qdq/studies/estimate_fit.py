@@ -6,8 +6,8 @@ data/coefficients.json, is deterministic; a test fits again and compares.
 
 from __future__ import annotations
 
-import logging
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -19,15 +19,14 @@ from engines.estimate.model import COEFFICIENTS, Coefficients, setting, total_ms
 from engines.estimate.published import Row, fitted, published_rows
 from engines.estimate.workload import ENCODERS, LayerRecord, Op, encoder_layers
 from qdq.base.artifacts import write_json
+from qdq.studies.command import exit_code
 
 START = Coefficients(0.9, 0.4, 0.6, 4.0, 4.0)  # also what a coefficient stays at when no row can see it
 DIGITS = 4  # significant; more would only record rounding
 
-log = logging.getLogger(__name__)
-
 
 def predicted_ms(row: Row, coefficients: Coefficients, power_limited: bool | None = None) -> float:
-    """What the model says for the network, device and shape of a published row, in ms."""
+    """Latency that the model gives the network, device and shape of a published row, in ms."""
     on = setting(find_device(row.device), coefficients, power_limited)
     return total_ms(row_ops(row.encoder, row.precision, row.batch, row.sequence, row.whole), on)
 
@@ -89,9 +88,8 @@ def coefficients_json() -> dict[str, Any]:
 
 def main() -> None:
     """Write data/coefficients.json."""
-    log.info("wrote %s", write_json(COEFFICIENTS, coefficients_json()))
+    sys.stdout.write(f"wrote {write_json(COEFFICIENTS, coefficients_json())}\n")
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()
+    sys.exit(exit_code(main))

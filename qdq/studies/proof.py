@@ -1,4 +1,4 @@
-"""What of a model's TensorRT graph can be proved without a GPU: ``python -m qdq.studies.proof`` (`make proof`).
+"""Facts about a TensorRT graph that can be proved without a GPU: ``python -m qdq.studies.proof`` (`make proof`).
 
 For the bundled model, for minilm-mrpc where it lies beside the repository, and for BERT-base with random weights: the
 linter's verdict, what taking away each point breaks, what FP16 costs per node, and the task metric of the FP16 body
@@ -7,38 +7,35 @@ against the FP32 body. Results go to docs/results/tensorrt/ and into docs/tensor
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qdq.base.artifacts import read_json, write_json, write_text
-from qdq.errors import DeployError
+from qdq.base.artifacts import read_json, write_json
 from qdq.pipeline.run import CANONICAL
+from qdq.studies import pages
+from qdq.studies.command import exit_code, parser
+from qdq.studies.models import batches, random_bert_base
+from qdq.studies.results import RESULTS, SHARED
+from qdq.studies.tables import DEFAULT, FULL
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "results" / "tensorrt"
-PAGE = ROOT / "docs" / "tensorrt.md"
-MARKS = ("<!-- proof:begin, written by `make proof` -->", "<!-- proof:end -->")
-SHARED = ROOT.parent / "shared"
-
-FULL, DEFAULT = "qdqbert", "auto"  # placements: what is proved, and what a user gets
 TARGET, SM, SEQUENCE = "trt11", 75, 128
 BATCH = 8  # texts whose nodes are compared one by one
 RANDOM = "bert-base-random"
-MRPC = (
-    *("--model", str(SHARED / "models" / "minilm-mrpc"), "--calibration", str(SHARED / "data" / "mrpc" / "train.tsv")),
-    *("--eval-data", str(SHARED / "data" / "mrpc" / "dev.tsv")),
-)
+MRPC = {
+    "model": str(SHARED / "models" / "minilm-mrpc"),
+    "calibration": str(SHARED / "data" / "mrpc" / "train.tsv"),
+    "eval_data": str(SHARED / "data" / "mrpc" / "dev.tsv"),
+}
+MODELS: Mapping[str, dict[str, Any]] = {"all-MiniLM-L6-v2": {}, "minilm-mrpc": MRPC, RANDOM: {"samples": 16}}
 
 
-def prove(out: Path, options: Sequence[str]) -> dict[str, Any]:
-    """Compile a model for TensorRT in `out` as far as the graph, and judge that graph. `options` are qdq's.
+def prove(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Compile a model for TensorRT in `out` as far as the graph, and judge that graph. `options`: of CompileOptions.
 
-    What is up to date there is kept. Raises DeployError when a stage fails; its message is on the screen.
+    What is up to date there is kept. Raises QdqError.
     """
     graph = _compiled(out, options, FULL)
     found = {
@@ -52,14 +49,13 @@ def prove(out: Path, options: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _compiled(out: Path, options: Sequence[str], placement: str) -> Path:
-    from qdq.cli.main import AS_FAR_AS_POSSIBLE, DONE, main
+def _compiled(out: Path, options: Mapping[str, Any], placement: str) -> Path:
+    from qdq.base.screen import Screen
+    from qdq.pipeline.compile import compile_model
+    from qdq.pipeline.options import CompileOptions
 
-    graph = out / "tensorrt" / "model.onnx"
-    code = main(["compile", *options, "--out", str(out), "--target", "tensorrt", "--placement", placement])
-    if code not in (DONE, AS_FAR_AS_POSSIBLE) or not graph.is_file():
-        raise DeployError(f"{out}: qdq compile failed; its message is above")
-    return graph
+    compile_model(CompileOptions(**options, out=str(out), target="tensorrt", placement=placement), Screen())
+    return out / "tensorrt" / "model.onnx"
 
 
 def _lint(graph: Path) -> dict[str, Any]:
@@ -103,9 +99,9 @@ def _half_precision(out: Path, graph: Path) -> dict[str, Any]:
     """FP16 against FP32, node by node on identical inputs, and ranges."""
     from export.node_by_node import node_errors
 
-    _, batches, _ = _texts(out)
+    feeds = max(_texts(out)[1], key=lambda feeds: feeds["input_ids"].shape[1])
     passes = {step["pass"]: step for step in read_json(graph.with_name("passes.json"))["passes"]}
-    errors = node_errors(graph, _int32(max(batches, key=lambda feeds: feeds["input_ids"].shape[1]), BATCH))
+    errors = node_errors(graph, _int32(feeds, BATCH))
     worst = max(errors, key=lambda error: error.ulp)
     largest = max(errors, key=lambda error: error.largest)
     return {
@@ -126,7 +122,6 @@ def _texts(out: Path) -> tuple[Any, list[Any], list[int] | None]:
     from qdq.pipeline.stages.load import VERIFY_BATCH
     from qdq.pipeline.texts import calibration_texts, evaluation_texts
     from qdq.tasks.labels import class_indices
-    from qdq.text.encode import encode_batch
 
     loaded = load_model(str(out / "checkpoint"), task=read_spec(out / "checkpoint")[1]["task"])
     typed = read_json(out / "manifest.json")["options"]
@@ -135,11 +130,7 @@ def _texts(out: Path) -> tuple[Any, list[Any], list[int] | None]:
     task = loaded.task.name
     records = evaluation_texts(options, task, calibration_texts(options, task)).records
     labels = class_indices(records, loaded.labels, len(loaded.labels), required=False)[0] if loaded.labels else None
-    batches = [
-        encode_batch(loaded.tokenizer, records[start : start + VERIFY_BATCH], loaded.inputs, SEQUENCE, pad_to="longest")
-        for start in range(0, len(records), VERIFY_BATCH)
-    ]
-    return loaded, batches, labels
+    return loaded, batches(loaded, records, (VERIFY_BATCH, SEQUENCE), "longest"), labels
 
 
 def _int32(feeds: Mapping[str, Any], rows: int | None = None) -> dict[str, Any]:
@@ -157,7 +148,7 @@ def _metric(out: Path, fp16_body: Path) -> dict[str, Any] | None:
     from export.unoptimized import open_unoptimized, run
     from qdq.load.runner import TorchRunner
 
-    loaded, batches, labels = _texts(out)
+    loaded, feeds, labels = _texts(out)
     if labels is None:
         return None
     lower(out / CANONICAL, "tensorrt", out / "fp32-body", options=LowerOptions("fp32"))
@@ -174,8 +165,8 @@ def _metric(out: Path, fp16_body: Path) -> dict[str, Any] | None:
         return call
 
     task, floating = loaded.task.name, TorchRunner(loaded.module())
-    report = compare(runner(fp32_body), runner(fp16_body), batches, task, labels)
-    apart = {body: compare(floating, runner(body), batches, task, labels) for body in (fp32_body, fp16_body)}
+    report = compare(runner(fp32_body), runner(fp16_body), feeds, task, labels)
+    apart = {body: compare(floating, runner(body), feeds, task, labels) for body in (fp32_body, fp16_body)}
     metric = report["metric"]
     return {
         "texts": report["samples"],
@@ -189,101 +180,20 @@ def _metric(out: Path, fp16_body: Path) -> dict[str, Any] | None:
     }
 
 
-def random_bert_base(folder: Path) -> Path:
-    """BERT-base with random weights and the bundled model's tokenizer, which has BERT's vocabulary."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    from qdq.load.source import default_folder
-
-    if not (folder / "config.json").is_file():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            BertModel(BertConfig()).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(default_folder()).save_pretrained(folder)
-    return folder
-
-
-def render(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """docs/tensorrt.md with the table of results. Raises DeployError when a marker is missing."""
-    head, begin, rest = page.partition(MARKS[0])
-    _, end, tail = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise DeployError(f"docs/tensorrt.md: has no '{MARKS[0]}' … '{MARKS[1]}'; restore the markers")
-    return f"{head}{begin}\n{table(results)}\n{end}{tail}"
-
-
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row per fact, one column per model."""
-    columns = [_column(result) for result in results.values()]
-    lines = [f"| | {' | '.join(results)} |", f"|---|{'---|' * len(columns)}"]
-    lines += [f"| {name} | {' | '.join(column[name] for column in columns)} |" for name in columns[0]]
-    return "\n".join(lines)
-
-
-# Rows about the two bodies of one placement: what `_metric` measured.
-BODIES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "accuracy: floating point, FP32 body, FP16 body": lambda m: (
-        f"{m['floating']:.4f}, {m['fp32_body']:.4f}, {m['fp16_body']:.4f} ({m['texts']} texts)"
-    ),
-    "equal answers of both": lambda m: f"{m['agreement']:.4f}",
-    "logit MSE to floating point: FP32 body, FP16 body": lambda m: (
-        f"{m['fp32_body_mse']:.4f}, {m['fp16_body_mse']:.4f}"
-    ),
-}
-
-
-def _column(result: Mapping[str, Any]) -> dict[str, str]:
-    lint, removals, half = result["lint"], result["removals"], result["fp16"]
-    metrics = half.get("metric")
-    breaking = ", ".join(f"{count} break {n}" for n, count in removals["breaking"].items())
-    return {
-        f"`qdq check --target {lint['target']} --sm {lint['sm']}`: errors, performance findings": (
-            f"{lint['findings']['error']}, {lint['findings']['performance']}"
-        ),
-        "predicted INT8 linears": "{} of {}".format(*lint["int8"]["linears"]),
-        "predicted INT8 fused attentions": f"{lint['fused_attentions']} of {lint['layers']} layers",
-        "residual adds on INT8": "{} of {}".format(*lint["int8"]["residual adds"]),
-        "points taken away one by one, fusions broken": f"{removals['points']}: {breaking}",
-        "FP16 nodes; worst error on identical inputs": (
-            f"{half['nodes']}; {half['worst_ulp']:.1f} ulp ({half['worst_op']})"
-        ),
-        "largest magnitude (FP16 holds 65504)": f"{half['largest']:.4g} ({half['largest_op']})",
-        "nodes kept in FP32": str(len(half["kept_in_fp32"])),
-        **{
-            f"{name} ({placement})": show(metrics[placement]) if metrics else "–"
-            for placement in (FULL, DEFAULT)
-            for name, show in BODIES.items()
-        },
-    }
-
-
-def load_results() -> dict[str, Any]:
-    """Result JSON by model name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prove the models named (default: all that are here), then rewrite the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qdq.studies.proof", description="Prove TensorRT graphs without a GPU."
-    )
-    parser.add_argument("models", nargs="*", metavar="NAME", help="all-MiniLM-L6-v2, minilm-mrpc, bert-base-random")
-    parser.add_argument("--out", type=Path, default=Path("build/proof"), help="work directories (default: %(default)s)")
-    typed = parser.parse_args(arguments)
-    known: dict[str, tuple[str, ...]] = {"all-MiniLM-L6-v2": (), "minilm-mrpc": MRPC, RANDOM: ("--samples", "16")}
-    for name in typed.models or known:
-        if name not in known:
-            parser.error(f"unknown model '{name}'; choose from {', '.join(known)}")
-        if name == "minilm-mrpc" and not SHARED.is_dir():
-            continue  # its result stays as it is
-        options = known[name]
+    command = parser("proof", __doc__)
+    command.add_argument("models", nargs="*", metavar="NAME", choices=[*MODELS, []], help=", ".join(MODELS))
+    command.add_argument("--out", type=Path, default=Path("build/proof"), help="work directories")
+    typed = command.parse_args(arguments)
+    for name in typed.models or MODELS:
+        options = MODELS[name]
         if name == RANDOM:
-            options += ("--model", str(random_bert_base(typed.out / RANDOM / "model")))
-        write_json(RESULTS / f"{name}.json", prove(typed.out / name / "work", options))
-    write_text(PAGE, render(PAGE.read_text(encoding="utf-8"), load_results()))
-    return 0
+            options = {**options, "model": str(random_bert_base(typed.out / RANDOM / "model"))}
+        if options is not MRPC or SHARED.is_dir():  # else its result stays as it is
+            write_json(RESULTS / "tensorrt" / f"{name}.json", prove(typed.out / name / "work", options))
+    pages.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from qdq.studies import accuracy_decisions
-from qdq.studies.accuracy import CHECKPOINT, GRAPH, OPENVINO, Case, Measured, Way
-from qdq.studies.accuracy_page import load_decisions, render
+from qdq.studies import accuracy
+from qdq.studies.accuracy import CHECKPOINT, GRAPH, OPENVINO, Case, Way
+from qdq.studies.accuracy_page import render
 from qdq.studies.effects import main as effects
+from qdq.studies.results import load_results
 
 
 @pytest.fixture
@@ -31,16 +32,26 @@ TINY = Case("tiny", "train.jsonl", "dev.jsonl", sequence=32)
 
 
 @pytest.mark.slow
-def test_a_way_is_compiled_and_each_of_its_engines_scored(shared: Path, tmp_path: Path) -> None:
-    measured = Measured(TINY, shared, tmp_path / "work")
-    engines = (CHECKPOINT, GRAPH, OPENVINO)
-    figures = dict(measured.figures(Way("linear+qk", "openvino", engines)))
-    assert tuple(figures) == engines
+def test_a_way_is_compiled_and_each_of_its_engines_scored(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "MEASURED", tmp_path / "measured")
+    ways = [Way("linear+qk", "openvino", (CHECKPOINT, GRAPH, OPENVINO))]
+    accuracy.measure_figures(TINY, ways, shared, tmp_path / "work")
+    figures = load_results(tmp_path / "measured")
+    engines = ("onnx", "openvino", "torch")
+    assert list(figures) == [f"tiny-linear+qk-openvino-{engine}" for engine in engines]
+    assert len({figure["metrics"]["accuracy"]["fp32"] for figure in figures.values()}) == 1
     for figure in figures.values():
-        assert (figure.kept, figure.main, figure.placement) == ((14, 20), "accuracy", "linear+qk")
-        assert figure.metrics["accuracy"]["fp32"] == measured.floating().scores.value
-        assert 0 < figure.closeness["output_mse"] < 1e-3 and figure.closeness["agreement"] > 0.8
+        assert (figure["kept"], figure["main"], figure["placement"]) == ([14, 20], "accuracy", "linear+qk")
+        assert (
+            figure["metrics"]["accuracy"]["fp32"]
+            == figures["tiny-linear+qk-openvino-torch"]["metrics"]["accuracy"]["fp32"]
+        )
+        assert 0 < figure["closeness"]["output_mse"] < 1e-3 and figure["closeness"]["agreement"] > 0.8
     assert "| linear+qk | OpenVINO engine | 14/20 | accuracy |" in render(list(figures.values()))
+    accuracy.measure_figures(TINY, ways, shared, tmp_path / "none")  # all there: nothing runs
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow
@@ -50,15 +61,15 @@ def test_the_study_and_both_searches_get_their_place_on_the_page(
     kept = tmp_path / "decisions"
     kept.mkdir()
     for name, value in {"DECISIONS": kept, "CALIBRATION_TEXTS": 4, "SAMPLES": 8}.items():
-        monkeypatch.setattr(accuracy_decisions, name, value)
-    accuracy_decisions.measure(TINY, shared, tmp_path / "work")
+        monkeypatch.setattr(accuracy, name, value)
+    accuracy.measure_decisions(TINY, shared, tmp_path / "work")
     names = ("tiny-search-openvino", "tiny-search-tensorrt", "tiny-sensitivity")
     assert {path.name for path in kept.iterdir()} == {f"{name}{end}" for name in names for end in (".json", ".png")}
-    page = render([], decisions=load_decisions(kept))
+    page = render([], decisions=load_results(kept))
     assert "## Which points hurt: tiny" in page and "over training rows 5 to 12" in page
     assert "## What the search finds: tiny, openvino" in page and "nothing was timed without a GPU" in page
     before = {path: path.read_bytes() for path in kept.iterdir()}
-    accuracy_decisions.measure(TINY, shared, tmp_path / "none")  # all there: nothing runs
+    accuracy.measure_decisions(TINY, shared, tmp_path / "none")  # all there: nothing runs
     assert {path: path.read_bytes() for path in kept.iterdir()} == before and not (tmp_path / "none").exists()
 
 
@@ -68,7 +79,7 @@ def test_every_variant_stands_beside_fp32(
     data, out = str(jsonl_file), tmp_path / "effects.json"
     words = ["--model", str(tiny_checkpoint("bert")), "--calibration", data, "--eval-data", data, "--out", str(out)]
     words += ["--placements", "linear", "--only", "default,plain max", "--samples", "8", "--sequence", "32"]
-    assert effects([*words, "--threads", "1"]) == 0
+    effects([*words, "--threads", "1"])
     report = json.loads(out.read_text(encoding="utf-8"))
     assert [row["variant"] for row in report["rows"]] == ["FP32", "default", "plain max"]
     assert all(row["output_mse"] > 0 for row in report["rows"][1:])

@@ -1,0 +1,74 @@
+"""Every generated table of README.md and docs/ is what the recorded results give, and those are good enough."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qdq.errors import ConfigError, DataError
+from qdq.studies.command import exit_code
+from qdq.studies.markdown import filled, table
+from qdq.studies.pages import pages
+from qdq.studies.proof import RANDOM
+from qdq.studies.results import RESULTS, load_results
+
+
+def test_the_pages_are_what_the_results_give() -> None:
+    found = pages()
+    names = {"README.md", "accuracy.md", "compression.md", "estimate.md", "performance.md", "tensorrt.md"}
+    assert {path.name for path in found} == names
+    for path, text in found.items():
+        assert text == path.read_text(encoding="utf-8"), f"{path.name}: run 'python -m qdq.studies.pages'"
+
+
+def test_a_table_has_its_empty_cells() -> None:
+    assert table(["", "ms"], [["a", 1], ["b", ""]], "--:") == "| | ms |\n|---|--:|\n| a | 1 |\n| b | |"
+
+
+def test_a_page_is_filled_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x:begin, written by `make` -->\nold\n<!-- x:end -->\nb\n")
+    assert filled(page, {"x": r"new \1"}) == "a\n<!-- x:begin, written by `make` -->\nnew \\1\n<!-- x:end -->\nb\n"
+    with pytest.raises(DataError, match=r"page\.md: has no '<!-- y:begin.*restore the markers"):
+        filled(page, {"y": "new"})
+
+
+def test_a_study_ends_with_one_line_and_a_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong() -> None:
+        raise ConfigError("--shared: is not there")
+
+    def broken() -> None:
+        raise DataError("page.md: has no markers")
+
+    assert [exit_code(main) for main in (lambda: None, broken, wrong)] == [0, 1, 2]
+    assert capsys.readouterr().err == "page.md: has no markers\n--shared: is not there\n"
+
+
+def test_the_tensorrt_graphs_were_proved() -> None:
+    """What `make proof` found on real models: the same acceptance the tests hold a tiny graph to."""
+    results = load_results(RESULTS / "tensorrt")
+    assert set(results) == {"all-MiniLM-L6-v2", "minilm-mrpc", RANDOM}
+    for name, result in results.items():
+        lint, removals, half = result["lint"], result["removals"], result["fp16"]
+        assert (lint["findings"]["error"], lint["findings"]["performance"]) == (0, 0), name
+        layers = lint["layers"]
+        assert lint["fused_attentions"] == layers and lint["int8"]["linears"] == [6 * layers, 6 * layers], name
+        assert removals["points"] == 20 * layers, name
+        assert removals["breaking"] == {"1": 19 * layers, "2": layers}, name
+        assert removals["not_one"] == ["attention.output.dense.input_quantizer"], name
+        assert half["worst_ulp"] <= 4 and half["largest"] < 65504, name
+    metrics = results["minilm-mrpc"]["fp16"]["metric"]
+    for metric in metrics.values():
+        assert metric["texts"] >= 400 and 100 * (metric["floating"] - metric["fp16_body"]) <= 0.5
+        assert 100 * abs(metric["fp32_body"] - metric["fp16_body"]) <= 0.5
+        assert metric["fp16_body_mse"] <= 1.1 * metric["fp32_body_mse"]
+
+
+def test_results_are_outcomes_of_compile() -> None:
+    assert list(RESULTS.glob("*.json"))
+    for path in RESULTS.glob("*.json"):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        assert result["exit_code"] == 0
+        assert result["benchmark"]["contestants"]["int8"]["samples"] >= 3
