@@ -14,7 +14,7 @@ class Opening:
     """What to load, and how.
 
     Attributes:
-        engine: openvino or onnxruntime; qdq/studies/peers/memory.py knows torch's, too.
+        engine: openvino or onnxruntime; qdq/studies/peers/build.py knows torch's, too.
         model: file (torch: checkpoint folder).
         threads: inference threads.
         hint: what OpenVINO computes in outside INT8.

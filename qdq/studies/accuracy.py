@@ -104,6 +104,7 @@ def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -
     missing = [way for way in ways if not all(way.file(case, engine).is_file() for engine in way.engines)]
     if not missing:
         return
+    # Floating-point answers once, then every way beside them.
     loaded = load_model(str(shared / "models" / case.model))
     settings = EvaluationSettings(case.sequence, 32, case.overlap, required=True)
     evaluation = load_evaluation(str(shared / "data" / case.dev), loaded, settings, case.samples)

@@ -1,4 +1,4 @@
-"""docs/accuracy.md from the JSON files of `qdq.studies.accuracy` and `qdq.studies.effects`."""
+"""docs/accuracy.md from the JSON files of `accuracy`, `effects` and `calibration_cost`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ HURTING = 12  # rows of the table of groups
 
 def page() -> str:
     """docs/accuracy.md from everything that is there."""
-    figures, effects = load_results(MEASURED).values(), load_results(EFFECTS).values()
-    return render([*figures], [*effects], [*load_results(COSTS).values()], load_results(DECISIONS))
+    figures, effects, costs = ([*load_results(folder).values()] for folder in (MEASURED, EFFECTS, COSTS))
+    return render(figures, effects, costs, load_results(DECISIONS))
 
 
 def render(
@@ -28,7 +28,7 @@ def render(
     costs: Sequence[Mapping[str, Any]] = (),
     decisions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> str:
-    """docs/accuracy.md from figures and from the reports of `effects`, `calibration_cost`, `accuracy_decisions`."""
+    """docs/accuracy.md from figures, reports of `effects` and `calibration_cost`, and decisions by file name."""
     figures = sorted(figures, key=lambda f: (f["model"], f["engine"], -f["kept"][0], f["placement"]))
     parts = [_HEAD]
     if averages := _averages(figures):
@@ -49,8 +49,8 @@ _HEAD = """\
 
 Every figure is of a real task: calibrated on 128 training texts, scored on the development rows by the task's published
 metric. `drop` is FP32 minus INT8 in points, with its 95 % bootstrap interval over paired samples; a drop whose interval
-holds zero is not significant. `points` counts quantizers placed of the twenty per layer; `auto` decided from
-the calibration texts alone. OpenVINO rows are of the engine that was built; placements for TensorRT are scored by fake
+holds zero is not significant. `points` counts quantizers placed of the twenty per layer; `auto` decided from the
+calibration texts alone. OpenVINO rows are of the engine that was built; placements for TensorRT are scored by fake
 quantization and by ONNX Runtime on the exported graph, because no TensorRT ran here.
 
 This page is written by `make accuracy` from [docs/results/accuracy](results/accuracy), after measuring what is not
@@ -95,8 +95,8 @@ def _cost(report: Mapping[str, Any]) -> str:
         f"## What calibrating costs: {report['model']}\n\n"
         f"All {len(report['algorithms'])} algorithms at once, {report['points']} points, {report['samples']} samples, "
         f"{report['threads']} threads: {report['cost']:.2f} times the plain FP32 passes on top of them, of which "
-        f"{report['cost_of_search']:.2f} are the threshold searches; {report['kept_bytes'] / 2**20:.0f} MiB of counts "
-        "however many samples there are. [Why not less](calibration.md#cost).\n"
+        f"{report['cost_of_search']:.2f} are the choice of thresholds; {report['kept_bytes'] / 2**20:.0f} MiB of "
+        "counts however many samples there are. [Why not less](calibration.md#cost).\n"
     )
 
 
@@ -147,11 +147,9 @@ def _searched(name: str, report: Mapping[str, Any]) -> str:
     for index, tried in enumerate(report["curve"]):
         timed, best = tried["measured"], index == report["best"]
         if timed is not None or index % step == 0 or best:
-            points, cost = f"{0.0 + tried['drop_points']:+.2f}", f"+{tried['cost']:.3f}"
-            measured = "–" if timed is None else f"{timed:+.3f}"
-            rows.append(
-                [tried["dropped"], f"{tried['divergence']:.6f}", points, cost, measured, "best" if best else ""]
-            )
+            judged = (f"{tried['divergence']:.6f}", f"{0.0 + tried['drop_points']:+.2f}", f"+{tried['cost']:.3f}")
+            measured, mark = "–" if timed is None else f"{timed:+.3f}", "best" if best else ""
+            rows.append([tried["dropped"], *judged, measured, mark])
     return (
         f"## What the search finds: {model}, {target}\n\n"
         f"`qdq calibrate --search --target {target}`, at most {report['limit']:g} points lost on {report['samples']} "

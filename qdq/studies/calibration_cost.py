@@ -1,7 +1,7 @@
 """The cost of calibrating beside plain FP32: ``python -m qdq.studies.calibration_cost --model ... --calibration ...``.
 
 Both run the same samples in the same micro-batches, alternating, in one process; the figure is the median over rounds
-of (calibrated pass + every threshold search - FP32 pass) / FP32 pass.
+of (calibrated pass + every choice of thresholds - FP32 pass) / FP32 pass.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from qdq.pipeline.options import available_cores
     from qdq.pipeline.run import prepare_torch
 
+    # The same model twice, floating-point and ready to calibrate, and one set of batches.
     prepare_torch(options.threads or available_cores())
     floating, injected = load_model(options.model), load_model(options.model)
     spec = named_spec(options.placement)
@@ -38,7 +39,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     algorithms = [algorithm_named(name) for name in ALGORITHMS]
     module, plain = injected.module(), floating.module()
     freeze_weights(module)
-    rounds = []  # seconds of the FP32 pass, of the calibration, and of the searches in it
+    rounds = []  # seconds of the FP32 pass, of the calibration, and of its choice of thresholds
     for _ in range(options.rounds + 1):  # the first warms up
         started = time.perf_counter()
         with torch.no_grad():
@@ -46,11 +47,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 plain(**batch)
         ran = time.perf_counter()
         collected = collect(module, batches, algorithms)
-        searching = time.perf_counter()
+        choosing = time.perf_counter()
         for algorithm in algorithms:
             settle(module, spec, collected, algorithm)
         done = time.perf_counter()
-        rounds.append((ran - started, done - ran, done - searching))
+        rounds.append((ran - started, done - ran, done - choosing))
     del rounds[0]
     return {
         "model": Path(options.model).name,
@@ -61,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokens": collected.tokens,
         "threads": torch.get_num_threads(),
         "cost": statistics.median((total - plain) / plain for plain, total, _ in rounds),
-        "cost_of_search": statistics.median(search / plain for plain, _, search in rounds),
+        "cost_of_search": statistics.median(choice / plain for plain, _, choice in rounds),
         "cost_by_round": [(total - plain) / plain for plain, total, _ in rounds],
         "kept_bytes": sum(c.counts.numel() * c.counts.element_size() for c in collected.points.values()),
     }

@@ -1,4 +1,4 @@
-"""What docs/compression.md measures: the models, and the flags of their scripts, part by part."""
+"""Models that docs/compression.md measures, and the flags of their scripts, part by part."""
 
 from __future__ import annotations
 

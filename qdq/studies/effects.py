@@ -69,6 +69,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             loaded = replace(floating, model=copy.deepcopy(floating.model))
             inject(loaded.model, spec)
             started = time.process_time()
+            # Only calibrating counts as this variant's cost, not scoring it.
             finish(prepare(loaded.module(), batches, spec, [algorithm], treatments), algorithm)
             cost = {"algorithm": algorithm.label, "cpu_seconds": round(time.process_time() - started, 1)}
             found = scored(evaluation, TorchRunner(loaded.module()), reference)

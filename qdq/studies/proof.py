@@ -151,6 +151,7 @@ def _metric(out: Path, fp16_body: Path) -> dict[str, Any] | None:
     loaded, feeds, labels = _texts(out)
     if labels is None:
         return None
+    # The same calibrated graph with an FP32 body, so that the bodies differ in nothing but their type.
     lower(out / CANONICAL, "tensorrt", out / "fp32-body", options=LowerOptions("fp32"))
     fp32_body = out / "fp32-body" / "model.onnx"
 
@@ -164,6 +165,7 @@ def _metric(out: Path, fp16_body: Path) -> dict[str, Any] | None:
 
         return call
 
+    # Both bodies beside each other, then each beside the floating-point model.
     task, floating = loaded.task.name, TorchRunner(loaded.module())
     report = compare(runner(fp32_body), runner(fp16_body), feeds, task, labels)
     apart = {body: compare(floating, runner(body), feeds, task, labels) for body in (fp32_body, fp16_body)}

@@ -1,4 +1,4 @@
-"""Where the measured figures lie: one JSON file per run below docs/results/."""
+"""Places of the measured figures: one JSON file per run below docs/results/."""
 
 from __future__ import annotations
 

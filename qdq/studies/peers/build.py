@@ -51,14 +51,14 @@ NO_BF16 = "this CPU has no BF16 instructions, and OpenVINO's emulation is slower
 
 @dataclass(frozen=True)
 class Material:
-    """What every contestant is built from and checked on.
+    """Inputs that every contestant is built from and checked on.
 
     Attributes:
         options: of the command line of `race`.
         folder, loaded: the checkpoint and the FP32 model in it.
         threads: inference threads of every contestant.
         calibration: feeds of the calibration texts, int64 [8, S].
-        texts: what accuracy and latency are measured on; nothing was calibrated on them.
+        texts: for accuracy and latency; nothing was calibrated on them.
         compile_s: seconds from the checkpoint to our calibrated, exported graph, lowered for OpenVINO.
         float_export_s: seconds of the plain FP32 export that every tool starts from.
     """
