@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qdq.base.artifacts import read_json, write_json
+from qdq.base.config import choice
 from qdq.pipeline.run import CANONICAL
 from qdq.studies import pages
 from qdq.studies.command import exit_code, parser
@@ -185,11 +186,11 @@ def _metric(out: Path, fp16_body: Path) -> dict[str, Any] | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prove the models named (default: all that are here), then rewrite the table."""
     command = parser("proof", __doc__)
-    command.add_argument("models", nargs="*", metavar="NAME", choices=[*MODELS, []], help=", ".join(MODELS))
+    command.add_argument("models", nargs="*", metavar="NAME", help=", ".join(MODELS))
     command.add_argument("--out", type=Path, default=Path("build/proof"), help="work directories")
     typed = command.parse_args(arguments)
     for name in typed.models or MODELS:
-        options = MODELS[name]
+        options = MODELS[choice(name, MODELS, "model")]
         if name == RANDOM:
             options = {**options, "model": str(random_bert_base(typed.out / RANDOM / "model"))}
         if options is not MRPC or SHARED.is_dir():  # else its result stays as it is

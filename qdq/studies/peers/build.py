@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -54,22 +54,21 @@ class Material:
     """Inputs that every contestant is built from and checked on.
 
     Attributes:
-        options: of the command line of `race`.
+        options, typed: of the command line of `race`, and of our compile run.
         folder, loaded: the checkpoint and the FP32 model in it.
         threads: inference threads of every contestant.
         calibration: feeds of the calibration texts, int64 [8, S].
         texts: for accuracy and latency; nothing was calibrated on them.
-        compile_s: seconds from the checkpoint to our calibrated, exported graph, lowered for OpenVINO.
         float_export_s: seconds of the plain FP32 export that every tool starts from.
     """
 
     options: Namespace
+    typed: Mapping[str, Any]
     folder: Path
     loaded: LoadedModel
     threads: int
     calibration: Sequence[Feeds]
     texts: Sequence[Record]
-    compile_s: float
     float_export_s: float
 
 
@@ -84,7 +83,7 @@ class Peer:
 
 
 def prepare(options: Namespace) -> Material:
-    """Read the texts, calibrate and export ours, and export FP32 for the tools.
+    """Read the texts and the model, and export FP32 for the tools.
 
     Raises QdqError, before anything is built for what the model or this machine cannot take.
     """
@@ -107,13 +106,12 @@ def prepare(options: Namespace) -> Material:
     loaded = load_model(str(folder), TASK)
     for shape in options.shapes:
         check_shape(loaded, *shape)
-    # The texts, then what several contestants start from.
+    # The texts, and the file that every tool starts from.
     calibrated = calibration_texts(resolved, TASK)
     texts = evaluation_texts(resolved, TASK, calibrated).records
     calibration = batches(loaded, calibrated.records, (CALIBRATION_BATCH, sequence))
-    compile_s, _ = alone(run_stages, ("calibrate", "export", "lower"), typed)
     float_export_s, _ = alone(_export_plain, folder, calibration[0], options.work / FLOAT)
-    return Material(options, folder, loaded, resolved.threads, calibration, texts, compile_s, float_export_s)
+    return Material(options, typed, folder, loaded, resolved.threads, calibration, texts, float_export_s)
 
 
 def build_all(material: Material, names: Sequence[str]) -> tuple[dict[str, Peer], dict[str, str]]:
@@ -121,10 +119,10 @@ def build_all(material: Material, names: Sequence[str]) -> tuple[dict[str, Peer]
 
     Ours must build: their errors are raised.
     """
-    built = {name: _ours(material, name) for name in names if name in OURS}
+    seconds = {FLOAT: 0.0}  # by what several contestants share
+    built = {name: _ours(material, name, seconds) for name in names if name in OURS}
     built |= {name: _torch(material, name) for name in names if name in TORCH}
     skipped: dict[str, str] = {}
-    seconds = {FLOAT: 0.0}  # by file, which several contestants may share
     for name in names:
         try:
             if name in TOOLS:
@@ -134,17 +132,19 @@ def build_all(material: Material, names: Sequence[str]) -> tuple[dict[str, Peer]
     return built, skipped
 
 
-def _ours(material: Material, name: str) -> Peer:
-    """Our engine, from the graph that `prepare` has exported."""
+def _ours(material: Material, name: str, seconds: dict[str, float]) -> Peer:
+    """Our engine; the first one also calibrates, exports and lowers for OpenVINO, which adds its `seconds`."""
     target, options = OURS[name], material.options
     out, lowered = options.work / OUT, target == "openvino"
     engine, weights = FILES[target]
+    if OUT not in seconds:
+        seconds[OUT], _ = alone(run_stages, ("calibrate", "export", "lower"), material.typed)
     opening = Opening(target, str(out / target / engine), material.threads, options.precision_hint, static=True)
     stages = ("build",) if lowered else ("lower", "build")
     building, _ = alone(run_stages, stages, {"out": str(out), "target": target})
-    seconds = material.compile_s + building + _first_call(material, opening)
     size = sum(file.stat().st_size for file in (out / target).glob(weights))
-    return Peer(opening, size, seconds, material.compile_s if lowered else None)
+    build_s = seconds[OUT] + building + _first_call(material, opening)
+    return Peer(opening, size, build_s, seconds[OUT] if lowered else None)
 
 
 def _torch(material: Material, name: str) -> Peer:
