@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from engines.types import Runner
 
@@ -28,10 +27,6 @@ class Opening:
     hint: str = "f32"
     static: bool = False
     defaults: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """Keyword arguments of an equal one."""
-        return asdict(self)
 
 
 def open_runner(opening: Opening, shape: tuple[int, ...]) -> Runner:
