@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.cores import available_cores
 from engines.interface import feeds_for
 from engines.openvino.build import OpenVINOSettings, open_core, reason
 from engines.types import Feeds, Outputs
@@ -77,7 +77,7 @@ class OpenVINORunner:
         properties = self._settings.properties()
         if shape is None:
             return _Requests((self._core.compile_model(self._network, "CPU", properties).create_infer_request(),), None)
-        threads = self._settings.threads or len(os.sched_getaffinity(0))
+        threads = self._settings.threads or available_cores()
         piece = piece_of(shape, threads)
         streams = min(threads, shape[0] // piece)
         fixed = self._network.clone()

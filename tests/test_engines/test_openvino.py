@@ -268,6 +268,14 @@ def test_a_batch_is_cut_into_even_pieces_of_limited_size(shape: tuple[int, ...],
     assert piece_of(shape, threads) == rows
 
 
+def test_a_runner_for_one_shape_needs_no_linux(
+    write_encoder: Callable[..., Path], make_feeds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.sched_getaffinity")  # macOS and Windows have none
+    run = OpenVINORunner(write_encoder(), OpenVINOSettings(shape=(4, 16)))
+    assert run(make_feeds(4, 16))["last_hidden_state"].shape == (4, 16, 64)
+
+
 def test_runner_refuses_a_batch_that_does_not_fit(write_encoder: Callable[..., Path], make_feeds: Any) -> None:
     run = OpenVINORunner(write_encoder(), ONE_THREAD)
     feeds = make_feeds(2, 7)
