@@ -1,8 +1,8 @@
-"""Latency on an NVIDIA GPU: TensorRT plans side by side, or a torch module, in the schema of benchmark.json.
+"""Latency on an NVIDIA GPU: TensorRT plans side by side, in the schema of benchmark.json.
 
 Read in this order: `settings`, `clock` and `timing` (what is timed when; runs on any machine), `device` (CUDA behind
-one interface), `plan` and `plans` (TensorRT), `torch_module`, `nvml` (clocks, power, temperature, throttling),
-`report`, `text` (the screen), `trtexec` (the same measurement by NVIDIA's own tool).
+one interface), `plan` and `plans` (TensorRT), `nvml` (clocks, power, temperature, throttling), `report`, `text` (the
+screen), `trtexec` (the same measurement by NVIDIA's own tool).
 """
 
 from engines.bench_gpu.clock import EventClock, HostClock
@@ -10,7 +10,6 @@ from engines.bench_gpu.plans import bench_plans, require_gpu
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.bench_gpu.text import render_gpu_table
 from engines.bench_gpu.timing import Samples, time_callable
-from engines.bench_gpu.torch_module import time_torch_module
 from engines.bench_gpu.trtexec import trtexec_line
 
 __all__ = [
@@ -22,6 +21,5 @@ __all__ = [
     "render_gpu_table",
     "require_gpu",
     "time_callable",
-    "time_torch_module",
     "trtexec_line",
 ]

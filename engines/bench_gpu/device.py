@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from numpy.typing import DTypeLike, NDArray
 
 from engines.bench_gpu.clock import Event
+from qdq.errors import Unavailable
 
 Replay = Callable[[], None]
 
@@ -94,6 +95,11 @@ class DeviceClock:
 
     def synchronize(self, event: Event) -> None:
         self._device.wait(event)
+
+
+def cannot_open(index: int, error: Exception) -> Unavailable:
+    """The error of a GPU that is not there or not usable."""
+    return Unavailable(f"CUDA cannot open GPU {index}: {error}; check nvidia-smi and CUDA_VISIBLE_DEVICES")
 
 
 def cuda_version(number: int) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from engines.bench_gpu.clock import Event
-from engines.bench_gpu.device import DeviceInfo, Replay, Stream, cuda_version
-from qdq.errors import BuildError, Unavailable
+from engines.bench_gpu.device import DeviceInfo, Replay, Stream, cannot_open, cuda_version
+from qdq.errors import BuildError
 
 cudart: Any = importlib.import_module("cuda.bindings.runtime")
 PCI_BUS_ID_LENGTH = 13  # what cudaDeviceGetPCIBusId wants: 0000:3b:00.0 and a NUL
@@ -28,9 +28,7 @@ def opened(index: int, spin: bool) -> Iterator[CudartDevice]:
         _call(cudart.cudaSetDevice(index))
         device = CudartDevice(index, spin)
     except BuildError as error:
-        raise Unavailable(
-            f"CUDA cannot open GPU {index}: {error}; check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        ) from error
+        raise cannot_open(index, error) from error
     try:
         yield device
     finally:

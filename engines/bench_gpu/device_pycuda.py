@@ -11,9 +11,9 @@ import pycuda.driver as driver
 from numpy.typing import DTypeLike, NDArray
 
 from engines.bench_gpu.clock import Event
-from engines.bench_gpu.device import DeviceInfo, Replay, Stream, cuda_version
-from engines.bench_gpu.driver_graph import Graph, capture
-from qdq.errors import BuildError, Unavailable
+from engines.bench_gpu.device import DeviceInfo, Replay, Stream, cannot_open, cuda_version
+from engines.bench_gpu.driver_graph import capture
+from qdq.errors import BuildError
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it
 
@@ -27,9 +27,7 @@ def opened(index: int, spin: bool) -> Iterator[PycudaDevice]:
         context = native.retain_primary_context()
         context.push()
     except driver.Error as error:
-        raise Unavailable(
-            f"CUDA cannot open GPU {index}: {error}; check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        ) from error
+        raise cannot_open(index, error) from error
     device = PycudaDevice(native, spin)
     try:
         yield device
@@ -56,7 +54,7 @@ class PycudaDevice:
             },
         )
         self._event_flags = driver.event_flags.DEFAULT if spin else driver.event_flags.BLOCKING_SYNC
-        self._graphs: list[Graph] = []
+        self._graphs: list[Callable[[], Any]] = []  # what destroys the captured graphs
         self._held: list[Any] = []  # device and page-locked memory, freed when these objects die
 
     def stream(self) -> Stream:
@@ -95,13 +93,13 @@ class PycudaDevice:
         driver.memcpy_dtoh_async(target, address, stream.native)
 
     def capture(self, stream: Stream, launch: Callable[[], None]) -> Replay:
-        graph = capture(stream.handle, launch)
-        self._graphs.append(graph)
-        return graph.replay
+        replay, destroy = capture(stream.handle, launch)
+        self._graphs.append(destroy)
+        return replay
 
     def close(self) -> None:
         """Free what was handed out while the context is still current: graphs, which use the memory, first."""
-        for graph in self._graphs:
-            graph.close()
+        for destroy in self._graphs:
+            destroy()
         self._graphs.clear()
         self._held.clear()

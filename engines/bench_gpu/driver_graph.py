@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,26 +27,11 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {  # argument types; every function ret
 }
 
 
-class Graph:
-    """An executable graph on one stream; destroyed with this object, before the CUDA context goes."""
+def capture(stream: int, launch: Callable[[], None]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Record what `launch` issues on `stream` (a CUstream handle) as a graph: (replay it there, destroy it).
 
-    def __init__(self, executable: int, stream: int) -> None:
-        self._executable, self._stream = executable, stream
-        self._launch = library().cuGraphLaunch  # looked up once: replays are what is timed
-        self._finalizer = weakref.finalize(self, library().cuGraphExecDestroy, executable)
-
-    def replay(self) -> None:
-        """Launch the graph on its stream. Raises BuildError."""
-        if status := self._launch(self._executable, self._stream):
-            raise BuildError(f"a CUDA graph cannot be launched: {_reason(status)}; time without CUDA graph")
-
-    def close(self) -> None:
-        """Destroy the graph; calling twice is harmless."""
-        self._finalizer()
-
-
-def capture(stream: int, launch: Callable[[], None]) -> Graph:
-    """Record what `launch` issues on `stream` (a CUstream handle) and make it executable. Raises BuildError."""
+    Destroy it before the CUDA context goes. Raises BuildError when capturing fails, as replaying does.
+    """
     driver, graph, executable = library(), ctypes.c_void_p(), ctypes.c_void_p()
     _check(driver.cuStreamBeginCapture_v2(stream, THREAD_LOCAL))
     try:
@@ -59,7 +43,13 @@ def capture(stream: int, launch: Callable[[], None]) -> Graph:
         _check(driver.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, 0))
     finally:
         driver.cuGraphDestroy(graph)
-    return Graph(executable.value or 0, stream)
+    launch_graph = driver.cuGraphLaunch  # looked up once: replays are what is timed
+
+    def replay() -> None:
+        if status := launch_graph(executable, stream):
+            raise BuildError(f"a CUDA graph cannot be launched: {_reason(status)}; time without CUDA graph")
+
+    return replay, lambda: driver.cuGraphExecDestroy(executable)
 
 
 @functools.cache

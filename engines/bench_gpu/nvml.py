@@ -116,8 +116,8 @@ def summarize_readings(readings: Sequence[Reading]) -> dict[str, Any]:
 
 
 @contextmanager
-def telemetry(pci_bus_id: str | None = None, uuid: str | None = None) -> Iterator[Telemetry]:
-    """NVML of the GPU with this PCI bus id (0000:3b:00.0) or UUID (GPU-…).
+def telemetry(pci_bus_id: str) -> Iterator[Telemetry]:
+    """NVML of the GPU with this PCI bus id (0000:3b:00.0).
 
     Never raises for want of NVML: readings are then null, and the report gives the reason.
     """
@@ -126,7 +126,7 @@ def telemetry(pci_bus_id: str | None = None, uuid: str | None = None) -> Iterato
         yield Telemetry(None, None, reason)
         return
     try:
-        yield _attached(nvml, pci_bus_id, uuid)
+        yield _attached(nvml, pci_bus_id)
     finally:
         nvml.nvmlShutdown()
 
@@ -144,10 +144,8 @@ def _started() -> tuple[Any, str | None]:
     return nvml, None
 
 
-def _attached(nvml: Any, pci_bus_id: str | None, uuid: str | None) -> Telemetry:
+def _attached(nvml: Any, pci_bus_id: str) -> Telemetry:
     try:
-        if pci_bus_id is not None:
-            return Telemetry(nvml, nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id))
-        return Telemetry(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid))
+        return Telemetry(nvml, nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id))
     except nvml.NVMLError as error:
         return Telemetry(None, None, f"NVML does not know the device: {error}")

@@ -72,7 +72,6 @@ def _race_on(
             engines={entry.name: entry.engine for entry in contestants},
             blocks=blocks,
             device=device.info.name,
-            clock="CUDA events",
             nvml=readings.report(),
             elapsed_s=(time.perf_counter_ns() - began) / 1e9,
             trtexec={name: trtexec_lines(plan, workload[0], settings) for name, plan in loaded.items()},

@@ -4,8 +4,7 @@
 * `sequences_per_s` is measured over the wall time of the blocks: with several streams latencies overlap.
 * `speedup[base]` is the median over rounds of the ratio of block medians. Bases are the contestants whose name ends in
   -fp32, -fp16 or -bf16: INT8 over FP16 is what a GPU is asked for.
-* `gpu`: device, settings, clock, NVML readings, host time per launch, and the equivalent trtexec lines; null where a
-  torch module was timed on a CPU.
+* `gpu`: device, settings, clock, NVML readings, host time per launch, and the equivalent trtexec lines.
 """
 
 from __future__ import annotations
@@ -27,13 +26,12 @@ BASE_SUFFIXES = ("-fp32", "-fp16", "-bf16")
 
 @dataclass(frozen=True)
 class Measured:
-    """What a race gave. Every mapping is by contestant name."""
+    """Results of a race. Every mapping is by contestant name."""
 
     engines: Mapping[str, str]
     blocks: Mapping[str, Sequence[Samples]]
-    device: str | None  # None: timed on the host
-    clock: str
-    nvml: Mapping[str, Any] | None
+    device: str
+    nvml: Mapping[str, Any]
     elapsed_s: float  # from the loading of the engines to the last reading
     trtexec: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # major version -> line
 
@@ -66,12 +64,10 @@ def benchmark(
     }
 
 
-def _gpu(measured: Measured, settings: GpuBenchSettings) -> dict[str, Any] | None:
-    if measured.device is None:
-        return None
+def _gpu(measured: Measured, settings: GpuBenchSettings) -> dict[str, Any]:
     return {
         "device": measured.device,
-        "clock": measured.clock,
+        "clock": "CUDA events",
         "settings": settings.as_json(),
         "nvml": measured.nvml,
         "enqueue_ms": {

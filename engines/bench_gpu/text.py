@@ -12,7 +12,7 @@ COLUMNS = ("p50", "p90", "p95", "p99", "mean")
 
 
 def render_gpu_table(report: Mapping[str, Any]) -> str:
-    """A report of `bench_plans` or `time_torch_module` as text: latencies in ms, sequences per second, speedups.
+    """A report of `bench_plans` as text: latencies in ms, sequences per second, speedups.
 
     ``x FP32`` and ``x FP16`` are medians of per-round ratios over those contestants (> 1: faster). Below: what the GPU
     did meanwhile, and the trtexec commands.
@@ -20,7 +20,7 @@ def render_gpu_table(report: Mapping[str, Any]) -> str:
     lines = [_row("contestant (ms)", [*COLUMNS, "seq/s", "x FP32", "x FP16"])]
     lines += [_line(name, entry) for name, entry in report["contestants"].items()]
     lines += [textwrap.fill(note, WIDTH) for note in _notes(report)]
-    for name, commands in ((report["gpu"] or {}).get("trtexec") or {}).items():
+    for name, commands in report["gpu"]["trtexec"].items():
         lines += [f"{name}, TensorRT {major}.x: {line}" for major, line in commands.items()]
     return "\n".join(lines) + "\n"
 
@@ -44,9 +44,6 @@ def _number(value: float | None) -> str:
 def _notes(report: Mapping[str, Any]) -> Iterator[str]:
     work, gpu = report["workload"], report["gpu"]
     shape = f"batch {report['batch']} x sequence {report['sequence']}, {work['padding_share']:.0%} padding"
-    if gpu is None:
-        yield f"{shape}; timed on the host ({report['machine']['cpu']}), no GPU was used"
-        return
     options = gpu["settings"]
     yield (
         f"{shape}; {gpu['device']}, {gpu['clock']}, CUDA graph {_on(options['cuda_graph'])}, spin wait "

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,8 +53,8 @@ class Lane:
 class GpuContestant:
     """One engine in the race. `load` puts a batch where every lane reads it; `outputs` fetches lane 0's results."""
 
-    name: str  # int8, tensorrt-fp16, tensorrt-fp32, torch-fp16
-    engine: str  # tensorrt | torch
+    name: str  # int8, tensorrt-fp16, tensorrt-fp32
+    engine: str  # tensorrt
     lanes: tuple[Lane, ...]
     load: Callable[[Feeds], None]
     outputs: Callable[[], Outputs]
@@ -175,14 +176,10 @@ def race(
                 contestant.load(workload[turn % len(workload)])
                 meter.block(SETTLE_LAUNCHES)
                 blocks[contestant.name].append(meter.block(launches))
-                _observe_under_load(meter, observe, contestant.name)
+                meter.under_load(functools.partial(observe, contestant.name))
                 done += launches
                 show(done, total)
     return blocks
-
-
-def _observe_under_load(meter: Meter, observe: Observe, name: str) -> None:
-    meter.under_load(lambda: observe(name))
 
 
 def block_sizes(iterations: int, block: int) -> list[int]:

@@ -237,7 +237,7 @@ def gpu_report(nvml: dict[str, Any] | None = None, **changes: Any) -> dict[str, 
     quiet = Telemetry(None, None, "no NVML here").report()
     line = trtexec_line(Path("int8.plan"), {"input_ids": (2, 4)}, settings, 10)
     engines = dict.fromkeys(costs, "tensorrt")
-    measured = Measured(engines, blocks, "Simulated", "CUDA events", nvml or quiet, 1.5, {"int8": {"10": line}})
+    measured = Measured(engines, blocks, "Simulated", nvml or quiet, 1.5, {"int8": {"10": line}})
     return benchmark(measured, [feeds()], settings, {"tensorrt": "10.14"})
 
 
@@ -266,7 +266,7 @@ def test_throughput_and_speedups() -> None:
 
 def test_with_several_streams_throughput_counts_all_of_them() -> None:
     blocks = {"int8": [Samples((1.0,) * 8, (0.1,) * 8, 4.0)]}  # two streams, four launches each, 1 ms apiece
-    measured = Measured({"int8": "tensorrt"}, blocks, "Simulated", "CUDA events", None, 1.0)
+    measured = Measured({"int8": "tensorrt"}, blocks, "Simulated", {}, 1.0)
     entry = benchmark(measured, [feeds()], small(streams=2), {})["contestants"]["int8"]
     assert entry["sequences_per_s"] == pytest.approx(2 * 8 / 4e-3) and entry["samples"] == 8
 

@@ -1,4 +1,4 @@
-"""The cuda-python device on a stand-in for its runtime module: copies, graph replay, freeing, failures."""
+"""The cuda-python device, and the graphs of the pycuda device, on stand-ins: copies, replay, freeing, failures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines.bench_gpu import driver_graph
 from qdq.errors import BuildError, Unavailable
 
 
@@ -135,3 +136,48 @@ def test_cuda_failures_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BuildError, match="something fake"), cudart_device(monkeypatch, fake) as gpu:
         gpu.capture(gpu.stream(), lambda: None)
     assert fake.live == 0
+
+
+class FakeDriver:
+    """The functions of the driver library that graphs need; `broken` answers an error."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken, self.calls = broken, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> int:
+            self.calls.append(name)
+            return 700 if name == self.broken else 0
+
+        return call
+
+
+def test_a_pycuda_graph_is_captured_replayed_and_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeDriver()
+    monkeypatch.setattr(driver_graph, "library", lambda: fake)
+    replay, destroy = driver_graph.capture(7, lambda: fake.calls.append("launch"))
+    replay()
+    destroy()
+    assert fake.calls == [
+        *("cuStreamBeginCapture_v2", "launch", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy"),
+        *("cuGraphLaunch", "cuGraphExecDestroy"),
+    ]
+
+
+@pytest.mark.parametrize("broken", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
+def test_a_pycuda_graph_that_cannot_be_captured_is_explained(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    fake = FakeDriver(broken)
+    monkeypatch.setattr(driver_graph, "library", lambda: fake)
+    with pytest.raises(BuildError, match=r"cannot be captured .* \(CUresult 700\); time without CUDA graph"):
+        driver_graph.capture(7, lambda: None)
+
+
+def test_a_pycuda_graph_that_cannot_be_launched_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeDriver("cuGraphLaunch")
+    monkeypatch.setattr(driver_graph, "library", lambda: fake)
+    replay, _ = driver_graph.capture(7, lambda: None)
+    with pytest.raises(BuildError, match=r"cannot be launched: .* \(CUresult 700\)"):
+        replay()
