@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from engines.tensorrt.availability import Probe, probe
 from engines.tensorrt.builder import build, collect, unavailable
-from engines.tensorrt.comparison import Coverage, Difference, PredictedLayer, Verdict, verdict
-from engines.tensorrt.inspection import LayerRow, inspect_command, inspect_table
+from engines.tensorrt.comparison import verdict
+from engines.tensorrt.inspection import inspect_command
 from engines.tensorrt.kernels import load_layer_info
 from engines.tensorrt.precision import read_back
 from engines.tensorrt.runner import TensorRTRunner
@@ -17,18 +17,12 @@ from engines.tensorrt.script import write_build_files
 from engines.tensorrt.settings import TensorRTSettings
 
 __all__ = [
-    "Coverage",
-    "Difference",
-    "LayerRow",
-    "PredictedLayer",
     "Probe",
     "TensorRTRunner",
     "TensorRTSettings",
-    "Verdict",
     "build",
     "collect",
     "inspect_command",
-    "inspect_table",
     "load_layer_info",
     "probe",
     "read_back",

@@ -64,10 +64,7 @@ def collect(lowered: Path, folder: Path, settings: TensorRTSettings, names: Matm
     if not plan.is_file():
         raise BuildError(f"{plan} does not exist; build it with: python {folder / SCRIPT}")
     inputs, outputs = interface(lowered)
-    report = None
-    if names is not None:
-        known = (names.linears, names.matmuls, names.floats, names.unquantized)
-        report = read_back(load_layer_info(layer_info), *known)
+    report = None if names is None else read_back(load_layer_info(layer_info), names)
     files = (plan, layer_info) if layer_info.is_file() else (plan,)
     recorded = {**settings.as_json(), "tensorrt": _tensorrt_version()}
     return BuiltEngine("tensorrt", files, inputs, outputs, report, recorded)

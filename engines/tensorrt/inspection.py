@@ -1,16 +1,15 @@
-"""What is in a built engine, for people: one table of its layers, and the verdict against the prediction."""
+"""`qdq inspect`: the table of an engine's layers, and the verdict against the prediction; at most 80 columns."""
 
 from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engines.tensorrt.comparison import PredictedLayer, Verdict, verdict
-from engines.tensorrt.kernels import KernelTensor, kernels_of, load_layer_info
+from engines.tensorrt.kernels import Kernel, KernelTensor, kernels_of, load_layer_info
 from qdq.base.artifacts import to_json
 from qdq.base.config import choice
 
@@ -27,42 +26,6 @@ TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer of an engine.
-
-    Attributes:
-        layer, kind, tactic: as the inspector names them; tactic "" where it names none.
-        inputs, outputs: precision of every tensor: int8, fp16, bf16, fp32, int32, … or unknown.
-        nodes: the ONNX nodes it computes.
-    """
-
-    layer: str
-    kind: str
-    tactic: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    nodes: tuple[str, ...]
-
-
-def inspect_table(layer_info: Mapping[str, Any]) -> tuple[LayerRow, ...]:
-    """The engine's layers in execution order, from the inspector's JSON of TensorRT 10 or 11.
-
-    Raises BuildError when the engine was built without DETAILED profiling verbosity.
-    """
-    return tuple(
-        LayerRow(
-            layer=kernel.name,
-            kind=kernel.kind,
-            tactic=kernel.tactic,
-            inputs=_precisions(kernel.inputs),
-            outputs=_precisions(kernel.outputs),
-            nodes=kernel.nodes,
-        )
-        for kernel in kernels_of(layer_info)
-    )
-
-
 def inspect_command(
     layer_info_path: Path, predicted: Sequence[PredictedLayer] = (), format: str = "text"
 ) -> tuple[str, int]:
@@ -73,35 +36,39 @@ def inspect_command(
     """
     choice(format, FORMATS, "--format")
     layer_info = load_layer_info(layer_info_path)
-    rows = inspect_table(layer_info)
+    kernels = kernels_of(layer_info)
     judged = verdict(layer_info, predicted) if predicted else None
     code = DIFFERENT if judged and not judged.as_predicted else AS_PREDICTED
     if format == "json":
-        layers = [asdict(row) for row in rows]
+        layers = [_layer(kernel) for kernel in kernels]
         return to_json({"layers": layers, "verdict": judged.as_json() if judged else None}), code
-    text = table_text(rows) + ("\n" + verdict_text(judged) if judged else "")
-    return text, code
+    lines = [*_table(kernels), *(["", *_verdict(judged)] if judged else [])]
+    return "\n".join(lines) + "\n", code
 
 
-def _precisions(tensors: Sequence[KernelTensor]) -> tuple[str, ...]:
-    return tuple(tensor.precision for tensor in tensors)
+def _layer(kernel: Kernel) -> dict[str, Any]:
+    """One entry of the JSON's ``layers``; a tactic that the inspector does not name is empty."""
+    return {
+        "layer": kernel.name,
+        "kind": kernel.kind,
+        "tactic": kernel.tactic,
+        "inputs": [tensor.precision for tensor in kernel.inputs],
+        "outputs": [tensor.precision for tensor in kernel.outputs],
+        "nodes": list(kernel.nodes),
+    }
 
 
-def table_text(rows: Sequence[LayerRow]) -> str:
-    """The table for a terminal, at most 80 columns; under each layer its tactic and ONNX nodes."""
-    return "\n".join(_table(rows)) + "\n"
-
-
-def _table(rows: Sequence[LayerRow]) -> Iterator[str]:
+def _table(kernels: Sequence[Kernel]) -> Iterator[str]:
+    """One line per layer, and under it its tactic and its ONNX nodes."""
     yield _columns("layer", "type", "input", "output")
-    for row in rows:
-        yield _columns(row.layer, row.kind, _counted(row.inputs), _counted(row.outputs))
-        if row.tactic:
-            yield f"  tactic {_shorten(row.tactic, WIDTH - 9)}"
-        if row.nodes and row.nodes != (row.layer,):
-            more = f" and {len(row.nodes) - 1} more" if len(row.nodes) > 1 else ""
-            yield f"  nodes  {_shorten(row.nodes[0], WIDTH - 9 - len(more))}{more}"
-    yield f"{len(rows)} engine layers"
+    for kernel in kernels:
+        yield _columns(kernel.name, kernel.kind, _counted(kernel.inputs), _counted(kernel.outputs))
+        if kernel.tactic:
+            yield f"  tactic {_shorten(kernel.tactic, WIDTH - 9)}"
+        if kernel.nodes and kernel.nodes != (kernel.name,):
+            more = f" and {len(kernel.nodes) - 1} more" if len(kernel.nodes) > 1 else ""
+            yield f"  nodes  {_shorten(kernel.nodes[0], WIDTH - 9 - len(more))}{more}"
+    yield f"{len(kernels)} engine layers"
 
 
 def _columns(name: str, kind: str, inputs: str, outputs: str) -> str:
@@ -110,17 +77,14 @@ def _columns(name: str, kind: str, inputs: str, outputs: str) -> str:
     return f"{cells[0]:<{NAME}} {cells[1]:<{KIND}} {cells[2]:<{TYPES}} {cells[3]}".rstrip()
 
 
-def _counted(precisions: Sequence[str]) -> str:
+def _counted(tensors: Sequence[KernelTensor]) -> str:
     """``int8 fp16x2``: every precision once, in order of appearance."""
-    return " ".join(name + (f"x{count}" if count > 1 else "") for name, count in Counter(precisions).items())
-
-
-def verdict_text(judged: Verdict) -> str:
-    """The verdict for a terminal: coverage, then every kind of difference with its layers, at most 80 columns."""
-    return "\n".join(_verdict(judged)) + "\n"
+    found = Counter(tensor.precision for tensor in tensors)
+    return " ".join(name + (f"x{count}" if count > 1 else "") for name, count in found.items())
 
 
 def _verdict(judged: Verdict) -> Iterator[str]:
+    """Coverage, then every kind of difference with its layers."""
     yield "the engine against its prediction"
     for item in judged.coverage:
         yield f"  {item.kind:<22}{item.running} of {item.predicted}"

@@ -27,23 +27,16 @@ from engines.tensorrt.kernels import (
     missing,
     multiplication_precision,
 )
-from engines.types import Int8Report, MatmulNames, NotInt8
+from engines.types import Int8Report, MatmulNames
 
 
-def read_back(
-    layer_info: Mapping[str, Any],
-    linears: Sequence[str],
-    matmuls: Sequence[str],
-    floats: Sequence[NotInt8] = (),
-    unquantized: Sequence[NotInt8] = (),
-) -> Int8Report:
-    """Count what runs in INT8. The arguments after `layer_info` are those of `MatmulNames`.
+def read_back(layer_info: Mapping[str, Any], names: MatmulNames) -> Int8Report:
+    """Count the multiplications of `names` that run in INT8.
 
     Raises BuildError when the engine was built without DETAILED profiling verbosity, so that types are unknown.
     """
     kernels = kernels_of(layer_info)
-    attention = frozenset(matmuls)
-    names = MatmulNames(tuple(linears), tuple(matmuls), tuple(floats), tuple(unquantized))
+    attention = frozenset(names.matmuls)
     return assemble(names, lambda node: _precision(node, kernels, attention))
 
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.tensorrt import Coverage, LayerRow, inspect_command, inspect_table, verdict
-from engines.tensorrt.comparison import MOVE_KERNEL
+from engines.tensorrt import inspect_command, verdict
+from engines.tensorrt.comparison import MOVE_KERNEL, Coverage
 from qdq.errors import BuildError, ConfigError, DeployError
 
 BLOCK = "encoder.layer.0"
@@ -145,21 +145,24 @@ def retyped(described: Mapping[str, Any], old: str, new: str, tactic: str = "") 
 
 
 @SPELLINGS
-def test_table_lists_every_layer(spell: Spell) -> None:
-    rows = inspect_table(spell(engine()))
+def test_table_lists_every_layer(spell: Spell, written: Callable[[Any], Path]) -> None:
+    rows = json.loads(inspect_command(written(spell(engine())), format="json")[0])["layers"]
     assert len(rows) == 8
     attention = rows[2]
-    assert attention.layer == "_gemm_mha_v2_myl0_2" and attention.kind == "kgen"
-    assert attention.inputs == ("int8", "int8", "int8", "fp16") and attention.outputs == ("int8",)
-    assert attention.nodes[:3] == (QK, SOFTMAX, PV)
-    assert attention.tactic.startswith("_gemm_mha_v2_0x")
-    assert rows[-1].outputs == ("fp32",)
-    assert rows[1].nodes == tuple(LINEARS)
+    assert attention["layer"] == "_gemm_mha_v2_myl0_2" and attention["kind"] == "kgen"
+    assert attention["inputs"] == ["int8", "int8", "int8", "fp16"] and attention["outputs"] == ["int8"]
+    assert attention["nodes"][:3] == [QK, SOFTMAX, PV]
+    assert attention["tactic"].startswith("_gemm_mha_v2_0x")
+    assert rows[-1]["outputs"] == ["fp32"]
+    assert rows[1]["nodes"] == LINEARS
 
 
-def test_older_phrases_for_types_are_read() -> None:
+def test_older_phrases_for_types_are_read(written: Callable[[Any], Path]) -> None:
     described = layer("l0", "CaskGemm", ["l0"], [("x", "Row major Int8 format", HIDDEN)], [("y", "N/A", ())])
-    assert inspect_table({"Layers": [described]}) == (LayerRow("l0", "CaskGemm", "", ("int8",), ("unknown",), ("l0",)),)
+    told = json.loads(inspect_command(written({"Layers": [described]}), format="json")[0])
+    assert told["layers"] == [
+        {"layer": "l0", "kind": "CaskGemm", "tactic": "", "inputs": ["int8"], "outputs": ["unknown"], "nodes": ["l0"]}
+    ]
 
 
 # --- verdict --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from engines import tensorrt
 from engines.tensorrt import read_back
-from engines.types import NotInt8
+from engines.types import MatmulNames, NotInt8
 from qdq.errors import BuildError, DeployError
 
 # Layers as the inspector writes them at DETAILED verbosity in TensorRT 10; `in_11` respells them.
@@ -69,10 +69,14 @@ ENGINE: dict[str, Any] = {
 }
 
 
+def names(linears: list[str], matmuls: list[str], *floats: NotInt8) -> MatmulNames:
+    return MatmulNames(tuple(linears), tuple(matmuls), floats)
+
+
 @pytest.mark.parametrize("layer_info", [ENGINE, in_11(ENGINE)], ids=["10.x", "11.x"])
 def test_precision_is_read_in_both_spellings(layer_info: dict[str, Any]) -> None:
     pooler = NotInt8("pooler/MatMul", "float by default")
-    report = read_back(layer_info, LINEARS, MATMULS, [pooler])
+    report = read_back(layer_info, names(LINEARS, MATMULS, pooler))
     assert report.encoder_linear == (5, 6)
     assert report.attention_matmul == (2, 2)
     # the fused attention says nothing of the probabilities; the last kernel also takes a float matrix (a residual)
@@ -85,21 +89,21 @@ def test_precision_is_read_in_both_spellings(layer_info: dict[str, Any]) -> None
 
 def test_a_linear_that_reads_back_float_is_reported() -> None:
     for datatype in ("Half", "Float", "BF16", "Row major linear FP16 format", "N/A due to dynamic shapes"):
-        report = read_back({"Layers": [gemm("l0", datatype)]}, ["l0"], [])
+        report = read_back({"Layers": [gemm("l0", datatype)]}, names(["l0"], []))
         assert report.encoder_linear == (0, 1), datatype
         assert report.not_int8[0].name == "l0"
 
 
 def test_weights_alone_in_int8_do_not_count() -> None:
     inputs = [tensor("x", "Half", -1, -1, 384), tensor("weight", "Int8", 384, 384)]
-    report = read_back({"Layers": [layer("l0", "gemm", ["l0"], inputs)]}, ["l0"], [])
+    report = read_back({"Layers": [layer("l0", "gemm", ["l0"], inputs)]}, names(["l0"], []))
     assert report.encoder_linear == (0, 1)
     assert "takes half, int8" in report.not_int8[0].reason
 
 
 @pytest.mark.parametrize("types", [("Half",) * 4, ("Int8", "Int8", "Half", "Half"), ("Int8", "Half")])
 def test_fused_attention_counts_only_when_all_operands_are_int8(types: tuple[str, ...]) -> None:
-    report = read_back({"Layers": [attention(MATMULS, *types)]}, [], MATMULS)
+    report = read_back({"Layers": [attention(MATMULS, *types)]}, names([], MATMULS))
     assert report.attention_matmul == (0, 2)
     assert report.inferred == ()
     assert "not all INT8" in report.not_int8[0].reason
@@ -109,7 +113,7 @@ def test_unfused_attention_matmuls_are_read_each() -> None:
     operands = [tensor("a", "Int8", -1, 12, -1, 32), tensor("b", "Int8", -1, 12, -1, 32)]
     half = [tensor("a", "Half", -1, 12, -1, 32), tensor("b", "Int8", -1, 12, -1, 32)]
     layers = [layer("qk", "gemm", [MATMULS[0]], operands), layer("av", "gemm", [MATMULS[1]], half)]
-    report = read_back({"Layers": layers}, [], MATMULS)
+    report = read_back({"Layers": layers}, names([], MATMULS))
     assert report.attention_matmul == (1, 2)
     assert report.inferred == ()
 
@@ -119,18 +123,18 @@ def test_names_stand_in_for_missing_metadata() -> None:
     fused = layer(
         "encoder_layer_0_query/MatMul+encoder_layer_0_key/MatMul_myl0_16", "gemm", [], [tensor("x", "Int8", -1, 384)]
     )
-    assert read_back({"Layers": [fused]}, LINEARS[:2], []).encoder_linear == (2, 2)
+    assert read_back({"Layers": [fused]}, names(LINEARS[:2], [])).encoder_linear == (2, 2)
 
 
 def test_what_the_engine_does_not_name_is_not_counted() -> None:
     block = layer("{ForeignNode[a...b]}", "Myelin", [], [tensor("input_ids", "Int64", -1, -1)])
-    assert "hidden in the block" in read_back({"Layers": [block]}, ["l0"], []).not_int8[0].reason
-    assert read_back({"Layers": []}, ["l0"], []).not_int8 == (NotInt8("l0", "no engine layer names 'l0'"),)
+    assert "hidden in the block" in read_back({"Layers": [block]}, names(["l0"], [])).not_int8[0].reason
+    assert read_back({"Layers": []}, names(["l0"], [])).not_int8 == (NotInt8("l0", "no engine layer names 'l0'"),)
 
 
 def test_layer_information_without_types_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="build with DETAILED profiling verbosity"):
-        read_back({"Layers": ["l0 + relu"]}, ["l0"], [])
+        read_back({"Layers": ["l0 + relu"]}, names(["l0"], []))
     path = tmp_path / "layer_info.json"
     with pytest.raises(DeployError, match="does not exist"):
         tensorrt.load_layer_info(path)
