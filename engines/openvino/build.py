@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +69,8 @@ def build(
     """
     inputs, outputs = interface(lowered)  # first: of a damaged file OpenVINO only says that no reader takes it
     core = open_core()
+    import openvino
+
     xml, weights = folder / f"{stem}.xml", folder / f"{stem}.bin"
     try:
         model = core.read_model(str(lowered))
@@ -81,21 +82,14 @@ def build(
         raise BuildError(f"OpenVINO cannot build {lowered}: {reason(error)}; run the lower stage again") from error
     _save(model, xml, weights)
     report = None if names is None else assemble(names, verdicts(compiled.get_runtime_model()))
-    applied = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    recorded = {**recorded_settings(settings), "inference_precision": applied}
-    return BuiltEngine("openvino", (xml, weights), inputs, outputs, report, recorded)
-
-
-def recorded_settings(settings: OpenVINOSettings) -> Mapping[str, Any]:
-    """What build.json keeps: the settings and the runtime's version."""
-    import openvino
-
-    return {
+    recorded = {
         "threads": settings.threads,
         "precision_hint": settings.precision_hint,
         **({"dynamic_group": settings.dynamic_group} if settings.dynamic_group else {}),
         "openvino": openvino.__version__,
+        "inference_precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
     }
+    return BuiltEngine("openvino", (xml, weights), inputs, outputs, report, recorded)
 
 
 def open_core() -> Any:

@@ -24,17 +24,17 @@ def verdicts(runtime_model: Any) -> Callable[[str], Verdict]:
     found: dict[str, Verdict] = {}
     blocks: dict[str, Verdict] = {}
     for node in runtime_model.get_ordered_ops():
-        kind = _information(node, "layerType")
+        kind = information(node, "layerType")
         if kind in MULTIPLICATIONS:
             found |= dict.fromkeys(_multiplied(node), _of_operands(node, kind))
         elif kind in BLOCKS:
-            blocks |= dict.fromkeys(_origins(node), _of_block(node, kind))
+            blocks |= dict.fromkeys(origins(node), _of_block(node, kind))
     absent = Verdict(False, False, "OpenVINO's compiled model has no multiplication of this name")
     return lambda name: found.get(name) or blocks.get(name, absent)
 
 
 def _of_operands(node: Any, kind: str) -> Verdict:
-    first, second = (node.input_value(index).get_element_type().get_type_name() for index in (0, 1))
+    first, second = operand_types(node)
     return Verdict(
         int8=first in INT8_TYPES and second in INT8_TYPES,
         inferred=False,
@@ -43,28 +43,39 @@ def _of_operands(node: Any, kind: str) -> Verdict:
 
 
 def _of_block(node: Any, kind: str) -> Verdict:
-    precision = _information(node, "runtimePrecision")
+    precision = information(node, "runtimePrecision")
     return Verdict(precision in INT8_TYPES, inferred=True, says=f"OpenVINO runs it inside a {kind} in {precision}")
 
 
 def _multiplied(node: Any) -> Iterator[str]:
-    """ONNX names of a multiplication: ``x.MatMul``, ``x.MatMul/DequantizationMultiply`` or ``x.MatMul_original``.
-
-    Fused with a bias it may carry only the bias's name, but its weight still says ``x.MatMul/transpose_b``.
-    """
-    names = list(_origins(node))
-    weight = node.input_value(1).get_node()
-    while _information(weight, "layerType") in LAYOUT:
-        names.extend(_origins(weight))
-        weight = weight.input_value(0).get_node()
-    for name in names:
+    """ONNX names of a multiplication: ``x.MatMul``, ``x.MatMul/DequantizationMultiply`` or ``x.MatMul_original``."""
+    for name in (*origins(node), *weight_origins(node)):
         yield name.partition("/")[0].removesuffix("_original")
 
 
-def _origins(node: Any) -> list[str]:
-    return [name for name in _information(node, "originalLayersNames").split(",") if name]
+def operand_types(node: Any) -> tuple[str, str]:
+    """Element types on the two edges of a multiplication: i8, u8, f32, …"""
+    first, second = (node.input_value(index).get_element_type().get_type_name() for index in (0, 1))
+    return first, second
 
 
-def _information(node: Any, key: str) -> str:
-    information = node.get_rt_info()
-    return str(information[key].astype(str)) if key in information else ""
+def origins(node: Any) -> list[str]:
+    """Names of the operations a primitive was fused from, in OpenVINO's spelling."""
+    return [name for name in information(node, "originalLayersNames").split(",") if name]
+
+
+def weight_origins(node: Any) -> Iterator[str]:
+    """Names along the way from a stored weight to the multiplication `node`.
+
+    Fused with a bias the multiplication may carry only the bias's name, but its weight still says ``x/transpose_b``.
+    """
+    weight = node.input_value(1).get_node()
+    while information(weight, "layerType") in LAYOUT:
+        yield from origins(weight)
+        weight = weight.input_value(0).get_node()
+
+
+def information(node: Any, key: str) -> str:
+    """One entry of a primitive's run-time information, "" where it has none."""
+    entries = node.get_rt_info()
+    return str(entries[key].astype(str)) if key in entries else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,7 +39,7 @@ class OpenVINORunner:
         self._ranks = {port.get_any_name(): len(port.get_partial_shape()) for port in self._network.inputs}
         # Named before compiling, which gives an output the names of inner tensors too, in no fixed order.
         self._outputs = tuple(port.get_any_name() for port in self._network.outputs)
-        self._compiled: dict[tuple[int, ...] | None, _Requests | _Lanes] = {}
+        self._compiled: dict[tuple[int, ...] | None, _Whole | _Pieces] = {}
         self._compiling = threading.Lock()
         self._requests(settings.shape)
 
@@ -49,41 +49,37 @@ class OpenVINORunner:
         shape = next(iter(wanted.values())).shape
         requests = self._requests(shape if shape == self._settings.shape else None)
         try:
-            parts = requests.infer(wanted, len(self._outputs))
+            results = requests.infer(wanted)
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in wanted.items())
             raise BuildError(f"OpenVINO cannot run a batch of {shapes}: {reason(error)}") from error
-        return dict(zip(self._outputs, parts, strict=True))
+        return dict(zip(self._outputs, results, strict=True))
 
-    def _requests(self, shape: tuple[int, ...] | None) -> _Requests | _Lanes:
-        """What runs the settings' shape, or all other shapes (None); compiled when first needed."""
+    def _requests(self, shape: tuple[int, ...] | None) -> _Whole | _Pieces:
+        """Requests for the settings' shape, or for all other shapes (None); compiled when first needed."""
         with self._compiling:
             if shape not in self._compiled:
                 try:
-                    self._compiled[shape] = self._lanes(shape) if self._settings.streams else self._compile(shape)
+                    self._compiled[shape] = self._compile(shape)
                 except RuntimeError as error:
                     raise BuildError(f"OpenVINO cannot load {self._model}: {reason(error)}; build it again") from error
             return self._compiled[shape]
 
-    def _lanes(self, shape: tuple[int, ...] | None) -> _Lanes:
-        network = self._network
+    def _compile(self, shape: tuple[int, ...] | None) -> _Whole | _Pieces:
+        network, properties = self._network, self._settings.properties()
+        piece, count = 0, max(1, self._settings.streams)
+        # A known shape without streams: one piece per core at a time.
+        if shape is not None and not self._settings.streams:
+            threads = self._settings.threads or available_cores()
+            piece = piece_of(shape, threads)
+            count = min(threads, shape[0] // piece)
+            properties["NUM_STREAMS"] = count
         if shape is not None:
             network = network.clone()
-            network.reshape({name: list(shape) for name in self._ranks})
-        compiled = self._core.compile_model(network, "CPU", self._settings.properties())
-        return _Lanes(compiled.create_infer_request() for _ in range(self._settings.streams))
-
-    def _compile(self, shape: tuple[int, ...] | None) -> _Requests:
-        properties = self._settings.properties()
-        if shape is None:
-            return _Requests((self._core.compile_model(self._network, "CPU", properties).create_infer_request(),), None)
-        threads = self._settings.threads or available_cores()
-        piece = piece_of(shape, threads)
-        streams = min(threads, shape[0] // piece)
-        fixed = self._network.clone()
-        fixed.reshape({name: [piece, *shape[1:]] for name in self._ranks})
-        compiled = self._core.compile_model(fixed, "CPU", {**properties, "NUM_STREAMS": streams})
-        return _Requests(tuple(compiled.create_infer_request() for _ in range(streams)), piece)
+            network.reshape({name: [piece or shape[0], *shape[1:]] for name in self._ranks})
+        compiled = self._core.compile_model(network, "CPU", properties)
+        requests = [compiled.create_infer_request() for _ in range(count)]
+        return _Pieces(requests, piece) if shape is not None and 0 < piece < shape[0] else _Whole(requests)
 
 
 def piece_of(shape: tuple[int, ...], threads: int) -> int:
@@ -95,53 +91,47 @@ def piece_of(shape: tuple[int, ...], threads: int) -> int:
     return max(fitting, default=batch) if threads > 1 else batch
 
 
-@dataclass(frozen=True)
-class _Requests:
-    """Infer requests that run side by side, and the rows each takes at once; `piece` None is any number of rows."""
-
-    requests: tuple[Any, ...]
-    piece: int | None
-
-    def infer(self, wanted: Mapping[str, Any], outputs: int) -> list[Any]:
-        """Every output as a float32 array of its own."""
-        rows = len(next(iter(wanted.values())))
-        piece = self.piece or rows
-        if piece == rows:
-            self.requests[0].infer(wanted)
-            return [_copy(self.requests[0], index) for index in range(outputs)]
-        parts: list[list[Any]] = []
-        starts = range(0, rows, piece)
-        for turn, start in enumerate(starts):
-            request = self.requests[turn % len(self.requests)]
-            if turn >= len(self.requests):
-                parts.append(self._finished(request, outputs))
-            request.start_async({name: array[start : start + piece] for name, array in wanted.items()})
-        for turn in range(len(parts), len(starts)):
-            parts.append(self._finished(self.requests[turn % len(self.requests)], outputs))
-        return [np.concatenate([part[index] for part in parts]) for index in range(outputs)]
-
-    def _finished(self, request: Any, outputs: int) -> list[Any]:
-        request.wait()
-        return [_copy(request, index) for index in range(outputs)]
-
-
-class _Lanes:
-    """Infer requests for callers in as many threads; each takes one that is free."""
+class _Whole:
+    """Infer requests that take whole batches, for callers in as many threads; each call takes a free one."""
 
     def __init__(self, requests: Iterable[Any]) -> None:
         self._free: SimpleQueue[Any] = SimpleQueue()
         for request in requests:
             self._free.put(request)
 
-    def infer(self, wanted: Mapping[str, Any], outputs: int) -> list[Any]:
+    def infer(self, wanted: Mapping[str, Any]) -> list[Any]:
         """Every output as a float32 array of its own."""
         request = self._free.get()
         try:
             request.infer(wanted)
-            return [_copy(request, index) for index in range(outputs)]
+            return _results(request)
         finally:
             self._free.put(request)
 
 
-def _copy(request: Any, index: int) -> Any:
-    return np.array(request.get_output_tensor(index).data, dtype=np.float32)
+@dataclass(frozen=True)
+class _Pieces:
+    """Infer requests that run side by side, each on `piece` rows of the batch at a time."""
+
+    requests: Sequence[Any]
+    piece: int
+
+    def infer(self, wanted: Mapping[str, Any]) -> list[Any]:
+        """Every output as a float32 array of its own."""
+        starts = range(0, len(next(iter(wanted.values()))), self.piece)
+        parts: list[list[Any]] = []
+        for turn, start in enumerate(starts):
+            request = self.requests[turn % len(self.requests)]
+            if turn >= len(self.requests):  # it still holds an earlier piece
+                request.wait()
+                parts.append(_results(request))
+            request.start_async({name: array[start : start + self.piece] for name, array in wanted.items()})
+        for turn in range(len(parts), len(starts)):
+            request = self.requests[turn % len(self.requests)]
+            request.wait()
+            parts.append(_results(request))
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def _results(request: Any) -> list[Any]:
+    return [np.array(tensor.data, dtype=np.float32) for tensor in request.output_tensors]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from engines.interface import feeds_for
 from engines.openvino.build import OpenVINOSettings, open_core, reason
+from engines.openvino.precision import INT8_TYPES, information, operand_types, origins, weight_origins
 from engines.profile.layers import Layer, Profiled
 from engines.types import Feeds
 from qdq.errors import BuildError
 
-INT8 = frozenset({"i8", "u8"})
 REORDERS = frozenset({"Broadcast", "Concatenation", "Convert", "Reorder", "Reshape", "Split", "Transpose"})
 NORMALIZATION = frozenset({"LayerNorm", "LayerNormalization", "MVN", "RMSNorm"})
 ACTIVATIONS = frozenset({"Erf", "Gelu", "Relu", "Swish", "Tanh"})
@@ -63,13 +63,15 @@ class OpenVINOProfiler:
     def result(self) -> Profiled:
         """See `Profiler`."""
         nodes = {node.get_friendly_name(): node for node in self._compiled.get_runtime_model().get_ordered_ops()}
-        origins = _Origins(self._network, self._shapes)
+        operations = _Operations(self._network, self._shapes)
         medians = {name: statistics.median(values) for name, values in self._times.items()}
-        layers = (_layer(name, self._kinds[name], ms, nodes.get(name), origins) for name, ms in medians.items() if ms)
+        layers = (
+            _layer(name, self._kinds[name], ms, nodes.get(name), operations) for name, ms in medians.items() if ms
+        )
         return Profiled(tuple(layers), statistics.median(self._calls))
 
 
-class _Origins:
+class _Operations:
     """The operations of the network before OpenVINO compiled it: their types, and what each multiplies."""
 
     def __init__(self, network: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -82,13 +84,13 @@ class _Origins:
                 inner = op.input(0).get_partial_shape().to_shape()[-2 if op.get_attributes()["transpose_a"] else -1]
                 self.multiply_adds[op.get_friendly_name()] = prod(op.output(0).get_partial_shape().to_shape()) * inner
 
-    def of(self, node: Any) -> list[str]:
-        """Names of the operations a primitive was fused from, in the network's spelling.
+    def known(self, names: Iterable[str]) -> list[str]:
+        """Names as a primitive carries them, in the network's spelling; those that it does not know are left out.
 
         OpenVINO adds ``/DequantizationMultiply`` and the like to a name, or ``_original``.
         """
         found = []
-        for name in _information(node, "originalLayersNames").split(","):
+        for name in names:
             while name and name.removesuffix("_original") not in self.types:
                 name = name.rpartition("/")[0]
             if name:
@@ -96,27 +98,17 @@ class _Origins:
         return found
 
 
-def _layer(name: str, kind: str, milliseconds: float, node: Any, origins: _Origins) -> Layer:
+def _layer(name: str, kind: str, milliseconds: float, node: Any, operations: _Operations) -> Layer:
     if node is None:
         return Layer(name, kind, "other", False, milliseconds)
-    names = origins.of(node)
-    types = {origins.types[origin] for origin in names}
-    layer_type = _information(node, "layerType")
-    group = _group(layer_type, types, node)
+    names = operations.known(origins(node))
+    types = {operations.types[origin] for origin in names}
+    group = _group(information(node, "layerType"), types, node)
     if group != "gemm":
-        return Layer(name, kind, group, _information(node, "runtimePrecision") in INT8, milliseconds)
-    first, second = (node.input_value(index).get_element_type().get_type_name() for index in (0, 1))
-    products = [origin for origin in (*names, *_weight_names(node, origins)) if origin in origins.multiply_adds]
-    work = origins.multiply_adds[products[0]] if products else 0
-    return Layer(name, kind, group, first in INT8 and second in INT8, milliseconds, work)
-
-
-def _weight_names(node: Any, origins: _Origins) -> Iterator[str]:
-    """Fused with a bias a multiplication may carry only that name, but its weight still says ``x/transpose_b``."""
-    weight = node.input_value(1).get_node()
-    while _information(weight, "layerType") in REORDERS:
-        yield from origins.of(weight)
-        weight = weight.input_value(0).get_node()
+        return Layer(name, kind, group, information(node, "runtimePrecision") in INT8_TYPES, milliseconds)
+    carried = (*names, *operations.known(weight_origins(node)))
+    work = next((operations.multiply_adds[one] for one in carried if one in operations.multiply_adds), 0)
+    return Layer(name, kind, group, INT8_TYPES.issuperset(operand_types(node)), milliseconds, work)
 
 
 def _group(layer_type: str, types: set[str], node: Any) -> str:
@@ -128,10 +120,10 @@ def _group(layer_type: str, types: set[str], node: Any) -> str:
     if layer_type in REORDERS and layer_type != "Convert":
         return "reorder"
     if layer_type == "Gather":
-        return "embeddings" if "f" in _output_type(node) or _output_type(node) in INT8 else "other"
+        return "embeddings" if "f" in _output_type(node) or _output_type(node) in INT8_TYPES else "other"
     if layer_type == "Softmax":
         return "softmax"
-    if layer_type in NORMALIZATION or types & NORMALIZATION or _follows(node, NORMALIZATION):
+    if layer_type in NORMALIZATION or types & NORMALIZATION or _follows_normalization(node):
         return "layernorm"
     if layer_type == "FakeQuantize":
         return "quantize"
@@ -143,27 +135,23 @@ def _group(layer_type: str, types: set[str], node: Any) -> str:
 def _elementwise(types: set[str], node: Any) -> str:
     if types & ACTIVATIONS:
         return "gelu"
-    floats = [source for source in _sources(node) if _information(source, "layerType") != "Const"]
-    if "Add" in types and len(floats) > 1 and "f" in _output_type(node):
+    if "Add" in types and len(_computed_inputs(node)) > 1 and "f" in _output_type(node):
         return "residual"
-    return "quantize" if _output_type(node) in INT8 and "FakeQuantize" in types else "other"
+    return "quantize" if _output_type(node) in INT8_TYPES and "FakeQuantize" in types else "other"
 
 
-def _follows(node: Any, kinds: frozenset[str]) -> bool:
-    """Whether a scale and shift is that of the primitive in front of it."""
-    sources = [source for source in _sources(node) if _information(source, "layerType") != "Const"]
-    elementwise = _information(node, "layerType") in ("Eltwise", "Subgraph") and len(sources) == 1
-    return elementwise and _information(sources[0], "layerType") in kinds
+def _follows_normalization(node: Any) -> bool:
+    """True for the scale and shift of the normalization in front of it."""
+    types = _computed_inputs(node)
+    elementwise = information(node, "layerType") in ("Eltwise", "Subgraph") and len(types) == 1
+    return elementwise and types[0] in NORMALIZATION
 
 
-def _sources(node: Any) -> list[Any]:
-    return [value.get_node() for value in node.input_values()]
+def _computed_inputs(node: Any) -> list[str]:
+    """Types of the primitives whose results it reads, constants left out."""
+    types = (information(value.get_node(), "layerType") for value in node.input_values())
+    return [layer_type for layer_type in types if layer_type != "Const"]
 
 
 def _output_type(node: Any) -> str:
-    return _information(node, "outputPrecisions").split(",")[0].lower()
-
-
-def _information(node: Any, key: str) -> str:
-    information = node.get_rt_info()
-    return str(information[key].astype(str)) if key in information else ""
+    return information(node, "outputPrecisions").split(",")[0].lower()

@@ -7,7 +7,7 @@ reaches on a shape that suits it, not the product of clock and width.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,6 @@ class Peak:
 
     int8: float
     fp32: float
-
-    def as_json(self) -> dict[str, float]:
-        """The ``peak`` object of profile.json."""
-        return asdict(self)
 
 
 def measure_peak(threads: int) -> Peak:

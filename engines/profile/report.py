@@ -21,7 +21,7 @@ def profile_report(
     """
     return {
         **setting,
-        "peak": peak.as_json(),
+        "peak": asdict(peak),
         "machine": machine(),
         "profiles": [_entry(label, engine, profiled, peak) for label, (engine, profiled) in profiles.items()],
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from engines.profile.layers import GROUPS
 
-GROUP_WIDTH, WIDTH = 16, 12
+GROUP_WIDTH, CELL_WIDTH = 16, 12
 
 
 def render_profile(report: Mapping[str, Any]) -> str:
@@ -31,7 +31,7 @@ def render_profile(report: Mapping[str, Any]) -> str:
 
 
 def _row(title: str, cells: list[str]) -> str:
-    return f"{title:<{GROUP_WIDTH}}" + "".join(f"{cell[: WIDTH - 1]:>{WIDTH}}" for cell in cells)
+    return f"{title:<{GROUP_WIDTH}}" + "".join(f"{cell[: CELL_WIDTH - 1]:>{CELL_WIDTH}}" for cell in cells)
 
 
 def _share(gemm: Mapping[str, float] | None) -> str:

@@ -13,21 +13,15 @@ import pytest
 
 from engines.onnxruntime.build import OnnxRuntimeSettings
 from engines.openvino import OpenVINOSettings, build
-from engines.profile import (
-    GROUPS,
-    Layer,
-    OnnxRuntimeProfiler,
-    OpenVINOProfiler,
-    Peak,
-    Profiled,
-    Profiler,
-    measure_peak,
-    profile_report,
-    render_profile,
-)
 from engines.profile.command import ProfileSettings, profile_command, subjects_of
 from engines.profile.feeds import token_feeds
+from engines.profile.layers import GROUPS, Layer, Profiled, Profiler
+from engines.profile.onnxruntime import OnnxRuntimeProfiler
+from engines.profile.openvino import OpenVINOProfiler
+from engines.profile.peak import Peak, measure_peak
 from engines.profile.picture import draw_profile
+from engines.profile.report import profile_report
+from engines.profile.table import render_profile
 from qdq.cli.arguments import parse
 from qdq.cli.file_commands import run_file_command
 from qdq.errors import ConfigError
