@@ -8,8 +8,8 @@ from typing import Any
 
 from engines.bench.interleave import MIN_SAMPLES
 from engines.bench.report import BASE_SUFFIX
+from qdq.base.screen import WIDTH
 
-WIDTH = 80
 NAME_WIDTH = 18
 ORT_BASE = "onnxruntime-fp32"  # the baseline everybody has
 MISSING = "-"

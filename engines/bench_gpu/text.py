@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engines.bench.table import MISSING, NAME_WIDTH, WIDTH
+from engines.bench.table import MISSING, NAME_WIDTH
+from qdq.base.screen import WIDTH
 
 COLUMNS = ("p50", "p90", "p95", "p99", "mean")
 

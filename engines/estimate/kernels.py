@@ -9,26 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.estimate.workload import (
-    ATTENTIONS,
-    GEMMS,
-    Encoder,
-    Layer,
-    LayerRecord,
-    Op,
-    encoder_layers,
-    merge_qkv,
-    records,
-)
+from engines.estimate.workload import ATTENTIONS, GEMMS, Layer, LayerRecord, Op, merge_qkv, records
 from qdq.errors import ConfigError
 
 EMBEDDING_TABLES = 3  # word, position, token type
 SCORE_KERNELS = 3  # unfused attention: scores, softmax, context
-
-
-def encoder_ops(encoder: Encoder, precision: str, batch: int, sequence: int) -> tuple[Op, ...]:
-    """Kernels of a whole encoder (embedding and SQuAD head included) in one precision."""
-    return graph_ops(encoder_layers(encoder, precision), batch, sequence)
 
 
 def graph_ops(layers: Sequence[Layer], batch: int, sequence: int) -> tuple[Op, ...]:

@@ -137,8 +137,3 @@ def _memory_s(op: Op, device: Device) -> float:
     held = min(op.activation_bytes, L2_SHARE * device.l2_mb * 1e6)
     streamed = op.weight_bytes + op.activation_bytes - held  # weights of a whole network never stay in the L2
     return (streamed + held / L2_SPEEDUP) / (device.bandwidth_gb_s * 1e9 * MEMORY_SHARE)
-
-
-def efficiency(op: Op, on: Setting) -> float:
-    """Share of the datasheet peak an op reaches, overhead included: the efficiency curve, point by point."""
-    return op.operations / (on.device.peak(op.precision) * 1e-3 * op_ms(op, on))

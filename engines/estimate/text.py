@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
 
 from engines.estimate.report import EstimateReport, group_name
+from qdq.base.screen import WIDTH
 
-WIDTH = 80
 NAME_WIDTH = 50
 OP_TYPES = ("Add", "Gemm", "LayerNormalization", "MatMul", "Softmax")  # a node label may end in one
 VARIANT_NAMES = {"lowered": "as lowered", "float16": "all FP16", "float32": "all FP32"}
@@ -69,11 +68,8 @@ def _validation(report: EstimateReport) -> list[str]:
             f"UNVALIDATED estimate: no published row of this device. As lowered it lies between {_number(low)} ms "
             f"(no power limit) and {_number(high)} ms (limited like a T4)."
         )
-    return [line for text in (said, *_sentences(found.notes)) for line in textwrap.wrap(text, WIDTH)]
-
-
-def _sentences(notes: Iterable[str]) -> list[str]:
-    return [f"Note: {note}." for note in notes]
+    sentences = (said, *(f"Note: {note}." for note in found.notes))
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH)]
 
 
 def _short(name: str) -> str:

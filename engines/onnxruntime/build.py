@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def build(lowered: Path, folder: Path, settings: OnnxRuntimeSettings, names: Mat
     when it refuses the graph, Unavailable when onnxruntime is not installed.
     """
     inputs, outputs = interface(lowered)
-    recorded = dict(recorded_settings(settings))
+    recorded: dict[str, Any] = {"threads": settings.threads, "onnxruntime": _runtime().__version__}
     files = _files(lowered)
     if names is not None:
         recorded |= {"fused": _write_engine(lowered, folder / ENGINE)}
@@ -127,11 +127,6 @@ def reason(error: Exception) -> str:
     """First line of ONNX Runtime's message, without the status it repeats: ``[ONNXRuntimeError] : 1 : FAIL : …``."""
     first = next(iter(str(error).splitlines()), type(error).__name__)
     return first.split(" : ", 3)[-1] if first.startswith("[ONNXRuntimeError]") else first
-
-
-def recorded_settings(settings: OnnxRuntimeSettings) -> Mapping[str, Any]:
-    """What build.json keeps: the settings and the runtime's version."""
-    return {"threads": settings.threads, "onnxruntime": _runtime().__version__}
 
 
 def _runtime() -> Any:

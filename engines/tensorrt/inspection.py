@@ -12,8 +12,8 @@ from engines.tensorrt.comparison import PredictedLayer, Verdict, verdict
 from engines.tensorrt.kernels import Kernel, KernelTensor, kernels_of, load_layer_info
 from qdq.base.artifacts import to_json
 from qdq.base.config import choice
+from qdq.base.screen import WIDTH
 
-WIDTH = 80
 NAME, KIND, TYPES = 34, 12, 15  # columns of the table; the output column takes the rest
 SHOWN = 8  # differences of one kind listed in the text; the JSON has all
 FORMATS = ("text", "json")

@@ -15,20 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.estimate import (
-    DEVICES,
-    ENCODERS,
-    Encoder,
-    LayerRecord,
-    encoder_layers,
-    estimate,
-    find_device,
-    render_estimate,
-)
-from engines.estimate.kernels import encoder_ops, graph_ops
-from engines.estimate.model import VALIDATION, efficiency, load_coefficients, op_ms, setting, tile_share, total_ms
+from engines.estimate import estimate, find_device, render_estimate
+from engines.estimate.devices import DEVICES
+from engines.estimate.kernels import graph_ops
+from engines.estimate.model import VALIDATION, Setting, load_coefficients, op_ms, setting, tile_share, total_ms
 from engines.estimate.published import Row, fitted, held_out_groups, published_rows
-from engines.estimate.workload import Op
+from engines.estimate.workload import ENCODERS, Encoder, LayerRecord, Op, encoder_layers
 from qdq.base.artifacts import read_json, to_json
 from qdq.errors import ConfigError
 from qdq.studies.estimate_fit import coefficients_json, predicted_ms
@@ -47,6 +39,16 @@ def validation() -> dict[str, Any]:
 
 def int8_base() -> tuple[LayerRecord, ...]:
     return encoder_layers(ENCODERS["bert-base"], "int8")
+
+
+def encoder_ops(encoder: Encoder, precision: str, batch: int, sequence: int) -> tuple[Op, ...]:
+    """Kernels of a whole encoder (embedding and SQuAD head included) in one precision."""
+    return graph_ops(encoder_layers(encoder, precision), batch, sequence)
+
+
+def efficiency(op: Op, on: Setting) -> float:
+    """Share of the datasheet peak an op reaches, overhead included."""
+    return op.operations / (on.device.peak(op.precision) * 1e-3 * op_ms(op, on))
 
 
 # ---- the split, the fit, and what it is judged by ----
