@@ -1,4 +1,4 @@
-"""Which texts share a batch and how far they are padded: arrival order or length buckets, and what padding it costs."""
+"""Batches of texts of unequal length: in order of arrival or by length bucket, and the padding either costs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ POLICIES = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts (by index) that run together, and the tokens each is padded to."""
+    """Texts (by index) that run together, each padded to `width` tokens."""
 
     texts: tuple[int, ...]
     width: int
 
 
 def bucket_widths(sequence: int) -> tuple[int, ...]:
-    """The widths texts of up to `sequence` tokens are padded to; the last one is `sequence`."""
+    """Return the lengths that texts of up to `sequence` tokens are padded to; the last one is `sequence`."""
     return (*(width for width in WIDTHS if width < sequence), sequence)
 
 
@@ -37,6 +37,7 @@ def plan(lengths: Sequence[int], batch: int, sequence: int, policy: str, widths:
     choice(policy, POLICIES, "batching policy")
     if not lengths or batch < 1 or max(lengths) > sequence or min(lengths) < 1:
         raise ConfigError(f"cannot batch {len(lengths)} texts by {batch}: give lengths in 1..{sequence}")
+    # Texts by the width they are padded to; without buckets all share one group, in order of arrival.
     groups: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         width = (
@@ -45,6 +46,7 @@ def plan(lengths: Sequence[int], batch: int, sequence: int, policy: str, widths:
             else sequence
         )
         groups.setdefault(width, []).append(index)
+    # Every group in batches; with "longest" a batch is only as wide as its longest text.
     planned = []
     for width, texts in sorted(groups.items()):
         for start in range(0, len(texts), batch):
@@ -54,6 +56,6 @@ def plan(lengths: Sequence[int], batch: int, sequence: int, policy: str, widths:
 
 
 def padding_share(lengths: Sequence[int], batches: Sequence[Batch]) -> float:
-    """Share of the computed tokens that is padding, in [0, 1)."""
+    """Return the share of the computed tokens that is padding, in [0, 1)."""
     computed = sum(len(batch.texts) * batch.width for batch in batches)
     return 1 - sum(lengths[index] for batch in batches for index in batch.texts) / computed

@@ -71,16 +71,8 @@ class BenchSettings:
     streams: int = 1
 
     def __post_init__(self) -> None:
-        least = {
-            "pause_s": 0,
-            "streams": 1,
-            "batch": 1,
-            "sequence": 1,
-            "warmup": 1,
-            "samples": MIN_SAMPLES,
-            "threads": 0,
-        }
-        for name, minimum in least.items():
+        least = dict.fromkeys(("batch", "sequence", "warmup", "streams"), 1)
+        for name, minimum in {**least, "samples": MIN_SAMPLES, "threads": 0, "pause_s": 0}.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"benchmark {name} is {getattr(self, name)}; it must be at least {minimum}")
         if self.budget_s is not None and not self.budget_s > 0:
@@ -89,7 +81,7 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class Timings:
-    """What was measured. `samples` maps contestant name to {round: nanoseconds}."""
+    """Results of a run. `samples` maps contestant name to {round: nanoseconds}."""
 
     samples: Mapping[str, Mapping[int, int]]
     warmup: Mapping[str, int]  # calls per contestant
@@ -111,6 +103,7 @@ def interleave(
     contestant whose outputs are empty or not finite.
     """
     race = _Race(contestants, workload, settings, clock, progress)
+    # Warm-up calls also tell what each contestant costs, by which `count` plans the samples.
     with garbage_collection_paused():
         race.warm_up()
         race.count()
@@ -179,16 +172,16 @@ class _Race:
         self._show(self.settings.warmup + self.settings.samples, finished=True)
 
     def _field(self) -> tuple[int, ...]:
-        """Who runs in this round: by stride; everyone when only the minimum keeps the race going."""
+        """Contestants of this round: by stride; everyone when only the minimum keeps the race going."""
         everyone = range(len(self.contestants))
         if self.elapsed() >= self.budget_ns:
             return tuple(everyone)
         return tuple(index for index in everyone if self.rounds % self.strides[index] == 0)
 
     def _fits(self, field: Sequence[int]) -> bool:
-        # By the dearest call so far: ending a round early costs little, overrunning the budget breaks a promise.
-        dearest = [max(self.timed[index].values() or self.warm[index]) for index in field]
-        return self.elapsed() + sum(dearest) <= self.budget_ns
+        # By the slowest call so far: ending a round early costs little, overrunning the budget breaks a promise.
+        slowest = [max(self.timed[index].values() or self.warm[index]) for index in field]
+        return self.elapsed() + sum(slowest) <= self.budget_ns
 
     def _everyone_has_enough(self) -> bool:
         return min(map(len, self.timed)) >= MIN_SAMPLES
@@ -234,7 +227,7 @@ def plan_strides(costs: Sequence[float], remaining: float, samples: int) -> list
         return math.ceil(rounds / strides[index]) * costs[index]
 
     while sum(map(use, range(len(costs)))) > remaining:
-        # Rounds 0, n, 2n must exist for three samples. The fastest is the pace-maker and is never thinned.
+        # Rounds 0, n, 2n must exist for three samples. The fastest sets the pace and is never thinned.
         thinnable = [i for i in range(len(costs)) if costs[i] > min(costs) and 4 * strides[i] + 1 <= rounds]
         if not thinnable:
             break
@@ -258,7 +251,7 @@ def check_outputs(name: str, outputs: Outputs) -> None:
 
 @contextlib.contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """As `timeit` does: a full collection with torch loaded takes long enough to show up as a p99."""
+    """Switch garbage collection off, as `timeit` does: with torch loaded a full one is long enough to be a p99."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: CPU, cores, memory, instruction sets, GPU; never a host or user name.
+"""The machine a benchmark ran on: CPU, cores, memory, instruction sets, GPU; never a host or user name.
 
 Sources: /proc/cpuinfo on Linux, sysctl on macOS, `nvidia-smi -L` where it is installed. What cannot be found out is
 null (or an empty list), never an error.
@@ -26,7 +26,7 @@ ISA = (
 
 
 def machine(cpuinfo: Path = CPUINFO, nvidia_smi: str = "nvidia-smi") -> dict[str, Any]:
-    """The ``machine`` object of benchmark.json; the arguments exist for tests.
+    """Return the ``machine`` object of benchmark.json; the arguments exist for tests.
 
     ``cores`` are the logical cores this process may use; ``physical_cores`` counts the whole machine.
     """

@@ -44,6 +44,7 @@ def bench(
     milliseconds of the budget, or rounds without one. Raises ConfigError for a bad line-up or workload and BuildError
     for a contestant that returns nothing, NaN or Inf.
     """
+    # Refuse what cannot be compared before minutes are spent on it.
     _check_line_up(contestants)
     check_workload(workload, settings.batch, settings.sequence)
     timings = interleave(contestants, workload, settings, clock, progress)

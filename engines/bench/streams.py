@@ -1,4 +1,4 @@
-"""Several requests in flight: what a loaded server sees, and what throughput mode is measured with."""
+"""Several requests side by side, as a loaded server has them; throughput mode is measured with it."""
 
 from __future__ import annotations
 

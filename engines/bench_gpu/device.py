@@ -28,7 +28,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What was opened, as the report shows it."""
+    """Description of an opened device, as the report shows it."""
 
     name: str
     pci_bus_id: str  # finds the same device in NVML, whatever CUDA_VISIBLE_DEVICES says; not reported

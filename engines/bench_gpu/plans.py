@@ -60,13 +60,15 @@ def _race_on(
     settings: GpuBenchSettings,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """A function of its own, so that engines and contexts die before the device is closed."""
+    """Time the plans on an opened device. Engines and contexts die with this function, before the device is closed."""
     import tensorrt as trt
 
+    # Every plan is loaded before the first is timed, and all stay in memory: whoever serves one has it loaded too.
     began = time.perf_counter_ns()
     loaded = {contestant_name(name): Plan(path, trt) for name, path in plans.items()}
     contestants = [contestant(name, plan, device, workload[0], settings) for name, plan in loaded.items()]
-    with telemetry(pci_bus_id=device.info.pci_bus_id) as readings:
+    # The last reading of clocks and temperature is taken right after the last launch.
+    with telemetry(device.info.pci_bus_id) as readings:
         blocks = race(contestants, workload, settings, readings.observe, progress)
         measured = Measured(
             engines={entry.name: entry.engine for entry in contestants},

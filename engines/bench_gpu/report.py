@@ -40,6 +40,7 @@ def benchmark(
     measured: Measured, workload: Sequence[Feeds], settings: GpuBenchSettings, versions: Mapping[str, str]
 ) -> dict[str, Any]:
     """The benchmark.json object. Latencies in milliseconds."""
+    # Speedups pair the medians of blocks from one round, as single calls are paired on the CPU.
     medians = {name: _medians(blocks) for name, blocks in measured.blocks.items()}
     bases = {name: rounds for name, rounds in medians.items() if name.endswith(BASE_SUFFIXES)}
     contestants = {}

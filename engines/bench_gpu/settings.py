@@ -1,4 +1,4 @@
-"""What a GPU benchmark is told: shape, extent, and how launches are made and waited for."""
+"""Settings of a GPU benchmark: shape, extent, and the way launches are made and waited for."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ Observe = Callable[[str], None]  # called with the contestant's name while its l
 
 @dataclass(frozen=True)
 class Samples:
-    """What one block, or several put together, gave. Milliseconds, in the order of launches per stream."""
+    """Times of one block, in milliseconds and in the order of launches per stream."""
 
     latency_ms: tuple[float, ...]  # event before to event after each launch
     enqueue_ms: tuple[float, ...]  # host time inside each launch call
@@ -164,11 +164,13 @@ def race(
     meters = [Meter(contestant.lanes, settings.in_flight, time.perf_counter_ns) for contestant in contestants]
     blocks: dict[str, list[Samples]] = {contestant.name: [] for contestant in contestants}
     with garbage_collection_paused():
+        # Warm-up, contestant by contestant; its outputs must be usable.
         for index, (contestant, meter) in enumerate(zip(contestants, meters, strict=True)):
             contestant.load(workload[0])
             meter.block(settings.warmup)
             check_outputs(contestant.name, contestant.outputs())
             show((index + 1) * settings.warmup, total)
+        # Rounds: a block of every contestant on the same batch, its device read under launches that do not count.
         done = len(contestants) * settings.warmup
         for turn, launches in enumerate(block_sizes(settings.iterations, settings.block)):
             for place in balanced_order(len(contestants), turn):

@@ -29,12 +29,12 @@ class Device:
 
     @property
     def has_tf32(self) -> bool:
-        """Whether FP32 matrix products run on tensor cores (Ampere and later)."""
+        """True when FP32 matrix products run on tensor cores (Ampere and later)."""
         return self.compute_capability >= 80
 
     @property
     def small_board(self) -> bool:
-        """Whether the power limit is that of a slot-powered board."""
+        """True when the power limit is that of a slot-powered board."""
         return self.board_w <= SMALL_BOARD_W
 
     def peak(self, precision: str) -> float:

@@ -44,7 +44,7 @@ ATTENTION_SHARE = 0.35  # of the peak, in attention: short products with a softm
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What is fitted on published rows (qdq.studies.estimate_fit): shares are of the datasheet peak."""
+    """Coefficients fitted on published rows (qdq.studies.estimate_fit); shares are of the datasheet peak."""
 
     tensor_share: float  # reached by an endless tile at the boost clock
     sustained_share: float  # held by a small board's tensor cores under its power limit
@@ -61,7 +61,7 @@ def load_coefficients() -> Coefficients:
 
 @dataclass(frozen=True)
 class Setting:
-    """A device with the coefficients that apply to it: what `op_ms` needs."""
+    """A device with the coefficients that apply to it, as `op_ms` needs them."""
 
     device: Device
     tensor_share: float
@@ -90,7 +90,7 @@ def op_ms(op: Op, on: Setting) -> float:
 
 
 def bound(op: Op, on: Setting) -> str:
-    """What most of an op's time goes to: compute, memory or overhead."""
+    """Name the largest part of an op's time: compute, memory or overhead."""
     parts = {
         "compute": _compute_s(op, on),
         "memory": _memory_s(op, on.device),

@@ -37,7 +37,7 @@ class Row:
 
     @property
     def whole(self) -> bool:
-        """Whether embedding and head are in the published time."""
+        """True when embedding and head are in the published time."""
         return self.source not in FT
 
     @property
@@ -52,7 +52,7 @@ def published_rows() -> tuple[Row, ...]:
 
 
 def fitted(row: Row) -> bool:
-    """Whether the coefficients have seen this row."""
+    """Return whether the coefficients were fitted on this row."""
     if row.precision == "float32":
         return row.source == FT[0] and row.batch == 8
     return row.encoder == "bert-base" and row.batch in FITTED_BATCHES.get(row.source, ())

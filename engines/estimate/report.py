@@ -36,7 +36,7 @@ class LayerEstimate:
 
 @dataclass(frozen=True)
 class QuantizerEstimate:
-    """What losing the quantizers of one layer would cost, all others kept."""
+    """Cost of losing the quantizers of one layer, all others kept."""
 
     name: str
     kind: str
@@ -46,7 +46,7 @@ class QuantizerEstimate:
 
 @dataclass(frozen=True)
 class Validation:
-    """How far estimates for this device are from published latencies never fitted. Errors in percent."""
+    """Errors of estimates for this device on published latencies never fitted, in percent."""
 
     validated: bool
     rows: int
@@ -108,7 +108,7 @@ def estimate(layers: Sequence[Layer], device: str, batch: int, sequence: int) ->
 def _quantizers(
     network: tuple[LayerRecord, ...], batch: int, sequence: int, on: Setting
 ) -> tuple[QuantizerEstimate, ...]:
-    """One row per way of losing INT8 in one layer; dearest first."""
+    """One row per way of losing INT8 in one layer; the costliest first."""
     whole = total_ms(graph_ops(network, batch, sequence), on)
     body = next((layer.precision for layer in network if layer.precision != "int8"), "float16")
     found = []
@@ -121,7 +121,7 @@ def _quantizers(
 
 
 def _without_int8(layer: LayerRecord) -> tuple[tuple[str, str], ...]:
-    """What a quantized layer turns into when it loses quantizers: (what happens, kind)."""
+    """Ways a quantized layer can lose its quantizers: (what happens, the kind it becomes)."""
     if layer.precision != "int8":
         return ()
     if layer.kind in GEMMS:
@@ -151,7 +151,7 @@ def _validation(device: Device, network: Sequence[LayerRecord], batch: int, sequ
 
 
 def _power_range(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> tuple[float, float]:
-    """The estimate without a power limit and with the T4's: nobody has told which is nearer to this device."""
+    """Estimate without a power limit and with the T4's: no published row tells which is nearer to this device."""
     ops, fitted = graph_ops(network, batch, sequence), load_coefficients()
     low, high = (_rounded_ms(ops, setting(device, fitted, limited)) for limited in (False, True))
     return low, high

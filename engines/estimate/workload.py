@@ -1,4 +1,4 @@
-"""What a GPU is asked to do: the layers of a fusion map, and the kernels they become at one batch and sequence.
+"""The work of a GPU: the layers of a fusion map, and the kernels they become at one batch and sequence.
 
 Nothing here reads a graph. Layers come either from the fusion map of a lowered graph (the linter's records fit
 `Layer`) or from `encoder_layers`, the same list for the published models, so that the model is fitted and used on one
@@ -66,7 +66,7 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class Op:
-    """What the device executes for one layer: `count` products of [m,k] with [k,n], and memory traffic in bytes.
+    """Work of one layer on the device: `count` products of [m,k] with [k,n], and memory traffic in bytes.
 
     Ops that only move memory have m = n = k = 0. `launches` is 0 where the layer rides in the next kernel.
     """

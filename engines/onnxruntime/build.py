@@ -1,4 +1,4 @@
-"""Build the ONNX Runtime engine: the lowered graph in the runtime's own operators, proved by what it makes of them."""
+"""Build the ONNX Runtime engine: the lowered graph in the runtime's own operators, and what it runs in INT8."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INT8_OPERATORS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInte
 
 @dataclass(frozen=True)
 class OnnxRuntimeSettings:
-    """How sessions are opened.
+    """Settings that sessions are opened with.
 
     Attributes:
         threads: intra-op threads; 0 lets ONNX Runtime use all physical cores.
@@ -116,7 +116,7 @@ def open_session(model: Path, options: Any) -> Any:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises when it cannot load or run a model: one class per status, without a common base."""
+    """Exceptions of ONNX Runtime for a model it cannot load or run: one class per status, without a common base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state  # they have no public name
 
     names = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
@@ -149,6 +149,7 @@ def _verdicts(optimized: Path) -> Callable[[str], Verdict]:
     """
     import onnx
 
+    # The operator that every multiplication of the lowered graph ended up in.
     operators = {
         name: node.op_type
         for node in onnx.load(optimized, load_external_data=False).graph.node

@@ -17,7 +17,7 @@ DOMAIN = "com.microsoft"
 
 @dataclass(frozen=True)
 class Fusions:
-    """What `fuse` did, by the names of the multiplications.
+    """Record of what `fuse` did, by the names of the multiplications.
 
     Attributes:
         linears: multiplications that became one INT8 operator with scale and bias.
@@ -82,7 +82,7 @@ def _fuse_linears(graph: Any, declined: list[tuple[str, str]]) -> list[str]:
 
 
 def _obstacle(activation: Any, weight: Any) -> str | None:
-    """Why two dequantized operands do not fit MatMulIntegerToFloat."""
+    """Reason that two dequantized operands do not fit MatMulIntegerToFloat; None when they do."""
     zeros = [dq.inputs[2].values if len(dq.inputs) > 2 else None for dq in (activation, weight)]
     if zeros[0] is None or zeros[0].dtype != "uint8" or zeros[0].size != 1 or activation.inputs[1].values.size != 1:
         return "its first operand is not coded per tensor in u8"

@@ -26,7 +26,7 @@ LARGEST = 127  # code and weight that carry the mask
 
 
 class _NotAttentionError(Exception):
-    """Why a Softmax is left alone."""
+    """Raised with the reason that a Softmax is left alone."""
 
 
 @dataclass
@@ -67,11 +67,14 @@ def fuse_attention(graph: Any, declined: list[tuple[str, str]]) -> tuple[tuple[s
 
 
 def _find(graph: Any, softmax: Any) -> _Block:
+    """Return the attention block around `softmax`. Raises _NotAttentionError naming what does not fit."""
+    # Upwards: the mask, and the product of query and key.
     add = _producer(softmax.inputs[0], "Add", "a mask is not added in front of it")
     product = [tensor for tensor in add.inputs if tensor.inputs and tensor.inputs[0].op == "MatMul"]
     if len(product) != 1 or softmax.attrs.get("axis", -1) not in (-1, 3):
         raise _NotAttentionError("it is not the softmax of one product and a mask")
     scores, mask = product[0].inputs[0], next(tensor for tensor in add.inputs if tensor is not product[0])
+    # Downwards: the probabilities, quantized or not, weigh the values.
     dropped: list[str] = []
     weights = softmax.outputs[0]
     while (reader := _only_reader(graph, weights)).op in ("QuantizeLinear", "DequantizeLinear"):
@@ -79,11 +82,13 @@ def _find(graph: Any, softmax: Any) -> _Block:
         weights = reader.outputs[0]
     if reader.op != "MatMul" or reader.inputs[0] is not weights:
         raise _NotAttentionError("what it weighs is not multiplied from the right")
+    # All three operands come from linears, split into the same heads.
     query, shape = _heads(scores.inputs[0], TO_HEADS, dropped)
     key, key_shape = _heads(scores.inputs[1], KEY_TO_HEADS, dropped)
     value, value_shape = _heads(reader.inputs[1], TO_HEADS, dropped)
     if not shape == key_shape == value_shape:
         raise _NotAttentionError("query, key and value are split into different heads")
+    # The heads are merged again, and nobody else reads what the fused operator will not compute.
     transpose = _only_reader(graph, reader.outputs[0])
     if transpose.op != "Transpose" or tuple(transpose.attrs["perm"]) != TO_HEADS:
         raise _NotAttentionError("its heads are not merged again")
@@ -141,10 +146,11 @@ def _mask_codes(graph: Any, mask: Any) -> tuple[Any, float]:
 
 
 def _padding_value(graph: Any, mask: Any) -> float:
-    """What is added for padding, by running the few operators that make the mask [B,1,1,S] of an input [B,S]."""
+    """Value added for padding, found by running the few operators that make the mask [B,1,1,S] of an input [B,S]."""
     import onnx_graphsurgeon as gs
     from onnx.reference import ReferenceEvaluator
 
+    # Walk up from the mask, through operators of one input each, to the graph's input.
     nodes: list[Any] = []
     sources: list[Any] = [mask]
     while sources and sources[0].inputs:
@@ -157,6 +163,7 @@ def _padding_value(graph: Any, mask: Any) -> float:
             raise _NotAttentionError("its mask is made of more than one tensor")
     if not any(sources[0] is tensor for tensor in graph.inputs):
         raise _NotAttentionError("its mask is a constant")
+    # Run just these on one padded and one real token.
     part = gs.Graph(nodes=nodes, inputs=sources, outputs=[mask], opset=graph.opset)
     model = gs.export_onnx(part, do_type_check=False)
     model.ir_version = 10
@@ -202,6 +209,7 @@ def _widen(linear: Any, heads: int, scale: float, bias: float) -> None:
         extra = np.full((split.shape[0], heads, 1), fill)
         return np.concatenate([split, extra], axis=-1).reshape(split.shape[0], -1).astype(dtype)
 
+    # Weight codes, scales and biases each get the new output at the end of every head.
     codes, scales = linear.inputs[1].values, linear.inputs[3].values
     outputs = codes.shape[1]
     size = outputs // heads

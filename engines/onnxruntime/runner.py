@@ -22,7 +22,7 @@ class SessionInputs:
         self._types = {value.name: value.type[len("tensor(") : -1] for value in session.get_inputs()}
 
     def of(self, feeds: Feeds) -> dict[str, Any]:
-        """What the session takes of `feeds`, as `feeds_for`; INT64 ids become INT32 where it takes such."""
+        """Return the feeds the session takes, as `feeds_for` does; INT64 ids become INT32 where it takes such."""
         fitting = feeds_for(self._ranks, feeds)
         return {name: array.astype(self._types[name], copy=False) for name, array in fitting.items()}
 

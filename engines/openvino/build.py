@@ -22,7 +22,7 @@ BOILERPLATE = ("Exception from ", "Check '", "FrontEnd API failed", "Loading inp
 
 @dataclass(frozen=True)
 class OpenVINOSettings:
-    """How the engine is compiled.
+    """Settings the engine is compiled with.
 
     Attributes:
         threads: inference threads; 0 lets OpenVINO use all cores.
@@ -102,7 +102,7 @@ def open_core() -> Any:
 
 
 def has_bf16() -> bool:
-    """Whether OpenVINO computes BF16 with instructions of this CPU; without them it is many times slower than FP32.
+    """Return whether OpenVINO has BF16 instructions on this CPU; without them BF16 is many times slower than FP32.
 
     Raises Unavailable when openvino is not installed.
     """
@@ -110,14 +110,14 @@ def has_bf16() -> bool:
 
 
 def reason(error: Exception) -> str:
-    """What an OpenVINO message says, in one line, without the places in its sources that it passed through."""
+    """Return the point of an OpenVINO message in one line, without the places in its sources that it passed through."""
     lines = [line.strip(" -") for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(BOILERPLATE)]
     return "; ".join(telling[-2:]) if telling else type(error).__name__
 
 
 def _name_generated(model: Any) -> None:
-    """Rename what OpenVINO numbered itself: it counts over the life of the process, and the IR must not show."""
+    """Rename what OpenVINO numbered itself: it counts over the life of a process, which an IR must not depend on."""
     for index, operation in enumerate(model.get_ordered_ops()):
         if operation.get_friendly_name() == operation.get_name():
             operation.set_friendly_name(f"{operation.get_type_name()}_{index}")

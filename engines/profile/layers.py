@@ -1,4 +1,4 @@
-"""What a profile counts: one entry per primitive the engine ran, each in one group."""
+"""Layers of a profile: one per primitive the engine ran, each in one group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine's cores can multiply: a short benchmark of one large matrix product in INT8 and in FP32.
+"""Peak of this machine's cores: a short benchmark of one large matrix product in INT8 and in FP32.
 
 The product runs in OpenVINO with the engine's own thread count, as u8 x s8 with INT32 sums (the coding for which x86
 has an instruction) and as FP32; the best of a few calls counts. It is the practical peak: what the best kernel at hand

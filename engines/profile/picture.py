@@ -21,12 +21,14 @@ def draw_profile(report: Mapping[str, Any], path: Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise Unavailable("matplotlib is not installed; run: pip install '.[dev]'") from error
+    # One horizontal bar per engine, drawn without pyplot and its global state.
     profiles = report["profiles"]
     longest = max(entry["layers_ms"] for entry in profiles)
     figure = Figure(figsize=(10, 1.9 + 0.6 * len(profiles)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     names = [entry["label"] for entry in profiles]
+    # Group by group, each piece where the one before it ended; groups that take next to no time are left out.
     left = [0.0] * len(profiles)
     for group, color in zip(GROUPS, COLORS, strict=True):
         widths = [entry["groups"][group] for entry in profiles]
@@ -36,6 +38,7 @@ def draw_profile(report: Mapping[str, Any], path: Path) -> Path:
         labels = [f"{width:.1f}" if width >= SMALLEST_LABEL * longest else "" for width in widths]
         axes.bar_label(bars, labels, label_type="center", fontsize=8)
         left = [start + width for start, width in zip(left, widths, strict=True)]
+    # Totals behind the bars, the legend above them.
     for place, total in enumerate(left):
         axes.text(total + 0.005 * longest, place, f"{total:.1f}", va="center", fontsize=9, fontweight="bold")
     axes.invert_yaxis()

@@ -25,7 +25,7 @@ INSTALL_DRIVER = "use a machine with an NVIDIA GPU and its driver"
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found. A version or description, or None where absent; `missing` holds one sentence per obstacle."""
+    """Result of `probe`: a version or description, or None where absent; one sentence per obstacle in `missing`."""
 
     gpu: str | None = None
     tensorrt: str | None = None

@@ -15,6 +15,7 @@ CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute numbers of the
 
 def gpu() -> tuple[str | None, str]:
     """Name and compute capability of the first device, asked from the driver library itself."""
+    # The driver library, and a device that it sees.
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(library)
@@ -28,6 +29,7 @@ def gpu() -> tuple[str | None, str]:
         return None, "the driver sees no device"
     device = ctypes.c_int()
     driver.cuDeviceGet(ctypes.byref(device), 0)
+    # Its name and capability.
     name = ctypes.create_string_buffer(256)
     driver.cuDeviceGetName(name, len(name), device)
     major, minor = ctypes.c_int(), ctypes.c_int()

@@ -70,7 +70,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far an engine is what was predicted."""
+    """Result of comparing an engine with its prediction."""
 
     coverage: tuple[Coverage, ...]
     differences: tuple[Difference, ...]

@@ -76,7 +76,7 @@ class Kernel:
 
     @property
     def moves_data(self) -> bool:
-        """Whether it copies or rearranges and computes nothing, by its type."""
+        """True when, by its type, it copies or rearranges and computes nothing."""
         return self.kind.lower() in MOVES_DATA
 
     @property
@@ -86,13 +86,13 @@ class Kernel:
 
     @property
     def is_attention(self) -> bool:
-        """Whether it is one fused attention: it says so, or both multiplications of an attention are in it."""
+        """True for one fused attention: it says so, or both multiplications of an attention are in it."""
         named = ATTENTION.search(f"{self.name} {self.tactic}") is not None
         softmax = any("softmax" in node.lower() for node in self.nodes)
         return named or (softmax and len(self.multiplications) > 1)
 
     def says(self) -> str:
-        """What the inspector says of it, for a reason."""
+        """Quote the inspector, for a reason."""
         types = ", ".join(self.types) or "none listed"
         tactic = f", tactic {self.tactic}" if self.tactic else ""
         return f"engine layer '{self.name}' takes {types}{tactic}"
@@ -173,7 +173,7 @@ def _multiplies(kernel: Kernel) -> int:
 
 
 def missing(node: str, kernels: Sequence[Kernel]) -> str:
-    """Why no layer was found for a node."""
+    """Return the reason that no layer was found for a node."""
     block = next((kernel.name for kernel in kernels if "ForeignNode" in kernel.name), None)
     if block is not None:
         return f"hidden in the block '{block}', which reports no precision per node"
@@ -191,6 +191,6 @@ def multiplication_precision(kernel: Kernel) -> str:
 
 
 def attention_is_int8(kernel: Kernel) -> bool:
-    """Whether q, k and v all enter a fused attention as INT8; the type of the probabilities inside never shows."""
+    """True when q, k and v all enter a fused attention as INT8; the type of the probabilities inside never shows."""
     int8_inputs = kernel.types.count("int8")
     return int8_inputs >= 3 or (int8_inputs > 0 and int8_inputs == len(kernel.types))

@@ -23,7 +23,7 @@ MAX_REFUSALS = 20  # parser messages shown; a graph of the wrong kind is refused
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build leaves in memory: the serialized engine, the inspector's JSON text, and the kernel timings."""
+    """Result of a build in memory: the serialized engine, the inspector's JSON text, and the kernel timings."""
 
     serialized: Any  # bytes-like
     layer_info: str

@@ -1,4 +1,4 @@
-"""What a TensorRT build is told: shape ranges of its one profile, memory, effort, timing cache, and portability."""
+"""Settings of a TensorRT build: shape ranges of its one profile, memory, effort, timing cache, and portability."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TensorRTSettings:
         workspace_gib: limit of scratch memory a kernel may ask for, GiB; encoders need far less.
         timing_cache: kernel timings, read when the file exists and written after the build: the next build with the
             same TensorRT on the same GPU model does not measure them again.
-        optimization_level: 0..5, TensorRT's own default is 3; higher searches longer.
+        optimization_level: 0..5, TensorRT's own default is 3; higher tries more kernels.
         version_compatible: the plan also loads in later TensorRT versions; it grows by the lean runtime it carries,
             may be slower, and whoever loads it must allow it to run host code.
         hardware_compatibility: none: the plan runs on this GPU model only. same_compute_capability: on all GPUs of

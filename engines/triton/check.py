@@ -124,10 +124,12 @@ def _check_files(model: Path, config: Any, engine: BuiltEngine) -> None:
 
 
 def _check_warmup(model: Path, config: Any, sample: Any) -> None:
+    """Compare one warm-up sample with the inputs: batch, names, types, dims, and the size of its data files."""
     path, where = model / CONFIG_FILE, f"warm-up '{sample.name}'"
     limit = config.max_batch_size or 1
     if not 1 <= sample.batch_size <= limit:
         raise DeployError(f"{path}: {where} has batch_size {sample.batch_size}; it must lie in 1..{limit}")
+    # The sample has every input of the model, in its type and with dims that it takes.
     inputs = {tensor.name: tensor for tensor in config.input}
     _same(path, f"{where} inputs", sorted(sample.inputs), sorted(inputs))
     for name, entry in sorted(sample.inputs.items()):

@@ -1,4 +1,4 @@
-"""How Triton spells an engine's tensors and files: data types, dims, and the file each backend loads."""
+"""Triton's spelling of an engine's tensors and files: data types, dims, and the file each backend loads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def data_type(name: str, dtype: str) -> str:
 
 
 def batches(backend: str) -> bool:
-    """Whether Triton's batcher may form batches for `backend`.
+    """Return whether Triton's batcher may form batches for `backend`.
 
     Triton's openvino backend fixes the batch to ``max_batch_size`` and refuses (or zero-pads, into a buffer that a
     dynamic sequence leaves unsized) anything smaller, so there the client's own batch dimension is passed through.

@@ -1,4 +1,4 @@
-"""What a user chooses about serving one model with Triton, validated and never rewritten."""
+"""Settings of serving one model with Triton, validated and never rewritten."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def model_for(name: str, buckets: tuple[int, ...], tokens: int) -> tuple[str, in
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether `name` is one path component that no shell, URL or file system reads as anything else."""
+    """Return whether `name` is one path component that no shell, URL or file system reads as anything else."""
     return _SAFE_NAME.fullmatch(name) is not None
 
 
