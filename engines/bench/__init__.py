@@ -5,8 +5,8 @@ Read in this order: `workload` (what is fed), `interleave` (what is timed when),
 """
 
 from engines.bench.interleave import BenchSettings, Contestant
-from engines.bench.report import bench, speedups
+from engines.bench.report import bench
 from engines.bench.streams import InFlight
 from engines.bench.table import render_table
 
-__all__ = ["BenchSettings", "Contestant", "InFlight", "bench", "render_table", "speedups"]
+__all__ = ["BenchSettings", "Contestant", "InFlight", "bench", "render_table"]

@@ -23,7 +23,6 @@ from engines.bench.interleave import BenchSettings, Clock, Contestant, Progress,
 from engines.bench.machine import machine
 from engines.bench.workload import check_workload, describe_workload
 from engines.types import Feeds
-from qdq.base.config import nearest
 from qdq.errors import ConfigError
 
 BASE_SUFFIX = "-fp32"
@@ -103,15 +102,3 @@ def summarize(values: Sequence[float]) -> dict[str, float | None]:
 def paired_speedup(base: Mapping[int, int], own: Mapping[int, int]) -> float:
     """Median of base / own over the rounds both hold; there is one, since everyone runs in round 0."""
     return statistics.median(base[turn] / own[turn] for turn in sorted(base.keys() & own.keys()))
-
-
-def speedups(report: Mapping[str, Any], base: str) -> dict[str, float]:
-    """Speedup of every contestant of a benchmark.json object over contestant `base` (> 1: faster than `base`).
-
-    Raises ConfigError when `base` did not run or is not an FP32 baseline.
-    """
-    contestants = report["contestants"]
-    bases = sorted({name for entry in contestants.values() for name in entry["speedup"]})
-    if base not in bases:
-        raise ConfigError(f"no speedups over '{base}' in this benchmark; {nearest(base, bases)}")
-    return {name: entry["speedup"][base] for name, entry in contestants.items()}

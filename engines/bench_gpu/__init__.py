@@ -5,21 +5,8 @@ one interface), `plan` and `plans` (TensorRT), `nvml` (clocks, power, temperatur
 screen), `trtexec` (the same measurement by NVIDIA's own tool).
 """
 
-from engines.bench_gpu.clock import EventClock, HostClock
 from engines.bench_gpu.plans import bench_plans, require_gpu
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.bench_gpu.text import render_gpu_table
-from engines.bench_gpu.timing import Samples, time_callable
-from engines.bench_gpu.trtexec import trtexec_line
 
-__all__ = [
-    "EventClock",
-    "GpuBenchSettings",
-    "HostClock",
-    "Samples",
-    "bench_plans",
-    "render_gpu_table",
-    "require_gpu",
-    "time_callable",
-    "trtexec_line",
-]
+__all__ = ["GpuBenchSettings", "bench_plans", "render_gpu_table", "require_gpu"]

@@ -63,7 +63,7 @@ def _race_on(
     """Time the plans on an opened device. Engines and contexts die with this function, before the device is closed."""
     import tensorrt as trt
 
-    # Every plan is loaded before the first is timed, and all stay in memory: whoever serves one has it loaded too.
+    # All plans are loaded before the first is timed, because they take turns.
     began = time.perf_counter_ns()
     loaded = {contestant_name(name): Plan(path, trt) for name, path in plans.items()}
     contestants = [contestant(name, plan, device, workload[0], settings) for name, plan in loaded.items()]

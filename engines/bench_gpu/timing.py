@@ -60,19 +60,6 @@ class GpuContestant:
     outputs: Callable[[], Outputs]
 
 
-def time_callable(
-    launch: Launch, clock: EventClock, settings: GpuBenchSettings, host: Clock = time.perf_counter_ns
-) -> Samples:
-    """`settings.iterations` samples of `launch` after `settings.warmup` calls, on the one stream that `clock` watches.
-
-    `host` is the clock that times the call itself, in nanoseconds. What `launch` raises passes through.
-    """
-    meter = Meter((Lane(launch, clock),), settings.in_flight, host)
-    with garbage_collection_paused():
-        meter.block(settings.warmup)
-        return meter.block(settings.iterations)
-
-
 class _Track:
     """One lane and the events of the launches it has in flight."""
 

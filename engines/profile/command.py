@@ -58,9 +58,9 @@ def profile_command(subjects: Sequence[Subject], settings: ProfileSettings, outp
 
     Raises BuildError when an engine cannot be loaded or run.
     """
-    # Engines take turns, so that a busy moment of the machine meets all of them; the first round is the warm-up.
     profilers = [_open(subject, settings) for subject in subjects]
     feeds = [token_feeds(subject.file, settings.batch, settings.sequence) for subject in subjects]
+    # Engines take turns, so that a busy moment of the machine meets all of them; the first round is the warm-up.
     for _ in range(settings.rounds + 1):
         for profiler, batch in zip(profilers, feeds, strict=True):
             profiler.run(batch)

@@ -98,7 +98,7 @@ def _configuration(trt: Any, inputs: Sequence[TensorInfo], settings: TensorRTSet
         tf32=True,  # TensorRT's own default, also trtexec's; polygraphy would switch it off
         profiles=[shapes],
         profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
-        memory_pool_limits={trt.MemoryPoolType.WORKSPACE: settings.workspace_bytes},
+        memory_pool_limits={trt.MemoryPoolType.WORKSPACE: int(settings.workspace_gib * 2**30)},
         builder_optimization_level=settings.optimization_level,
         version_compatible=settings.version_compatible,
         hardware_compatibility_level=_hardware(trt, settings.hardware_compatibility),

@@ -78,11 +78,6 @@ class TensorRTSettings:
             "sequence": (self.sequence_min, self.sequence_opt, self.sequence_max),
         }
 
-    @property
-    def workspace_bytes(self) -> int:
-        """The workspace limit in bytes."""
-        return int(self.workspace_gib * 2**30)
-
     def as_json(self) -> dict[str, Any]:
         """The settings as recorded in build.json; of the timing cache only the file name, paths differ by machine."""
         return {**asdict(self), "timing_cache": self.timing_cache.name if self.timing_cache else None}

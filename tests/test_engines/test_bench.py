@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.bench import BenchSettings, Contestant, bench, render_table, speedups
+from engines.bench import BenchSettings, Contestant, bench, render_table
 from engines.bench.interleave import MIN_SAMPLES, balanced_order, interleave, plan_strides
 from engines.bench.report import paired_speedup, summarize
 from engines.types import Feeds, Outputs
@@ -213,7 +213,8 @@ def test_speedup_pairs_rounds_so_a_drifting_machine_does_not_distort_it() -> Non
         track.contestant("onnxruntime-fp32", lambda call: 6 * ([1.0, *drift][call]), "onnxruntime"),
     ]
     report = run_bench(track, entries, fixed(samples=6))
-    assert speedups(report, "onnxruntime-fp32") == {"int8": 3, "onnxruntime-fp32": 1}
+    found = {name: entry["speedup"]["onnxruntime-fp32"] for name, entry in report["contestants"].items()}
+    assert found == {"int8": 3, "onnxruntime-fp32": 1}
 
 
 def test_report_has_the_promised_keys_and_is_json() -> None:
@@ -234,13 +235,6 @@ def test_report_has_the_promised_keys_and_is_json() -> None:
         "max_tokens": 4,
         "padding_share": 0.25,
     }
-
-
-def test_speedups_over_a_contestant_that_did_not_run_names_the_nearest() -> None:
-    track = Track()
-    report = run_bench(track, [track.contestant("onnxruntime-fp32", 1)], fixed())
-    with pytest.raises(ConfigError, match="did you mean 'onnxruntime-fp32'"):
-        speedups(report, "onnxruntime")
 
 
 @pytest.mark.parametrize("budget_s", [None, 2.0, 0.001])

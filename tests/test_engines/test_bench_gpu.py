@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from engines.bench import BenchSettings, Contestant, bench, speedups
-from engines.bench_gpu import GpuBenchSettings, HostClock, render_gpu_table, time_callable, trtexec_line
+from engines.bench import BenchSettings, Contestant, bench
+from engines.bench_gpu import GpuBenchSettings, render_gpu_table
+from engines.bench_gpu.clock import EventClock
 from engines.bench_gpu.nvml import Telemetry
 from engines.bench_gpu.report import Measured, benchmark
 from engines.bench_gpu.timing import GpuContestant, Lane, Meter, Samples, block_sizes, race
+from engines.bench_gpu.trtexec import trtexec_line
 from engines.types import Feeds, Outputs
 from qdq.errors import BuildError, ConfigError
 
@@ -82,6 +84,36 @@ class SimulatedStream:
         self.gpu.host = max(self.gpu.host, event[0])
 
 
+class HostClock:
+    """Events of a synchronous callable: recording one reads the host's clock, nothing has to be waited for."""
+
+    def __init__(self, now: Callable[[], int] = time.perf_counter_ns) -> None:
+        self.now = now
+
+    def event(self) -> list[int]:
+        return [0]
+
+    def record(self, event: list[int]) -> None:
+        event[0] = self.now()
+
+    def elapsed(self, start: list[int], end: list[int]) -> float:
+        return (end[0] - start[0]) / 1e6
+
+    def synchronize(self, event: list[int]) -> None: ...
+
+
+def timed(
+    launch: Callable[[], None],
+    clock: EventClock,
+    settings: GpuBenchSettings,
+    host: Callable[[], int] = time.perf_counter_ns,
+) -> Samples:
+    """`settings.iterations` samples of `launch` after `settings.warmup` calls."""
+    meter = Meter((Lane(launch, clock),), settings.in_flight, host)
+    meter.block(settings.warmup)
+    return meter.block(settings.iterations)
+
+
 def feeds(tag: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     ids = np.arange(8, dtype=np.int64).reshape(2, 4) + 100 * tag
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
@@ -101,7 +133,7 @@ def test_a_real_callable_on_the_host_clock() -> None:
         next(calls)
         time.sleep(0.002)
 
-    samples = time_callable(launch, HostClock(), GpuBenchSettings(warmup=3, iterations=10))
+    samples = timed(launch, HostClock(), GpuBenchSettings(warmup=3, iterations=10))
     assert next(calls) == 13 and len(samples.latency_ms) == len(samples.enqueue_ms) == 10
     assert min(samples.latency_ms) >= 2 and samples.wall_ms >= sum(samples.latency_ms)
     assert all(held >= 2 for held in samples.enqueue_ms)  # a synchronous call holds the host all along
@@ -118,7 +150,7 @@ def test_samples_are_the_durations_of_the_launches_in_order(durations: list[int]
 
     clock = HostClock(lambda: now[0])
     settings = GpuBenchSettings(warmup=1, iterations=len(durations), in_flight=in_flight)
-    samples = time_callable(launch, clock, settings, lambda: now[0])
+    samples = timed(launch, clock, settings, lambda: now[0])
     assert samples.latency_ms == samples.enqueue_ms == tuple(duration / 1e6 for duration in durations)
     assert samples.wall_ms == pytest.approx(sum(durations) / 1e6)
 
@@ -129,7 +161,7 @@ def test_two_in_flight_hide_the_host_and_one_shows_it() -> None:
     for in_flight, options in settings.items():
         gpu = SimulatedGpu()
         lane = gpu.lane(kernel_us=100, enqueue_us=30)
-        results[in_flight] = time_callable(lane.launch, lane.clock, options, gpu.now)
+        results[in_flight] = timed(lane.launch, lane.clock, options, gpu.now)
     assert results[1].latency_ms == pytest.approx([0.13] * 5)
     assert results[2].latency_ms == pytest.approx([0.13, *[0.1] * 4])  # only the first finds the GPU idle
     assert results[2].enqueue_ms == pytest.approx([0.03] * 5)
@@ -149,7 +181,7 @@ def test_what_a_launch_raises_passes_through() -> None:
         raise BuildError("plan cannot be launched")
 
     with pytest.raises(BuildError, match="plan cannot be launched"):
-        time_callable(launch, HostClock(), small())
+        timed(launch, HostClock(), small())
 
 
 # The race
@@ -260,7 +292,7 @@ def test_throughput_and_speedups() -> None:
     assert entry["latency_ms"]["p50"] == entry["latency_ms"]["p99"] == pytest.approx(0.05)
     assert entry["sequences_per_s"] == pytest.approx(2 / 50e-6)
     assert entry["speedup"] == pytest.approx({"tensorrt-fp16": 2, "tensorrt-fp32": 8})
-    assert speedups(report, "tensorrt-fp16")["tensorrt-fp32"] == pytest.approx(0.25)
+    assert report["contestants"]["tensorrt-fp32"]["speedup"]["tensorrt-fp16"] == pytest.approx(0.25)
     assert report["rounds"] == 4 and report["gpu"]["settings"]["streams"] == 1
 
 
