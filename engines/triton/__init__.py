@@ -6,17 +6,15 @@ samples, labels) and ``check_repository`` compares what lies there with the engi
 
 from __future__ import annotations
 
-from engines.triton.check import check_buckets, check_repository
-from engines.triton.repository import write_buckets, write_repository
+from engines.triton.check import check_repository
+from engines.triton.repository import write_repository
 from engines.triton.settings import TritonSettings, bucket_model, model_for, preferred_sizes
 
 __all__ = [
     "TritonSettings",
     "bucket_model",
-    "check_buckets",
     "check_repository",
     "model_for",
     "preferred_sizes",
-    "write_buckets",
     "write_repository",
 ]

@@ -19,47 +19,38 @@ from engines.triton.interface import (
     data_type,
     dims,
     label_output,
-    of_width,
     require_batch,
     served_files,
+    served_models,
 )
 from engines.triton.model_config import read_config, schema
-from engines.triton.settings import PLATFORMS, bucket_model
+from engines.triton.settings import PLATFORMS, TritonSettings
 from engines.types import BuiltEngine, TensorInfo
 from qdq.base.config import nearest
 from qdq.errors import DeployError
 
 
-def check_repository(folder: Path, engine: BuiltEngine) -> None:
-    """Compare the one model in repository `folder` with `engine`.
+def check_repository(folder: Path, engine: BuiltEngine, settings: TritonSettings) -> None:
+    """Compare the repository `folder` with `engine`: its one model, or one per bucket, each of its own fixed length.
 
-    Raises DeployError naming the first difference: text the schema refuses, name, backend, batching, a tensor's name,
-    type or dims, an engine file, a warm-up sample, a label file. Raises Unavailable without tritonclient.
+    Raises DeployError naming the first difference: a model too many or too few, text the schema refuses, name, backend,
+    batching, a tensor's name, type or dims, an engine file, a warm-up sample, a label file, or buckets on the CPU that
+    do not share one rate-limiter resource. Raises Unavailable without tritonclient.
     """
-    models = _models(folder)
-    if len(models) != 1:
-        found = ", ".join(path.name for path in models) or "none"
-        raise DeployError(f"{folder}: expected a repository of exactly one model, found {found}; write it again")
-    _check_model(models[0], engine)
-
-
-def check_buckets(folder: Path, engine: BuiltEngine, name: str, buckets: tuple[int, ...]) -> None:
-    """Compare every model in repository `folder` with `engine`: one per bucket, each of its own fixed length.
-
-    Raises as `check_repository`, and when models that run on the CPU do not share one rate-limiter resource.
-    """
-    expected = {bucket_model(name, width): width for width in buckets}
-    _same(folder, "models, one per bucket", [path.name for path in _models(folder)], sorted(expected))
-    for model, width in sorted(expected.items()):
-        config = _check_model(folder / model, of_width(engine, width))
-        if config.backend == "tensorrt":
-            continue
-        resources = [(item.name, getattr(item, "global")) for item in config.instance_group[0].rate_limiter.resources]
-        _same(folder / model / CONFIG_FILE, "rate_limiter resources", resources, [(f"{name}_cores", True)])
+    models = served_models(engine, settings)
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    _same(folder, "models", found, sorted(models))
+    for name, served in sorted(models.items()):
+        config = _check_model(folder / name, served)
+        if settings.buckets and config.backend != "tensorrt":
+            limits = config.instance_group[0].rate_limiter.resources
+            resources = [(item.name, getattr(item, "global")) for item in limits]
+            expected = [(f"{settings.name}_cores", True)]
+            _same(folder / name / CONFIG_FILE, "rate_limiter resources", resources, expected)
 
 
 def _check_model(model: Path, engine: BuiltEngine) -> Any:
-    """The configuration of a model that is what `engine` needs."""
+    """Compare one model with `engine`; its configuration."""
     path = model / CONFIG_FILE
     config = read_config(path)
     _same(path, "name (the folder decides)", config.name, model.name)
@@ -76,10 +67,6 @@ def _check_model(model: Path, engine: BuiltEngine) -> Any:
         _check_warmup(model, config, sample)
     _check_labels(model, config, engine)
     return config
-
-
-def _models(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def _check_batching(path: Path, config: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from engines.triton.settings import BACKENDS_OF_TARGET
+from engines.triton.settings import BACKENDS_OF_TARGET, TritonSettings, bucket_model
 from engines.types import BuiltEngine, TensorInfo
 from qdq.errors import DeployError
 
@@ -50,6 +50,16 @@ def dims(info: TensorInfo, *, batched: bool) -> list[int]:
     if any(size < 1 for size in info.shape if isinstance(size, int)):
         raise DeployError(f"{info.name}: shape {spell(info.shape)} has a dimension below 1, which Triton refuses")
     return sizes[1:] if batched else sizes
+
+
+def served_models(engine: BuiltEngine, settings: TritonSettings) -> dict[str, BuiltEngine]:
+    """Models of a repository by name: `engine` itself, or for every bucket as one that takes its length only.
+
+    Raises DeployError when the engine was built for another length than a bucket's.
+    """
+    if not settings.buckets:
+        return {settings.name: engine}
+    return {bucket_model(settings.name, width): of_width(engine, width) for width in settings.buckets}
 
 
 def of_width(engine: BuiltEngine, width: int) -> BuiltEngine:

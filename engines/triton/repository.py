@@ -1,28 +1,28 @@
-"""Write a Triton model repository for one built engine: whole or not at all, and checked before it appears."""
+"""Write the Triton model repository of one built engine: whole or not at all, and checked before it appears."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from engines.triton.check import check_buckets, check_repository
+from engines.triton.check import check_repository
 from engines.triton.interface import (
     CONFIG_FILE,
     LABELS_FILE,
     VERSION,
     WARMUP_FOLDER,
-    of_width,
     require_batch,
     served_files,
+    served_models,
 )
 from engines.triton.model_config import build_config, render
-from engines.triton.settings import TritonSettings, bucket_model
+from engines.triton.settings import TritonSettings
 from engines.triton.warmup import warmup_samples
 from engines.types import BuiltEngine
 from qdq.base.artifacts import atomic_folder
@@ -30,51 +30,34 @@ from qdq.errors import ConfigError, DeployError
 
 log = logging.getLogger(__name__)
 
-
 Warmup = Mapping[str, NDArray[Any]]
 
 
-def write_repository(engine: BuiltEngine, settings: TritonSettings, warmup: Warmup, folder: Path) -> list[Path]:
-    """Write `folder` (the model repository) with the one model ``<folder>/<settings.name>/`` and check it.
-
-    `warmup` is one real sample per engine input, unbatched or [1, ...]. The repository is replaced as a whole; one that
-    holds anything but this model is refused, because it is somebody else's. Returns the files written, sorted.
-    Raises DeployError (nothing is changed then) and Unavailable when tritonclient is not installed.
-    """
-    if settings.buckets:
-        raise ConfigError("settings with buckets are written by write_buckets, with a warm-up sample for each")
-    _refuse_foreign(folder, (settings.name,))
-    with atomic_folder(folder) as partial:
-        _write_model(engine, settings, warmup, partial)
-        check_repository(partial, engine)  # before the rename, so an unchecked repository never has the final name
-    return _written(settings, folder)
-
-
-def write_buckets(
-    engine: BuiltEngine, settings: TritonSettings, warmups: Mapping[int, Warmup], folder: Path
+def write_repository(
+    engine: BuiltEngine, settings: TritonSettings, warmups: Sequence[Warmup], folder: Path
 ) -> list[Path]:
-    """Write `folder` with one model ``<settings.name>_s<length>`` per bucket of `settings`, and check them.
+    """Write `folder` (the model repository) and check it: ``<settings.name>/``, or one model per length bucket.
 
-    `warmups` holds one real sample per bucket, padded to its length. Otherwise as `write_repository`.
+    `warmups` holds one real sample per model, in the order of `settings.buckets` and padded to their lengths: an array
+    per engine input, unbatched or [1, ...]. The repository is replaced as a whole; one that holds anything but these
+    models is refused, because it is somebody else's. Returns the files written, sorted. Raises ConfigError when a
+    sample is missing, DeployError (nothing is changed then) and Unavailable when tritonclient is not installed.
     """
-    if not settings.buckets or set(warmups) != set(settings.buckets):
-        raise ConfigError(f"buckets {settings.buckets} need one warm-up sample each; found {sorted(warmups)}")
-    _refuse_foreign(folder, tuple(bucket_model(settings.name, width) for width in settings.buckets))
+    models = served_models(engine, settings)
+    if len(warmups) != len(models):
+        raise ConfigError(f"{len(models)} Triton model(s) need one warm-up sample each; found {len(warmups)}")
+    _refuse_foreign(folder, tuple(models))
+    resource = f"{settings.name}_cores" if settings.buckets else None
     with atomic_folder(folder) as partial:
-        for width in settings.buckets:
-            one = replace(settings, name=bucket_model(settings.name, width), buckets=())
-            _write_model(of_width(engine, width), one, warmups[width], partial, f"{settings.name}_cores")
-        check_buckets(partial, engine, settings.name, settings.buckets)
-    return _written(settings, folder)
-
-
-def _written(settings: TritonSettings, folder: Path) -> list[Path]:
+        for (name, served), warmup in zip(models.items(), warmups, strict=True):
+            _write_model(served, replace(settings, name=name, buckets=()), warmup, partial, resource)
+        check_repository(partial, engine, settings)  # before the rename: what has the final name was checked
     log.info("Triton model '%s' (%s backend) written to %s", settings.name, settings.backend, folder)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _write_model(
-    engine: BuiltEngine, settings: TritonSettings, warmup: Warmup, folder: Path, resource: str | None = None
+    engine: BuiltEngine, settings: TritonSettings, warmup: Warmup, folder: Path, resource: str | None
 ) -> None:
     """The model ``<folder>/<settings.name>/``; `resource` as in `build_config`."""
     require_batch(engine, settings.max_batch_size)

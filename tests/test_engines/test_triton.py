@@ -37,8 +37,8 @@ def read(folder: Path) -> Any:
 
 def test_cpu_repository_reads_back_as_the_engine(engine: BuiltEngine, tmp_path: Path) -> None:
     folder = tmp_path / "model_repository"
-    written = write_repository(engine, settings(threads=2, labels=("no", "yes")), FEEDS, folder)
-    check_repository(folder, engine)
+    written = write_repository(engine, settings(threads=2, labels=("no", "yes")), [FEEDS], folder)
+    check_repository(folder, engine, settings())
     assert [path.relative_to(folder).as_posix() for path in written] == [
         "tiny/1/model.onnx",
         "tiny/config.pbtxt",
@@ -66,7 +66,7 @@ def test_cpu_repository_reads_back_as_the_engine(engine: BuiltEngine, tmp_path: 
 
 def test_plan_repository_uses_the_tensorrt_spellings(plan: BuiltEngine, tmp_path: Path) -> None:
     folder = tmp_path / "model_repository"
-    write_repository(plan, settings(backend="tensorrt", instances=2), FEEDS, folder)
+    write_repository(plan, settings(backend="tensorrt", instances=2), [FEEDS], folder)
     config = read(folder)
     pb2, _ = model_config_module.schema()
     assert (config.platform, config.backend, config.default_model_filename) == (
@@ -83,7 +83,7 @@ def test_plan_repository_uses_the_tensorrt_spellings(plan: BuiltEngine, tmp_path
 def test_warmup_files_hold_the_real_sample_as_little_endian_bytes(plan: BuiltEngine, tmp_path: Path) -> None:
     folder = tmp_path / "model_repository"
     feeds = {"input_ids": IDS[np.newaxis], "attention_mask": MASK}  # [1,S] and [S] mean the same
-    write_repository(plan, settings(backend="tensorrt"), feeds, folder)
+    write_repository(plan, settings(backend="tensorrt"), [feeds], folder)
     assert (folder / "tiny/warmup/input_ids.bin").read_bytes() == IDS.astype("<i4").tobytes()
     assert (folder / "tiny/warmup/attention_mask.bin").read_bytes() == MASK.astype("<i4").tobytes()
     samples = read(folder).model_warmup
@@ -95,7 +95,9 @@ def test_warmup_files_hold_the_real_sample_as_little_endian_bytes(plan: BuiltEng
 def test_openvino_backend_takes_the_clients_batch(engine: BuiltEngine, tmp_path: Path) -> None:
     """Triton's openvino backend refuses any batch but max_batch_size, so the file must not promise batching."""
     folder = tmp_path / "model_repository"
-    write_repository(engine, settings(backend="openvino", threads=2, instances=3, labels=("no", "yes")), FEEDS, folder)
+    write_repository(
+        engine, settings(backend="openvino", threads=2, instances=3, labels=("no", "yes")), [FEEDS], folder
+    )
     config = read(folder)
     assert (config.backend, config.platform, config.default_model_filename) == ("openvino", "", "model.onnx")
     assert config.max_batch_size == 0
@@ -120,18 +122,18 @@ def test_openvino_ir_is_served_under_the_names_the_backend_looks_for(tmp_path: P
     files = (tmp_path / "encoder.bin", tmp_path / "encoder.xml")
     ir = BuiltEngine("openvino", files, INPUTS, (LOGITS,), None, {})
     folder = tmp_path / "model_repository"
-    write_repository(ir, settings(backend="openvino"), FEEDS, folder)
+    write_repository(ir, settings(backend="openvino"), [FEEDS], folder)
     assert (folder / "tiny/1/model.xml").read_text() == ".xml"
     assert (folder / "tiny/1/model.bin").read_text() == ".bin"
     with pytest.raises(DeployError, match=r"must list exactly one \.onnx file .*encoder\.xml"):
-        write_repository(ir, settings(), FEEDS, folder)
+        write_repository(ir, settings(), [FEEDS], folder)
 
 
 def test_external_data_travels_with_the_model_and_the_copy_runs(engine: BuiltEngine, tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime")
     model = tiny_onnx(engine.files[0], external=True)
     folder = tmp_path / "model_repository"
-    write_repository(engine, settings(), FEEDS, folder)
+    write_repository(engine, settings(), [FEEDS], folder)
     assert (folder / "tiny/1/model.onnx.data").is_file()
     model.with_name("model.onnx.data").unlink()  # the copy must not need the original
     session = ort.InferenceSession(str(folder / "tiny/1/model.onnx"), providers=["CPUExecutionProvider"])
@@ -139,13 +141,15 @@ def test_external_data_travels_with_the_model_and_the_copy_runs(engine: BuiltEng
     assert logits.shape == (1, 2)
     assert np.isfinite(logits).all()
     with pytest.raises(DeployError, match=r"model\.onnx\.data is missing"):
-        write_repository(engine, settings(), FEEDS, folder)
+        write_repository(engine, settings(), [FEEDS], folder)
 
 
 def test_same_input_gives_the_same_bytes(engine: BuiltEngine, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_repository(engine, settings(threads=1, labels=("a", "b")), dict(reversed(FEEDS.items())), tmp_path / name)
-    write_repository(engine, settings(threads=1, labels=("a", "b")), FEEDS, tmp_path / "b")
+        write_repository(
+            engine, settings(threads=1, labels=("a", "b")), [dict(reversed(FEEDS.items()))], tmp_path / name
+        )
+    write_repository(engine, settings(threads=1, labels=("a", "b")), [FEEDS], tmp_path / "b")
     assert sha256_tree(tmp_path / "a") == sha256_tree(tmp_path / "b")
 
 
@@ -202,7 +206,7 @@ def test_engine_that_cannot_be_served_is_named(
     engine: BuiltEngine, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DeployError, match=message):
-        write_repository(dataclasses.replace(engine, **changes), settings(), FEEDS, tmp_path / "model_repository")
+        write_repository(dataclasses.replace(engine, **changes), settings(), [FEEDS], tmp_path / "model_repository")
     assert not (tmp_path / "model_repository").exists()
 
 
@@ -219,21 +223,21 @@ def test_warmup_feeds_must_match_the_inputs(
     engine: BuiltEngine, tmp_path: Path, feeds: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DeployError, match=message):
-        write_repository(engine, settings(), feeds, tmp_path / "model_repository")
+        write_repository(engine, settings(), [feeds], tmp_path / "model_repository")
 
 
 def test_labels_belong_to_classification_logits_only(engine: BuiltEngine, plan: BuiltEngine, tmp_path: Path) -> None:
     with pytest.raises(DeployError, match=r"3 labels fit no \[batch, 3\] output \(outputs: logits \[batch, 2\]\)"):
-        write_repository(engine, settings(labels=("a", "b", "c")), FEEDS, tmp_path / "model_repository")
+        write_repository(engine, settings(labels=("a", "b", "c")), [FEEDS], tmp_path / "model_repository")
     with pytest.raises(DeployError, match="only for classification logits"):
-        write_repository(plan, settings(backend="tensorrt", labels=("a", "b")), FEEDS, tmp_path / "model_repository")
+        write_repository(plan, settings(backend="tensorrt", labels=("a", "b")), [FEEDS], tmp_path / "model_repository")
 
 
 def test_a_repository_of_other_models_is_never_replaced(engine: BuiltEngine, tmp_path: Path) -> None:
     other = tmp_path / "model_repository" / "somebody_elses"
     other.mkdir(parents=True)
     with pytest.raises(DeployError, match="holds 'somebody_elses' beside the model 'tiny'"):
-        write_repository(engine, settings(), FEEDS, tmp_path / "model_repository")
+        write_repository(engine, settings(), [FEEDS], tmp_path / "model_repository")
     assert other.is_dir()
 
 
@@ -252,7 +256,7 @@ def test_interrupted_write_leaves_the_previous_repository(
     raised: type[BaseException],
 ) -> None:
     folder = tmp_path / "out" / "model_repository"
-    write_repository(engine, settings(), FEEDS, folder)
+    write_repository(engine, settings(), [FEEDS], folder)
     before = sha256_tree(folder)
 
     def fail(*_: object) -> NoReturn:
@@ -260,7 +264,7 @@ def test_interrupted_write_leaves_the_previous_repository(
 
     monkeypatch.setattr(repository_module, "render", fail)  # the last file written
     with pytest.raises(raised):
-        write_repository(engine, settings(max_batch_size=41), FEEDS, folder)
+        write_repository(engine, settings(max_batch_size=41), [FEEDS], folder)
     assert sha256_tree(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["model_repository"]
 
@@ -270,7 +274,7 @@ def test_missing_tritonclient_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tritonclient.grpc.model_config_pb2", None)
     with pytest.raises(Unavailable, match=r"pip install '\.\[triton\]'"):
-        write_repository(engine, settings(), FEEDS, tmp_path / "model_repository")
+        write_repository(engine, settings(), [FEEDS], tmp_path / "model_repository")
     assert not (tmp_path / "model_repository").exists()
 
 
@@ -309,20 +313,20 @@ def test_import_needs_neither_tritonclient_nor_onnx() -> None:
 )
 def test_check_names_what_was_changed(engine: BuiltEngine, tmp_path: Path, old: str, new: str, message: str) -> None:
     folder = tmp_path / "model_repository"
-    write_repository(engine, settings(labels=("no", "yes")), FEEDS, folder)
+    write_repository(engine, settings(labels=("no", "yes")), [FEEDS], folder)
     path = folder / "tiny" / "config.pbtxt"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(DeployError, match=message):
-        check_repository(folder, engine)
+        check_repository(folder, engine, settings())
 
 
 def test_check_finds_a_missing_output(engine: BuiltEngine, tmp_path: Path) -> None:
-    write_repository(engine, settings(), FEEDS, tmp_path / "repo")
+    write_repository(engine, settings(), [FEEDS], tmp_path / "repo")
     second = dataclasses.replace(engine, outputs=(LOGITS, dataclasses.replace(LOGITS, name="probabilities")))
     with pytest.raises(DeployError, match=r"output names: found \['logits'\], .* \['logits', 'probabilities'\]"):
-        check_repository(tmp_path / "repo", second)
+        check_repository(tmp_path / "repo", second, settings())
 
 
 @pytest.mark.parametrize(
@@ -342,13 +346,13 @@ def test_check_names_the_damaged_file(
     engine: BuiltEngine, tmp_path: Path, file: str, content: bytes | None, message: str
 ) -> None:
     folder = tmp_path / "model_repository"
-    write_repository(engine, settings(labels=("no", "yes")), FEEDS, folder)
+    write_repository(engine, settings(labels=("no", "yes")), [FEEDS], folder)
     path = folder / "tiny" / file
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(DeployError, match=message):
-        check_repository(folder, engine)
+        check_repository(folder, engine, settings())
 
 
 def test_check_wants_exactly_one_model(engine: BuiltEngine, tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match="exactly one model, found none"):
-        check_repository(tmp_path / "absent", engine)
+    with pytest.raises(DeployError, match=r"models: found \[\], the engine needs \['tiny'\]"):
+        check_repository(tmp_path / "absent", engine, settings())

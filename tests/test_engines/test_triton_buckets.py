@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.triton import check_buckets, model_for, write_buckets
+from engines.triton import check_repository, model_for, write_repository
 from engines.triton import model_config as model_config_module
 from engines.types import BuiltEngine
 from qdq.errors import ConfigError, DeployError
@@ -19,9 +19,10 @@ from .triton_parts import FEEDS, settings
 
 def test_every_bucket_is_a_model_of_its_own_length(engine: BuiltEngine, plan: BuiltEngine, tmp_path: Path) -> None:
     folder = tmp_path / "model_repository"
-    samples = {width: {name: np.resize(array, width) for name, array in FEEDS.items()} for width in (4, 16)}
-    write_buckets(engine, settings(buckets=(4, 16), threads=2), samples, folder)
-    check_buckets(folder, engine, "tiny", (4, 16))
+    samples = [{name: np.resize(array, width) for name, array in FEEDS.items()} for width in (4, 16)]
+    served = settings(buckets=(4, 16), threads=2)
+    write_repository(engine, served, samples, folder)
+    check_repository(folder, engine, served)
     for width in (4, 16):
         config = model_config_module.read_config(folder / f"tiny_s{width}" / "config.pbtxt")
         assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [[width], [width], [2]]
@@ -39,15 +40,15 @@ def test_every_bucket_is_a_model_of_its_own_length(engine: BuiltEngine, plan: Bu
     with pytest.raises(ConfigError, match=r"17 tokens fits none of the buckets \(4, 16\); cut it to 16"):
         model_for("tiny", (4, 16), 17)
     on_gpu = tmp_path / "gpu"
-    write_buckets(plan, settings(backend="tensorrt", buckets=(4, 16)), samples, on_gpu)
+    write_repository(plan, settings(backend="tensorrt", buckets=(4, 16)), samples, on_gpu)
     config = model_config_module.read_config(on_gpu / "tiny_s16" / "config.pbtxt")
     assert not config.instance_group[0].rate_limiter.resources  # instances on a GPU do not share cores
-    with pytest.raises(DeployError, match="models, one per bucket"):
-        check_buckets(folder, engine, "tiny", (4, 8, 16))
+    with pytest.raises(DeployError, match="models: found"):
+        check_repository(folder, engine, settings(buckets=(4, 8, 16)))
     path = folder / "tiny_s4" / "config.pbtxt"
     path.write_text(path.read_text().replace("tiny_cores", "my_cores"))
     with pytest.raises(DeployError, match=r"tiny_s4.*rate_limiter resources"):
-        check_buckets(folder, engine, "tiny", (4, 16))
+        check_repository(folder, engine, served)
 
 
 @pytest.mark.parametrize(
@@ -64,10 +65,10 @@ def test_buckets_that_make_no_sense(changes: dict[str, Any], message: str) -> No
 
 
 def test_a_bucket_needs_its_sample_and_a_length_the_engine_takes(engine: BuiltEngine, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"buckets \(4, 6\) need one warm-up sample each; found \[6\]"):
-        write_buckets(engine, settings(buckets=(4, 6)), {6: FEEDS}, tmp_path / "model_repository")
+    with pytest.raises(ConfigError, match=r"2 Triton model\(s\) need one warm-up sample each; found 1"):
+        write_repository(engine, settings(buckets=(4, 6)), [FEEDS], tmp_path / "model_repository")
     fixed = dataclasses.replace(
         engine, inputs=tuple(dataclasses.replace(info, shape=("batch", 8)) for info in engine.inputs)
     )
     with pytest.raises(DeployError, match="takes 8 tokens, so it cannot serve a bucket of 6"):
-        write_buckets(fixed, settings(buckets=(6,)), {6: FEEDS}, tmp_path / "model_repository")
+        write_repository(fixed, settings(buckets=(6,)), [FEEDS], tmp_path / "model_repository")

@@ -185,7 +185,7 @@ def test_triton_loads_the_plan(tiny: Any, tiny_engine: BuiltEngine, tools: Any, 
 
     sample = {name: array[0] for name, array in tools.feeds_of(tiny.int8, 1, 32).items()}
     serving = TritonSettings("tiny", "tensorrt", max_batch_size=8, preferred_batch_sizes=(8,))
-    write_repository(tiny_engine, serving, sample, tmp_path / "model_repository")
+    write_repository(tiny_engine, serving, [sample], tmp_path / "model_repository")
     port = free_port()
     command = ["tritonserver", f"--model-repository={tmp_path / 'model_repository'}", "--exit-on-error=true"]
     command += ["--http-address=127.0.0.1", f"--http-port={port}", "--allow-grpc=false", "--allow-metrics=false"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 9: the Triton model repository, written through Triton's schema and read back."""
-    from engines.triton import TritonSettings, bucket_model, preferred_sizes, write_buckets, write_repository
+    from engines.triton import TritonSettings, bucket_model, preferred_sizes, write_repository
 
     options, loaded = run.options, run.reference
     backend = options.triton_backend or ("tensorrt" if options.target == "tensorrt" else "onnxruntime")
@@ -36,17 +36,14 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         buckets=options.buckets,
     )
     names = [bucket_model(run.name, width) for width in options.buckets] or [run.name]
-    samples = {width: _sample(run, width) for width in options.buckets or (options.sequence,)}
+    samples = [_sample(run, width) for width in options.buckets or (options.sequence,)]
     folder = run.target / "model_repository"
     for earlier in run.replaced:  # a repository is never replaced by one of another model unless that was ours too
         if earlier.name not in names:
             shutil.rmtree(earlier, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
         served = served_engine(run, backend, Path(scratch))
-        if options.buckets:
-            write_buckets(served, settings, samples, folder)
-        else:
-            write_repository(served, settings, samples[options.sequence], folder)
+        write_repository(served, settings, samples, folder)
     stage.say(f"Triton repository for the {backend} backend, {len(names)} model(s), read back")
     return tuple(folder / name for name in names)
 
