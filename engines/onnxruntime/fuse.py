@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DOMAIN = "com.microsoft"
+from engines.onnxruntime.fuse_attention import DOMAIN, LINEAR, fuse_attention
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,6 @@ def fuse(lowered: Path) -> tuple[Any, Fusions]:
     """(ModelProto with its weights, what was fused) of a lowered file."""
     import onnx
     import onnx_graphsurgeon as gs
-
-    from engines.onnxruntime.fuse_attention import fuse_attention
 
     model = onnx.load(lowered)
     graph = gs.import_onnx(model)
@@ -96,6 +94,7 @@ def _obstacle(activation: Any, weight: Any) -> str | None:
 
 
 def _replace_linear(graph: Any, node: Any, activation: Any, weight: Any) -> None:
+    """Put one MatMulIntegerToFloat in the place of `node`, and of the Add after it when that adds a bias."""
     import onnx_graphsurgeon as gs
 
     last, bias = node, None
@@ -110,7 +109,5 @@ def _replace_linear(graph: Any, node: Any, activation: Any, weight: Any) -> None
     outputs = list(last.outputs)
     node.outputs.clear()
     last.outputs.clear()
-    fused = gs.Node(
-        "MatMulIntegerToFloat", node.name, {}, inputs + ([bias] if bias is not None else []), outputs, DOMAIN
-    )
-    graph.nodes.append(fused)
+    inputs += [] if bias is None else [bias]
+    graph.nodes.append(gs.Node(LINEAR, node.name, {}, inputs, outputs, DOMAIN))

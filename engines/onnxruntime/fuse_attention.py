@@ -58,7 +58,7 @@ def fuse_attention(graph: Any, declined: list[tuple[str, str]]) -> tuple[tuple[s
         except _NotAttentionError as reason:
             declined.append((softmax.name, str(reason)))
             continue
-        _extend_query(block)
+        _widen(block.query, block.heads, scale=1.0, bias=1.0)  # one more output per head that is 1
         _extend_key(graph, block, codes, low)
         done.append(block.scores.name)
         dropped += block.dropped
@@ -175,11 +175,6 @@ def _padding_value(graph: Any, mask: Any) -> float:
     if values.shape != (1, 1, 1, 2) or values[..., 1] != 0 or not -1e30 < float(values[..., 0].item()) < 0:
         raise _NotAttentionError("its mask is not [B, 1, 1, S] with 0 for tokens and a finite value for padding")
     return float(values[..., 0].item())
-
-
-def _extend_query(block: _Block) -> None:
-    """One more output per head that is 1: no weight, a bias of 1."""
-    _widen(block.query, block.heads, scale=1.0, bias=1.0)
 
 
 def _extend_key(graph: Any, block: _Block, mask_codes: Any, low: float) -> None:

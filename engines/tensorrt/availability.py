@@ -11,8 +11,9 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
+
+from qdq.base.versions import versions
 
 CHILD = Path(__file__).with_name("availability_child.py")
 TIMEOUT_S = 60.0  # importing tensorrt for the first time reads about 1 GB of libraries
@@ -53,7 +54,7 @@ def probe(timeout_s: float = TIMEOUT_S) -> Probe:
     """Probe GPU, driver, tensorrt and polygraphy. Takes at most `timeout_s` seconds for each of the first three."""
     gpu, no_gpu = _gpu(timeout_s)
     tensorrt, no_tensorrt = _tensorrt(timeout_s)
-    polygraphy = _version("polygraphy")
+    polygraphy = versions().get("polygraphy")
     no_polygraphy = () if polygraphy else ("the Python package 'polygraphy' is not installed: make setup",)
     pycuda, _ = _child("pycuda", timeout_s) if _installed("pycuda") else (None, "")
     return Probe(gpu, tensorrt, polygraphy, pycuda, no_gpu + no_tensorrt + no_polygraphy)
@@ -108,10 +109,3 @@ def _parse(output: str) -> tuple[str | None, str]:
 
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from engines.tensorrt.script import LAYER_INFO, PLAN, SCRIPT, write_build_files
 from engines.tensorrt.settings import TensorRTSettings, check_machine
 from engines.types import BuiltEngine, MatmulNames
 from qdq.base.artifacts import atomic_path, write_text
+from qdq.base.versions import versions
 from qdq.errors import BuildError, Unavailable
 
 
@@ -66,7 +66,8 @@ def collect(lowered: Path, folder: Path, settings: TensorRTSettings, names: Matm
     inputs, outputs = interface(lowered)
     report = None if names is None else read_back(load_layer_info(layer_info), names)
     files = (plan, layer_info) if layer_info.is_file() else (plan,)
-    recorded = {**settings.as_json(), "tensorrt": _tensorrt_version()}
+    # No version where a plan from another machine is only collected.
+    recorded = {**settings.as_json(), "tensorrt": versions().get("tensorrt")}
     return BuiltEngine("tensorrt", files, inputs, outputs, report, recorded)
 
 
@@ -74,11 +75,3 @@ def _write_bytes(path: Path, content: Any) -> None:
     """Write bytes, or TensorRT's host memory, which is a buffer too."""
     with atomic_path(path) as partial, partial.open("wb") as handle:
         handle.write(content)
-
-
-def _tensorrt_version() -> str | None:
-    """Version of the installed tensorrt, None where a plan from another machine is only collected."""
-    try:
-        return metadata.version("tensorrt")
-    except metadata.PackageNotFoundError:
-        return None
