@@ -18,15 +18,13 @@ from onnx import TensorProto, helper
 from engines.bench import InFlight
 from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings, build
 from engines.onnxruntime.build import _verdicts
-from engines.openvino import OpenVINORunner, OpenVINOSettings
 from engines.precision import summary
-from engines.types import BuiltEngine, MatmulNames, Runner
-from export.passes import lower
+from engines.types import BuiltEngine, MatmulNames
 from export.to_onnx import save_proto
-from export.unoptimized import open_unoptimized
-from export.unoptimized import run as run_unoptimized
 from qdq.errors import BuildError
 from qdq.pipeline.stages.build import multiplications
+
+from .graphs import lowered
 
 ONE_THREAD = OnnxRuntimeSettings(threads=1)
 AFFINITIES = "session.intra_op_thread_affinities"
@@ -44,13 +42,6 @@ def built(model: Path, names: MatmulNames | None = None) -> BuiltEngine:
 def report(engine: BuiltEngine) -> Any:
     assert engine.int8 is not None
     return engine.int8
-
-
-def lowered(canonical: Path) -> Path:
-    """The u8 graph of a canonical one."""
-    folder = canonical.parent / f"{canonical.stem}.u8"
-    lower(canonical, "onnxruntime", folder)
-    return folder / "model.onnx"
 
 
 # --- what runs in INT8 ----------------------------------------------------------------------------------------------
@@ -203,66 +194,11 @@ def test_an_operator_onnx_runtime_does_not_know_is_named(tmp_path: Path) -> None
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def test_runner_takes_any_shape_and_owns_what_it_returns(write_encoder: Callable[..., Path], make_feeds: Any) -> None:
-    run = OnnxRuntimeRunner(lowered(write_encoder()), ONE_THREAD)
-    first = run(make_feeds(2, 7))["last_hidden_state"]
-    kept = first.copy()
-    for batch, sequence in ((2, 7), (1, 1), (5, 32)):
-        result = run(make_feeds(batch, sequence, seed=1))["last_hidden_state"]
-        assert result.shape == (batch, sequence, 64)
-        assert result.dtype == np.float32
-    np.testing.assert_array_equal(first, kept)
-    first[:] = 0  # its own: writing to it changes no later result
-    np.testing.assert_array_equal(run(make_feeds(2, 7))["last_hidden_state"], kept)
-
-
 def test_an_engine_leaves_this_process_its_arithmetic(write_encoder: Callable[..., Path]) -> None:
     """Denormal numbers stay what they are for whoever computes next: ONNX Runtime can flush them, thread-wide."""
     engine = built(lowered(write_encoder()))
     OnnxRuntimeRunner(engine.files[0], ONE_THREAD)
     assert np.float32(1e-40) * np.float32(1.0) > 0
-
-
-def test_runner_refuses_a_batch_that_does_not_fit(write_encoder: Callable[..., Path], make_feeds: Any) -> None:
-    run = OnnxRuntimeRunner(write_encoder(), ONE_THREAD)
-    feeds = make_feeds(2, 7)
-    expected = run(feeds)["last_hidden_state"]
-    np.testing.assert_array_equal(run({**feeds, "labels": np.zeros(2)})["last_hidden_state"], expected)
-    ids, mask = feeds["input_ids"], feeds["attention_mask"]
-    with pytest.raises(BuildError, match=r"lacks input\(s\) attention_mask of the engine"):
-        run({"input_ids": ids})
-    with pytest.raises(
-        BuildError, match=r"inputs of one shape and rank 2; the batch has input_ids \(2, 7\), .* \(2, 9\)"
-    ):
-        run({**feeds, "attention_mask": np.ones((2, 9), np.int64)})
-    with pytest.raises(BuildError, match=r"rank 2; the batch has input_ids \(1, 2, 7\), attention_mask \(1, 2, 7\)"):
-        run({"input_ids": ids[None], "attention_mask": mask[None]})
-
-
-# --- both runtimes --------------------------------------------------------------------------------------------------
-
-
-def test_both_runtimes_compute_what_the_canonical_graph_says(
-    write_encoder: Callable[..., Path], make_feeds: Any, tmp_path: Path
-) -> None:
-    """OpenVINO on s8 and ONNX Runtime on u8 against the canonical graph run node by node.
-
-    Outputs are of order 1 (LayerNorm). The runtimes sum in another order, so now and then a value next to a rounding
-    border takes the neighbouring code. One step of the coarsest quantizer (0.03) through a weight of at most 0.25 moves
-    a sum by less than 0.01; a handful of them at once, before LayerNorm, stay within 0.05.
-    """
-    canonical = write_encoder()
-    lower(canonical, "openvino", tmp_path / "s8")
-    feeds = make_feeds(4, 16)
-    (expected,) = run_unoptimized(open_unoptimized(str(canonical), tmp_path), feeds, ["last_hidden_state"])
-    runners: dict[str, Runner] = {
-        "openvino": OpenVINORunner(tmp_path / "s8" / "model.onnx", OpenVINOSettings(1)),
-        "onnxruntime": OnnxRuntimeRunner(lowered(canonical), ONE_THREAD),
-    }
-    for name, run in runners.items():
-        result = run(feeds)["last_hidden_state"]
-        np.testing.assert_allclose(result, expected, rtol=0, atol=0.05, err_msg=name)
-        assert np.abs(result - expected).mean() < 0.002, name
 
 
 def test_requests_at_once_give_what_one_alone_gives(write_encoder: Callable[..., Path], make_feeds: Any) -> None:

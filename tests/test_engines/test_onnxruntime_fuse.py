@@ -13,16 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
 from engines.onnxruntime.fuse import fuse
-from export.passes import lower
+
+from .graphs import lowered
 
 ONE_THREAD = OnnxRuntimeSettings(threads=1)
 ATTENTION_MATMUL = "encoder.layer.0.attention.self.MatMul"
-
-
-def lowered(canonical: Path) -> Path:
-    folder = canonical.parent / f"{canonical.stem}.u8"
-    lower(canonical, "onnxruntime", folder)
-    return folder / "model.onnx"
 
 
 def operators(model: onnx.ModelProto) -> list[str]:
