@@ -14,7 +14,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import helper
 
 from engines import tensorrt
 from engines.interface import interface
@@ -24,23 +24,15 @@ from engines.tensorrt.settings import check_machine, profile_shapes
 from engines.types import MatmulNames, TensorInfo
 from qdq.errors import BuildError, ConfigError, Unavailable
 
+from .triton_parts import INPUTS, tiny_onnx
+
 PAIR = [TensorInfo("input_ids", "int64", ("batch", "sequence")), TensorInfo("attention_mask", "int64", ("b", None))]
 CHOICES = [TensorInfo("input_ids", "int64", ("batch", "choices", "sequence"))]
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A small ONNX file with the interface of an encoder."""
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
-    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
-    nodes = [
-        helper.make_node("Cast", ["input_ids"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats"], ["logits"], keepdims=1),
-    ]
-    graph = helper.make_graph(nodes, "tiny", [ids], [out])
-    path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
+    return tiny_onnx(tmp_path / "model.onnx")
 
 
 # --- settings and profile -------------------------------------------------------------------------------------------
@@ -81,7 +73,7 @@ def test_refit_is_refused_for_a_graph_with_quantizers(asked: str, model: Path) -
     settings = TensorRTSettings(refit=asked == "refit", strip_weights=asked == "strip_weights")
     write_build_files(model, model.parent, PAIR, settings)  # a floating-point graph may be refitted
     graph = onnx.load(model)
-    graph.graph.node.append(helper.make_node("QuantizeLinear", ["floats", "scale"], ["codes"]))
+    graph.graph.node.append(helper.make_node("QuantizeLinear", ["masked", "scale"], ["codes"]))
     onnx.save(graph, model)
     with pytest.raises(ConfigError, match=f"TensorRT {asked}: .* holds Q/DQ nodes, and a refittable engine gives up"):
         write_build_files(model, model.parent, PAIR, settings)
@@ -283,7 +275,7 @@ def test_collect_reads_an_engine_built_elsewhere(model: Path) -> None:
     assert [path.name for path in built.files] == ["model.plan", "layer_info.json"]
     assert built.int8 is not None
     assert built.int8.encoder_linear == (1, 1)
-    assert built.inputs == (TensorInfo("input_ids", "int64", ("batch", "sequence")),)
+    assert built.inputs == INPUTS
     assert built.settings["sequence_opt"] == 128
     json.dumps(built.settings)  # recorded in build.json
 

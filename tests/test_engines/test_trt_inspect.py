@@ -7,7 +7,7 @@ engine was at hand.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from engines.tensorrt import inspect_command, verdict
 from engines.tensorrt.comparison import MOVE_KERNEL, Coverage
 from qdq.errors import BuildError, ConfigError, DeployError
 
+from .trt_layers import Tensor, in_11, layer, tensors
+
 BLOCK = "encoder.layer.0"
 SELF, OUT = f"{BLOCK}.attention.self", f"{BLOCK}.attention.output"
 LINEARS = [f"{SELF}.{name}.MatMul" for name in ("query", "key", "value")]
@@ -27,7 +29,6 @@ SOFTMAX, QK, PV = f"{SELF}.Softmax", f"{SELF}.MatMul", f"{SELF}.MatMul_1"
 ADD_1, ADD_2 = f"{OUT}.Add", f"{BLOCK}.output.Add"
 HIDDEN, HEADS, WIDE = (-1, -1, 384), (-1, 12, -1, 32), (-1, -1, 1536)
 
-Tensor = tuple[str, str, tuple[int, ...]]  # name, data type, sizes
 Layers = dict[str, dict[str, Any]]
 
 
@@ -47,26 +48,6 @@ PREDICTED = [
     Predicted("layer_norm", f"{OUT}.LayerNorm.LayerNormalization", "fp16"),
     Predicted("float_gemm", "pooler.dense.MatMul", "fp16"),
 ]
-
-
-def tensors(*listed: Tensor) -> list[dict[str, Any]]:
-    return [
-        {"Name": name, "Location": "Device", "Dimensions": list(sizes), "Format/Datatype": datatype}
-        for name, datatype, sizes in listed
-    ]
-
-
-def layer(
-    name: str, kind: str, nodes: list[str], inputs: Sequence[Tensor], outputs: Sequence[Tensor], tactic: str = ""
-) -> Any:
-    described: dict[str, Any] = {
-        "Name": name,
-        "LayerType": kind,
-        "Inputs": tensors(*inputs),
-        "Outputs": tensors(*outputs),
-    }
-    described |= {"StreamId": 0, "Metadata": "\x1e".join(f"[ONNX Layer: {node}]" for node in nodes)}
-    return described | ({"TacticName": tactic} if tactic else {})
 
 
 def gemm(nodes: list[str], reads: Tensor, writes: Tensor, *more: Tensor) -> Any:
@@ -117,19 +98,7 @@ def in_10(layers: Layers) -> dict[str, Any]:
     return {"Layers": list(layers.values()), "Bindings": ["input_ids", "sentence_embedding"]}
 
 
-def in_11(layers: Layers) -> dict[str, Any]:
-    """Type and format apart, weights under "Constants", the engine's tensors as objects."""
-    text: dict[str, Any] = json.loads(json.dumps(in_10(layers)))
-    for described in text["Layers"]:
-        for one in described["Inputs"] + described["Outputs"]:
-            one.update({"Datatype": one.pop("Format/Datatype"), "Format": "Row major linear"})
-        described["Constants"] = [one for one in described["Inputs"] if one["Name"] in ("weight", "table")]
-        described["Inputs"] = [one for one in described["Inputs"] if one not in described["Constants"]]
-    text["I/O Tensors"] = [{"Name": name, "IOMode": "Input", "DataType": "Int32"} for name in text.pop("Bindings")]
-    return text
-
-
-SPELLINGS = pytest.mark.parametrize("spell", [in_10, in_11], ids=["10.x", "11.x"])
+SPELLINGS = pytest.mark.parametrize("spell", [in_10, lambda layers: in_11(in_10(layers))], ids=["10.x", "11.x"])
 Spell = Callable[[Layers], dict[str, Any]]
 
 
@@ -350,7 +319,7 @@ def test_without_a_prediction_there_is_only_the_table(written: Callable[[Any], P
 
 
 def test_json_holds_layers_and_verdict(written: Callable[[Any], Path]) -> None:
-    path = written(in_11(engine()))
+    path = written(in_11(in_10(engine())))
     told = json.loads(inspect_command(path, PREDICTED, "json")[0])
     assert told["verdict"]["as_predicted"] is True
     assert told["verdict"]["coverage"][0] == {"kind": "INT8 GEMM", "running": 6, "predicted": 6}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +12,21 @@ from engines.tensorrt import read_back
 from engines.types import MatmulNames, NotInt8
 from qdq.errors import BuildError, DeployError
 
-# Layers as the inspector writes them at DETAILED verbosity in TensorRT 10; `in_11` respells them.
+from .trt_layers import Tensor, in_11, layer
 
 
-def tensor(name: str, datatype: str, *sizes: int) -> dict[str, Any]:
-    return {"Name": name, "Dimensions": list(sizes), "Format/Datatype": datatype}
-
-
-def layer(name: str, kind: str, nodes: list[str], inputs: list[dict[str, Any]], tactic: str = "") -> dict[str, Any]:
-    metadata = "\x1f".join(f"[ONNX Layer: {node}]" for node in nodes)
-    outputs = [tensor("out", "Half", -1, -1, 384)]
-    described = {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": outputs, "Metadata": metadata}
-    return {**described, "TacticName": tactic, "StreamId": 0} if tactic else described
+def tensor(name: str, datatype: str, *sizes: int) -> Tensor:
+    return name, datatype, sizes
 
 
 def gemm(node: str, datatype: str, tactic: str = "") -> dict[str, Any]:
     scalars = [tensor("alpha", "Float", 1), tensor("bias", "Float", 1, 1, 384)]
-    return layer(f"{node}_myl0_3", "gemm", [node], [tensor("x", datatype, -1, -1, 384), *scalars], tactic)
+    return layer(f"{node}_myl0_3", "gemm", [node], [tensor("x", datatype, -1, -1, 384), *scalars], tactic=tactic)
 
 
 def attention(nodes: list[str], *datatypes: str) -> dict[str, Any]:
     inputs = [tensor(name, datatype, -1, 12, -1, 32) for name, datatype in zip("qkvm", datatypes, strict=False)]
-    return layer("_gemm_mha_v2_myl0_17", "kgen", [*nodes, "softmax"], inputs, "_gemm_mha_v2_0x957a2fe2")
-
-
-def in_11(layer_info: dict[str, Any]) -> dict[str, Any]:
-    """The same information as TensorRT 11 spells it."""
-    text: dict[str, Any] = json.loads(json.dumps(layer_info))
-    for described in text["Layers"]:
-        for one in described["Inputs"] + described["Outputs"]:
-            one.update({"Datatype": one.pop("Format/Datatype"), "Format": "kLINEAR"})
-    text["I/O Tensors"] = [{"Name": name, "IOMode": "Input", "DataType": "Half"} for name in text.pop("Bindings", [])]
-    return text
+    return layer("_gemm_mha_v2_myl0_17", "kgen", [*nodes, "softmax"], inputs, tactic="_gemm_mha_v2_0x957a2fe2")
 
 
 LINEARS = [f"encoder.layer.0.{name}/MatMul" for name in ("query", "key", "value", "output", "up", "down")]
@@ -57,7 +39,7 @@ ENGINE: dict[str, Any] = {
             "gemm",
             LINEARS[:3],
             [tensor("x", "Int8", -1, -1, 384)],
-            "sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_tilesize128x128x64_stage3",
+            tactic="sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_tilesize128x128x64_stage3",
         ),
         attention(MATMULS, "Int8", "Int8", "Int8", "Half"),
         gemm(LINEARS[3], "Row major Int8 format"),
