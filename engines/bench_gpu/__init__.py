@@ -1,6 +1,6 @@
 """Latency on an NVIDIA GPU: TensorRT plans side by side, in the schema of benchmark.json.
 
-Read in this order: `settings`, `clock` and `timing` (what is timed when; runs on any machine), `device` (CUDA behind
+Read in this order: `settings` and `timing` (what is timed when; runs on any machine), `device` (CUDA behind
 one interface), `plan` and `plans` (TensorRT), `nvml` (clocks, power, temperature, throttling), `report`, `text` (the
 screen), `trtexec` (the same measurement by NVIDIA's own tool).
 """

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from numpy.typing import DTypeLike, NDArray
 
-from engines.bench_gpu.clock import Event
+from engines.bench_gpu.timing import Event
 from qdq.errors import Unavailable
 
 Replay = Callable[[], None]

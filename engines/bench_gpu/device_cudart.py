@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.bench_gpu.clock import Event
 from engines.bench_gpu.device import DeviceInfo, Replay, Stream, cannot_open, cuda_version
+from engines.bench_gpu.timing import Event
 from qdq.errors import BuildError
 
 cudart: Any = importlib.import_module("cuda.bindings.runtime")

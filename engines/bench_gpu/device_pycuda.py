@@ -10,8 +10,8 @@ import pycuda
 import pycuda.driver as driver
 from numpy.typing import DTypeLike, NDArray
 
-from engines.bench_gpu.clock import Event
 from engines.bench_gpu.device import DeviceInfo, Replay, Stream, cannot_open, cuda_version
+from engines.bench_gpu.timing import Event
 from engines.bench_gpu.driver_graph import capture
 from qdq.errors import BuildError
 

@@ -19,17 +19,41 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from engines.bench.interleave import Clock, Progress, balanced_order, check_outputs, garbage_collection_paused
-from engines.bench_gpu.clock import Event, EventClock
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.types import Feeds, Outputs
 
 SETTLE_LAUNCHES = 4  # before each block, not counted
 LOAD_LAUNCHES = 4  # after each block, not counted: reading the device's state takes the host about a millisecond
 
+Event = Any  # handed out by a clock; only that clock (or one of the same device) can read it
 Launch = Callable[[], None]
 Observe = Callable[[str], None]  # called with the contestant's name while its launches run
+
+
+class EventClock(Protocol):
+    """Events on one stream of launches; times are milliseconds.
+
+    A GPU records an event when it gets there, long after the host asked for it; the time between two is read later.
+    """
+
+    def event(self) -> Event:
+        """A new event, reusable: recording it again overwrites the moment."""
+        ...
+
+    def record(self, event: Event) -> None:
+        """Ask for `event` to be recorded when everything launched before has ended."""
+        ...
+
+    def elapsed(self, start: Event, end: Event) -> float:
+        """Milliseconds from `start` to `end`; both must have been recorded and waited for."""
+        ...
+
+    def synchronize(self, event: Event) -> None:
+        """Wait on the host until `event` has been recorded."""
+        ...
 
 
 @dataclass(frozen=True)

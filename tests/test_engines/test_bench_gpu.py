@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from engines.bench import BenchSettings, Contestant, bench
 from engines.bench_gpu import GpuBenchSettings, render_gpu_table
-from engines.bench_gpu.clock import EventClock
 from engines.bench_gpu.nvml import Telemetry
 from engines.bench_gpu.report import Measured, benchmark
-from engines.bench_gpu.timing import GpuContestant, Lane, Meter, Samples, block_sizes, race
+from engines.bench_gpu.timing import EventClock, GpuContestant, Lane, Meter, Samples, block_sizes, race
 from engines.bench_gpu.trtexec import trtexec_line
 from engines.types import Feeds, Outputs
 from qdq.errors import BuildError, ConfigError
