@@ -11,8 +11,8 @@ import pycuda.driver as driver
 from numpy.typing import DTypeLike, NDArray
 
 from engines.bench_gpu.device import DeviceInfo, Replay, Stream, cannot_open, cuda_version
-from engines.bench_gpu.timing import Event
 from engines.bench_gpu.driver_graph import capture
+from engines.bench_gpu.timing import Event
 from qdq.errors import BuildError
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it

@@ -121,31 +121,25 @@ def telemetry(pci_bus_id: str) -> Iterator[Telemetry]:
 
     Never raises for want of NVML: readings are then null, and the report gives the reason.
     """
-    nvml, reason = _started()
-    if nvml is None:
-        yield Telemetry(None, None, reason)
-        return
+    nvml, gpu, reason = _attached(pci_bus_id)
     try:
-        yield _attached(nvml, pci_bus_id)
+        yield Telemetry(nvml, gpu, reason)
     finally:
-        nvml.nvmlShutdown()
+        if nvml is not None:
+            nvml.nvmlShutdown()
 
 
-def _started() -> tuple[Any, str | None]:
-    """(module, None) with NVML initialized, or (None, reason)."""
+def _attached(pci_bus_id: str) -> tuple[Any, Any, str | None]:
+    """(NVML's module when it is initialized, the GPU's handle, the reason that there are no readings)."""
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError as error:
-        return None, f"the package nvidia-ml-py cannot be imported ({error}): pip install nvidia-ml-py"
+        return None, None, f"the package nvidia-ml-py cannot be imported ({error}): pip install nvidia-ml-py"
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        return None, f"NVML cannot be loaded: {error}"
-    return nvml, None
-
-
-def _attached(nvml: Any, pci_bus_id: str) -> Telemetry:
+        return None, None, f"NVML cannot be loaded: {error}"
     try:
-        return Telemetry(nvml, nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id))
+        return nvml, nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id), None
     except nvml.NVMLError as error:
-        return Telemetry(None, None, f"NVML does not know the device: {error}")
+        return nvml, None, f"NVML does not know the device: {error}"

@@ -43,7 +43,7 @@ class Tensor:
     address: int
 
 
-class Plan:
+class LoadedPlan:
     """A deserialized plan. Raises BuildError when this TensorRT or this GPU cannot load it."""
 
     def __init__(self, path: Path, trt: Any) -> None:
@@ -95,7 +95,7 @@ class Plan:
 class PlanLane:
     """One execution context of a plan on its own stream, with its own buffers."""
 
-    def __init__(self, plan: Plan, device: Device, feeds: Feeds, settings: GpuBenchSettings) -> None:
+    def __init__(self, plan: LoadedPlan, device: Device, feeds: Feeds, settings: GpuBenchSettings) -> None:
         self._plan, self._device, self._transfers = plan, device, settings.transfers
         self._stream = device.stream()
         shapes = plan.shapes_for(feeds)
@@ -160,8 +160,8 @@ class PlanLane:
         return tensor
 
 
-def contestant(name: str, plan: Plan, device: Device, feeds: Feeds, settings: GpuBenchSettings) -> GpuContestant:
-    """`plan` with one lane per stream. Raises as Plan and PlanLane do."""
+def contestant(name: str, plan: LoadedPlan, device: Device, feeds: Feeds, settings: GpuBenchSettings) -> GpuContestant:
+    """`plan` with one lane per stream. Raises as LoadedPlan and PlanLane do."""
     lanes = [PlanLane(plan, device, feeds, settings) for _ in range(settings.streams)]
 
     def load(batch: Feeds) -> None:

@@ -13,7 +13,7 @@ from engines.bench.workload import check_workload
 from engines.bench_gpu.device import Device
 from engines.bench_gpu.nvml import telemetry
 from engines.bench_gpu.opening import open_device
-from engines.bench_gpu.plan import Plan, contestant
+from engines.bench_gpu.plan import LoadedPlan, contestant
 from engines.bench_gpu.report import Measured, benchmark
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.bench_gpu.timing import race
@@ -65,7 +65,7 @@ def _race_on(
 
     # All plans are loaded before the first is timed, because they take turns.
     began = time.perf_counter_ns()
-    loaded = {contestant_name(name): Plan(path, trt) for name, path in plans.items()}
+    loaded = {contestant_name(name): LoadedPlan(path, trt) for name, path in plans.items()}
     contestants = [contestant(name, plan, device, workload[0], settings) for name, plan in loaded.items()]
     # The last reading of clocks and temperature is taken right after the last launch.
     with telemetry(device.info.pci_bus_id) as readings:
@@ -87,7 +87,7 @@ def contestant_name(plan: str) -> str:
     return f"tensorrt-{plan}" if plan in FLOATS else plan
 
 
-def trtexec_lines(plan: Plan, feeds: Feeds, settings: GpuBenchSettings) -> dict[str, str]:
+def trtexec_lines(plan: LoadedPlan, feeds: Feeds, settings: GpuBenchSettings) -> dict[str, str]:
     """The equivalent command for each major version. Only the plan's file name: paths differ by machine."""
     shapes = plan.shapes_for(feeds)
     return {str(major): trtexec_line(Path(plan.path.name), shapes, settings, major) for major in MAJORS}

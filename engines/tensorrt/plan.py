@@ -22,7 +22,7 @@ MAX_REFUSALS = 20  # parser messages shown; a graph of the wrong kind is refused
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuiltPlan:
     """Result of a build in memory: the serialized engine, the inspector's JSON text, and the kernel timings."""
 
     serialized: Any  # bytes-like
@@ -30,7 +30,7 @@ class Plan:
     timings: bytes  # empty when no timing cache was asked for
 
 
-def build_plan(model: Path, inputs: Sequence[TensorInfo], settings: TensorRTSettings) -> Plan:
+def build_plan(model: Path, inputs: Sequence[TensorInfo], settings: TensorRTSettings) -> BuiltPlan:
     """Build the plan of an ONNX file; takes minutes. Raises BuildError with its reason and the nodes it named."""
     import tensorrt as trt
     from polygraphy.backend.trt import EngineBytesFromNetwork, EngineFromBytes
@@ -59,7 +59,7 @@ def build_plan(model: Path, inputs: Sequence[TensorInfo], settings: TensorRTSett
             f"TensorRT {trt.__version__} cannot build {model}: {error}; its own messages are above, and "
             "build_engine.py beside the model shows them again"
         ) from error
-    return Plan(serialized, layer_info, measured)
+    return BuiltPlan(serialized, layer_info, measured)
 
 
 def _parse(trt: Any, model: Path) -> tuple[Any, Any, Any]:
