@@ -61,68 +61,103 @@ def compare(
     is called after each batch. Raises ConfigError for an unknown task, DataError for missing text or unusable labels,
     ParityError when names or shapes of outputs differ or a value is NaN or Inf.
     """
-    choice(task, ANSWER_FOR, "task")
+    comparison = Comparison(task, labels)
     _check_texts(batches, labels)
-    tally = _Tally(task, labels)
-    for index, feeds in enumerate(batches):
-        expected, actual = reference(feeds), candidate(feeds)
-        where = f"batch {index}"
-        _check_interface(expected, actual, len(feeds["input_ids"]), where)
-        _check_answers(expected, task, where)
-        mask = feeds.get("attention_mask")
-        # Not zipped over lists: one text of a [batch, sequence, vocabulary] output is copied at a time.
-        for left, right in zip(_texts(expected, mask, task, where), _texts(actual, mask, task, where), strict=True):
-            _check_finite(left, "the FP32 model", where)
-            _check_finite(right, "the engine", where)
-            tally.add(left, right)
+    for done, feeds in enumerate(batches, start=1):
+        comparison.add(feeds, reference(feeds), candidate(feeds))
         if progress is not None:
-            progress(index + 1, len(batches))
-    return tally.as_json()
+            progress(done, len(batches))
+    return comparison.as_json()
 
 
 @dataclass
-class _Tally:
-    """Running statistics over texts."""
+class Comparison:
+    """Running statistics over batches.
+
+    Attributes:
+        task: name of the task. Raises ConfigError for an unknown one.
+        labels: one class index per text, or None.
+        sides: names of the reference and of the other execution, for messages.
+    """
 
     task: str
-    labels: Sequence[int] | None
-    cosines: list[float] = field(default_factory=list)
-    errors: dict[str, ErrorSum] = field(default_factory=dict)
-    agreement: Share = field(default_factory=Share)
-    correct: tuple[Share, Share] = field(default_factory=lambda: (Share(), Share()))  # reference, candidate
+    labels: Sequence[int] | None = None
+    sides: tuple[str, str] = ("the FP32 model", "the engine")
+    _batches: int = 0
+    _cosines: list[float] = field(default_factory=list)
+    _errors: dict[str, ErrorSum] = field(default_factory=dict)
+    _agreement: Share = field(default_factory=Share)
+    _correct: tuple[Share, Share] = field(default_factory=lambda: (Share(), Share()))  # reference, candidate
 
-    def add(self, expected: Sample, actual: Sample) -> None:
-        position = len(self.cosines)
-        self.cosines.append(cosine(_joined(expected), _joined(actual)))
+    def __post_init__(self) -> None:
+        choice(self.task, ANSWER_FOR, "task")
+
+    def add(self, feeds: Feeds, expected: Outputs, actual: Outputs) -> None:
+        """Include the outputs of both sides for one batch. Raises as `compare` does."""
+        where, mask = f"batch {self._batches}", feeds.get("attention_mask")
+        self._batches += 1
+        self._check_interface(expected, actual, len(feeds["input_ids"]), where)
+        _check_answers(expected, self.task, where)
+        # Not zipped over lists: one text of a [batch, sequence, vocabulary] output is copied at a time.
+        texts = (_texts(outputs, mask, self.task, where) for outputs in (expected, actual))
+        for pair in zip(*texts, strict=True):
+            for sample, who in zip(pair, self.sides, strict=True):
+                _check_finite(sample, who, where)
+            self._add_text(*pair)
+
+    def _check_interface(self, expected: Outputs, actual: Outputs, texts: int, where: str) -> None:
+        reference, candidate = self.sides
+        if not expected:
+            raise ParityError(f"{where}: {reference} returns no outputs; export and build again")
+        if expected.keys() != actual.keys():
+            raise ParityError(
+                f"{where}: {candidate} returns {sorted(actual)}, {reference} {sorted(expected)}; "
+                "they are not the same model, export and build again"
+            )
         for name, values in expected.items():
-            self.errors.setdefault(name, ErrorSum()).add(values, actual[name])
+            if values.shape != actual[name].shape:
+                raise ParityError(
+                    f"{where}: output '{name}' has shape {list(actual[name].shape)} from {candidate} and "
+                    f"{list(values.shape)} from {reference}; export and build again"
+                )
+            if values.shape[:1] != (texts,):
+                raise ParityError(
+                    f"{where}: output '{name}' has shape {list(values.shape)} for {texts} texts; export again"
+                )
+
+    def _add_text(self, expected: Sample, actual: Sample) -> None:
+        position = len(self._cosines)
+        self._cosines.append(cosine(_joined(expected), _joined(actual)))
+        for name, values in expected.items():
+            self._errors.setdefault(name, ErrorSum()).add(values, actual[name])
         answers = _answers(expected, self.task), _answers(actual, self.task)
         if answers[0] is None or answers[1] is None:
             return
-        self.agreement.add(np.all(answers[0] == answers[1], axis=0))
+        self._agreement.add(np.all(answers[0] == answers[1], axis=0))
         if self.labels is not None and self.task in LABELLED:
             if position == 0:  # all of them now: a bad last label must not cost a whole run
                 _check_labels(self.labels, expected["logits"].size)
-            for share, answer in zip(self.correct, answers, strict=True):
+            for share, answer in zip(self._correct, answers, strict=True):
                 share.add(np.all(answer == self.labels[position], axis=0))
 
     def as_json(self) -> dict[str, Any]:
-        outputs = {name: errors.as_json() for name, errors in self.errors.items()}
-        total = ErrorSum.merged(self.errors.values()).as_json()
-        logits = ErrorSum.merged(errors for name, errors in self.errors.items() if name in LOGITS)
+        """The accuracy.json object of everything added so far, one text at least."""
+        outputs = {name: errors.as_json() for name, errors in self._errors.items()}
+        total = ErrorSum.merged(self._errors.values()).as_json()
+        logits = ErrorSum.merged(errors for name, errors in self._errors.items() if name in LOGITS)
         metric, reason = self._metric()
         return {
             "task": self.task,
-            "samples": len(self.cosines),
-            "cosine_mean": float(np.mean(self.cosines)),
-            "cosine_min": min(self.cosines),
+            "samples": len(self._cosines),
+            "cosine_mean": float(np.mean(self._cosines)),
+            "cosine_min": min(self._cosines),
             "max_abs_error": total["max_abs_error"],
             "mean_abs_error": total["mean_abs_error"],
             "logit_mse": logits.as_json()["mse"] if logits.elements else None,
             "outputs": outputs,
-            "agreement": self.agreement.value(),
-            "agreement_of": self.agreement.of,
-            "agreement_unit": ANSWER_FOR[self.task] if self.agreement.of else None,
+            "agreement": self._agreement.value(),
+            "agreement_of": self._agreement.of,
+            "agreement_unit": ANSWER_FOR[self.task] if self._agreement.of else None,
             "metric": metric,
             "metric_reason": reason,
         }
@@ -133,7 +168,7 @@ class _Tally:
             return None, "no labels were given"
         if self.task not in LABELLED:
             return None, f"labels are not used for {self.task}"
-        fp32, int8 = (share.value() for share in self.correct)
+        fp32, int8 = (share.value() for share in self._correct)
         if fp32 is None or int8 is None:
             return None, "the model has a single logit (regression), so there is no accuracy"
         return {"name": "accuracy", "fp32": fp32, "int8": int8, "drop_points": (fp32 - int8) * 100}, None
@@ -151,27 +186,7 @@ def _check_texts(batches: Sequence[Feeds], labels: Sequence[int] | None) -> None
             raise DataError(f"batch {index} holds a text without tokens (its attention_mask is all 0); leave it out")
 
 
-def _check_interface(expected: Outputs, actual: Outputs, texts: int, where: str) -> None:
-    if expected.keys() != actual.keys():
-        raise ParityError(
-            f"{where}: the engine returns {sorted(actual)}, the FP32 model {sorted(expected)}; "
-            "they are not the same model, export and build again"
-        )
-    for name, values in expected.items():
-        if values.shape != actual[name].shape:
-            raise ParityError(
-                f"{where}: output '{name}' has shape {list(actual[name].shape)} from the engine and "
-                f"{list(values.shape)} from the FP32 model; export and build again"
-            )
-        if values.shape[:1] != (texts,):
-            raise ParityError(
-                f"{where}: output '{name}' has shape {list(values.shape)} for {texts} texts; export again"
-            )
-
-
 def _check_answers(outputs: Outputs, task: str, where: str) -> None:
-    if not outputs:
-        raise ParityError(f"{where}: the engine and the FP32 model return no outputs; export and build again")
     for name in ANSWER_OUTPUTS[ANSWER_FOR[task]]:
         if name not in outputs:
             raise ParityError(f"{where}: {task} needs output '{name}', found {sorted(outputs)}; check the task")

@@ -1,7 +1,7 @@
-"""Three executions of one graph compared: torch fake-quant, ONNX Runtime without optimizations, numpy arithmetic.
+"""INT8 codes of every point compared on identical inputs: torch fake-quant, unoptimized ONNX Runtime, numpy arithmetic.
 
-Per point on identical inputs the INT8 codes must agree; end to end the task's answer must. A difference per point is a
-wrong scale, axis or rounding; a difference only end to end is a wrong connection.
+A difference here is a wrong scale, axis or rounding. A difference only in whole answers, which the pipeline's
+`qdq.pipeline.stages.parity` compares, is a wrong connection.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export.answers import end_to_end_parity
 from export.inventory import GraphIndex
-from export.names import DEQUANTIZE, QUANTIZE
+from export.names import QUANTIZE
 from export.unoptimized import Array, load_graph, open_unoptimized, run
 from qdq.errors import ParityError
-
-__all__ = ["PointParity", "end_to_end_parity", "point_parity", "quantized_codes", "weight_parity"]
 
 FakeQuantize = Callable[[Array], Array]  # float values to their dequantized values, as torch's TensorQuantizer does
 
@@ -182,27 +179,3 @@ def _raise_if_apart(parity: PointParity) -> None:
             f"{len(apart)} point(s) differ on identical inputs (at most {MAX_STEP} step and at least {MIN_EQUAL:.1%} "
             f"equal are expected); the graph is not the calibrated module's, export again:\n{listed}"
         )
-
-
-def weight_parity(model_path: Path, weights: Mapping[str, Array]) -> int:
-    """Check the INT8 weights in the graph against numpy's codes of the float `weights`; returns how many.
-
-    `weights`: weight point name -> float32 [out, in], already narrowed when the point has fewer than 8 bits. Raises
-    ParityError naming every point whose stored codes are not exactly these, or that the graph does not hold.
-    """
-    model, folder = load_graph(model_path), str(model_path.parent)
-    index = GraphIndex(model.graph)
-    wrong = []
-    for point, weight in weights.items():
-        node = index.nodes.get(f"{point}.dequantize")
-        if node is None or node.op_type != DEQUANTIZE or node.input[0] not in index.initializers:
-            raise ParityError(f"{point}: the graph holds no INT8 weight of this name; export this module again")
-        codes, scale, zero = (onnx.numpy_helper.to_array(index.initializers[name], folder) for name in node.input)
-        columns = scale[:, None] if scale.ndim else scale  # one scale per row of the float weight
-        expected = quantized_codes(weight, columns, zero.reshape(-1)[0])
-        # A weight in front of a MatMul is stored transposed, in front of a Gemm as it is.
-        if not any(np.array_equal(codes, candidate) for candidate in (expected, expected.T)):
-            wrong.append(point)
-    if wrong:
-        raise ParityError(f"INT8 weights differ from round(weight / scale) at {', '.join(wrong)}; export again")
-    return len(weights)
