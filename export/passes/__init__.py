@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from export.passes.base import Pass, load_graph, save_graph
+from export.passes.base import Pass, PassResult, load_graph, save_graph
 from export.passes.half_types import Body
 from export.passes.pipeline import LowerOptions, float_passes, passes_for
 from export.to_onnx import EXTERNAL_DATA_BYTES
 from qdq.base.artifacts import sha256_file, write_json
+from qdq.errors import PassError, QdqError
 
 __all__ = ["LowerOptions", "float_variant", "lower", "lowered_step_by_step"]
 
@@ -26,14 +27,15 @@ def lower(
 ) -> dict[str, Any]:
     """Lower `canonical` for `target` into ``folder/model.onnx`` and ``folder/passes.json``; returns that report.
 
-    Weights beyond `external_data_bytes` go to ``folder/model.onnx.data``. Raises PassError naming the pass's node when
-    the graph cannot be honoured, ConfigError for an unknown target, DeployError when `folder` cannot be written.
+    Weights beyond `external_data_bytes` go to ``folder/model.onnx.data``. Raises PassError naming the pass, its node or
+    the passes before it when the graph cannot be honoured, ConfigError for an unknown target, DeployError when `folder`
+    cannot be written.
     """
     passes = passes_for(target, options)
     graph = load_graph(canonical)
-    steps = _apply(passes, graph)
+    rows = [_row(done, result) for done, result in _applied(passes, graph, canonical)]
     save_graph(graph, folder / "model.onnx", external_data_bytes)
-    report = {"target": target, "canonical_sha256": sha256_file(canonical), "passes": steps}
+    report = {"target": target, "canonical_sha256": sha256_file(canonical), "passes": rows}
     write_json(folder / "passes.json", report)
     return report
 
@@ -45,12 +47,10 @@ def lowered_step_by_step(canonical: Path, target: str, folder: Path) -> dict[str
     """
     graph = load_graph(canonical)
     found = {"canonical": canonical}
-    for step in passes_for(target):
-        result = step.run(graph)
-        graph.cleanup().toposort()
+    for done, result in _applied(passes_for(target), graph, canonical):
         if result.modified:
-            found[step.name] = folder / step.name / "model.onnx"
-            save_graph(graph, found[step.name])
+            found[done.name] = folder / done.name / "model.onnx"
+            save_graph(graph, found[done.name])
     return found
 
 
@@ -63,18 +63,34 @@ def float_variant(
     ``passes.json``, the weights as `lower` does. Raises as `lower`, ConfigError for an unknown body.
     """
     graph = load_graph(fp32_onnx)
-    steps = _apply(float_passes(LowerOptions(body, ranges)), graph)
+    rows = [_row(done, result) for done, result in _applied(float_passes(LowerOptions(body, ranges)), graph, fp32_onnx)]
     save_graph(graph, folder / "model.onnx")
-    report = {"target": "tensorrt", "body": body, "fp32_sha256": sha256_file(fp32_onnx), "passes": steps}
+    report = {"target": "tensorrt", "body": body, "fp32_sha256": sha256_file(fp32_onnx), "passes": rows}
     write_json(folder / "passes.json", report)
     return report
 
 
-def _apply(passes: tuple[Pass, ...], graph: gs.Graph) -> list[dict[str, Any]]:
-    """Run the passes in order; what each did."""
-    steps = []
-    for step in passes:
-        result = step.run(graph)
-        steps.append({"pass": step.name, "why": step.why, **result.as_json()})
-        graph.cleanup().toposort()
-    return steps
+def _applied(passes: tuple[Pass, ...], graph: gs.Graph, source: Path) -> Iterator[tuple[Pass, PassResult]]:
+    """Run the passes in order on the graph read from `source`; each one with its result, once the graph is sorted."""
+    before: list[str] = []
+    for current in passes:
+        try:
+            result = current.run(graph)
+            graph.cleanup().toposort()
+        except QdqError as error:
+            raise type(error)(f"pass {current.name}: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            after = f"after {', '.join(before)}" if before else "before any other"
+            raise PassError(
+                f"{source}: pass {current.name} failed {after} ({type(error).__name__}: {error}); "
+                "this is an error of ours, please report it"
+            ) from error
+        yield current, result
+        before.append(current.name)
+
+
+def _row(done: Pass, result: PassResult) -> dict[str, Any]:
+    """One row of passes.json."""
+    return {"pass": done.name, "why": done.why, **result.as_json()}

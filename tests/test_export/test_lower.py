@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import onnx
 import pytest
 
 from export.names import IR_VERSION, OPSET
-from export.passes import lower
+from export.passes import lower, lowered_step_by_step, pipeline
 from export.passes.pipeline import passes_for
 from export.to_onnx import save_proto
 from export.unoptimized import open_unoptimized, run
 from qdq.base.artifacts import sha256_file
-from qdq.errors import ConfigError, DeployError, PassError
+from qdq.errors import ConfigError, DeployError, PassError, QdqError
 
 CPU_TARGETS = ["onnxruntime", "openvino"]
 TARGETS = [*CPU_TARGETS, "tensorrt"]
@@ -158,3 +159,51 @@ def test_a_full_disk_leaves_what_was_there(
     with full_disk(20_000), pytest.raises(DeployError, match=refusal):
         lower(canonical, "onnxruntime", tmp_path, external_data_bytes)
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def fails_with(error: Exception) -> Any:
+    """A pass that raises it."""
+
+    def run_pass(graph: Any) -> Any:
+        raise error
+
+    return run_pass
+
+
+@pytest.mark.parametrize("entry", [lower, lowered_step_by_step])
+def test_a_failing_pass_names_itself_its_graph_and_the_passes_before(
+    canonical: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: Any
+) -> None:
+    cause = KeyError("embeddings")
+    monkeypatch.setattr(pipeline, "CODES", replace(pipeline.CODES, run=fails_with(cause)))
+    with pytest.raises(PassError) as caught:
+        entry(canonical, "onnxruntime", tmp_path)
+    assert str(caught.value) == (
+        f"{canonical}: pass gather_codes failed after share_factors, share_quantizers, needed_rows "
+        "(KeyError: 'embeddings'); this is an error of ours, please report it"
+    )
+    assert caught.value.__cause__ is cause
+
+
+def test_an_error_of_ours_in_the_first_pass(canonical: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "FACTORS", replace(pipeline.FACTORS, run=fails_with(ValueError("odd"))))
+    with pytest.raises(PassError, match=r"pass share_factors failed before any other \(ValueError: odd\)"):
+        lower(canonical, "tensorrt", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [PassError, ConfigError])
+def test_what_a_pass_refuses_keeps_its_type_and_gains_its_name(
+    canonical: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[QdqError]
+) -> None:
+    monkeypatch.setattr(pipeline, "SHARE", replace(pipeline.SHARE, run=fails_with(kind("q: export it again"))))
+    with pytest.raises(kind, match=r"^pass share_quantizers: q: export it again$") as caught:
+        lower(canonical, "openvino", tmp_path)
+    assert type(caught.value) is kind
+
+
+def test_memory_that_runs_out_in_a_pass_is_said_as_such(
+    canonical: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "SHARE", replace(pipeline.SHARE, run=fails_with(MemoryError())))
+    with pytest.raises(MemoryError):
+        lower(canonical, "openvino", tmp_path)
