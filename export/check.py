@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from export.check_rules import RULES, CanonicalGraph, onnx_checker
 from export.inventory import GraphIndex
 from export.names import DEQUANTIZE, QUANTIZE
 from export.points import consumers
+from export.reading import read_onnx
 from qdq.errors import ExportError
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a graph that passed holds.
+    """Contents of a graph that passed.
 
     Attributes:
         quantize: number of QuantizeLinear nodes.
@@ -34,10 +33,6 @@ class CheckReport:
     dequantize: int
     weights: int
     shared: Mapping[str, str]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
-        return asdict(self)
 
 
 def check_canonical(model: onnx.ModelProto, expected_points: Sequence[str] | None = None) -> CheckReport:
@@ -53,10 +48,7 @@ def check_file(path: Path, expected_points: Sequence[str] | None = None) -> Chec
 
     Raises ExportError also when the file or its external data cannot be read.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise ExportError(f"{path}: cannot be read as ONNX ({error}); run the export stage again") from error
+    model = read_onnx(path, ExportError)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location" and not (path.parent / entry.value).is_file():

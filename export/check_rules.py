@@ -13,8 +13,7 @@ from onnx import NodeProto, TensorProto
 
 from export.inventory import GraphIndex
 from export.names import DEQUANTIZE, IR_VERSION, OPSET, QUANTIZE
-
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+from export.reading import FLOATS, attribute
 
 # Ops that a canonical graph never holds, and what they mean.
 FORBIDDEN: Mapping[str, str] = {
@@ -134,7 +133,7 @@ def _granularity(graph: CanonicalGraph) -> Iterator[str]:
         scale, weight = graph.array(node, 1), graph.weight(node)
         if scale is None or scale.ndim == 0:
             continue
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        axis = attribute(node, "axis", 1)
         if weight is None and node.op_type == DEQUANTIZE and node.input[0] in graph.index.producers:
             continue  # an activation, named at its Q
         if weight is None:

@@ -78,10 +78,6 @@ class Inventory:
     other: tuple[Other, ...]
     quantized: Mapping[str, tuple[int, ...]]
 
-    def is_quantized(self, name: str) -> bool:
-        """Whether both factors of `name` are dequantized, so that an engine can multiply INT8 codes."""
-        return self.quantized[name] == (0, 1)
-
 
 def inventory(model: onnx.ModelProto) -> Inventory:
     """Sort every MatMul and Gemm of `model` into the three groups. External data need not be loaded."""

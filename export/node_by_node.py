@@ -1,4 +1,4 @@
-"""A graph executed one node at a time, so that every tensor has exactly the type written: what FP16 costs, per node.
+"""A graph executed one node at a time, so that every tensor has exactly the type written: the cost of FP16 per node.
 
 ONNX Runtime's CPU provider has FP16 kernels for part of the operators. It puts casts around the others and removes
 casts that meet, so within one session whole chains stay FP32 and round less than a GPU would. A session per node cannot
@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.names import IR_VERSION, OPSET
-from export.unoptimized import load_graph, open_unoptimized, run
+from export.reading import read_onnx
+from export.unoptimized import Array, open_unoptimized, run
 from qdq.errors import ParityError
 
-Array = NDArray[Any]
 Observer = Callable[[NodeProto, Mapping[str, Array], Mapping[str, Array]], None]  # a node, its inputs, its outputs
 
 
@@ -35,7 +34,7 @@ class NodeByNode:
     """
 
     def __init__(self, model_path: Path) -> None:
-        self._graph = load_graph(model_path).graph
+        self._graph = read_onnx(model_path, ParityError).graph
         folder = str(model_path.parent)
         self._constants = {t.name: numpy_helper.to_array(t, folder) for t in self._graph.initializer}
         self._last_reader = {name: node.name for node in self._graph.node for name in node.input}

@@ -16,7 +16,8 @@ import onnx
 
 from export.inventory import GraphIndex
 from export.names import QUANTIZE
-from export.unoptimized import Array, load_graph, open_unoptimized, run
+from export.reading import read_onnx
+from export.unoptimized import Array, open_unoptimized, run
 from qdq.errors import ParityError
 
 FakeQuantize = Callable[[Array], Array]  # float values to their dequantized values, as torch's TensorQuantizer does
@@ -29,7 +30,7 @@ POINTS_PER_RUN = 16  # exposed tensors stay alive to the end of a run; 16 at bat
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two executions' codes of one point compare: share of equal ones, and the largest difference in steps."""
+    """Codes of one point by two executions: share of equal ones, and the largest difference in steps."""
 
     equal: float
     max_step: int
@@ -83,7 +84,6 @@ def point_parity(
     model_path: Path,
     feeds: Mapping[str, Array],
     quantize: Mapping[str, FakeQuantize] | None = None,
-    progress: Callable[[int, int], None] | None = None,
     points_per_run: int = POINTS_PER_RUN,
 ) -> PointParity:
     """Compare the codes of every activation point on the very inputs ONNX Runtime gave it.
@@ -92,13 +92,12 @@ def point_parity(
         model_path: a QDQ graph; external data beside it.
         feeds: one batch, input name to int64 [B, S] (or [B, N, S]).
         quantize: point name -> torch's fake-quantizer of that point; None compares with numpy only.
-        progress: called with (points done, points) after each run.
         points_per_run: how many points are exposed at a time, which bounds memory.
 
     Raises ParityError naming every point beyond one step or below 99.9 % equal codes, a point whose input holds NaN,
     or one that `quantize` lacks.
     """
-    model = load_graph(model_path)
+    model = read_onnx(model_path, ParityError)
     points = _activation_points(model, model_path.parent)
     results: dict[str, PointResult] = {}
     # Backwards, so that what lies behind the last point of a run can be cut off for good.
@@ -106,8 +105,6 @@ def point_parity(
         chunk = points[max(0, end - points_per_run) : end]
         for point, x, codes in _exposed(model, chunk, feeds, model_path.parent):
             results[point.node] = _compare_point(point, x, codes, quantize)
-        if progress is not None:
-            progress(len(results), len(points))
     parity = PointParity(tuple(results[point.node] for point in points))
     _raise_if_apart(parity)
     return parity

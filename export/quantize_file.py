@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.names import DEQUANTIZE, QUANTIZE
+from export.reading import attribute, standard_opset
 from qdq.errors import ExportError
 
 OLDEST_OPSET = 13  # QuantizeLinear's axis
@@ -38,7 +39,7 @@ class FileLinear:
 
 def find_linears(model: ModelProto) -> list[FileLinear]:
     """Every linear in graph order. Raises ExportError for a graph without any, or one that is quantized or too old."""
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = standard_opset(model)
     if opset < OLDEST_OPSET:
         raise ExportError(f"the graph has opset {opset}; export it again with {OLDEST_OPSET} or newer")
     if any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):
@@ -48,9 +49,8 @@ def find_linears(model: ModelProto) -> list[FileLinear]:
     for index, node in enumerate(model.graph.node):
         if node.op_type not in ("MatMul", "Gemm") or weights.get(node.input[1]) != 2 or node.input[0] in weights:
             continue
-        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         name = node.name or f"{node.op_type}_{index}"
-        found.append(FileLinear(name, node.input[0], node.input[1], 0 if transposed else 1))
+        found.append(FileLinear(name, node.input[0], node.input[1], 0 if attribute(node, "transB") else 1))
     if not found:
         raise ExportError("the graph has no MatMul or Gemm with a constant weight; there is nothing to quantize")
     return found
@@ -98,7 +98,6 @@ def quantize_linears(
 
 
 def _dequantized_weight(graph: GraphProto, name: str, scales: NDArray[np.float32], axis: int) -> NodeProto:
-
     tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
     array = numpy_helper.to_array(tensor).astype(np.float32)
     shaped = scales.reshape((-1, 1) if axis == 0 else (1, -1)) if scales.size > 1 else scales.reshape(())
@@ -119,7 +118,6 @@ def _dequantized_weight(graph: GraphProto, name: str, scales: NDArray[np.float32
 
 
 def _pair(graph: GraphProto, tensor: str, scale: float, zero: str) -> tuple[NodeProto, NodeProto]:
-
     graph.initializer.append(helper.make_tensor(f"{tensor}.scale", TensorProto.FLOAT, [], [scale]))
     codes, back = f"{tensor}.codes", f"{tensor}.dequantized"
     return (
@@ -130,7 +128,6 @@ def _pair(graph: GraphProto, tensor: str, scale: float, zero: str) -> tuple[Node
 
 def _insert(graph: GraphProto, pairs: Mapping[str, tuple[NodeProto, NodeProto]]) -> None:
     """Each pair right behind the node that makes its tensor; those of graph inputs first."""
-
     waiting = dict(pairs)
     ordered: list[NodeProto] = []
     produced = {output for node in graph.node for output in node.output}
@@ -141,16 +138,13 @@ def _insert(graph: GraphProto, pairs: Mapping[str, tuple[NodeProto, NodeProto]])
         for output in node.output:
             if output in waiting:
                 ordered += waiting.pop(output)
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
     del graph.node[:]
-    graph.node.extend(copies)
+    graph.node.extend(ordered)
 
 
 def _drop_unused(graph: GraphProto, names: set[str]) -> None:
     """Remove float weights nothing reads any more."""
-
     read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name not in names or tensor.name in read]
-    copies = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-    del graph.initializer[:]
-    graph.initializer.extend(copies)
+    for position in reversed(range(len(graph.initializer))):
+        if graph.initializer[position].name in names - read:
+            del graph.initializer[position]

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.inventory import GraphIndex
 from export.passes.element_types import element_types
-from export.unoptimized import open_unoptimized, run
+from export.reading import read_onnx
+from export.unoptimized import Array, open_unoptimized, run
 from qdq.errors import PassError
 
 ZERO = "range.zero"
@@ -28,7 +27,7 @@ KINDS = ("largest", "nan")  # the two reductions
 
 def measure_ranges(
     model_path: Path,
-    feeds: Iterable[Mapping[str, NDArray[Any]]],
+    feeds: Iterable[Mapping[str, Array]],
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Largest finite |x| of every float32 tensor a node computes from the graph's inputs, over all `feeds`.
@@ -43,10 +42,7 @@ def measure_ranges(
     Returns tensor name to largest magnitude, in graph order. Raises PassError when the graph cannot be read, when a
     tensor holds NaN already in FP32, and when there are no batches; Unavailable without ONNX Runtime.
     """
-    try:
-        model = onnx.load(model_path, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise PassError(f"{model_path}: cannot be read as ONNX ({error}); run the export stage again") from error
+    model = read_onnx(model_path, PassError)
     names = _computed_floats(model)
     _append_reductions(model.graph, names)
     session = open_unoptimized(model.SerializeToString(), model_path.parent)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -23,28 +22,17 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 PRODUCER = "qdq"
 
 
-@dataclass(frozen=True)
-class TidyReport:
-    """What tidying did, for the stage's log line."""
-
-    int8_weights: int
-    constant_reshapes: int
-    removed_nodes: int
-
-
-def tidy(model: ir.Model, int8_weights: bool = True) -> TidyReport:
+def tidy(model: ir.Model) -> None:
     """Rewrite `model` in place into the canonical form described above. Raises ExportError naming a stray node."""
     graph = model.graph
-    before = len(graph)
     if model.producer_name != PRODUCER:  # a tidy graph has its names, and no scopes left to make them from
         _name_nodes(graph)
-    reshapes = _constant_reshapes(graph)
-    weights = _fold_weights(graph) if int8_weights else 0
+    _constant_reshapes(graph)
+    _fold_weights(graph)
     _remove_dead(graph)
     _name_initializers(graph)
     _strip_metadata(model)
     graph.sort()
-    return TidyReport(weights, reshapes, before - len(graph))
 
 
 def _name_nodes(graph: ir.Graph) -> None:
@@ -85,9 +73,8 @@ def _operation(node: ir.Node) -> str:
     return {QUANTIZE: "quantize", DEQUANTIZE: "dequantize"}.get(node.op_type, node.op_type)
 
 
-def _constant_reshapes(graph: ir.Graph) -> int:
-    """Shapes computed from the batch and sequence sizes become ``[0, 0, …]``: "copy this dimension"."""
-    changed = 0
+def _constant_reshapes(graph: ir.Graph) -> None:
+    """Replace shapes computed from the batch and sequence sizes by ``[0, 0, …]``: "copy this dimension"."""
     for node in graph:
         if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].is_initializer():
             continue
@@ -99,8 +86,6 @@ def _constant_reshapes(graph: ir.Graph) -> int:
             name = f"{node.name}.shape"
             node.replace_input_with(1, _initializer(graph, name, np.array(dims, dtype=np.int64)))
             node.attributes.pop("allowzero", None)  # the exporter sets it, and then 0 would mean "empty"
-            changed += 1
-    return changed
 
 
 def _copying_shape(source: list[object], target: list[object]) -> list[int] | None:
@@ -120,14 +105,13 @@ def _is_named(dim: object) -> bool:
     return getattr(dim, "value", None) is not None  # two unknown dimensions need not be the same one
 
 
-def _fold_weights(graph: ir.Graph) -> int:
-    """Weight -> Q -> DQ [-> Transpose] becomes INT8 codes -> DQ, transposed beforehand; returns how many."""
-    folded = 0
+def _fold_weights(graph: ir.Graph) -> None:
+    """Replace weight -> Q -> DQ [-> Transpose] by INT8 codes -> DQ, transposed beforehand."""
     for node in list(graph):
         if node.op_type != QUANTIZE or node.inputs[0] is None or node.inputs[0].const_value is None:
             continue
         dequantize = _dequantizer(node)
-        codes, scale, axis = quantized_codes(node)
+        codes, scale, axis = _codes_of(node)
         point = _owner(node)
         transpose = _only_transpose(dequantize)
         if transpose is not None:
@@ -139,11 +123,9 @@ def _fold_weights(graph: ir.Graph) -> int:
             dequantize.attributes["axis"] = ir.AttrInt64("axis", axis)
         dequantize.outputs[0].shape = ir.Shape(codes.shape)
         graph.remove(node, safe=True)
-        folded += 1
-    return folded
 
 
-def quantized_codes(node: ir.Node) -> tuple[np.ndarray, np.ndarray, int]:
+def _codes_of(node: ir.Node) -> tuple[np.ndarray, np.ndarray, int]:
     """INT8 codes, scale and axis of a QuantizeLinear with constant inputs, as ONNX defines it (round half to even)."""
     weight, scale = (np.asarray(_constant(node, index)) for index in (0, 1))
     axis = node.attributes.get_int("axis", 1) if scale.ndim else 0

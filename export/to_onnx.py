@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from export.floating import Parameters, without_quantizers
 from export.names import IR_VERSION, OPSET
-from export.tidy import TidyReport, tidy
+from export.tidy import tidy
 from qdq.base.artifacts import atomic_path
 from qdq.errors import ExportError
 
@@ -23,19 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 EXTERNAL_DATA_BYTES = 2 * 1024**3 - 64 * 1024**2  # protobuf's 2 GiB limit, less room for the graph itself
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """How the canonical graph is written.
-
-    Attributes:
-        int8_weights: store INT8 codes + DequantizeLinear; False stores FP32 weights + QuantizeLinear/DequantizeLinear.
-        external_data_bytes: initializers go to ``<name>.data`` beside the model when they exceed this many bytes.
-    """
-
-    int8_weights: bool = True
-    external_data_bytes: int = EXTERNAL_DATA_BYTES
 
 
 @dataclass(frozen=True)
@@ -56,9 +43,8 @@ def export_onnx(
     example: dict[str, torch.Tensor],
     outputs: Sequence[str],
     path: Path,
-    settings: ExportSettings | None = None,
     floating: FloatGraph | None = None,
-) -> TidyReport:
+) -> None:
     """Export `module` (called with the tensors of `example` by name) to `path` with dynamic batch and sequence.
 
     Args:
@@ -70,19 +56,17 @@ def export_onnx(
 
     Raises ExportError when torch cannot trace the module or the graph does not hold what was injected.
     """
-    settings = settings or ExportSettings()
     _check_calibrated(module)
     program = _trace(module, example, outputs)
     model: ir.Model = program.model
     if floating is not None:  # from the trace as it is: an optimized one has parameters folded away, names and all
         plain = without_quantizers(model, floating.parameters)
         tidy(plain)
-        save(plain, floating.path, settings.external_data_bytes)
+        save(plain, floating.path)
         del plain
     program.optimize()
-    report = tidy(model, settings.int8_weights)
-    save(model, path, settings.external_data_bytes)
-    return report
+    tidy(model)
+    save(model, path)
 
 
 def _trace(module: torch.nn.Module, example: dict[str, torch.Tensor], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
@@ -112,7 +96,7 @@ def _trace(module: torch.nn.Module, example: dict[str, torch.Tensor], outputs: S
 
 
 def _check_calibrated(module: torch.nn.Module) -> None:
-    """The exporter tries several ways to trace and forgets why the first failed, so this cannot be left to it."""
+    """Raise ExportError naming a point without amax: the exporter forgets why the first of its attempts failed."""
     points = [part for part in module.modules() if hasattr(part, "point") and not getattr(part, "_disabled", False)]
     bare = [str(part.point) for part in points if not hasattr(part, "_amax")]
     if bare:
@@ -144,10 +128,10 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def save(model: ir.Model, path: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:
+def save(model: ir.Model, path: Path) -> None:
     """Write an onnx_ir model, see `save_proto`."""
     model.ir_version = IR_VERSION
-    save_proto(ir.to_proto(model), path, external_data_bytes)
+    save_proto(ir.to_proto(model), path)
 
 
 def save_proto(proto: onnx.ModelProto, path: Path, external_data_bytes: int = EXTERNAL_DATA_BYTES) -> None:

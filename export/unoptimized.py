@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from qdq.errors import ParityError, Unavailable
@@ -15,16 +13,8 @@ from qdq.errors import ParityError, Unavailable
 Array = NDArray[Any]
 
 
-def load_graph(path: Path) -> onnx.ModelProto:
-    """Read a graph, leaving external data where it is. Raises ParityError when it cannot be read."""
-    try:
-        return onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise ParityError(f"{path}: cannot be read as ONNX ({error}); run the export stage again") from error
-
-
 def open_unoptimized(model: str | bytes, folder: Path) -> Any:
-    """An InferenceSession on the CPU for a file, or for a serialized model whose external data lies in `folder`.
+    """Open an InferenceSession on the CPU for a file, or for a serialized model whose external data lies in `folder`.
 
     Raises ParityError when the graph cannot be loaded, Unavailable when ONNX Runtime is not installed.
     """
@@ -51,7 +41,10 @@ def open_unoptimized(model: str | bytes, folder: Path) -> Any:
 
 
 def run(session: Any, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
-    """Outputs `names` for the inputs the graph has. Raises ParityError for a missing input."""
+    """Run a session on a batch that may hold more than the graph's inputs; returns the outputs `names`.
+
+    Raises ParityError for a missing input.
+    """
     wanted = [value.name for value in session.get_inputs()]
     missing = [name for name in wanted if name not in feeds]
     if missing:

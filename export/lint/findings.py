@@ -10,9 +10,10 @@ from typing import Any, Literal
 from onnx import NodeProto
 
 from export.lint.fusion import FusedLayer
-from export.lint.graph import LintGraph, label
+from export.lint.graph import LintGraph
 from export.lint.limits import Platform
 from export.lint.patterns import Patterns
+from export.reading import label
 
 Severity = Literal["error", "performance", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "performance", "note")
@@ -49,11 +50,15 @@ class Rule:
     """One rule. `find` yields its hits; its docstring says when it fires and what it leaves alone."""
 
     id: str
-    severity: Severity
     title: str
     fix: str
     source: Source
     find: Callable[[Subject], Iterator[Hit]]
+
+    @property
+    def severity(self) -> Severity:
+        """As the letter of the id says: QDQ-E101 is an error, P costs performance, N is a note."""
+        return SEVERITIES["EPN".index(self.id[4])]
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Finding:
     """One place where a rule fires.
 
     Attributes:
-        rule: id such as QDQ-E101; E is an error, P costs performance, N is a note.
+        rule: id such as QDQ-E101.
         nodes: names of the nodes concerned, the culprit first; "Op -> tensor" for a node without a name.
         tensor: name of the tensor concerned, "" when the nodes say it all.
         reason: what is wrong here and what TensorRT does about it.

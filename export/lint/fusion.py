@@ -9,11 +9,12 @@ from typing import Any
 import onnx
 from onnx import NodeProto
 
-from export.lint.graph import LintGraph, label
+from export.lint.graph import LintGraph
 from export.lint.limits import FLOAT_HEAD_SIZES, INT8_HEAD_SIZES, INT8_MAX_SEQUENCE, MIN_SM
 from export.lint.patterns import Attention, Linear, Patterns, Residual
 from export.lint.recognize import recognize
 from export.names import QUANTIZE
+from export.reading import label
 
 OPERAND_NAMES = {
     "q": "query, before the first BMM",

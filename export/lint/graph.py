@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ from onnx import NodeProto, TensorProto
 from export.inventory import LAYOUT, GraphIndex
 from export.lint.wellformed import check_tensors, ordered
 from export.names import DEQUANTIZE, QUANTIZE
+from export.reading import FLOATS, attribute, standard_opset
 
 # Ops that commute with Q and DQ (`Q(op(x)) == op(Q(x))`): TensorRT moves a Q backward and a DQ forward through them.
 MOVES = LAYOUT - {"Cast"} | {"Dropout", "Expand", "Gather", "Slice", "Split"}
 
 BOOKKEEPING = frozenset({"Shape", "Size"})  # read a tensor without reading its values
 PAIR = (QUANTIZE, DEQUANTIZE)
-FLOATS: Mapping[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 LARGE = 1 << 17  # elements; larger initializers are weights, whose values no rule reads
 
 Shape = tuple[int | None, ...]
@@ -140,21 +140,6 @@ class LintGraph:
             value = self.value(tensor)
             return None if value is None else int(value.size)
         return int(np.prod([dim for dim in shape if dim is not None], dtype=np.int64))
-
-
-def standard_opset(model: onnx.ModelProto) -> int:
-    """Version of the standard operator set that a model imports; 0 when it imports none."""
-    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-
-
-def label(node: NodeProto) -> str:
-    """A node's name, or what it makes when it has none."""
-    return node.name or f"{node.op_type} -> {node.output[0]}"
-
-
-def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """Value of an attribute, or `default`."""
-    return next((onnx.helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
 
 
 def constant_value(node: NodeProto) -> NDArray[Any] | None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from export.inventory import MULTIPLICATIONS
-from export.lint.graph import PAIR, LintGraph, attribute
+from export.lint.graph import PAIR, LintGraph
 from export.names import QUANTIZE
+from export.reading import attribute
 
 # What may lie between an activation function's input and its output, or between a linear and the next one.
 POINTWISE = frozenset(

@@ -24,6 +24,7 @@ from export.lint.graph import without_weights
 from export.lint.limits import MIN_SM
 from export.names import DEQUANTIZE, QUANTIZE
 from export.points import consumers
+from export.reading import attribute
 from qdq.errors import ConfigError
 
 
@@ -105,7 +106,7 @@ def _float_weight(graph: onnx.GraphProto, index: GraphIndex, dequantize: NodePro
     codes, scale = (index.initializers[tensor] for tensor in dequantize.input[:2])
     weight = TensorProto(name=name, dims=codes.dims, data_type=scale.data_type)
     if codes.raw_data:
-        axis = next((attribute.i for attribute in dequantize.attribute if attribute.name == "axis"), 1)
+        axis = attribute(dequantize, "axis", 1)
         factors = to_array(scale)
         factors = factors.reshape([-1 if i == axis else 1 for i in range(len(codes.dims))]) if factors.ndim else factors
         weight = from_array(to_array(codes).astype(factors.dtype) * factors, name)

@@ -34,8 +34,7 @@ def as_text(report: LintReport, file: str) -> str:
 def _rule(findings: Sequence[Finding]) -> Iterator[str]:
     """One rule: title, every distinct reason with the first node names, the fix and the source."""
     first = findings[0]
-    count = f"{len(findings)}×" if len(findings) > 1 else ""
-    yield f"  {first.rule}  {first.title}" + (f"  {count}" if count else "")
+    yield f"  {first.rule}  {first.title}" + (f"  {len(findings)}×" if len(findings) > 1 else "")
     groups = _by_reason(findings)
     for reason, nodes in groups[:SHOWN]:
         yield from _paragraph(reason, "    ", "    ")
@@ -76,7 +75,7 @@ def shorten(text: str, width: int) -> str:
 def _map(layers: Sequence[FusedLayer]) -> Iterator[str]:
     """The predicted fusion map in a few lines, and why anything in it is not INT8."""
     linears = [layer for layer in layers if layer.role]
-    attentions = [layer for layer in layers if layer.heads is not None or "attention" in layer.kind or _unfused(layer)]
+    attentions = [layer for layer in layers if "attention" in layer.kind or layer.kind == "unfused"]
     adds = [layer for layer in layers if layer.kind == "residual_add"]
     yield f"  encoder linears  {_share(linears, 'int8_gemm')} as INT8 GEMM"
     yield f"  attention        {_share(attentions, 'int8_fused_attention')} as INT8 fused attention"
@@ -95,10 +94,6 @@ def _map(layers: Sequence[FusedLayer]) -> Iterator[str]:
         reasons = Counter(layer.reason for layer in group if layer.reason)
         for reason, count in reasons.most_common(SHOWN):
             yield from _paragraph(f"{count} {kind}: {reason}", "  ", "    ")
-
-
-def _unfused(layer: FusedLayer) -> bool:
-    return layer.kind == "unfused"
 
 
 def _share(layers: Sequence[FusedLayer], kind: str) -> str:

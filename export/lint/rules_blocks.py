@@ -10,8 +10,9 @@ from onnx import NodeProto
 from export.lint import sources
 from export.lint.findings import Hit, Rule, Subject, names
 from export.lint.fusion import OPERAND_NAMES, is_float, limit_problems, missing_quantization, residual_quantized
-from export.lint.graph import LintGraph, label
+from export.lint.graph import LintGraph
 from export.lint.patterns import before, quantizers
+from export.reading import label
 
 
 def _half_residual(subject: Subject) -> Iterator[Hit]:
@@ -150,7 +151,6 @@ def _two_scales(subject: Subject) -> Iterator[Hit]:
 RULES: tuple[Rule, ...] = (
     Rule(
         "QDQ-P202",
-        "performance",
         "residual add with one float operand",
         "quantize both operands of the add, the skip with the Q that the layer's linears share; or neither",
         sources.RESIDUAL,
@@ -158,7 +158,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P203",
-        "performance",
         "attention whose INT8 fusion is broken",
         "place the missing pairs, or remove all of q, k, softmax and v so that the attention fuses in float",
         sources.ATTENTION,
@@ -166,7 +165,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P205",
-        "performance",
         "Q/DQ between Add and LayerNormalization",
         "quantize what the add reads and what the LayerNormalization writes, not the tensor between them",
         sources.FUSIONS,
@@ -174,7 +172,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P208",
-        "performance",
         "one tensor quantized twice",
         "let all readers share one Q (the lowering pass share_quantizers does that)",
         sources.REFIT,
@@ -182,7 +179,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P209",
-        "performance",
         "two scales on one tensor",
         "calibrate one scale for all readers of a tensor, the largest of theirs",
         sources.PROPAGATION,
@@ -190,7 +186,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P210",
-        "performance",
         "attention outside the limits of INT8 fusion",
         "leave q, k, softmax and v in float, so that the attention fuses in FP16",
         sources.ATTENTION,
@@ -198,7 +193,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P212",
-        "performance",
         "attention scale behind the first BMM",
         "fold 1/sqrt(head size) into the query weights and bias, or multiply q in front of its Q",
         sources.SCALE_FIRST,

@@ -8,9 +8,10 @@ from onnx import NodeProto
 
 from export.lint import sources
 from export.lint.findings import Hit, Rule, Subject, names
-from export.lint.graph import LintGraph, attribute
+from export.lint.graph import LintGraph
 from export.lint.patterns import Linear, output_axis
 from export.names import DEQUANTIZE, QUANTIZE
+from export.reading import attribute
 
 
 def _channels(graph: LintGraph, node: NodeProto) -> int:
@@ -140,7 +141,6 @@ def _weight_axis(graph: LintGraph, linear: Linear) -> tuple[NodeProto, int] | No
 RULES: tuple[Rule, ...] = (
     Rule(
         "QDQ-E111",
-        "error",
         "activation quantized per channel",
         "use one scale per activation tensor; only weights may have one per output channel",
         sources.HEADER,
@@ -148,7 +148,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E112",
-        "error",
         "per-channel DequantizeLinear on a computed tensor",
         "dequantize activations with the one scale of their Q",
         sources.HEADER,
@@ -156,7 +155,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E113",
-        "error",
         "blocked scales on INT8",
         "use per-channel scales for INT8 weights; blocks exist for INT4, FP8 and FP4 only",
         sources.HEADER,
@@ -164,7 +162,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E114",
-        "error",
         "scale does not fit its tensor",
         "one scale per output channel, with the axis attribute naming that dimension",
         sources.PARSER,
@@ -172,7 +169,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E115",
-        "error",
         "per-channel pair without axis",
         "write the axis attribute: 0 for a Gemm weight with transB=1, 1 for a MatMul weight (K, N)",
         sources.PARSER,
@@ -180,7 +176,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E116",
-        "error",
         "weight scaled along the reduction axis",
         "quantize per output channel: axis 0 of (N, K), before a Transpose or with transB=1, axis 1 of (K, N)",
         sources.AXIS,

@@ -129,7 +129,6 @@ def _same(subject: Subject, one: str, other: str) -> bool:
 RULES: tuple[Rule, ...] = (
     Rule(
         "QDQ-P201",
-        "performance",
         "linear with one quantized operand",
         "quantize both operands, or neither: remove the Q/DQ pair it has",
         sources.placement(1),
@@ -137,7 +136,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P204",
-        "performance",
         "QuantizeLinear that cannot fuse with its producer",
         "quantize the product in front as well, or remove this pair",
         sources.PROPAGATION,
@@ -145,7 +143,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P206",
-        "performance",
         "Q/DQ inside MatMul, bias, GELU",
         "quantize the linear's input and the GELU's output, nothing between",
         sources.FUSIONS,
@@ -153,7 +150,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P207",
-        "performance",
         "cast between DequantizeLinear and product",
         "store FP16 scales (opset 19 or later) so that the DequantizeLinear makes the type the product takes",
         sources.MODELOPT_CASTS,
@@ -161,7 +157,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-P211",
-        "performance",
         "quantized linear with K or N below 16",
         "leave this linear in float",
         sources.MODELOPT_SIZE,

@@ -9,9 +9,9 @@ from onnx import NodeProto
 from export.lint import sources
 from export.lint.findings import Hit, Rule, Subject, names
 from export.lint.fusion import gemm_problem, is_float, missing_quantization, residual_quantized
-from export.lint.graph import attribute
 from export.lint.limits import MIN_OPSET
 from export.lint.patterns import quantizers
+from export.reading import attribute
 
 
 def _has_quantizers(subject: Subject) -> bool:
@@ -139,7 +139,6 @@ def _nothing(subject: Subject) -> Iterator[Hit]:
 RULES: tuple[Rule, ...] = (
     Rule(
         "QDQ-N301",
-        "note",
         "attention in float",
         "quantize q, k, softmax, v and the output for INT8 fused attention, where accuracy allows",
         sources.ATTENTION,
@@ -147,7 +146,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-N302",
-        "note",
         "residual add in float",
         "quantize both operands of the add where accuracy allows: it halves what the add and its GEMM move",
         sources.RESIDUAL,
@@ -155,7 +153,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-N303",
-        "note",
         "encoder linear in float",
         "quantize input and weight, unless accuracy asks for float here",
         sources.placement(1),
@@ -163,7 +160,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-N304",
-        "note",
         "float ops in FP32",
         "write the float part of the graph in FP16 (qdq compile --target tensorrt does)",
         sources.TYPED,
@@ -171,7 +167,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-N305",
-        "note",
         "QuantizeLinear without zero-point",
         "store an INT8 zero-point of zeros",
         sources.PARSER,
@@ -179,7 +174,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-N306",
-        "note",
         "QuantizeLinear on a scalar",
         "do not quantize scalars",
         sources.HEADER,
@@ -187,7 +181,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-N307",
-        "note",
         "IR version newer than the parser's ONNX",
         "save the file with an older IR version (10 suits every release)",
         sources.OPSETS,
@@ -195,7 +188,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-N308",
-        "note",
         "opset of later releases only",
         "export with opset 20 or older, or require a later release",
         sources.OPSETS,
@@ -203,7 +195,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-N309",
-        "note",
         "nothing is quantized",
         "check the right file: the one a quantizer wrote",
         sources.HEADER,

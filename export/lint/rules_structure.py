@@ -9,9 +9,9 @@ from onnx import NodeProto, TensorProto
 
 from export.lint import sources
 from export.lint.findings import Hit, Rule, Subject, names
-from export.lint.graph import FLOATS
 from export.lint.limits import MIN_OPSET
 from export.names import DEQUANTIZE, QUANTIZE
+from export.reading import FLOATS
 
 # op type -> what it is
 UNSUPPORTED = {
@@ -95,7 +95,6 @@ def _doubled(subject: Subject) -> Iterator[Hit]:
 RULES: tuple[Rule, ...] = (
     Rule(
         "QDQ-E121",
-        "error",
         "unsupported quantized op",
         "export QuantizeLinear/DequantizeLinear pairs (onnxruntime: quantize_static, QuantFormat.QDQ)",
         sources.OPERATORS,
@@ -103,7 +102,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E122",
-        "error",
         "opset outside what the parser takes",
         "export with opset 17 to 20 (19 or later for FP16 scales)",
         sources.OPSETS,
@@ -111,7 +109,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E123",
-        "error",
         "QuantizeLinear without DequantizeLinear",
         "put a DequantizeLinear with the same scale in front of every reader of the codes",
         sources.CODES_ONLY,
@@ -119,7 +116,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E124",
-        "error",
         "QuantizeLinear on integer data",
         "remove the doubled Q, or dequantize in front of it",
         sources.HEADER,

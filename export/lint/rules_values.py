@@ -9,17 +9,13 @@ from onnx import NodeProto, TensorProto
 
 from export.lint import sources
 from export.lint.findings import Hit, Rule, Subject, names
-from export.lint.graph import FLOATS, LintGraph, attribute
+from export.lint.graph import LintGraph
 from export.names import QUANTIZE
+from export.reading import FLOATS, attribute, type_name
 
 # FP8, INT4 and FP4 are TensorRT's other quantized types; their pairs are not this linter's business.
 QUANTIZED_TYPES = frozenset({TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1})
 SCALES_IN_HALF = 19  # first opset whose QuantizeLinear takes FP16 and BF16 scales
-
-
-def type_name(data_type: int) -> str:
-    """UINT8, FLOAT16…"""
-    return TensorProto.DataType.Name(data_type) if data_type in TensorProto.DataType.values() else str(data_type)
 
 
 def zero_point(node: NodeProto) -> str:
@@ -132,7 +128,6 @@ def _scale_type(subject: Subject) -> Iterator[Hit]:
 RULES: tuple[Rule, ...] = (
     Rule(
         "QDQ-E101",
-        "error",
         "nonzero zero-point",
         "quantize symmetrically, zero-point 0, scale amax / 127 (onnxruntime: ActivationSymmetric, WeightSymmetric)",
         sources.PARSER,
@@ -140,7 +135,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E102",
-        "error",
         "codes are not INT8",
         "use INT8 for activations and weights (onnxruntime: QuantType.QInt8) and keep biases in float",
         sources.CODES,
@@ -148,7 +142,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E103",
-        "error",
         "zero-point is not a constant of the scale's size",
         "store an INT8 initializer of zeros with the shape of the scale",
         sources.HEADER,
@@ -156,7 +149,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E104",
-        "error",
         "scale is not positive and finite",
         "calibrate this point again; an all-zero tensor needs a small positive scale",
         sources.PARSER,
@@ -164,7 +156,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E105",
-        "error",
         "scale is not a constant",
         "calibrate on data and store the scale; TensorRT has no dynamic INT8 quantization",
         sources.HEADER,
@@ -172,7 +163,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "QDQ-E106",
-        "error",
         "scale type does not match",
         "give Q and DQ scales of the type of their data, with opset 19 or later for FP16 and BF16",
         sources.HEADER,

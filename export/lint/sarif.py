@@ -18,6 +18,7 @@ def as_sarif(report: LintReport, file: str) -> dict[str, Any]:
     An ONNX file has no lines: a result's place is the file and, as logical locations, the names of the nodes.
     """
     positions = {rule.id: index for index, rule in enumerate(RULES)}
+    uri = quote(file.replace("\\", "/"))
     results = [
         {
             "ruleId": finding.rule,
@@ -26,7 +27,7 @@ def as_sarif(report: LintReport, file: str) -> dict[str, Any]:
             "message": {"text": f"{finding.reason}. Fix: {finding.fix}."},
             "locations": [
                 {
-                    "physicalLocation": {"artifactLocation": {"uri": _uri(file)}},
+                    "physicalLocation": {"artifactLocation": {"uri": uri}},
                     "logicalLocations": [{"fullyQualifiedName": name, "kind": "element"} for name in finding.nodes],
                 }
             ],
@@ -56,8 +57,3 @@ def _descriptor(rule: Rule) -> dict[str, Any]:
     if rule.source.url:
         described["helpUri"] = rule.source.url
     return described
-
-
-def _uri(file: str) -> str:
-    """A relative or absolute path as a URI reference."""
-    return quote(file.replace("\\", "/"))

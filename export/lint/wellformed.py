@@ -1,4 +1,4 @@
-"""What the linter needs of a file to begin with: nodes in order, with their inputs; tensors that are whole."""
+"""Checks that a file is a graph at all: nodes sorted, with the inputs their ops need; tensors with all their data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx
 from onnx import NodeProto, TensorProto
 
+from export.reading import label
 from qdq.errors import ExportError
 
 
@@ -33,27 +34,23 @@ def ordered(graph: onnx.GraphProto, opset: int) -> list[NodeProto]:
                 waiting.append(node)
         if len(waiting) == len(nodes):
             raise ExportError(
-                f"{_label(nodes[0])}: reads its own result in a cycle; not a valid ONNX graph, export again"
+                f"{label(nodes[0])}: reads its own result in a cycle; not a valid ONNX graph, export again"
             )
         nodes = waiting
     return result
-
-
-def _label(node: NodeProto) -> str:
-    return node.name or f"{node.op_type} -> {node.output[0]}"
 
 
 def _check_inputs(node: NodeProto, available: set[str], opset: int) -> None:
     absent = [tensor for tensor in node.input if tensor not in available]
     if absent:
         raise ExportError(
-            f"{_label(node)}: reads '{absent[0]}', which nothing makes; not a valid ONNX graph, export again"
+            f"{label(node)}: reads '{absent[0]}', which nothing makes; not a valid ONNX graph, export again"
         )
     if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset, ""):
         return
     needed = onnx.defs.get_schema(node.op_type, opset, "").min_input
     if len(node.input) < needed or "" in node.input[:needed]:
-        raise ExportError(f"{_label(node)}: {node.op_type} needs {needed} inputs; not a valid ONNX graph, export again")
+        raise ExportError(f"{label(node)}: {node.op_type} needs {needed} inputs; not a valid ONNX graph, export again")
 
 
 def check_tensors(tensors: Sequence[TensorProto]) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
 from onnx.checker import ValidationError
 
 from export.names import IR_VERSION, OPSET
+from export.reading import read_onnx, standard_opset
 from export.to_onnx import EXTERNAL_DATA_BYTES, save_proto
 from qdq.errors import PassError
 
@@ -64,11 +64,8 @@ def load_graph(path: Path) -> gs.Graph:
 
     Raises PassError when it cannot be read, lacks its external data or is of another opset than the exporter's.
     """
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, ValidationError) as error:
-        raise PassError(f"{path}: cannot be read as ONNX ({error}); run the export stage again") from error
-    opset = next((entry.version for entry in model.opset_import if not entry.domain), None)
+    model = read_onnx(path, PassError, external_data=True)
+    opset = standard_opset(model)
     if opset != OPSET:  # an empty file parses as an empty model of no opset
         raise PassError(f"{path}: expected ONNX opset {OPSET}, found {opset or 'none'}; run the export stage again")
     return gs.import_onnx(model)

@@ -16,9 +16,8 @@ from onnx.defs import OpSchema
 
 from export.inventory import LAYOUT, MULTIPLICATIONS
 from export.names import DEQUANTIZE, QUANTIZE
+from export.reading import FLOATS, type_name
 from qdq.errors import PassError
-
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 # Ops that hand values on unchanged: what their input needs, their output needs.
 MOVING = (LAYOUT - {"Cast"}) | {"Concat", "Expand", "Gather", "Slice", "Split", "Tile"}
@@ -104,11 +103,6 @@ def onnx_type(tensor: gs.Tensor) -> int:
     if isinstance(tensor.dtype, int):  # graphsurgeon's spelling of the types numpy lacks
         return tensor.dtype
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
-
-
-def type_name(element: int) -> str:
-    """``FLOAT16`` and so on."""
-    return str(TensorProto.DataType.Name(element))
 
 
 def check_strong_types(graph: gs.Graph) -> None:

@@ -103,7 +103,8 @@ class _Selection:
             if axis is None or len(node.outputs) > 1:
                 continue
             alone = self._read_by(output, asking[id(output)])
-            wanted = _rule(node)(self.shapes, node, axis) if alone or node.op in PAIR else None
+            rule = RULES.get(node.op) if alone or node.op in PAIR else None
+            wanted = rule(self.shapes, node, axis) if rule is not None else None
             if wanted is None or any(self.axes.get(id(tensor), own) != own for tensor, own in wanted):
                 how = "does not work row by row" if alone else "is needed in full by other nodes"
                 self.reason = self.reason or f"{node.name} ({node.op}) {how}"
@@ -138,20 +139,6 @@ class _Selection:
                 self.graph.nodes.append(gs.Node("Gather", name, axis, [tensor, index], [row]))
             self.made[id(tensor)] = row
         return self.made[id(tensor)]
-
-
-def _rule(node: gs.Node) -> Rule:
-    if node.op in ELEMENTWISE:
-        return _elementwise
-    if node.op in ALONG_LAST_AXIS:
-        return _along_last_axis
-    if node.op in PAIR:
-        return _pair
-    return {"MatMul": _matmul, "Reshape": _reshape, "Transpose": _transpose}.get(node.op, _mixes_rows)
-
-
-def _mixes_rows(shapes: Shapes, node: gs.Node, axis: int) -> tuple[Demand, ...] | None:
-    return None
 
 
 def _elementwise(shapes: Shapes, node: gs.Node, axis: int) -> tuple[Demand, ...] | None:
@@ -199,3 +186,14 @@ def _of_operands(shapes: Shapes, node: gs.Node, operands: list[gs.Tensor], axis:
         if own >= 0 and shape[own] != 1:
             wanted.append((tensor, own))
     return tuple(wanted)
+
+
+# Operators that work row by row; every other one mixes rows.
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(ALONG_LAST_AXIS, _along_last_axis),
+    **dict.fromkeys(PAIR, _pair),
+    "MatMul": _matmul,
+    "Reshape": _reshape,
+    "Transpose": _transpose,
+}

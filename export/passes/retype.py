@@ -15,8 +15,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 
 from export.names import DEQUANTIZE, QUANTIZE
-from export.passes.element_types import FLOATS, Types, onnx_type, output_types
+from export.passes.element_types import Types, onnx_type, output_types
 from export.passes.half_types import Half
+from export.reading import FLOATS
 from qdq.errors import PassError
 
 FP32 = TensorProto.FLOAT

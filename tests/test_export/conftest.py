@@ -62,9 +62,9 @@ class Tiny:
             (logits,) = self.module(**{name: torch.from_numpy(value) for name, value in feeds.items()})
         return {"logits": logits.numpy()}
 
-    def export(self, path: Path, **settings: Any) -> Path:
+    def export(self, path: Path) -> Path:
         with folded(self.module.model):
-            export_onnx(self.module, as_tensors(self.feeds(4, 12)), ["logits"], path, **settings)
+            export_onnx(self.module, as_tensors(self.feeds(4, 12)), ["logits"], path)
         return path
 
 

@@ -61,11 +61,6 @@ def test_merged_points_name_who_serves_them(model: ModelProto, tiny: Any) -> Non
     assert shared[f"{LAYER}.output.add_residual_input_quantizer"] == f"{SECOND}.dequantize"
 
 
-def test_the_report_is_json(canonical: Path, tiny: Any) -> None:
-    report = check_file(canonical, tiny.points).as_json()
-    assert set(report) == {"quantize", "dequantize", "weights", "shared"}
-
-
 def test_without_expected_points_any_placement_is_fine(model: ModelProto) -> None:
     assert check_canonical(model).shared == {}
 

@@ -19,9 +19,10 @@ from export.inventory import LAYOUT, inventory
 from export.node_by_node import NodeByNode, node_errors
 from export.passes import LowerOptions, float_variant, lower
 from export.passes.base import PassResult, load_graph
-from export.passes.element_types import check_strong_types, element_types, type_name
+from export.passes.element_types import check_strong_types, element_types
 from export.passes.half_body import half_body
 from export.ranges import measure_ranges
+from export.reading import type_name
 from qdq.errors import ConfigError, PassError
 from qdq.inject.attention import MASKED_SCORE
 

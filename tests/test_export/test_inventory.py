@@ -57,7 +57,7 @@ def test_canonical_graph(model: ModelProto) -> None:
     assert found.attention_matmul == tuple(
         f"bert.encoder.layer.{layer}.attention.self.{matmul}" for layer in (0, 1) for matmul in ("MatMul", "MatMul_1")
     )
-    assert all(found.is_quantized(name) for name in (*found.encoder_linear, *found.attention_matmul))
+    assert all(found.quantized[name] == (0, 1) for name in (*found.encoder_linear, *found.attention_matmul))
     assert {other.name: other.reason for other in found.other} == {
         "bert.pooler.dense.Gemm": "pooler, outside the encoder blocks; float in this graph",
         "classifier.Gemm": "task head, outside the encoder blocks; float in this graph",
@@ -88,7 +88,7 @@ def test_a_linear_left_float_is_told_apart(model: ModelProto) -> None:
     matmul.input[0] = quantize.input[0]
     found = inventory(model)
     assert found.quantized[name] == (1,)
-    assert not found.is_quantized(name)
+    assert found.quantized[name] != (0, 1)
     assert name in found.encoder_linear  # still one of the linears that count
 
 

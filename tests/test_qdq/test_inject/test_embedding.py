@@ -15,7 +15,7 @@ import torch
 
 from export.passes import lower
 from export.to_onnx import export_onnx
-from export.unoptimized import load_graph, open_unoptimized, run
+from export.unoptimized import open_unoptimized, run
 from qdq.calibrate.calibrate import CalibrationSettings, calibrate
 from qdq.calibrate.checkpoint import load_checkpoint, write_checkpoint
 from qdq.inject import QuantSpec, inject, quantizers
@@ -89,7 +89,7 @@ def exported(load_tiny: LoadTiny, encode: Callable[..., Any], tmp_path_factory: 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt"])
 def test_every_target_computes_the_module(target: str, exported: Exported, tmp_path: Path) -> None:
     lower(exported.graph, target, tmp_path)
-    model = load_graph(tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
     tables = {t.name: t.data_type for t in model.graph.initializer if "embeddings." in t.name and len(t.dims) == 2}
     if target == "tensorrt":
         assert onnx.TensorProto.INT8 not in tables.values()
