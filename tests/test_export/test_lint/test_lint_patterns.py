@@ -8,76 +8,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from export.lint import FusedLayer, fusion_map, lint
 
-Edit = Callable[[Any], None]
+from .graphs import SELF, UP, Edit, erf_gelu, masked_by_where, tanh_gelu, written_norm
+
 Edited = Callable[..., onnx.ModelProto]
-L0 = "bert.encoder.layer.0."
-SELF = f"{L0}attention.self."
-NORM = f"{L0}output.LayerNorm.LayerNormalization"
-GELU = f"{L0}intermediate.intermediate_act_fn.Gelu"
-UP = f"{L0}intermediate.dense"
 
 
 def kinds(layers: tuple[FusedLayer, ...]) -> list[tuple[str, str, str, int | None]]:
     """What a map says, without names, and without order among LayerNorms."""
     return sorted((layer.kind, layer.precision, layer.role, layer.head_size) for layer in layers)
-
-
-def written_norm(graph: Any) -> None:
-    x, output = graph.node(NORM).input[0], graph.node(NORM).output[0]
-    graph.set("two", np.array(2, np.float32))
-    graph.set("epsilon", np.array(1e-12, np.float32))
-    graph.set("axes", np.array([-1], np.int64))
-    centred = graph.insert(NORM, "Sub", [x, graph.insert(NORM, "ReduceMean", [x, "axes"], "n.mean")], "n.sub")
-    squared = graph.insert(NORM, "Pow", [centred, "two"], "n.pow")
-    shifted = graph.insert(
-        NORM, "Add", [graph.insert(NORM, "ReduceMean", [squared, "axes"], "n.var"), "epsilon"], "n.e"
-    )
-    unit = graph.insert(NORM, "Div", [centred, graph.insert(NORM, "Sqrt", [shifted], "n.root")], "n.div")
-    scaled = graph.insert(NORM, "Mul", [unit, graph.node(NORM).input[1]], "n.mul")
-    graph.node(NORM).CopyFrom(helper.make_node("Add", [scaled, graph.node(NORM).input[2]], [output], NORM))
-
-
-def erf_gelu(order: str) -> Edit:
-    """x·½(1+erf(x/√2)) multiplied in one of the orders exporters choose."""
-
-    def apply(graph: Any) -> None:
-        x, output = graph.node(GELU).input[0], graph.node(GELU).output[0]
-        for name, value in (("root2", 2**0.5), ("one", 1.0), ("half", 0.5)):
-            graph.set(name, np.array(value, np.float32))
-        erf = graph.insert(GELU, "Erf", [graph.insert(GELU, "Div", [x, "root2"], "g.div")], "g.erf")
-        left, right = x, graph.insert(GELU, "Add", [erf, "one"], "g.add")
-        if order == "x first":
-            left, right = graph.insert(GELU, "Mul", [left, right], "g.mul"), "half"
-        elif order == "half on x":
-            left = graph.insert(GELU, "Mul", [left, "half"], "g.mul")
-        else:
-            right = graph.insert(GELU, "Mul", [right, "half"], "g.mul")
-        graph.node(GELU).CopyFrom(helper.make_node("Mul", [left, right], [output], GELU))
-
-    return apply
-
-
-def tanh_gelu(graph: Any) -> None:
-    x, output = graph.node(GELU).input[0], graph.node(GELU).output[0]
-    for name, value in (("three", 3.0), ("c", 0.044715), ("root", 0.7978846), ("one", 1.0), ("half", 0.5)):
-        graph.set(name, np.array(value, np.float32))
-    cube = graph.insert(GELU, "Mul", [graph.insert(GELU, "Pow", [x, "three"], "g.pow"), "c"], "g.cube")
-    inner = graph.insert(GELU, "Mul", [graph.insert(GELU, "Add", [x, cube], "g.sum"), "root"], "g.inner")
-    plus = graph.insert(GELU, "Add", [graph.insert(GELU, "Tanh", [inner], "g.tanh"), "one"], "g.plus")
-    halved = graph.insert(GELU, "Mul", [x, "half"], "g.half")
-    graph.node(GELU).CopyFrom(helper.make_node("Mul", [halved, plus], [output], GELU))
-
-
-def where_mask(graph: Any) -> None:
-    graph.set("low", np.array(-1e4, np.float32))
-    keep = graph.insert(f"{SELF}Add", "Cast", [graph.node(f"{SELF}Add").input[1]], "keep", to=TensorProto.BOOL)
-    graph.node(f"{SELF}Add").CopyFrom(
-        helper.make_node("Where", [keep, "low", f"{SELF}MatMul"], [f"{SELF}Add"], f"{SELF}Add")
-    )
 
 
 def nan_guard(graph: Any) -> None:
@@ -127,12 +69,12 @@ def initializers_as_inputs(graph: Any) -> None:
 
 
 SPELLINGS: dict[str, Edit] = {
-    "LayerNorm in primitive ops": written_norm,
+    "LayerNorm in primitive ops": written_norm(),
     "erf GELU, x first": erf_gelu("x first"),
     "erf GELU, half on x": erf_gelu("half on x"),
     "erf GELU, half on 1+erf": erf_gelu("half on 1+erf"),
     "tanh GELU": tanh_gelu,
-    "mask by Where": where_mask,
+    "mask by Where": masked_by_where,
     "NaN guard behind softmax": nan_guard,
     "float weight with Q, DQ and Transpose": float_weight_pair,
     "scales in Constant nodes": constants_as_nodes,

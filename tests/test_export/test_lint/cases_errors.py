@@ -1,44 +1,28 @@
-"""Every error of `qdq check` fires on a small edit of the canonical graph and leaves near misses alone."""
+"""Errors of `qdq check`: small edits of the canonical graph on which each one fires, and near misses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 from onnx import TensorProto, helper
 
-from export.lint import LintReport
-from export.lint.findings import Rule
-from export.lint.rules import RULES as ALL_RULES
-
-Edit = Callable[[Any], None]
-Check = Callable[..., LintReport]
-Fires = list[tuple[Edit, tuple[str, ...]]]
-Leaves = list[Edit]
-
-L0 = "bert.encoder.layer.0."
-SELF = f"{L0}attention.self."
-X = f"{SELF}query.input_quantizer"  # the layer input: one pair for query, key, value and the residual add
-QUERY = f"{SELF}query"
-BMM1 = f"{SELF}MatMul"
-UP = f"{L0}intermediate.dense"
-HEAD = "classifier.Gemm"
-
-
-def edit(*steps: Edit) -> Edit:
-    """Several edits as one."""
-
-    def apply(graph: Any) -> None:
-        for step in steps:
-            step(graph)
-
-    return apply
-
-
-def void(_: object) -> None:
-    """An edit returns nothing."""
+from .graphs import (
+    HEAD,
+    PAIR,
+    UP,
+    WEIGHT,
+    Cases,
+    Edit,
+    X,
+    edit,
+    gemm_weight,
+    moved_codes,
+    transposed_weight,
+    void,
+    weight_scale,
+    without_zero_point,
+)
 
 
 def put(name: str, value: Any, dtype: Any) -> Edit:
@@ -78,41 +62,6 @@ def per_channel_dequantize(graph: Any) -> None:
     graph.attribute(f"{X}.dequantize", "axis", 2)
 
 
-def weight_scale(shape: tuple[int, ...], axis: int | None = 1, linear: str = QUERY) -> Edit:
-    def apply(graph: Any) -> None:
-        graph.set(f"{linear}.weight_quantizer.scale", np.full(shape, 0.01, np.float32))
-        graph.set(f"{linear}.weight_quantizer.zero_point", np.zeros(shape, np.int8))
-        graph.attribute(f"{linear}.weight_quantizer.dequantize", "axis", axis)
-
-    return apply
-
-
-def transposed_weight(axis: int) -> Edit:
-    """The weight of the first FFN linear as (N, K), transposed behind its DQ."""
-
-    def apply(graph: Any) -> None:
-        weight_scale((64,) if axis == 0 else (32,), axis, UP)(graph)
-        graph.set(f"{UP}.weight_quantizer.codes", np.ones((64, 32), np.int8))
-        product = graph.node(f"{UP}.MatMul")
-        product.input[1] = graph.insert(f"{UP}.MatMul", "Transpose", [product.input[1]], "turned", perm=[1, 0])
-
-    return apply
-
-
-def gemm_weight(axis: int, trans: int = 1) -> Edit:
-    """The classifier Gemm with a quantized (3, 32) weight."""
-
-    def apply(graph: Any) -> None:
-        size = (3, 32)[axis]
-        parameters = [graph.set("s", np.full(size, 0.1, np.float32)), graph.set("z", np.zeros(size, np.int8))]
-        graph.set("codes", np.ones((3, 32) if trans else (32, 3), np.int8))
-        graph.node(HEAD).input[1] = graph.insert(HEAD, "DequantizeLinear", ["codes", *parameters], "w.dq", axis=axis)
-        graph.attribute(HEAD, "transB", trans)
-        graph.requantize(HEAD, 0, "head")
-
-    return apply
-
-
 def foreign(op: str, domain: str) -> Edit:
     def apply(graph: Any) -> None:
         node = graph.node("bert.pooler.activation.Tanh")
@@ -133,27 +82,14 @@ def codes_as_output(graph: Any) -> None:
     graph.graph.output.append(helper.make_tensor_value_info("tail.q", TensorProto.INT8, None))
 
 
-def moved_codes(graph: Any) -> None:
-    dequantize = graph.node(f"{SELF}matmul_k_input_quantizer.dequantize")
-    turned = graph.insert(dequantize.name, "Transpose", [dequantize.input[0]], "moved", perm=[0, 1, 3, 2])
-    dequantize.input[0] = turned
-    graph.node(BMM1).input[1] = dequantize.output[0]
-
-
 def doubled(graph: Any) -> None:
     quantize = graph.node(f"{X}.quantize")
     quantize.input[0] = graph.insert(quantize.name, "QuantizeLinear", list(quantize.input), "first.q")
 
 
-def without_zero_point(*nodes: str) -> Edit:
-    return lambda graph: [void(graph.node(name).input.pop()) for name in nodes] and None
-
-
-PAIR = (f"{X}.quantize", f"{X}.dequantize")
 ZERO = f"{X}.zero_point"
-WEIGHT = f"{QUERY}.weight_quantizer.dequantize"
 
-CASES: dict[str, tuple[Fires, Leaves]] = {
+CASES: Cases = {
     "QDQ-E101": ([(put(ZERO, 3, np.int8), PAIR)], [put(ZERO, 0, np.uint8)]),
     "QDQ-E102": (
         [(put(ZERO, 0, np.uint8), PAIR), (put(ZERO, 0, np.int32), PAIR)],
@@ -210,34 +146,3 @@ CASES: dict[str, tuple[Fires, Leaves]] = {
     "QDQ-E123": ([(codes_into_cast, PAIR[:1]), (codes_as_output, ("tail.q",))], [moved_codes]),
     "QDQ-E124": ([(doubled, PAIR[:1])], [lambda graph: graph.half()]),
 }
-
-RULES = [rule for rule in ALL_RULES if rule.severity == "error"]
-FIRING = [(rule, change, nodes) for rule, (fires, _) in CASES.items() for change, nodes in fires]
-LEAVING = [(rule, change) for rule, (_, leaves) in CASES.items() for change in leaves]
-
-
-def test_the_table_covers_every_rule() -> None:
-    assert list(CASES) == [rule.id for rule in RULES]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
-def test_a_rule_cites_its_source_and_says_when_it_fires(rule: Rule) -> None:
-    assert len(rule.source.text) > 20
-    assert rule.source.url.startswith("https://") or "NvInfer.h" in rule.source.text
-    assert rule.fix
-    description = rule.find.__doc__ or ""
-    assert description.startswith("Fires: ")
-    assert "Leaves alone: " in " ".join(description.split())
-    assert rule.severity[0].upper() == rule.id[4]
-
-
-@pytest.mark.parametrize(("rule", "change", "nodes"), FIRING)
-def test_a_rule_fires(rule: str, change: Edit, nodes: tuple[str, ...], check: Check) -> None:
-    found = [finding for finding in check(change).findings if finding.rule == rule]
-    assert found
-    assert {finding.nodes[0] for finding in found if finding.nodes} == set(nodes)
-
-
-@pytest.mark.parametrize(("rule", "change"), LEAVING)
-def test_a_rule_leaves_near_misses_alone(rule: str, change: Edit, check: Check) -> None:
-    assert rule not in check(change).rules()
