@@ -1,6 +1,6 @@
-"""accuracy.json: how far an engine's outputs and answers are from the FP32 model's, on the same batches.
+"""accuracy.json: distance of an engine's outputs and answers from the FP32 model's, on the same batches.
 
-What is compared, per text:
+Compared per text:
 
 * cosine over the text's output vector: one row of ``sentence_embedding`` or of [batch, classes] ``logits``; all
   non-padded positions, flattened, of a token-level output; start and end logits of the non-padded positions together
@@ -245,7 +245,7 @@ def _check_labels(labels: Sequence[int], classes: int) -> None:
 
 
 def relate(report: dict[str, Any]) -> str:
-    """Two to four lines of at most 80 columns that say what an accuracy.json object means."""
+    """Describe an accuracy.json object in two to four lines of at most 80 columns."""
     texts = f"{report['samples']} text{'s' if report['samples'] != 1 else ''}"
     lines = [
         f"cosine to FP32 {report['cosine_mean']:.4f} mean, {report['cosine_min']:.4f} worst, over {texts}",

@@ -66,7 +66,7 @@ class ErrorSum:
 
 @dataclass
 class Share:
-    """How many of the things counted were so."""
+    """Share of the outcomes counted that were true."""
 
     yes: int = 0
     of: int = 0

@@ -1,4 +1,4 @@
-"""From "what did the engine say about this multiplication" to the INT8 report of build.json."""
+"""The INT8 report of build.json, from the engine's precision of every multiplication."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from engines.types import Int8Report, MatmulNames, NotInt8
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an engine reports for one multiplication.
+    """Precision an engine reports for one multiplication.
 
     Attributes:
         int8: it multiplies INT8 operands.
         inferred: concluded from a fused block that reports one precision for several operations.
-        says: what the engine reports, for the reason when it is not INT8.
+        says: the engine's own words, given as the reason when it is not INT8.
     """
 
     int8: bool

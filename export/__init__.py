@@ -1,1 +1,1 @@
-"""ONNX side: canonical QDQ graph out of an injected module, checked, compared and lowered for a target."""
+"""ONNX side: the canonical QDQ graph of an injected module, exported, checked, compared and lowered for a target."""

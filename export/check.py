@@ -1,4 +1,4 @@
-"""Structural proof of the canonical QDQ graph: every rule a target relies on, all broken ones named at once."""
+"""Structural check of the canonical QDQ graph: every rule a target relies on, all broken ones named at once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_canonical(model: onnx.ModelProto, expected_points: Sequence[str] | Non
 
 
 def check_file(path: Path, expected_points: Sequence[str] | None = None) -> CheckReport:
-    """Same as `check_canonical` for a file; external data is found beside it and read tensor by tensor.
+    """Check a file as `check_canonical` checks a model; external data is found beside it and read tensor by tensor.
 
     Raises ExportError also when the file or its external data cannot be read.
     """

@@ -21,7 +21,7 @@ FACTORS = ("._smoothing", "._channel_scale")  # names of the buffers that treatm
 
 
 def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
-    """A copy of `traced` (unoptimized: parameters still named) that computes in floating point with `parameters`.
+    """Copy `traced` (unoptimized: parameters still named) as a graph that computes in floating point with `parameters`.
 
     Raises ExportError when a parameter has another shape there, or a quantizer is left.
     """

@@ -1,4 +1,4 @@
-"""What a graph multiplies: encoder linears, attention matmuls and everything else, by node name.
+"""Inventory of a graph's multiplications by node name: encoder linears, attention matmuls and all others.
 
 Works from the ONNX graph alone, so canonical, FP32 and lowered graphs are counted by one rule, and "36 of 36 encoder
 linears run in INT8" means the same 36 for every target.
@@ -20,7 +20,7 @@ LAYOUT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transp
 
 
 class GraphIndex:
-    """Who produces, who reads and what is constant in a graph whose nodes are topologically sorted."""
+    """Producers, readers and constants of a graph whose nodes are topologically sorted."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
@@ -37,7 +37,7 @@ class GraphIndex:
                 self._constants.update(node.output)
 
     def is_constant(self, tensor: str) -> bool:
-        """Whether `tensor` depends on no graph input: an initializer, or one behind DQ, Transpose, Mul and so on."""
+        """Return whether `tensor` depends on no graph input: an initializer, or one behind DQ, Transpose, Mul…."""
         return tensor in self._constants
 
     def dequantizer(self, tensor: str) -> onnx.NodeProto | None:
@@ -48,7 +48,7 @@ class GraphIndex:
         return node if node is not None and node.op_type == DEQUANTIZE else None
 
     def quantized_operands(self, node: onnx.NodeProto) -> tuple[int, ...]:
-        """Which of the two factors of a multiplication are INT8, here or behind a DequantizeLinear."""
+        """Indices of the factors of a multiplication that are INT8, here or behind a DequantizeLinear."""
         if node.op_type == "MatMulInteger":
             return (0, 1)
         return tuple(index for index, tensor in enumerate(node.input[:2]) if self.dequantizer(tensor) is not None)
@@ -101,7 +101,7 @@ def inventory(model: onnx.ModelProto) -> Inventory:
 
 
 def reduction_sizes(model: onnx.ModelProto) -> tuple[int, ...]:
-    """How many products each multiplication by an INT8 weight of `model` sums: rows of the MatMul weights."""
+    """Number of products that each multiplication by an INT8 weight of `model` sums: rows of the MatMul weights."""
     index = GraphIndex(model.graph)
     found = []
     for node in model.graph.node:

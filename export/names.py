@@ -17,5 +17,5 @@ ENCODER_BLOCK = re.compile(r"(^|\.)(encoder\.layer|transformer\.layer|encoder\.a
 
 
 def in_encoder(name: str) -> bool:
-    """Whether a node name belongs to an encoder block (not embeddings, pooler or task head)."""
+    """Return whether a node name belongs to an encoder block (not embeddings, pooler or task head)."""
     return ENCODER_BLOCK.search(name) is not None

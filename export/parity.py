@@ -37,7 +37,7 @@ class Agreement:
 
     @property
     def ok(self) -> bool:
-        """Within the tolerances of this module."""
+        """True within the tolerances of this module."""
         return self.max_step <= MAX_STEP and self.equal >= MIN_EQUAL
 
 
@@ -69,7 +69,7 @@ class PointParity:
 
 
 def quantized_codes(x: Array, scale: Array, zero_point: Array) -> Array:
-    """``saturate(round_half_even(x / scale) + zero_point)`` as ONNX defines QuantizeLinear, per tensor.
+    """Compute ``saturate(round_half_even(x / scale) + zero_point)``, as ONNX defines QuantizeLinear, per tensor.
 
     `x` float32 of any shape; the codes have the dtype of `zero_point`.
     """

@@ -1,4 +1,4 @@
-"""Which operand of which node a point quantizes, by the names of the canonical graph (lowering keeps them)."""
+"""The nodes and operands that a point quantizes, by the names of the canonical graph (lowering keeps them)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONSUMERS: Mapping[str, tuple[str, int]] = {
 
 
 def consumers(nodes: Iterable[NodeProto], point: str) -> tuple[tuple[NodeProto, int], ...]:
-    """(node, operand) pairs that `point`, named as in placement.json, quantizes when it is placed; in graph order."""
+    """Find the (node, operand) pairs that `point`, named as in placement.json, quantizes; in graph order."""
     module, _, attribute = point.rpartition(".")
     pattern, operand = CONSUMERS.get(attribute, ("", 0))
     prefix = f"{module}."

@@ -71,7 +71,7 @@ def quantize_linears(
     """A copy of `model` with every linear between Q/DQ pairs: symmetric INT8, zero-point 0, INT8 weight initializers.
 
     Args:
-        linears: which ones; weights shared by several are stored once.
+        linears: the ones to quantize; weights shared by several are stored once.
         activations: tensor name to scale.
         weights: initializer name to scale, one value or one per output channel.
     """
@@ -127,7 +127,7 @@ def _pair(graph: GraphProto, tensor: str, scale: float, zero: str) -> tuple[Node
 
 
 def _insert(graph: GraphProto, pairs: Mapping[str, tuple[NodeProto, NodeProto]]) -> None:
-    """Each pair right behind the node that makes its tensor; those of graph inputs first."""
+    """Put each pair right behind the node that makes its tensor; those of graph inputs first."""
     waiting = dict(pairs)
     ordered: list[NodeProto] = []
     produced = {output for node in graph.node for output in node.output}

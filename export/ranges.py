@@ -1,6 +1,6 @@
-"""How large every float tensor of a graph gets on real data: what decides where FP16 is enough.
+"""Largest magnitude of every float tensor of a graph on real data, which decides where FP16 is enough.
 
-Two small reductions behind each tensor bring back its largest magnitude and whether it holds NaN, so one run per batch
+Two small reductions behind each tensor return its largest magnitude and whether it holds NaN, so one run per batch
 measures every tensor and none of them has to be kept.
 """
 
@@ -30,7 +30,7 @@ def measure_ranges(
     feeds: Iterable[Mapping[str, Array]],
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Largest finite |x| of every float32 tensor a node computes from the graph's inputs, over all `feeds`.
+    """Measure the largest finite |x| of every float32 tensor computed from the graph's inputs, over all `feeds`.
 
     Infinity does not count: FP16 has it too, and graphs take the logarithm of 0 where a Where then discards it.
 

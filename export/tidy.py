@@ -1,4 +1,4 @@
-"""From the exporter's graph to the canonical one: names, constant reshapes, INT8 weights, nothing left over.
+"""Rewriting the exporter's graph into the canonical one: names, constant reshapes, INT8 weights, nothing left over.
 
 Before: what torch.onnx wrote, with `_symbolic` node names, float weights behind QuantizeLinear, Shape/Concat chains
 feeding Reshape, and stack traces with local paths in metadata. After: nodes and tensors named by the module that made
@@ -161,7 +161,7 @@ def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def _remove_dead(graph: ir.Graph) -> None:
-    """Nodes nobody reads (the Shape/Concat chains, among others), then initializers nobody reads."""
+    """Remove nodes nothing reads (the Shape/Concat chains, among others), then initializers nothing reads."""
     finals = {id(value) for value in graph.outputs}
     for node in reversed(list(graph)):
         if all(not value.uses() and id(value) not in finals for value in node.outputs):
@@ -172,7 +172,7 @@ def _remove_dead(graph: ir.Graph) -> None:
 
 
 def _name_initializers(graph: ir.Graph) -> None:
-    """``<point>.scale``, ``<point>.zero_point``; parameters lose the wrapper's ``model.`` prefix."""
+    """Name ``<point>.scale`` and ``<point>.zero_point``; parameters lose the wrapper's ``model.`` prefix."""
     for node in graph:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             point = _owner(node)

@@ -1,7 +1,7 @@
 """`qdq check`: a linter for quantized ONNX files on their way to TensorRT, whichever tool made them.
 
-As a library: `lint` gives findings and fusion map of a graph, `fusion_map` the map alone, and for whoever decides what
-to quantize, `layers_without` and `broken_fusions` give the map with points taken away (`export.lint.removal`).
+As a library: `lint` returns the findings and the fusion map of a graph, `fusion_map` the map alone. `layers_without`
+and `broken_fusions` return the map with points taken away, to decide on a placement (`export.lint.removal`).
 """
 
 from __future__ import annotations

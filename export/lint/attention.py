@@ -1,4 +1,4 @@
-"""Finds attention: a Softmax between two multiplications of computed tensors, whatever lies in between."""
+"""Finding attention: a Softmax between two multiplications of computed tensors, whatever lies in between."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def find_attentions(graph: LintGraph) -> tuple[Attention, ...]:
 
 
 def _is_product(graph: LintGraph, node: NodeProto | None) -> bool:
-    """Whether a node multiplies two computed tensors."""
+    """Return whether a node multiplies two computed tensors."""
     return node is not None and node.op_type in MULTIPLICATIONS and len(graph.computed_inputs(node)) == 2
 
 
@@ -68,7 +68,7 @@ def _scalings(graph: LintGraph, scores: str, bmm1: NodeProto) -> tuple[NodeProto
 
 
 def _carries(graph: LintGraph, node: NodeProto, bmm1: NodeProto) -> bool:
-    """Whether a Mul or Div multiplies the scores by a single number."""
+    """Return whether a Mul or Div multiplies the scores by a single number."""
     product = bmm1.output[0]
 
     def passes(inner: NodeProto) -> bool:
@@ -81,7 +81,7 @@ def _carries(graph: LintGraph, node: NodeProto, bmm1: NodeProto) -> bool:
 
 
 def _sizes(graph: LintGraph, bmm1: NodeProto, value: str) -> tuple[int | None, int | None, int | None]:
-    """(heads, head size, sequence of keys) from whichever operand states them."""
+    """Return (heads, head size, sequence of keys), each from the first operand that states it."""
     query, key = (graph.shapes.get(tensor) or () for tensor in bmm1.input[:2])
     values = graph.shapes.get(value) or ()
     heads = next((shape[1] for shape in (query, key, values) if len(shape) == 4 and shape[1] is not None), None)

@@ -1,4 +1,4 @@
-"""Finds GELU and LayerNorm, each as a single op or written out in primitive ops, also with Q/DQ pairs inside."""
+"""Finding GELU and LayerNorm, each as a single op or written out in primitive ops, also with Q/DQ pairs inside."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _written_gelu(graph: LintGraph, node: NodeProto) -> Gelu | None:
 
 
 def _chain_input(graph: LintGraph, node: NodeProto, product: NodeProto) -> tuple[str, Crossed]:
-    """x of the chain: what the product and the Erf or Tanh both come from."""
+    """Return x of the chain: the tensor that the product and the Erf or Tanh both come from."""
     tensor: str = node.input[0]
     crossed: list[NodeProto] = []
     while True:
@@ -72,7 +72,7 @@ def _common(graph: LintGraph, computed: list[str]) -> str:
 
 
 def _bias_like(graph: LintGraph, node: NodeProto) -> bool:
-    """Whether an Add adds a vector: the linear's bias, in front of the chain."""
+    """Return whether an Add adds a vector: the linear's bias, in front of the chain."""
     if node.op_type != "Add":
         return False
     return any(graph.constant(tensor) and (graph.size(tensor) or 1) > 1 for tensor in node.input)

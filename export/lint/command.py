@@ -1,4 +1,4 @@
-"""What `qdq check` does, without the command line: file in, text and exit code out."""
+"""The work of `qdq check` without the command line: file in, text and exit code out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lint run says: rules, findings and the report; the words of the whole package."""
+"""Rules, findings and the report of a lint run: the data that the whole package shares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "performance", "note")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a rule comes from: the public document or header, and its address where it has one."""
+    """Origin of a rule: the public document or header, and its address if it has one."""
 
     text: str
     url: str = ""
@@ -29,7 +29,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a rule looks at: the graph, what was recognized in it, and what it is meant for."""
+    """Input of a rule: the graph, the patterns recognized in it, and the platform it is checked for."""
 
     graph: LintGraph
     patterns: Patterns
@@ -57,7 +57,7 @@ class Rule:
 
     @property
     def severity(self) -> Severity:
-        """As the letter of the id says: QDQ-E101 is an error, P costs performance, N is a note."""
+        """Severity by the letter of the id: QDQ-E101 is an error, P costs performance, N is a note."""
         return SEVERITIES["EPN".index(self.id[4])]
 
 
@@ -69,9 +69,9 @@ class Finding:
         rule: id such as QDQ-E101.
         nodes: names of the nodes concerned, the culprit first; "Op -> tensor" for a node without a name.
         tensor: name of the tensor concerned, "" when the nodes say it all.
-        reason: what is wrong here and what TensorRT does about it.
+        reason: the fault here, and what TensorRT does about it.
         fix: what to change.
-        source: where the rule comes from.
+        source: the document the rule comes from.
     """
 
     rule: str
@@ -86,7 +86,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class LintReport:
-    """Every finding in rule order, and what the graph is predicted to become."""
+    """Every finding in rule order, and the predicted layers of the engine."""
 
     platform: Platform
     findings: tuple[Finding, ...]

@@ -1,4 +1,4 @@
-"""The predicted fusion map: which layers TensorRT can run as INT8 GEMM, as fused attention, or in float, and why."""
+"""The predicted fusion map: the layers TensorRT can run as INT8 GEMM, as fused attention, or in float, with reasons."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def fusion_map(model: onnx.ModelProto, sm: int = MIN_SM, sequence: int = 128) ->
 
 
 def layers_of(graph: LintGraph, patterns: Patterns, sm: int, sequence: int) -> tuple[FusedLayer, ...]:
-    """Same as `fusion_map` for a graph that is already indexed and recognized."""
+    """Predict as `fusion_map` does, for a graph that is already indexed and recognized."""
     found: list[tuple[int, FusedLayer]] = []
     starts = sorted(graph.order[attention.bmm2.output[0]] for attention in patterns.attentions)
 
@@ -109,7 +109,7 @@ def _layer_number(starts: list[int], position: int, role: str) -> int | None:
 
 
 def gemm_problem(graph: LintGraph, linear: Linear) -> str:
-    """Why a linear cannot be one INT8 GEMM; "" when it can."""
+    """Return the reason why a linear cannot be one INT8 GEMM; "" when it can."""
     activation, weight = (graph.operand(linear.node.input[i]) for i in (1 - linear.weight, linear.weight))
     if not activation.quantized and not weight.quantized:
         return "neither input nor weight is quantized"
@@ -163,7 +163,7 @@ def _epilogue(graph: LintGraph, patterns: Patterns, linear: Linear) -> tuple[tup
 
 
 def missing_quantization(graph: LintGraph, attention: Attention) -> tuple[str, ...]:
-    """Which of the five Q/DQ pairs that INT8 fused attention needs are absent: of q, k, a, v, out."""
+    """Return the absent ones of the five Q/DQ pairs that INT8 fused attention needs: q, k, a, v, out."""
     missing = [role for role, tensor in attention.operands if not graph.operand(tensor).quantized]
     readers = graph.consumers(attention.bmm2.output[0])
     if not readers or any(reader.op_type != QUANTIZE for reader in readers):
@@ -178,7 +178,7 @@ def attention_casts(graph: LintGraph, attention: Attention) -> tuple[NodeProto, 
 
 
 def is_float(missing: tuple[str, ...]) -> bool:
-    """Whether an attention is left in float on purpose: none of its four operands is quantized."""
+    """Return whether an attention is left in float on purpose: none of its four operands is quantized."""
     return set("qkav") <= set(missing)
 
 
@@ -188,7 +188,7 @@ def length(attention: Attention, sequence: int) -> int:
 
 
 def limit_problems(attention: Attention, sm: int, sequence: int) -> tuple[str, ...]:
-    """What keeps an INT8 attention outside the limits of the fused kernels."""
+    """Return every limit of the fused kernels that an INT8 attention exceeds, as a sentence each."""
     problems = []
     if attention.head_size is not None and attention.head_size not in INT8_HEAD_SIZES:
         problems.append(f"its head size is {attention.head_size}, INT8 fused attention takes 16, 32 or 64")
@@ -200,7 +200,7 @@ def limit_problems(attention: Attention, sm: int, sequence: int) -> tuple[str, .
 
 
 def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: int) -> FusedLayer:
-    """How one attention block runs, and what keeps it from INT8 or from fusing at all."""
+    """Predict the layer of one attention block, with the reasons that keep it from INT8 or from fusing at all."""
     missing = missing_quantization(graph, attention)
     late = ["the scale is applied behind the first BMM"] if attention.scalings else []
     float_type = graph.float_type(attention.bmm2.output[0])
@@ -234,7 +234,7 @@ def _float_limits(attention: Attention, sm: int, float_type: str) -> list[str]:
 
 
 def residual_quantized(graph: LintGraph, residual: Residual) -> tuple[bool, bool]:
-    """Whether the (branch, skip) operands of a residual add are quantized."""
+    """Return whether the branch and the skip operand of a residual add are quantized."""
     branch, skip = (graph.operand(residual.node.input[i]).quantized for i in (residual.branch, residual.skip))
     return branch, skip
 

@@ -1,4 +1,4 @@
-"""A graph as TensorRT's parser meets it: types, shapes, constant values, and ways through ops that only move."""
+"""A graph as TensorRT's parser sees it: types, shapes, constant values, and paths through ops that only move data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Operand:
-    """What one input of a node is: the DQ whose values it carries (None: float) and the casts on the way from it."""
+    """One input of a node: the DQ whose values it carries (None: float) and the casts on the way from it."""
 
     tensor: str
     dequantize: NodeProto | None
@@ -37,7 +37,7 @@ class Operand:
 
     @property
     def quantized(self) -> bool:
-        """Whether a DQ feeds it; a cast on the way still spoils the fusion."""
+        """True when a DQ feeds it; a cast on the way still spoils the fusion."""
         return self.dequantize is not None
 
 
@@ -64,11 +64,11 @@ class LintGraph:
         return self.index.producers.get(tensor)
 
     def constant(self, tensor: str) -> bool:
-        """Whether `tensor` depends on no graph input."""
+        """Return whether `tensor` depends on no graph input."""
         return self.index.is_constant(tensor)
 
     def float_type(self, tensor: str) -> str:
-        """fp32, fp16 or bf16; fp32 for a tensor whose type nothing states."""
+        """Return fp32, fp16 or bf16; fp32 for a tensor whose type nothing states."""
         return FLOATS.get(int(self.types.get(tensor, TensorProto.FLOAT)), "fp32")
 
     def value(self, tensor: str) -> NDArray[Any] | None:
@@ -85,7 +85,7 @@ class LintGraph:
         return onnx.numpy_helper.to_array(initializer)
 
     def moves(self, node: NodeProto) -> bool:
-        """Whether a node only moves values: it commutes with Q and DQ, or casts to the type they already have."""
+        """Return whether a node only moves values: it commutes with Q and DQ, or casts to the type at hand."""
         if node.op_type == "Cast":
             return self.types.get(node.input[0]) == self.types.get(node.output[0])
         embeds = node.op_type == "Gather" and self.constant(node.input[0]) and not self.constant(node.output[0])
@@ -126,7 +126,7 @@ class LintGraph:
         return list(found.values())
 
     def is_output(self, node: NodeProto) -> bool:
-        """Whether the graph returns a result of this node."""
+        """Return whether a result of this node is an output of the graph."""
         return not self.outputs.isdisjoint(node.output)
 
     def computed_inputs(self, node: NodeProto) -> list[str]:
@@ -158,7 +158,7 @@ def constant_value(node: NodeProto) -> NDArray[Any] | None:
 
 
 def holds_data(tensor: TensorProto) -> bool:
-    """Whether a tensor's values are at hand: not dropped, not in another file."""
+    """Return whether a tensor's values are at hand: not dropped, not in another file."""
     if tensor.data_location == TensorProto.EXTERNAL:
         return False
     fields = (tensor.raw_data, tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)

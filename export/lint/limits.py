@@ -1,4 +1,4 @@
-"""What a graph is meant for: TensorRT release, GPU generation, sequence length; and the limits that follow."""
+"""Platform a graph is checked for (TensorRT release, GPU generation, sequence length) and its limits."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ class Platform:
 
     @property
     def release(self) -> Release:
-        """Limits of the release series."""
+        """The release series with its limits."""
         return RELEASES[self.target]

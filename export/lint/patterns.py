@@ -1,4 +1,4 @@
-"""What a transformer graph is made of, found by wiring alone: linears, GELUs, LayerNorms, residual adds, attention.
+"""Building blocks of a transformer graph, found by wiring alone: linears, GELUs, LayerNorms, residual adds, attention.
 
 Node names mean nothing here, because every exporter has its own. A block is found whether it is one op or written out,
 and also where Q/DQ pairs, casts or reshapes lie inside it.
@@ -31,7 +31,7 @@ class Linear:
     """A MatMul or Gemm by a constant. `crossed` are Q/DQ nodes between the product and its bias."""
 
     node: NodeProto
-    weight: int  # which of the two factors is the constant
+    weight: int  # index of the factor that is the constant
     k: int | None
     n: int | None
     bias: NodeProto | None
@@ -68,11 +68,11 @@ class Residual:
 
     node: NodeProto
     linear: Linear
-    branch: int  # which operand comes from the linear
+    branch: int  # index of the operand that comes from the linear
 
     @property
     def skip(self) -> int:
-        """Which operand went around."""
+        """Index of the operand that went around the branch."""
         return 1 - self.branch
 
 
@@ -83,7 +83,7 @@ class Attention:
     softmax: NodeProto
     bmm1: NodeProto
     bmm2: NodeProto
-    a_index: int  # which operand of bmm2 comes from the softmax
+    a_index: int  # index of bmm2's operand that comes from the softmax
     scalings: tuple[NodeProto, ...]  # Mul or Div by a scalar between bmm1 and softmax
     heads: int | None
     head_size: int | None
@@ -91,7 +91,7 @@ class Attention:
 
     @property
     def operands(self) -> tuple[tuple[str, str], ...]:
-        """(role, tensor) of the four operands."""
+        """Pairs (role, tensor) of the four operands."""
         a, v = self.bmm2.input[self.a_index], self.bmm2.input[1 - self.a_index]
         return ("q", self.bmm1.input[0]), ("k", self.bmm1.input[1]), ("a", a), ("v", v)
 
@@ -112,7 +112,7 @@ class Patterns:
     roles: dict[str, str]
 
     def role(self, linear: Linear) -> str:
-        """What the linear is in its encoder block, or "" outside."""
+        """Role of the linear in its encoder block, or "" outside."""
         return self.roles.get(linear.node.output[0], "")
 
 
@@ -212,7 +212,7 @@ def _trunk(graph: LintGraph, tensor: str, by_output: dict[str, Linear]) -> Linea
 
 
 def _same_shape(graph: LintGraph, node: NodeProto) -> bool:
-    """Whether the operands of an Add can have one shape; unknown sizes count as equal."""
+    """Return whether the operands of an Add can have one shape; unknown sizes count as equal."""
     shapes = [graph.shapes.get(tensor) for tensor in node.input]
     if shapes[0] is None or shapes[1] is None:
         return True

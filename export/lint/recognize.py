@@ -1,4 +1,4 @@
-"""Puts the patterns of a graph together and says what each linear is in its encoder block."""
+"""All patterns of a graph, and the role of each linear in its encoder block."""
 
 from __future__ import annotations
 

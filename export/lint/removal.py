@@ -1,4 +1,4 @@
-"""What a placement is worth to TensorRT: the fusion map with points taken away, without exporting anything again.
+"""The fusion map with points taken away, without another export: the value of a placement to TensorRT.
 
     layers = fusion_map(model)                     # every layer as predicted for the graph as it is
     layers_without(model, [point, other])          # ... when these points are taken away together
@@ -29,7 +29,7 @@ from qdq.errors import ConfigError
 
 
 class Route(NamedTuple):
-    """How an operand gets its dequantized values: through `layout` (reader's side first) from `dequantize`."""
+    """Path of an operand's dequantized values: from `dequantize` through `layout` (reader's side first)."""
 
     layout: tuple[NodeProto, ...]
     dequantize: NodeProto
@@ -38,7 +38,7 @@ class Route(NamedTuple):
 def broken_fusions(
     model: onnx.ModelProto, points: Iterable[str], sm: int = MIN_SM, sequence: int = 128
 ) -> Mapping[str, tuple[FusedLayer, ...]]:
-    """For each of `points`, the layers that change when it alone is taken away, as they become; `reason` says why.
+    """Find, for each of `points`, the layers that change when it alone is taken away; their `reason` says why.
 
     A layer has changed when its `kind` or `precision` has; `fusion_map` has it as it was, under the same name. Weights
     in external files need not be loaded. Raises ConfigError naming a point that quantizes nothing in this graph.
@@ -56,13 +56,13 @@ def broken_fusions(
 def layers_without(
     model: onnx.ModelProto, points: Collection[str], sm: int = MIN_SM, sequence: int = 128
 ) -> tuple[FusedLayer, ...]:
-    """The fusion map of `model` after all of `points` are taken away. Raises ConfigError as `broken_fusions` does."""
+    """Predict the fusion map of `model` without any of `points`. Raises ConfigError as `broken_fusions` does."""
     return fusion_map(without_points(without_weights(model), points), sm, sequence)
 
 
 def without_points(model: onnx.ModelProto, points: Collection[str]) -> onnx.ModelProto:
-    """A copy whose readers of `points` take the float tensor, or the dequantized weight: without data where the codes
-    have none. Raises ConfigError as `broken_fusions` does.
+    """Return a copy whose readers of `points` take the float tensor, or the dequantized weight (without data where the
+    codes have none). Raises ConfigError as `broken_fusions` does.
     """
     edited = onnx.ModelProto()
     edited.CopyFrom(model)

@@ -20,7 +20,7 @@ def _channels(graph: LintGraph, node: NodeProto) -> int:
 
 
 def _blocked(graph: LintGraph, node: NodeProto) -> bool:
-    """Whether the scale has one value per block: more than one dimension, more than one value."""
+    """Return whether the scale has one value per block: more than one dimension, more than one value."""
     return len(graph.shapes.get(node.input[1]) or ()) > 1 and _channels(graph, node) > 1
 
 

@@ -97,19 +97,19 @@ def _unfused_quantize(subject: Subject) -> Iterator[Hit]:
         if origin in bmm2:
             continue
         maker = products.get(origin) or graph.producer(origin)
-        reason = _lonely(subject, node, maker)
+        reason = _unfused_reason(subject, node, maker)
         if reason:
             culprits = names(node) if maker is None else names(node, maker)
             yield Hit(culprits, f"{reason}: this Q is a kernel of its own", node.input[0])
 
 
-def _lonely(subject: Subject, node: NodeProto, maker: NodeProto | None) -> str:
-    """Why no kernel in front can write the codes of a Q; "" when one can."""
+def _unfused_reason(subject: Subject, node: NodeProto, maker: NodeProto | None) -> str:
+    """Return the reason why no kernel in front can write the codes of a Q; "" when one can."""
     graph = subject.graph
     if maker is None:
         return "it quantizes a graph input"
     if maker.op_type == "DequantizeLinear":
-        same = _same(subject, maker.input[1], node.input[1])
+        same = _same_scale(subject, maker.input[1], node.input[1])
         return "" if same else "it requantizes, with another scale, what a DequantizeLinear has just made"
     if maker.op_type not in (*MULTIPLICATIONS, "Conv", "ConvTranspose"):
         return ""
@@ -118,8 +118,8 @@ def _lonely(subject: Subject, node: NodeProto, maker: NodeProto | None) -> str:
     return "the product in front of it runs in float and writes float"
 
 
-def _same(subject: Subject, one: str, other: str) -> bool:
-    """Whether two scales are equal; scales without a value are compared by name."""
+def _same_scale(subject: Subject, one: str, other: str) -> bool:
+    """Return whether two scales are equal; scales without a value are compared by name."""
     first, second = subject.graph.value(one), subject.graph.value(other)
     if first is None or second is None:
         return one == other

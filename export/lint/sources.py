@@ -1,4 +1,4 @@
-"""Where the rules come from. Every rule names one of these; none is from hearsay."""
+"""Documents that the rules come from. Every rule names one of these; none is from hearsay."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from qdq.errors import ExportError
 
 
 def ordered(graph: onnx.GraphProto, opset: int) -> list[NodeProto]:
-    """Nodes with results, producers before readers; nodes that are in order already keep their place.
+    """Sort the nodes with results, producers before readers; nodes that are in order already keep their place.
 
     ONNX asks for this order, TensorRT's parser makes it itself, and not every tool writes it. Raises ExportError for a
     tensor that nothing makes, for a cycle and for a node without the inputs its op needs.
@@ -54,7 +54,7 @@ def _check_inputs(node: NodeProto, available: set[str], opset: int) -> None:
 
 
 def check_tensors(tensors: Sequence[TensorProto]) -> None:
-    """Raises ExportError naming a tensor whose data does not fill its shape; tensors without data pass."""
+    """Raise ExportError naming a tensor whose data does not fill its shape; tensors without data pass."""
     for tensor in tensors:
         try:
             onnx.numpy_helper.to_array(tensor)

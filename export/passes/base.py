@@ -23,7 +23,7 @@ from qdq.errors import PassError
 
 @dataclass(frozen=True)
 class Declined:
-    """A candidate the pass looked at and left alone."""
+    """A node or tensor the pass looked at and left alone."""
 
     name: str
     reason: str
@@ -31,14 +31,14 @@ class Declined:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What one pass did: the nodes it changed and the candidates it declined."""
+    """Result of one pass: the nodes it changed and the ones it declined."""
 
     changed: tuple[str, ...] = ()
     declined: tuple[Declined, ...] = ()
 
     @property
     def modified(self) -> bool:
-        """Whether the graph is another one now."""
+        """True when the pass changed the graph."""
         return bool(self.changed)
 
     def as_json(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class PassResult:
 
 @dataclass(frozen=True)
 class Pass:
-    """A named step of a target's pipeline and the reason it is there."""
+    """A named change of the graph in a target's pipeline, and the reason it is there."""
 
     name: str
     why: str

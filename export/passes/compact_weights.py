@@ -1,4 +1,4 @@
-"""Pass: large float tables and weights outside the INT8 islands stored as INT8 codes with a scale per row."""
+"""Pass: large tables and weights that are still float stored as INT8 codes with a scale per row."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _large_matrix(tensor: gs.Tensor) -> bool:
 
 
 def row_codes(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric INT8 codes of a matrix [R, C] and a scale per row [R]; an all-zero row gets scale 1.
+    """Compute symmetric INT8 codes of a matrix [R, C] and a scale per row [R]; an all-zero row gets scale 1.
 
     Scales are rounded to what FP16 holds without loss, so that `gather_codes` can store them so.
     """

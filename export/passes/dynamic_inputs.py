@@ -62,7 +62,7 @@ def _dequantizer(tensor: gs.Tensor) -> gs.Node | None:
 
 
 def _obstacle(node: gs.Node, weight: gs.Node) -> str | None:
-    """Why a multiplication stays float."""
+    """Return the reason why a multiplication stays float; None when it need not."""
     if node.op != MATMUL:
         return f"{node.op} has no integer form with a run-time scale"
     codes, scale = np.asarray(weight.inputs[0].values), np.asarray(weight.inputs[1].values)

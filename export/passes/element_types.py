@@ -19,14 +19,14 @@ from export.names import DEQUANTIZE, QUANTIZE
 from export.reading import FLOATS, type_name
 from qdq.errors import PassError
 
-# Ops that hand values on unchanged: what their input needs, their output needs.
+# Ops that pass values on unchanged: a type their input needs, their output needs too.
 MOVING = (LAYOUT - {"Cast"}) | {"Concat", "Expand", "Gather", "Slice", "Split", "Tile"}
 
 Types = dict[str, int]  # tensor name -> onnx.TensorProto element type
 
 
 def element_types(graph: gs.Graph) -> Types:
-    """Element type of every tensor of a topologically sorted graph.
+    """Infer the element type of every tensor of a topologically sorted graph.
 
     Where operands of one type differ the first one counts; `check_strong_types` reports them. Raises PassError for an
     operator this ONNX version does not define and for control flow, naming the node.
@@ -38,7 +38,7 @@ def element_types(graph: gs.Graph) -> Types:
 
 
 def output_types(node: gs.Node, opset: int, types: Types) -> Types:
-    """Types of the node's outputs; `types` knows its variable inputs and learns its constants. Raises as above."""
+    """Infer the types of a node's outputs; `types` has its variable inputs and gets its constants. Raises as above."""
     schema = schema_of(node, opset)
     bound: Types = {}
     for tensor, formal in zip(node.inputs, formals(schema.inputs, len(node.inputs)), strict=True):

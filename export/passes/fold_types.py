@@ -48,7 +48,7 @@ def _sum_of(gather: gs.Node) -> gs.Node | None:
 
 
 def _positions(add: gs.Node, types: gs.Node) -> gs.Node | None:
-    """Of the other look-ups in the same sum the one with the smallest table, which nothing else reads."""
+    """Find the look-up in the same sum with the smallest table that nothing else reads; None without one."""
     found = [producer for tensor in _summands(add) for producer in tensor.inputs if producer is not types]
     tables = [node for node in found if _rows(node) > 2 and len(node.inputs[0].outputs) == 1]
     words = max((_rows(node) for node in found), default=0)
@@ -57,7 +57,7 @@ def _positions(add: gs.Node, types: gs.Node) -> gs.Node | None:
 
 
 def _summands(add: gs.Node) -> list[gs.Tensor]:
-    """What `add`, the Adds it reads and the one that alone reads it add up."""
+    """Operands of the whole sum: of `add`, of the Adds it reads and of the one that alone reads it."""
     readers = add.outputs[0].outputs
     if len(readers) == 1 and readers[0].op == "Add":
         add = readers[0]

@@ -1,4 +1,4 @@
-"""Pass: everything outside the INT8 islands in FP16 (or BF16), in a graph whose types alone decide what runs."""
+"""Pass: everything that is not quantized in FP16 (or BF16), in a graph whose types alone decide what runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def half_body(graph: gs.Graph, body: Body = "fp16", ranges: Mapping[str, float] 
 
 
 def _listed(graph: gs.Graph, kept: Kept, half: Half, rounding: float, measured: bool) -> Iterator[Declined]:
-    """What is not exactly the half type, in graph order."""
+    """Everything that is not exactly the half type, in graph order."""
     for node in graph.nodes:
         if node.name in kept.nodes:
             yield Declined(node.name, f"stays FP32: {kept.nodes[node.name]}")

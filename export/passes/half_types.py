@@ -1,4 +1,4 @@
-"""The body types a TensorRT graph can have, and what each of them can hold."""
+"""Float types of a TensorRT graph's body (everything in it that is not quantized), and the range of each."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Half:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of numpy arrays that hold it."""
+        """Dtype of numpy arrays that hold it."""
         return helper.tensor_dtype_to_np_dtype(self.element)
 
     @property
     def title(self) -> str:
-        """As messages spell it."""
+        """Spelling in messages."""
         return self.name.upper()
 
     @property
@@ -40,11 +40,11 @@ class Half:
 
     @property
     def holds(self) -> str:
-        """Half a sentence for reasons."""
+        """Clause for messages: "FP16 holds 65504"."""
         return f"{self.title} holds {self.largest:.6g}"
 
     def array(self, values: NDArray[Any]) -> NDArray[Any]:
-        """`values` rounded to this type; infinite beyond its range."""
+        """Round `values` to this type; infinite beyond its range."""
         with np.errstate(over="ignore"):
             return values.astype(self.dtype)
 

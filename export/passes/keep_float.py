@@ -1,7 +1,7 @@
-"""Which nodes of a half-precision body stay FP32, which constants are clamped, and why.
+"""The nodes that stay FP32 in a half-precision graph and the constants to clamp, each with its reason.
 
-Everything here only looks. A measured tensor keeps FP32 when it comes within a factor of two of the largest half value
-(other text than the calibration's may go higher), or when every one of its values would be subnormal.
+Nothing here changes the graph. A measured tensor keeps FP32 when it comes within a factor of two of the largest half
+value (other text than the calibration's may go higher), or when every one of its values would be subnormal.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class Kept:
 
 
 def kept_in_fp32(graph: gs.Graph, types: Types, half: Half, ranges: Mapping[str, float] | None) -> Kept:
-    """Decide it for `graph`, whose `types` are known; `ranges` as `export.ranges.measure_ranges` returns them."""
+    """Find the nodes of `graph` that stay FP32 and the constants to clamp.
+
+    `types` are the graph's element types, `ranges` as `export.ranges.measure_ranges` returns them.
+    """
     kept = Kept()
     needs: dict[str, str] = {}  # tensor name -> why half precision cannot hold it
     for node in graph.nodes:
@@ -79,7 +82,7 @@ def _float_constants(node: gs.Node) -> Iterator[gs.Constant]:
 
 
 def _by_constant(node: gs.Node, constant: gs.Constant, half: Half, kept: Kept, needs: dict[str, str]) -> None:
-    """A constant beyond the half type: clamp a mask, else FP32. A scalar that would become zero: FP32 as well."""
+    """Clamp a mask beyond the half type; keep FP32 for other constants beyond it and scalars that would become zero."""
     values = constant.values
     finite = np.abs(values[np.isfinite(values)])
     largest = float(finite.max(initial=0.0))
@@ -103,7 +106,7 @@ def _misfit(largest: float, half: Half) -> str | None:
 
 
 def _explained_by_masks(graph: gs.Graph, clamped: Iterable[str], ranges: Mapping[str, float]) -> set[str]:
-    """Tensors whose measured range is that of a mask constant, which will be clamped, and not of an activation."""
+    """Find tensors whose measured range is that of a mask constant, which will be clamped, and not of an activation."""
     magnitude: dict[str, float] = {}  # tensor name -> the constant's magnitude it carries
     explained = set()
     masks = set(clamped)
@@ -120,7 +123,7 @@ def _explained_by_masks(graph: gs.Graph, clamped: Iterable[str], ranges: Mapping
 
 
 def _by_tensor(graph: gs.Graph, needs: dict[str, str], kept: Kept) -> None:
-    """FP32 for the nodes that make or read a tensor in `needs`; Cast, Q and DQ adapt to their neighbours."""
+    """Keep FP32 for the nodes that make or read a tensor in `needs`; Cast, Q and DQ adapt to their neighbours."""
     for node in graph.nodes:
         reads = next((tensor.name for tensor in node.inputs if tensor.name in needs), None)
         if reads and node.op in MOVING:
@@ -133,7 +136,7 @@ def _by_tensor(graph: gs.Graph, needs: dict[str, str], kept: Kept) -> None:
 
 
 def _by_integer_result(graph: gs.Graph, types: Types, half: Half, kept: Kept) -> None:
-    """Floats that become integers count something, such as MPNet's relative position buckets: rounding miscounts."""
+    """Keep FP32 where floats become integers (MPNet's relative position buckets): rounding would change the count."""
     counting: set[str] = set()  # tensors that lead to an integer
     for node in reversed(graph.nodes):
         element = types[node.outputs[0].name]
@@ -148,7 +151,7 @@ def _by_integer_result(graph: gs.Graph, types: Types, half: Half, kept: Kept) ->
 
 
 def _back_to_dequantizers(graph: gs.Graph, kept: Kept) -> None:
-    """Layout nodes between a DequantizeLinear and an FP32 node, so that the DQ makes FP32 and no Cast is needed."""
+    """Keep FP32 for layout nodes between a DequantizeLinear and an FP32 node, so that no Cast is needed there."""
     for node in reversed(graph.nodes):
         for tensor in node.inputs if node.name in kept.nodes else ():
             chain = []

@@ -83,7 +83,7 @@ class _Selection:
 
     def run(self) -> bool:
         """Find the nodes, and select in front of them instead of behind."""
-        self._search()
+        self._walk_back()
         if not any(node.op in ("MatMul", "Gemm") for node, _ in self.narrow.values()):
             return False
         for node, wanted in list(self.narrow.values()):
@@ -92,8 +92,8 @@ class _Selection:
         self.gather.inputs[1] = gs.Constant(f"{self.gather.name}.row", np.asarray(0, np.int64))
         return True
 
-    def _search(self) -> None:
-        """Backwards through the sorted graph, so that all readers of a tensor are known before its producer."""
+    def _walk_back(self) -> None:
+        """Walk the sorted graph backwards, so that all readers of a tensor are known before its producer."""
         source = self.gather.inputs[0]
         self.axes[id(source)] = 1
         asking = {id(source): [id(self.gather)]}  # tensor -> narrowed nodes that read it
@@ -123,7 +123,7 @@ class _Selection:
         return all(id(reader) in readers for reader in tensor.outputs)
 
     def _row_of(self, tensor: gs.Tensor) -> gs.Tensor:
-        """What holds the row of `tensor`: itself, a repeated pair's output, or a selection made here."""
+        """Return the tensor that holds the row: `tensor` itself, a repeated pair's output, or a selection made here."""
         producer = tensor.inputs[0] if tensor.inputs else None
         if id(producer) in self.narrow:
             return tensor
@@ -168,14 +168,14 @@ def _transpose(shapes: Shapes, node: gs.Node, axis: int) -> tuple[Demand, ...] |
 
 
 def _reshape(shapes: Shapes, node: gs.Node, axis: int) -> tuple[Demand, ...] | None:
-    """One that keeps batch and rows and only splits or merges what is behind them: ``[0, 0, heads, d]``."""
+    """Only one that keeps batch and rows and splits or merges the axes behind them: ``[0, 0, heads, d]``."""
     target = node.inputs[1]
     keeps = isinstance(target, gs.Constant) and not target.values[: axis + 1].any() and not node.attrs.get("allowzero")
     return ((node.inputs[0], axis),) if keeps else None
 
 
 def _of_operands(shapes: Shapes, node: gs.Node, operands: list[gs.Tensor], axis: int) -> tuple[Demand, ...] | None:
-    """The demand on the operands of a broadcasting operator whose output is read along `axis`."""
+    """The rows needed of the operands of a broadcasting operator whose output is read along `axis`."""
     rank = len(shapes.get(node.outputs[0].name, ()))
     wanted = []
     for tensor in operands:

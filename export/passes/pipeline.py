@@ -1,4 +1,4 @@
-"""Which passes run for which target, in which order, and why. Read this file aloud to know what lowering does."""
+"""The passes of every target in their order, each with the reason it is there: lowering on one page."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ PROVE = Pass(
 
 @dataclass(frozen=True)
 class LowerOptions:
-    """What a graph can be asked to be beyond its target; the CPU targets compute their floats as the engine is told to.
+    """Properties of a lowered graph beyond its target; on CPU targets the engine's settings decide the float type.
 
     Attributes:
-        body: type of everything outside the INT8 islands.
+        body: type of everything that is not quantized.
         ranges: largest |x| per tensor on real data, from `export.ranges.measure_ranges`; None proves no tensor to fit.
         dynamic: quantize the inputs of linears with INT8 weights at run time (ONNX Runtime).
         narrow: INT32 inputs for a CPU target, too.

@@ -15,8 +15,7 @@ def recode_unsigned(graph: gs.Graph, linears_only: bool = False) -> PassResult:
     Before: ``Q(zero-point int8 0) -> DQ(zero-point int8 0)``, codes in -128..127.
     After: ``Q(zero-point uint8 128) -> DQ(zero-point uint8 128)``, codes in 0..255; 128 + code, nothing else changes.
     Leaves alone: weights (a Q or DQ on an initializer), what is unsigned already or outside `linears_only`, and,
-    declined with the reason, a Q
-    whose zero-point is not 0 and one whose codes go anywhere but into such a DQ.
+    declined with the reason, a Q whose zero-point is not 0 and one whose codes are read by anything but such a DQ.
     """
     changed: list[str] = []
     declined: list[Declined] = []
@@ -39,7 +38,7 @@ def recode_unsigned(graph: gs.Graph, linears_only: bool = False) -> PassResult:
 
 
 def _feeds_linears(quantize: gs.Node) -> bool:
-    """Whether all that is computed from the codes are products with constant second factors."""
+    """Return whether everything computed from the codes is a product with a constant second factor."""
     readers = [reader for dequantize in quantize.outputs[0].outputs for reader in dequantize.outputs[0].outputs]
     return bool(readers) and all(
         reader.op in ("MatMul", "Gemm") and _is_constant(reader.inputs[1]) for reader in readers
@@ -47,7 +46,7 @@ def _feeds_linears(quantize: gs.Node) -> bool:
 
 
 def _is_constant(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is a constant, or one behind a DequantizeLinear or a layout node."""
+    """Return whether a tensor is a constant, or one behind a DequantizeLinear or a layout node."""
     while tensor.inputs and tensor.inputs[0].op in (DEQUANTIZE, QUANTIZE, "Transpose", "Cast"):
         tensor = tensor.inputs[0].inputs[0]
     return isinstance(tensor, gs.Constant)
@@ -60,7 +59,7 @@ def _zero_point(node: gs.Node) -> np.ndarray | None:
 
 
 def _obstacle(graph: gs.Graph, quantize: gs.Node, zero: np.ndarray) -> str | None:
-    """Why an s8 QuantizeLinear has to stay one."""
+    """Return the reason why an s8 QuantizeLinear has to stay one; None when it need not."""
     if zero.any():
         return "its zero-point is not 0"
     codes = quantize.outputs[0]

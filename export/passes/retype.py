@@ -73,24 +73,24 @@ class Retyping:
             self._split(node, [reader for reader in readers if self._wanted[id(reader)] == FP32])
 
     def _readers(self, node: gs.Node) -> list[gs.Node]:
-        """Those that care for the float type they get."""
+        """Readers whose result depends on the float type they are given."""
         readers = [reader for tensor in node.outputs for reader in tensor.outputs]
         return [reader for reader in readers if reader.op != QUANTIZE and not self._indifferent(reader)]
 
     def _indifferent(self, node: gs.Node) -> bool:
-        """Whether its one float operand may have any type, because no float follows from it: Cast, Shape, IsNaN…"""
+        """Return whether its one float operand may have any type, as no float follows from it: Cast, Shape, IsNaN…"""
         floats = sum(self.types.get(tensor.name) in FLOATS for tensor in node.inputs)
         makes_float = any(self.types.get(tensor.name) in FLOATS for tensor in node.outputs)
         return node.op == CAST or (floats == 1 and not makes_float)
 
     def _split(self, node: gs.Node, fp32_readers: list[gs.Node]) -> None:
-        """A second DQ on the same codes costs nothing; a Cast behind the first would keep TensorRT from fusing it."""
+        """Add a second DQ on the same codes: it costs nothing, and a Cast behind the first would prevent fusion."""
         name = f"{node.name}.fp32"
-        twin = gs.Node(DEQUANTIZE, name, dict(node.attrs), list(node.inputs), [gs.Variable(name)])
+        second = gs.Node(DEQUANTIZE, name, dict(node.attrs), list(node.inputs), [gs.Variable(name)])
         for reader in fp32_readers:
-            _replace(reader, node.outputs[0], twin.outputs[0])
-        self._wanted[id(twin)] = FP32
-        self.graph.nodes.insert(1 + next(i for i, other in enumerate(self.graph.nodes) if other is node), twin)
+            _replace(reader, node.outputs[0], second.outputs[0])
+        self._wanted[id(second)] = FP32
+        self.graph.nodes.insert(1 + next(i for i, other in enumerate(self.graph.nodes) if other is node), second)
 
     def _retype(self, node: gs.Node) -> None:
         """Give one node its type; those before it have theirs."""
@@ -152,7 +152,7 @@ class Retyping:
         self.changed.append(name)
 
     def _cast_output(self, tensor: gs.Variable, stated: int) -> None:
-        """Behind a graph output of the wrong type, which keeps its name and the type it states."""
+        """Put a Cast in front of a graph output of the wrong type, which keeps its name and the type it states."""
         producer = tensor.inputs[0]
         inner = gs.Variable(f"{tensor.name}.{self.half.name}", dtype=tensor.dtype)
         self.types[inner.name] = self.types[tensor.name]
@@ -163,7 +163,7 @@ class Retyping:
         self._append_cast(inner, tensor, stated)
 
     def _reuse_names(self) -> None:
-        """A converted constant takes the name of the original that nobody reads any more."""
+        """Give a converted constant the name of the original that nothing reads any more."""
         taken = set()
         for original, converted in self._constants.values():
             if not original.outputs and original.name not in taken:
@@ -172,7 +172,7 @@ class Retyping:
 
 
 def _retype_attributes(node: gs.Node, wanted: int) -> bool:
-    """Attributes that state a float type; returns whether one changed."""
+    """Set the attributes that state a float type; returns whether one changed."""
     changes: dict[str, object] = {}
     for key in ("to", "dtype"):
         if node.attrs.get(key) in FLOATS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from export.passes.base import PassResult
-from export.passes.twins import Twins, content
+from export.passes.equal_nodes import EqualNodes, content
 
 Key = tuple[int, bytes]  # input tensor, factor
 
@@ -17,16 +17,16 @@ def share_factors(graph: gs.Graph) -> PassResult:
     After: ``x -> Mul(f) -> a, b``.
     Leaves alone: other constants, and a product that is one of the graph's outputs (declined, named).
     """
-    twins = Twins(graph)
+    equal = EqualNodes(graph)
     for node in [node for node in graph.nodes if node.op == "Mul"]:
         key = _key(node)
         if key is not None:
-            twins.keep(node, key)
-    return twins.result()
+            equal.add(node, key)
+    return equal.result()
 
 
 def _key(node: gs.Node) -> Key | None:
-    """None unless exactly one operand is a constant."""
+    """Key of a multiplication by a constant; None unless exactly one operand is one."""
     constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
     variables = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
     if len(constants) != 1 or len(variables) != 1:

@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 
 from export.names import DEQUANTIZE, QUANTIZE
 from export.passes.base import Declined, PassResult
-from export.passes.twins import Twins, content
+from export.passes.equal_nodes import EqualNodes, content
 from qdq.errors import PassError
 
 Key = tuple[int, bytes, bytes, str]  # input tensor, scale, zero-point, attributes
@@ -20,16 +20,16 @@ def share_quantizers(graph: gs.Graph) -> PassResult:
     Leaves alone: quantizers of one tensor with different scales and a pair whose output is the graph's (declined,
     named), weights. Raises PassError naming a node whose scale or zero-point is computed at run time.
     """
-    twins = Twins(graph)
+    equal = EqualNodes(graph)
     first: dict[int, gs.Node] = {}  # of every tensor
     for node in [node for node in graph.nodes if node.op in (QUANTIZE, DEQUANTIZE)]:
         key = _key(node)
-        if isinstance(node.inputs[0], gs.Constant) or not twins.keep(node, key):
+        if isinstance(node.inputs[0], gs.Constant) or not equal.add(node, key):
             continue
         other = first.setdefault(key[0], node)
         if other is not node:
-            twins.declined.append(Declined(node.name, f"same tensor as {other.name}, but another scale"))
-    return twins.result()
+            equal.declined.append(Declined(node.name, f"same tensor as {other.name}, but another scale"))
+    return equal.result()
 
 
 def _key(node: gs.Node) -> Key:

@@ -1,4 +1,4 @@
-"""What the sharing passes have in common: of nodes that compute the same, the first one serves every reader."""
+"""Merging nodes that compute the same: every reader gets the first one. Used by the passes that share nodes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 from export.passes.base import Declined, PassResult
 
 
-class Twins:
-    """The first node of every key, and what became of the later ones."""
+class EqualNodes:
+    """The first node of every key, and the later ones that were merged into it or declined."""
 
     def __init__(self, graph: gs.Graph) -> None:
         self._outputs = graph.outputs
@@ -19,16 +19,16 @@ class Twins:
         self._changed: list[str] = []
         self.declined: list[Declined] = []
 
-    def keep(self, node: gs.Node, key: Hashable) -> bool:
-        """Whether `node` is the first of its key; a later one is merged into that, or declined as a graph output."""
-        twin = self._kept.setdefault(key, node)
-        if twin is node:
+    def add(self, node: gs.Node, key: Hashable) -> bool:
+        """Return True when `node` is the first of its key; else merge it into that one, or decline a graph output."""
+        first = self._kept.setdefault(key, node)
+        if first is node:
             return True
         if any(node.outputs[0] is output for output in self._outputs):
-            self.declined.append(Declined(node.name, f"same as {twin.name}, but its output is one of the graph's"))
+            self.declined.append(Declined(node.name, f"same as {first.name}, but its output is one of the graph's"))
             return False
         for reader in list(node.outputs[0].outputs):
-            reader.inputs = [twin.outputs[0] if tensor is node.outputs[0] else tensor for tensor in reader.inputs]
+            reader.inputs = [first.outputs[0] if tensor is node.outputs[0] else tensor for tensor in reader.inputs]
         node.outputs.clear()
         self._changed.append(node.name)
         return False
