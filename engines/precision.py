@@ -45,6 +45,7 @@ def assemble(names: MatmulNames, verdict: Callable[[str], Verdict]) -> Int8Repor
                 not_int8.append(NotInt8(name, found.says))
         return count
 
+    # Counting fills the two lists above, in graph order: linears, then matmuls.
     linears, matmuls = running(names.linears), running(names.matmuls)
     return Int8Report(
         encoder_linear=(linears, len(names.linears)),

@@ -81,8 +81,8 @@ def _points(graph: CanonicalGraph, expected: Sequence[str]) -> tuple[dict[str, s
     shared: dict[str, str] = {}
     problems: list[str] = []
     for point in expected:
-        pair = [f"{point}.dequantize"] if point.endswith(".weight_quantizer") else _pair(point)
-        if all(name in graph.index.nodes for name in pair):
+        made = ("dequantize",) if point.endswith(".weight_quantizer") else ("quantize", "dequantize")
+        if all(f"{point}.{name}" in graph.index.nodes for name in made):
             continue
         server = _server(graph, point)
         if server is None:
@@ -96,10 +96,6 @@ def _points(graph: CanonicalGraph, expected: Sequence[str]) -> tuple[dict[str, s
         if owner not in expected:
             problems.append(f"{node.name}: not a point of placement.json; export the module that placement describes")
     return shared, problems
-
-
-def _pair(point: str) -> list[str]:
-    return [f"{point}.quantize", f"{point}.dequantize"]
 
 
 def _server(graph: CanonicalGraph, point: str) -> str | None:

@@ -55,27 +55,19 @@ class GraphIndex:
 
 
 @dataclass(frozen=True)
-class Other:
-    """A multiplication that is neither an encoder linear nor an attention matmul, and why it is not."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Inventory:
     """Every MatMul and Gemm of a graph, in graph order.
 
     Attributes:
         encoder_linear: names of multiplications by a constant inside an encoder block.
         attention_matmul: names of multiplications of two computed tensors inside an encoder block.
-        other: all others (pooler, task head, embedding projection…), each with the reason.
-        quantized: for every name above the indices of the operands behind a DequantizeLinear; () is float.
+        other: all others (pooler, task head, embedding projection…), name to reason.
+        quantized: for every name above, the indices of the operands behind a DequantizeLinear; () is float.
     """
 
     encoder_linear: tuple[str, ...]
     attention_matmul: tuple[str, ...]
-    other: tuple[Other, ...]
+    other: Mapping[str, str]
     quantized: Mapping[str, tuple[int, ...]]
 
 
@@ -84,7 +76,7 @@ def inventory(model: onnx.ModelProto) -> Inventory:
     index = GraphIndex(model.graph)
     linears: list[str] = []
     matmuls: list[str] = []
-    others: list[Other] = []
+    others: dict[str, str] = {}
     quantized = {}
     for node in model.graph.node:
         if node.op_type not in MULTIPLICATIONS:
@@ -92,12 +84,12 @@ def inventory(model: onnx.ModelProto) -> Inventory:
         quantized[node.name] = index.quantized_operands(node)
         constants = sum(index.is_constant(tensor) for tensor in node.input[:2])
         if not in_encoder(node.name) or constants == 2:
-            others.append(Other(node.name, _reason(node.name, constants, quantized[node.name])))
+            others[node.name] = _reason(node.name, constants, quantized[node.name])
         elif constants:
             linears.append(node.name)
         else:
             matmuls.append(node.name)
-    return Inventory(tuple(linears), tuple(matmuls), tuple(others), quantized)
+    return Inventory(tuple(linears), tuple(matmuls), others, quantized)
 
 
 def reduction_sizes(model: onnx.ModelProto) -> tuple[int, ...]:

@@ -77,22 +77,24 @@ def quantize_linears(
     """
     made = ModelProto()
     made.CopyFrom(model)
-    graph, before = made.graph, {}
-    zero = "qdq.zero"
+    # Codes of the weights and the Q/DQ pair of every tensor the linears read, each pair made once.
+    graph, zero = made.graph, "qdq.zero"
     graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), zero))
-    by_input = {(linear.activation, linear.weight): linear for linear in linears}
     axes = {linear.weight: linear.axis for linear in linears}
-    for name, scales in weights.items():
-        graph.node.insert(0, _dequantized_weight(graph, name, scales, axes[name]))
+    nodes = [_dequantized_weight(graph, name, scales, axes[name]) for name, scales in weights.items()][::-1]
+    inputs = dict.fromkeys(linear.activation for linear in linears)
+    pairs = {tensor: _pair(graph, tensor, activations[tensor], zero) for tensor in inputs}
+    # Each pair goes right behind the node that makes its tensor, those of graph inputs first.
+    computed = {output for node in graph.node for output in node.output}
+    nodes[:0] = [node for tensor, pair in pairs.items() if tensor not in computed for node in pair]
+    operands = {(linear.activation, linear.weight) for linear in linears}
     for node in graph.node:
-        linear = by_input.get((node.input[0], node.input[1])) if len(node.input) > 1 else None
-        if linear is None or node.op_type not in ("MatMul", "Gemm"):
-            continue
-        node.input[1] = f"{linear.weight}.dequantized"
-        if linear.activation not in before:
-            before[linear.activation] = _pair(graph, linear.activation, activations[linear.activation], zero)
-        node.input[0] = before[linear.activation][1].output[0]
-    _insert(graph, before)
+        if node.op_type in ("MatMul", "Gemm") and tuple(node.input[:2]) in operands:
+            node.input[0], node.input[1] = (f"{tensor}.dequantized" for tensor in node.input[:2])
+        nodes.append(node)
+        nodes += (inserted for output in node.output for inserted in pairs.get(output, ()))
+    del graph.node[:]
+    graph.node.extend(nodes)
     _drop_unused(graph, set(weights))
     return made
 
@@ -124,22 +126,6 @@ def _pair(graph: GraphProto, tensor: str, scale: float, zero: str) -> tuple[Node
         helper.make_node(QUANTIZE, [tensor, f"{tensor}.scale", zero], [codes], f"{tensor}.{QUANTIZE}"),
         helper.make_node(DEQUANTIZE, [codes, f"{tensor}.scale", zero], [back], f"{tensor}.{DEQUANTIZE}"),
     )
-
-
-def _insert(graph: GraphProto, pairs: Mapping[str, tuple[NodeProto, NodeProto]]) -> None:
-    """Put each pair right behind the node that makes its tensor; those of graph inputs first."""
-    waiting = dict(pairs)
-    ordered: list[NodeProto] = []
-    produced = {output for node in graph.node for output in node.output}
-    for tensor in [tensor for tensor in waiting if tensor not in produced]:
-        ordered += waiting.pop(tensor)
-    for node in graph.node:
-        ordered.append(node)
-        for output in node.output:
-            if output in waiting:
-                ordered += waiting.pop(output)
-    del graph.node[:]
-    graph.node.extend(ordered)
 
 
 def _drop_unused(graph: GraphProto, names: set[str]) -> None:

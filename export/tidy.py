@@ -20,6 +20,7 @@ from qdq.errors import ExportError
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 PRODUCER = "qdq"
+OPERATIONS = {QUANTIZE: "quantize", DEQUANTIZE: "dequantize"}  # last part of a node's name, else the op's own
 
 
 def tidy(model: ir.Model) -> None:
@@ -46,7 +47,7 @@ def _name_nodes(graph: ir.Graph) -> None:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "['']"))
         module = next((scope for scope in reversed(scopes[:-1]) if _is_module_path(scope)), "")
         module = module.removeprefix("model").removeprefix(".") or "graph"
-        stem = f"{_point(module)}.{_operation(node)}"
+        stem = f"{_point(module)}.{OPERATIONS.get(node.op_type, node.op_type)}"
         node.name = stem if not seen[stem] else f"{stem}_{seen[stem]}"
         seen[stem] += 1
         for index, value in enumerate(node.outputs):
@@ -67,10 +68,6 @@ def _point(module: str) -> str:
 def _owner(node: ir.Node) -> str:
     """Point that a named Q or DQ belongs to, also for the repeated pair of a shared layer (``….quantize_1``)."""
     return str(node.name).rpartition(".")[0]
-
-
-def _operation(node: ir.Node) -> str:
-    return {QUANTIZE: "quantize", DEQUANTIZE: "dequantize"}.get(node.op_type, node.op_type)
 
 
 def _constant_reshapes(graph: ir.Graph) -> None:

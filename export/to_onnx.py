@@ -74,7 +74,9 @@ def _trace(module: torch.nn.Module, example: dict[str, torch.Tensor], outputs: S
 
     if any(size < 2 for tensor in example.values() for size in tensor.shape):
         raise ExportError("the export example needs at least two of every dimension, or torch fixes that size")
-    dimensions = [torch.export.Dim(name) for name in _dimension_names(next(iter(example.values())).dim())]
+    # Every size is dynamic; an input of rank 3 has the choices of a question between batch and sequence.
+    choices = ("choices",) if next(iter(example.values())).dim() == 3 else ()
+    dimensions = [torch.export.Dim(name) for name in ("batch", *choices, "sequence")]
     shapes = {name: dict(enumerate(dimensions)) for name in example}
     with _quiet_exporter():
         try:
@@ -108,10 +110,6 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _dimension_names(rank: int) -> tuple[str, ...]:
-    return ("batch", "sequence") if rank == 2 else ("batch", "choices", "sequence")
 
 
 @contextmanager

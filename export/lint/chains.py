@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from onnx import NodeProto
 
 from export.lint.graph import LintGraph
-from export.lint.patterns import Gelu, Norm, before, behind
+from export.lint.patterns import Gelu, Norm, before, next_reader
 
 GELU_OPS = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
 NORM_OPS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"})
@@ -30,21 +28,21 @@ def find_gelus(graph: LintGraph) -> tuple[Gelu, ...]:
 
 def _written_gelu(graph: LintGraph, node: NodeProto) -> Gelu | None:
     """The chain around an Erf or Tanh; None when it is not followed by +1 and a product with the input."""
-    plus_one, crossed_one = _next(graph, node.output[0], ("Add",), constant=True)
+    plus_one, crossed_one = next_reader(graph, node.output[0], ("Add",), constant=True)
     if plus_one is None:
         return None
-    product, crossed_two = _next(graph, plus_one.output[0], ("Mul",))
+    product, crossed_two = next_reader(graph, plus_one.output[0], ("Mul",))
     if product is None:
         return None
-    if graph.computed_inputs(product) == [product.input[0]] or graph.computed_inputs(product) == [product.input[1]]:
-        product, crossed_half = _next(graph, product.output[0], ("Mul",), constant=False)  # ½·(1+erf) first, then ·x
+    if len(graph.computed_inputs(product)) == 1:  # ½·(1+erf) first, then ·x
+        product, crossed_half = next_reader(graph, product.output[0], ("Mul",), constant=False)
         crossed_two += crossed_half
         if product is None:
             return None
     source, crossed_in = _chain_input(graph, node, product)
     output: str = product.output[0]
     crossed_out: Crossed = ()
-    half, crossed_half = _next(graph, output, ("Mul",), constant=True)
+    half, crossed_half = next_reader(graph, output, ("Mul",), constant=True)
     if half is not None:
         output, crossed_out = half.output[0], crossed_half
     return Gelu(node, source, output, (*crossed_in, *crossed_one, *crossed_two, *crossed_out))
@@ -78,18 +76,6 @@ def _bias_like(graph: LintGraph, node: NodeProto) -> bool:
     return any(graph.constant(tensor) and (graph.size(tensor) or 1) > 1 for tensor in node.input)
 
 
-def _next(
-    graph: LintGraph, tensor: str, ops: Iterable[str], constant: bool | None = None
-) -> tuple[NodeProto | None, Crossed]:
-    """The reader of `tensor` with one of `ops`, seen through Q/DQ pairs; `constant` asks for a constant operand."""
-    for reader, crossed in behind(graph, tensor):
-        if reader.op_type in ops and (
-            constant is None or any(graph.constant(source) for source in reader.input) == constant
-        ):
-            return reader, crossed
-    return None, ()
-
-
 def find_norms(graph: LintGraph) -> tuple[Norm, ...]:
     """Every LayerNorm: one op, or ReduceMean → Sub → Pow → ReduceMean → Add → Sqrt → Div."""
     found = []
@@ -111,13 +97,13 @@ def _written_norm(graph: LintGraph, node: NodeProto) -> Norm | None:
     crossed = list(crossed_mean)
     tensor = node.output[0]
     for ops in (("Pow", "Mul"), ("ReduceMean",), ("Add",), ("Sqrt",), ("Div", "Reciprocal")):
-        step, passed = _next(graph, tensor, ops)
+        step, passed = next_reader(graph, tensor, ops)
         if step is None:
             return None
         crossed += passed
         tensor = step.output[0]
-    scale, passed = _next(graph, tensor, ("Mul",), constant=True)
+    scale, passed = next_reader(graph, tensor, ("Mul",), constant=True)
     if scale is not None:
-        shift, passed_shift = _next(graph, scale.output[0], ("Add",), constant=True)
+        shift, passed_shift = next_reader(graph, scale.output[0], ("Add",), constant=True)
         crossed += (*passed, *(passed_shift if shift is not None else ()))
     return Norm(node, node.input[0], tuple(crossed))

@@ -79,6 +79,7 @@ def layers_of(graph: LintGraph, patterns: Patterns, sm: int, sequence: int) -> t
         number = _layer_number(starts, graph.order[(block or node).output[0]], layer.role) if inside else None
         found.append((position, replace(layer, layer=number)))
 
+    # The blocks first: linears, which may take GELUs in, attentions, and the adds and norms between them.
     in_epilogue: set[str] = set()
     for linear in patterns.linears:
         gemm, absorbed = _gemm(graph, patterns, linear)
@@ -90,6 +91,7 @@ def layers_of(graph: LintGraph, patterns: Patterns, sm: int, sequence: int) -> t
         add(residual.node, _residual(graph, residual))
     for norm in patterns.norms:
         add(norm.node, FusedLayer("layer_norm", label(norm.node), graph.float_type(norm.input)))
+    # Then the activations and softmaxes that no block above has taken in, each a layer of its own.
     for gelu in patterns.gelus:
         if gelu.node.output[0] not in in_epilogue:
             add(gelu.node, FusedLayer("gelu", label(gelu.node), graph.float_type(gelu.input)))
@@ -139,14 +141,13 @@ def _gemm(graph: LintGraph, patterns: Patterns, linear: Linear) -> tuple[FusedLa
 
 
 def _epilogue(graph: LintGraph, patterns: Patterns, linear: Linear) -> tuple[tuple[str, ...], set[str]]:
-    parts: list[str] = []
+    """Names of what a GEMM computes on its result, and the first outputs of the GELU nodes among that."""
+    if linear.crossed:
+        return ("quantize",), set()
     absorbed: set[str] = set()
     output = linear.output
-    has_bias = linear.bias is not None or len(linear.node.input) == 3
-    if linear.crossed:
-        return ("quantize",), absorbed
-    if has_bias:
-        parts.append("bias")
+    # In the order of the graph: bias, then GELU, or the residual add, then the Q that all readers must be.
+    parts = ["bias"] if linear.bias is not None or len(linear.node.input) == 3 else []
     gelu = next((gelu for gelu in patterns.gelus if gelu.input == output and not gelu.crossed), None)
     if gelu is not None:
         parts.append("gelu")
@@ -171,32 +172,20 @@ def missing_quantization(graph: LintGraph, attention: Attention) -> tuple[str, .
     return tuple(missing)
 
 
-def attention_casts(graph: LintGraph, attention: Attention) -> tuple[NodeProto, ...]:
-    """Casts between a DequantizeLinear and one of the two products."""
-    operands = [graph.operand(tensor) for _, tensor in attention.operands]
-    return tuple(cast for operand in operands if operand.quantized for cast in operand.casts)
-
-
 def is_float(missing: tuple[str, ...]) -> bool:
     """Return whether an attention is left in float on purpose: none of its four operands is quantized."""
     return set("qkav") <= set(missing)
 
 
-def length(attention: Attention, sequence: int) -> int:
-    """The sequence length an attention runs at: the graph's where it is fixed, else the stated one."""
-    return sequence if attention.sequence is None else attention.sequence
-
-
 def limit_problems(attention: Attention, sm: int, sequence: int) -> tuple[str, ...]:
     """Return every limit of the fused kernels that an INT8 attention exceeds, as a sentence each."""
     problems = []
+    length = sequence if attention.sequence is None else attention.sequence  # the graph's, if it is fixed
     if attention.head_size is not None and attention.head_size not in INT8_HEAD_SIZES:
         problems.append(f"its head size is {attention.head_size}, INT8 fused attention takes 16, 32 or 64")
-    if length(attention, sequence) > INT8_MAX_SEQUENCE:
-        problems.append(f"its sequence is {length(attention, sequence)}, INT8 fused attention takes at most 512")
-    if sm < MIN_SM:
-        problems.append(f"compute capability {sm / 10} is below 7.5, where fused attention starts")
-    return tuple(problems)
+    if length > INT8_MAX_SEQUENCE:
+        problems.append(f"its sequence is {length}, INT8 fused attention takes at most 512")
+    return (*problems, *_device_problems(sm))
 
 
 def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: int) -> FusedLayer:
@@ -213,7 +202,9 @@ def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: i
             return replace(layer, reason="; ".join(problems))
         return replace(layer, kind="float_fused_attention", reason="no operand of its two BMMs is quantized")
     problems = [f"no Q/DQ on the {OPERAND_NAMES[role]}" for role in missing]
-    problems += ["a cast lies between a DequantizeLinear and a BMM"] if attention_casts(graph, attention) else []
+    operands = [graph.operand(tensor) for _, tensor in attention.operands]
+    if any(operand.quantized and operand.casts for operand in operands):
+        problems.append("a cast lies between a DequantizeLinear and a BMM")
     problems += [*limit_problems(attention, sm, sequence), *late]
     if problems:
         precision = float_type if set(missing) - {"out"} else "int8"
@@ -228,9 +219,11 @@ def _float_limits(attention: Attention, sm: int, float_type: str) -> list[str]:
         problems.append("its BMMs are FP32, fused attention takes FP16, BF16 or INT8")
     if size is not None and not (low <= size <= high and size % 8 == 0):
         problems.append(f"its head size is {size}, fused attention takes multiples of 8 from {low} to {high}")
-    if sm < MIN_SM:
-        problems.append(f"compute capability {sm / 10} is below 7.5, where fused attention starts")
-    return problems
+    return [*problems, *_device_problems(sm)]
+
+
+def _device_problems(sm: int) -> list[str]:
+    return [f"compute capability {sm / 10} is below 7.5, where fused attention starts"] if sm < MIN_SM else []
 
 
 def residual_quantized(graph: LintGraph, residual: Residual) -> tuple[bool, bool]:

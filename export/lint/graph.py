@@ -50,7 +50,6 @@ class LintGraph:
         self.index = GraphIndex(self.model.graph)
         self.order = {node.output[0]: position for position, node in enumerate(self.nodes)}
         self.outputs = {value.name for value in self.model.graph.output}
-        self.inputs = {value.name for value in self.model.graph.input}
         self.opset = standard_opset(self.model)
         self.types, self.shapes = _types_and_shapes(self.model, self.nodes)
 

@@ -6,7 +6,7 @@ and also where Q/DQ pairs, casts or reshapes lie inside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from onnx import NodeProto
@@ -125,7 +125,7 @@ def find_linears(graph: LintGraph) -> tuple[Linear, ...]:
         constants = [index for index, tensor in enumerate(node.input[:2]) if graph.constant(tensor)]
         if len(constants) == 1:
             k, n = _sizes(graph, node, constants[0])
-            bias, crossed = _bias(graph, node)
+            bias, crossed = next_reader(graph, node.output[0], ("Add",), constant=True)
             found.append(Linear(node, constants[0], k, n, bias, crossed))
     return tuple(found)
 
@@ -151,10 +151,14 @@ def _sizes(graph: LintGraph, node: NodeProto, weight: int) -> tuple[int | None, 
     return shape[2 * len(shape) - 3 - axis], shape[axis]  # the two last axes: one is N, the other K
 
 
-def _bias(graph: LintGraph, node: NodeProto) -> tuple[NodeProto | None, tuple[NodeProto, ...]]:
-    """The Add of a constant behind a product, seen through a Q/DQ pair."""
-    for reader, crossed in behind(graph, node.output[0]):
-        if reader.op_type == "Add" and any(graph.constant(tensor) for tensor in reader.input):
+def next_reader(
+    graph: LintGraph, tensor: str, ops: Iterable[str], constant: bool | None = None
+) -> tuple[NodeProto | None, tuple[NodeProto, ...]]:
+    """The reader of `tensor` with one of `ops`, and the Q/DQ nodes on the way; `constant` asks for such an operand."""
+    for reader, crossed in behind(graph, tensor):
+        if reader.op_type in ops and (
+            constant is None or any(graph.constant(source) for source in reader.input) == constant
+        ):
             return reader, crossed
     return None, ()
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from export.lint import rules_blocks, rules_channels, rules_gemm, rules_notes, rules_structure, rules_values
 from export.lint.findings import Rule
 
-PERFORMANCE: tuple[Rule, ...] = tuple(
-    sorted((*rules_gemm.RULES, *rules_blocks.RULES), key=lambda rule: rule.id)  # two files, one numbering
-)
-
 RULES: tuple[Rule, ...] = (
     *rules_values.RULES,
     *rules_channels.RULES,
     *rules_structure.RULES,
-    *PERFORMANCE,
+    *sorted((*rules_gemm.RULES, *rules_blocks.RULES), key=lambda rule: rule.id),  # two files, one numbering
     *rules_notes.RULES,
 )

@@ -29,16 +29,12 @@ def _activations(subject: Subject) -> Iterator[Hit]:
 
     Leaves alone: weights (constants), one scale of whatever rank.
     """
-    for node in subject.graph.pairs:
-        if (
-            node.op_type == QUANTIZE
-            and not subject.graph.constant(node.input[0])
-            and _channels(subject.graph, node) > 1
-        ):
-            count = _channels(subject.graph, node)
-            yield Hit(
-                names(node), f"{count} scales on an activation; activations are quantized per tensor", node.input[1]
-            )
+    graph = subject.graph
+    for node in graph.pairs:
+        count = _channels(graph, node)
+        if count > 1 and node.op_type == QUANTIZE and not graph.constant(node.input[0]):
+            reason = f"{count} scales on an activation; activations are quantized per tensor"
+            yield Hit(names(node), reason, node.input[1])
 
 
 def _rooted(subject: Subject) -> Iterator[Hit]:
@@ -93,9 +89,8 @@ def _axis_absent(subject: Subject) -> Iterator[Hit]:
     """
     for node in subject.graph.pairs:
         if attribute(node, "axis") is None and _channels(subject.graph, node) > 1:
-            yield Hit(
-                names(node), "no axis attribute: ONNX means axis 1, TensorRT's parser takes axis 0", node.input[1]
-            )
+            reason = "no axis attribute: ONNX means axis 1, TensorRT's parser takes axis 0"
+            yield Hit(names(node), reason, node.input[1])
 
 
 def _reduction_axis(subject: Subject) -> Iterator[Hit]:

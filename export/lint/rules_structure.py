@@ -66,14 +66,10 @@ def _dangling(subject: Subject) -> Iterator[Hit]:
         if node.op_type != QUANTIZE:
             continue
         consumers = graph.consumers(node.output[0])
-        strangers = [consumer for consumer in consumers if consumer.op_type != DEQUANTIZE]
-        strangers = [consumer for consumer in strangers if not _unsupported(consumer)]
+        strangers = [reader for reader in consumers if reader.op_type != DEQUANTIZE and not _unsupported(reader)]
         if strangers:
-            yield Hit(
-                names(node, *strangers),
-                f"its codes are read by {strangers[0].op_type}, not dequantized",
-                node.output[0],
-            )
+            reason = f"its codes are read by {strangers[0].op_type}, not dequantized"
+            yield Hit(names(node, *strangers), reason, node.output[0])
         elif not consumers:
             where = "returned by the graph" if graph.is_output(node) else "read by nothing"
             yield Hit(names(node), f"its codes are {where}; a Q needs a DequantizeLinear behind it", node.output[0])

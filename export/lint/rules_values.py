@@ -98,9 +98,8 @@ def _static(subject: Subject) -> Iterator[Hit]:
     """
     for node in subject.graph.pairs:
         if not subject.graph.constant(node.input[1]):
-            yield Hit(
-                names(node), "its scale is computed at run time; TensorRT folds scales when it builds", node.input[1]
-            )
+            reason = "its scale is computed at run time; TensorRT folds scales when it builds"
+            yield Hit(names(node), reason, node.input[1])
 
 
 def _scale_type(subject: Subject) -> Iterator[Hit]:

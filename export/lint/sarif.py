@@ -35,6 +35,7 @@ def as_sarif(report: LintReport, file: str) -> dict[str, Any]:
         }
         for finding in report.findings
     ]
+    # The tool with all its rules, and the fusion map as properties of the run.
     driver = {"name": "qdq check", "rules": [_descriptor(rule) for rule in RULES]}
     properties = {
         "target": report.platform.target,

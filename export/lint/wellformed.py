@@ -24,7 +24,7 @@ def ordered(graph: onnx.GraphProto, opset: int) -> list[NodeProto]:
     for node in nodes:
         _check_inputs(node, available, opset)
     result: list[NodeProto] = []
-    while nodes:
+    while nodes:  # take what can run, keep the rest for the next round; a round that takes nothing is a cycle
         waiting = []
         for node in nodes:
             if known.issuperset(node.input):

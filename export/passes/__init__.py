@@ -33,9 +33,8 @@ def lower(
     """
     passes = passes_for(target, options)
     graph = load_graph(canonical)
-    rows = [_row(done, result) for done, result in _applied(passes, graph, canonical)]
+    report = {"target": target, "canonical_sha256": sha256_file(canonical), "passes": _rows(passes, graph, canonical)}
     save_graph(graph, folder / "model.onnx", external_data_bytes)
-    report = {"target": target, "canonical_sha256": sha256_file(canonical), "passes": rows}
     write_json(folder / "passes.json", report)
     return report
 
@@ -63,7 +62,7 @@ def float_variant(
     ``passes.json``, the weights as `lower` does. Raises as `lower`, ConfigError for an unknown body.
     """
     graph = load_graph(fp32_onnx)
-    rows = [_row(done, result) for done, result in _applied(float_passes(LowerOptions(body, ranges)), graph, fp32_onnx)]
+    rows = _rows(float_passes(LowerOptions(body, ranges)), graph, fp32_onnx)
     save_graph(graph, folder / "model.onnx")
     report = {"target": "tensorrt", "body": body, "fp32_sha256": sha256_file(fp32_onnx), "passes": rows}
     write_json(folder / "passes.json", report)
@@ -91,6 +90,7 @@ def _applied(passes: tuple[Pass, ...], graph: gs.Graph, source: Path) -> Iterato
         before.append(current.name)
 
 
-def _row(done: Pass, result: PassResult) -> dict[str, Any]:
-    """One row of passes.json."""
-    return {"pass": done.name, "why": done.why, **result.as_json()}
+def _rows(passes: tuple[Pass, ...], graph: gs.Graph, source: Path) -> list[dict[str, Any]]:
+    """Run the passes; returns the rows of passes.json."""
+    applied = _applied(passes, graph, source)
+    return [{"pass": done.name, "why": done.why, **result.as_json()} for done, result in applied]

@@ -10,6 +10,7 @@ from export.names import DEQUANTIZE
 from export.passes.base import Declined, PassResult
 
 MATMUL = "MatMul"
+Quantized = tuple[gs.Variable, gs.Variable, gs.Variable]  # codes u8, scale, zero-point
 
 
 def dynamic_inputs(graph: gs.Graph) -> PassResult:
@@ -22,7 +23,7 @@ def dynamic_inputs(graph: gs.Graph) -> PassResult:
     Leaves alone: a MatMul of two computed tensors, one whose input is quantized already, and, declined with the
     reason, Gemm and weights whose scales are not per tensor or per output channel.
     """
-    inputs = _Inputs(graph)
+    quantized: dict[int, Quantized] = {}  # id of a tensor -> what its run-time quantizer makes
     changed: list[str] = []
     declined: list[Declined] = []
     for node in list(graph.nodes):
@@ -34,26 +35,20 @@ def dynamic_inputs(graph: gs.Graph) -> PassResult:
         if reason := _obstacle(node, weight):
             declined.append(Declined(node.name, reason))
             continue
-        _multiply_codes(graph, node, weight, inputs.of(node.inputs[0]))
+        tensor = node.inputs[0]
+        if id(tensor) not in quantized:
+            quantized[id(tensor)] = _run_time_quantizer(graph, tensor)
+        _multiply_codes(graph, node, weight, quantized[id(tensor)])
         changed.append(node.name)
     return PassResult(tuple(changed), tuple(declined))
 
 
-class _Inputs:
-    """The run-time quantizer of each tensor: codes u8, scale and zero-point, made when first asked for."""
-
-    def __init__(self, graph: gs.Graph) -> None:
-        self._graph = graph
-        self._made: dict[int, tuple[gs.Variable, gs.Variable, gs.Variable]] = {}
-
-    def of(self, tensor: gs.Tensor) -> tuple[gs.Variable, gs.Variable, gs.Variable]:
-        if id(tensor) not in self._made:
-            kinds = (("codes", np.uint8), ("scale", np.float32), ("zero_point", np.uint8))
-            made = tuple(gs.Variable(f"{tensor.name}.dynamic.{kind}", dtype=np.dtype(dtype)) for kind, dtype in kinds)
-            name = f"{tensor.name}.dynamic_quantize"
-            self._graph.nodes.append(gs.Node("DynamicQuantizeLinear", name, {}, [tensor], list(made)))
-            self._made[id(tensor)] = (made[0], made[1], made[2])
-        return self._made[id(tensor)]
+def _run_time_quantizer(graph: gs.Graph, tensor: gs.Tensor) -> Quantized:
+    kinds = (("codes", np.uint8), ("scale", np.float32), ("zero_point", np.uint8))
+    codes, scale, zero = (gs.Variable(f"{tensor.name}.dynamic.{kind}", dtype=np.dtype(dtype)) for kind, dtype in kinds)
+    name = f"{tensor.name}.dynamic_quantize"
+    graph.nodes.append(gs.Node("DynamicQuantizeLinear", name, {}, [tensor], [codes, scale, zero]))
+    return codes, scale, zero
 
 
 def _dequantizer(tensor: gs.Tensor) -> gs.Node | None:
@@ -71,9 +66,7 @@ def _obstacle(node: gs.Node, weight: gs.Node) -> str | None:
     return None
 
 
-def _multiply_codes(
-    graph: gs.Graph, node: gs.Node, weight: gs.Node, quantized: tuple[gs.Variable, gs.Variable, gs.Variable]
-) -> None:
+def _multiply_codes(graph: gs.Graph, node: gs.Node, weight: gs.Node, quantized: Quantized) -> None:
     codes, scale, zero = quantized
     sums = gs.Variable(f"{node.name}.sums", dtype=np.dtype(np.int32))
     values = gs.Variable(f"{node.name}.float", dtype=np.dtype(np.float32))

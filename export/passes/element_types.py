@@ -142,6 +142,7 @@ def _node_problems(node: gs.Node, opset: int, types: Types) -> list[str]:
                 f"{node.name}: '{other.name}' is {type_name(types[other.name])} and '{tensor.name}' is "
                 f"{type_name(found)}; nothing is converted on its own, put a Cast in front of one"
             )
+    # A cast behind a DequantizeLinear keeps the product from running in INT8.
     if node.op in MULTIPLICATIONS:
         problems.extend(
             f"{node.name}: {cast} stands between it and a DequantizeLinear; give that one the type instead"

@@ -72,7 +72,7 @@ def _fold(graph: gs.Graph, types: gs.Node, add: gs.Node, positions: gs.Node) -> 
     table, rows, ids = types.inputs[0].values, positions.inputs[0], types.inputs[1]
     positions.inputs[0] = gs.Constant(rows.name, rows.values + table[0])
     looked_up = types.outputs[0]
-    if len(table) == 1:
+    if len(table) == 1:  # nothing is left to add: readers of the sum take its other operand
         (other,) = (tensor for tensor in add.inputs if tensor is not looked_up)
         for reader in list(add.outputs[0].outputs):
             reader.inputs = [other if tensor is add.outputs[0] else tensor for tensor in reader.inputs]
@@ -80,6 +80,7 @@ def _fold(graph: gs.Graph, types: gs.Node, add: gs.Node, positions: gs.Node) -> 
         add.outputs.clear()
         types.outputs.clear()
         return
+    # The second type adds the difference of the two rows, times its id of 1.
     name = types.name
     number, column = (gs.Variable(f"{name}.{part}", dtype=np.dtype(np.float32)) for part in ("number", "column"))
     axes = gs.Constant(f"{name}.axes", np.array([-1]))

@@ -44,12 +44,14 @@ def kept_in_fp32(graph: gs.Graph, types: Types, half: Half, ranges: Mapping[str,
     """
     kept = Kept()
     needs: dict[str, str] = {}  # tensor name -> why half precision cannot hold it
+    # By operator and by constant: Cast, Q and DQ take whatever type their neighbours have.
     for node in graph.nodes:
         if node.op in (CAST, QUANTIZE, DEQUANTIZE):
             continue
         _by_operator(node, graph.opset, types, half, kept)
         for constant in _float_constants(node):
             _by_constant(node, constant, half, kept, needs)
+    # By range: what a DQ can reach at most, then what was measured.
     for node in graph.nodes:
         for scale in _float_constants(node) if node.op == DEQUANTIZE else ():
             bound = LARGEST_CODE * float(scale.values.max())
@@ -62,6 +64,7 @@ def kept_in_fp32(graph: gs.Graph, types: Types, half: Half, ranges: Mapping[str,
         needs.update((name, why) for name, largest in measured.items() if (why := _misfit(largest, half)))
     computed = {node.outputs[0].name for node in graph.nodes if node.op not in (CAST, QUANTIZE, DEQUANTIZE)}
     kept.unmeasured = tuple(name for name in floats if name in computed and name not in (ranges or {}))
+    # From tensors to the nodes that make or read them.
     _by_tensor(graph, needs, kept)
     _by_integer_result(graph, types, half, kept)
     _back_to_dequantizers(graph, kept)

@@ -102,6 +102,7 @@ class _Selection:
             axis = self.axes.get(id(output))
             if axis is None or len(node.outputs) > 1:
                 continue
+            # Everything read from it as rows only? Then it can compute that row alone, if its operator works by rows.
             alone = self._read_by(output, asking[id(output)])
             rule = RULES.get(node.op) if alone or node.op in PAIR else None
             wanted = rule(self.shapes, node, axis) if rule is not None else None
@@ -109,6 +110,7 @@ class _Selection:
                 how = "does not work row by row" if alone else "is needed in full by other nodes"
                 self.reason = self.reason or f"{node.name} ({node.op}) {how}"
                 continue
+            # The demand moves on to its inputs.
             if alone:
                 self.narrow[id(node)] = (node, wanted)
             else:

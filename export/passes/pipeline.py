@@ -142,18 +142,16 @@ def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, 
     pipelines: Mapping[str, tuple[Pass, ...]] = {
         "openvino": (FACTORS, SHARE, ROWS, TYPES, COMPACT, CODES, LINEARS_UNSIGNED, *narrow),
         "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *dynamic, RECODE, *narrow),
-        "tensorrt": (FACTORS, SHARE, TABLES, *_typed(options)),
+        "tensorrt": (FACTORS, SHARE, TABLES, *float_passes(options)),
     }
     return pipelines[choice(target, pipelines, "target")]
 
 
 def float_passes(options: LowerOptions) -> tuple[Pass, ...]:
-    """The ordered passes that make the unquantized graph TensorRT's INT8 one is compared with."""
-    return _typed(options)
+    """The passes from FP32 to a graph whose types alone decide what runs: TensorRT 11 has no precision flags.
 
-
-def _typed(options: LowerOptions) -> tuple[Pass, ...]:
-    """From FP32 to a graph whose types alone decide what runs: TensorRT 11 has no precision flags."""
+    They are all that the unquantized graph needs which TensorRT's INT8 one is compared with.
+    """
     half = Pass(
         "half_body",
         "a strongly typed engine runs in FP32 what is written in FP32, and does not fuse a matmul with a DQ of another "

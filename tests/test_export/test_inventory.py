@@ -58,7 +58,7 @@ def test_canonical_graph(model: ModelProto) -> None:
         f"bert.encoder.layer.{layer}.attention.self.{matmul}" for layer in (0, 1) for matmul in ("MatMul", "MatMul_1")
     )
     assert all(found.quantized[name] == (0, 1) for name in (*found.encoder_linear, *found.attention_matmul))
-    assert {other.name: other.reason for other in found.other} == {
+    assert found.other == {
         "bert.pooler.dense.Gemm": "pooler, outside the encoder blocks; float in this graph",
         "classifier.Gemm": "task head, outside the encoder blocks; float in this graph",
     }
@@ -135,7 +135,7 @@ def test_names_outside_encoder_blocks_are_never_encoder_linears() -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], [f"y{i}"], name=name) for i, name in enumerate(names)]
     found = inventory(graph(nodes, {"w": WEIGHT}))
     assert found.encoder_linear == ()
-    assert [other.reason.split(",")[0] for other in found.other] == ["embedding projection"] * 2 + ["task head"]
+    assert [reason.split(",")[0] for reason in found.other.values()] == ["embedding projection"] * 2 + ["task head"]
 
 
 def test_dequantizer_is_seen_through_layout_ops_only() -> None:

@@ -171,7 +171,7 @@ def multiplications(model: Path, group: int = 0) -> MatmulNames:
     return MatmulNames(
         linears=found.encoder_linear,
         matmuls=found.attention_matmul,
-        floats=tuple(NotInt8(item.name, item.reason) for item in found.other),
+        floats=tuple(NotInt8(name, reason) for name, reason in found.other.items()),
         unquantized=tuple(unquantized),
     )
 
