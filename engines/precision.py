@@ -29,29 +29,14 @@ def assemble(names: MatmulNames, verdict: Callable[[str], Verdict]) -> Int8Repor
     One whose operands carry no Q/DQ in the graph cannot run in INT8, whatever a fused block around it reports.
     """
     reasons = {item.name: item.reason for item in names.unquantized}
-    not_int8: list[NotInt8] = []
-    inferred: list[str] = []
-
-    def running(group: tuple[str, ...]) -> int:
-        count = 0
-        for name in group:
-            found = verdict(name)
-            if name in reasons:
-                not_int8.append(NotInt8(name, reasons[name]))
-            elif found.int8:
-                count += 1
-                inferred.extend([name] if found.inferred else [])
-            else:
-                not_int8.append(NotInt8(name, found.says))
-        return count
-
-    # Counting fills the two lists above, in graph order: linears, then matmuls.
-    linears, matmuls = running(names.linears), running(names.matmuls)
+    verdicts = {name: verdict(name) for name in (*names.linears, *names.matmuls)}
+    running = {name: found for name, found in verdicts.items() if found.int8 and name not in reasons}
+    floats = [NotInt8(name, reasons.get(name, verdicts[name].says)) for name in verdicts if name not in running]
     return Int8Report(
-        encoder_linear=(linears, len(names.linears)),
-        attention_matmul=(matmuls, len(names.matmuls)),
-        not_int8=(*not_int8, *names.floats),
-        inferred=tuple(inferred),
+        encoder_linear=(sum(name in running for name in names.linears), len(names.linears)),
+        attention_matmul=(sum(name in running for name in names.matmuls), len(names.matmuls)),
+        not_int8=(*floats, *names.floats),
+        inferred=tuple(name for name, found in running.items() if found.inferred),
     )
 
 

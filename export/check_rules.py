@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from export.inventory import GraphIndex
-from export.names import DEQUANTIZE, IR_VERSION, OPSET, QUANTIZE
+from export.names import DEQUANTIZE, IR_VERSION, OPSET, PAIR, QUANTIZE
 from export.reading import FLOATS, attribute
 
 # Ops that a canonical graph never holds, and what they mean.
@@ -40,7 +40,7 @@ class CanonicalGraph:
     @property
     def pairs(self) -> Iterator[NodeProto]:
         """The QuantizeLinear and DequantizeLinear nodes, in order."""
-        return (node for node in self.nodes if node.op_type in (QUANTIZE, DEQUANTIZE))
+        return (node for node in self.nodes if node.op_type in PAIR)
 
     def array(self, node: NodeProto, operand: int) -> NDArray[Any] | None:
         """Value of an initializer operand; None when absent or computed."""

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxscript.optimizer
 from numpy.typing import NDArray
 
-from export.names import DEQUANTIZE, QUANTIZE
+from export.names import PAIR, QUANTIZE
 from qdq.errors import ExportError
 
 Parameters = Mapping[str, "NDArray[Any]"]
@@ -36,7 +36,7 @@ def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
         if value.uses() and name in parameters:
             _give(value, parameters[name])
     onnxscript.optimizer.optimize_ir(model)  # as `ONNXProgram.optimize` does
-    left = [str(node.name) for node in graph if node.op_type in (QUANTIZE, DEQUANTIZE)]
+    left = [str(node.name) for node in graph if node.op_type in PAIR]
     if left:
         raise ExportError(f"{left[0]}: stays in the floating-point graph; this is an error of ours, please report it")
     return model

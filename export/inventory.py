@@ -42,10 +42,16 @@ class GraphIndex:
 
     def dequantizer(self, tensor: str) -> onnx.NodeProto | None:
         """The DequantizeLinear whose values `tensor` carries, seen through layout ops; None for a float tensor."""
+        return self.route(tensor)[1]
+
+    def route(self, tensor: str) -> tuple[list[onnx.NodeProto], onnx.NodeProto | None]:
+        """The layout ops `tensor` comes through, the last one first, and the DequantizeLinear before them or None."""
+        layout: list[onnx.NodeProto] = []
         node = self.producers.get(tensor)
         while node is not None and node.op_type in LAYOUT:
+            layout.append(node)
             node = self.producers.get(node.input[0])
-        return node if node is not None and node.op_type == DEQUANTIZE else None
+        return layout, node if node is not None and node.op_type == DEQUANTIZE else None
 
     def quantized_operands(self, node: onnx.NodeProto) -> tuple[int, ...]:
         """Indices of the factors of a multiplication that are INT8, here or behind a DequantizeLinear."""

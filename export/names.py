@@ -6,6 +6,7 @@ import re
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
+PAIR = (QUANTIZE, DEQUANTIZE)
 OPSET = 20  # LayerNormalization and Gelu are single ops; FP16 scales are legal; ONNX Runtime loads every graph of ours
 IR_VERSION = 10  # newest one all our runtimes read; onnx's own default is newer
 

@@ -82,17 +82,11 @@ class NodeByNode:
 
 
 def _open_node(serialized: bytes, inputs: tuple[tuple[int, int], ...]) -> Any:
-    """A session for every node of this operator, these attributes and (type, rank) of its inputs; sizes are dynamic."""
+    """Open a session for nodes of this operator, these attributes and (type, rank) of inputs; sizes are dynamic."""
     node = onnx.NodeProto.FromString(serialized)
-    graph = helper.make_graph(
-        [node],
-        "node",
-        [
-            helper.make_tensor_value_info(f"i{index}", element, [None] * rank)
-            for index, (element, rank) in enumerate(inputs)
-        ],
-        [onnx.ValueInfoProto(name=name) for name in node.output if name],
-    )
+    values = [helper.make_tensor_value_info(f"i{i}", kind, [None] * rank) for i, (kind, rank) in enumerate(inputs)]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+    graph = helper.make_graph([node], "node", values, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     return open_unoptimized(model.SerializeToString(), Path())
 

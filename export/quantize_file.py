@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.names import DEQUANTIZE, QUANTIZE
+from export.names import DEQUANTIZE, PAIR, QUANTIZE
 from export.reading import attribute, standard_opset
 from qdq.errors import ExportError
 
@@ -42,7 +42,7 @@ def find_linears(model: ModelProto) -> list[FileLinear]:
     opset = standard_opset(model)
     if opset < OLDEST_OPSET:
         raise ExportError(f"the graph has opset {opset}; export it again with {OLDEST_OPSET} or newer")
-    if any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):
+    if any(node.op_type in PAIR for node in model.graph.node):
         raise ExportError("the graph has QuantizeLinear nodes already; give the floating-point graph")
     weights = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     found = []

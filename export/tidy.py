@@ -14,7 +14,7 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 
-from export.names import CODES, DEQUANTIZE, QUANTIZE, SCALE, ZERO_POINT
+from export.names import CODES, DEQUANTIZE, PAIR, QUANTIZE, SCALE, ZERO_POINT
 from qdq.base.versions import __version__
 from qdq.errors import ExportError
 
@@ -91,15 +91,11 @@ def _copying_shape(source: list[object], target: list[object]) -> list[int] | No
     for index, dim in enumerate(target):
         if isinstance(dim, int):
             dims.append(dim)
-        elif index < len(source) and _is_named(dim) and str(source[index]) == str(dim):
-            dims.append(0)
+        elif index < len(source) and getattr(dim, "value", None) is not None and str(source[index]) == str(dim):
+            dims.append(0)  # by name: two unknown dimensions need not be the same one
         else:
             return None
     return dims
-
-
-def _is_named(dim: object) -> bool:
-    return getattr(dim, "value", None) is not None  # two unknown dimensions need not be the same one
 
 
 def _fold_weights(graph: ir.Graph) -> None:
@@ -171,7 +167,7 @@ def _remove_dead(graph: ir.Graph) -> None:
 def _name_initializers(graph: ir.Graph) -> None:
     """Name ``<point>.scale`` and ``<point>.zero_point``; parameters lose the wrapper's ``model.`` prefix."""
     for node in graph:
-        if node.op_type in (QUANTIZE, DEQUANTIZE):
+        if node.op_type in PAIR:
             point = _owner(node)
             _own_parameter(graph, node, 1, point + SCALE)
             _own_parameter(graph, node, 2, point + ZERO_POINT)

@@ -28,15 +28,10 @@ def open_unoptimized(model: str | bytes, folder: Path) -> Any:
     options.log_severity_level = 3  # initializers of the nodes cut off are unused, and it would say so of each
     if isinstance(model, bytes):
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    refusals = (errors.Fail, errors.InvalidGraph, errors.InvalidArgument, errors.NoSuchFile, errors.NotImplemented)
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except (
-        errors.Fail,
-        errors.InvalidGraph,
-        errors.InvalidArgument,
-        errors.NoSuchFile,
-        errors.NotImplemented,
-    ) as error:
+    except refusals as error:
         raise ParityError(f"ONNX Runtime cannot load the graph in {folder}: {error}; export again") from error
 
 

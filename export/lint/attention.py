@@ -5,8 +5,9 @@ from __future__ import annotations
 from onnx import NodeProto
 
 from export.inventory import MULTIPLICATIONS
-from export.lint.graph import PAIR, LintGraph
+from export.lint.graph import LintGraph
 from export.lint.patterns import Attention, ancestors
+from export.names import PAIR
 
 # Between the first multiplication and the softmax: masks, scaling, clipping, casts, Q/DQ.
 SCORES = frozenset(("Add", "Cast", "Clip", "Div", "Max", "Mul", "Sub", "Where", *PAIR))

@@ -14,14 +14,13 @@ from onnx import NodeProto, TensorProto
 
 from export.inventory import LAYOUT, GraphIndex
 from export.lint.wellformed import check_tensors, ordered
-from export.names import DEQUANTIZE, QUANTIZE
+from export.names import DEQUANTIZE, PAIR, QUANTIZE
 from export.reading import FLOATS, attribute, standard_opset
 
 # Ops that commute with Q and DQ (`Q(op(x)) == op(Q(x))`): TensorRT moves a Q backward and a DQ forward through them.
 MOVES = LAYOUT - {"Cast"} | {"Dropout", "Expand", "Gather", "Slice", "Split"}
 
 BOOKKEEPING = frozenset({"Shape", "Size"})  # read a tensor without reading its values
-PAIR = (QUANTIZE, DEQUANTIZE)
 LARGE = 1 << 17  # elements; larger initializers are weights, whose values no rule reads
 
 Shape = tuple[int | None, ...]
@@ -31,7 +30,6 @@ Shape = tuple[int | None, ...]
 class Operand:
     """One input of a node: the DQ whose values it carries (None: float) and the casts on the way from it."""
 
-    tensor: str
     dequantize: NodeProto | None
     casts: tuple[NodeProto, ...]
 
@@ -98,7 +96,7 @@ class LintGraph:
                 casts.append(node)
             node = self.producer(node.input[0])
         found = node if node is not None and node.op_type == DEQUANTIZE else None
-        return Operand(tensor, found, tuple(casts))
+        return Operand(found, tuple(casts))
 
     def origin(self, tensor: str) -> str:
         """The tensor that `tensor` is a moved copy of."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from export.inventory import MULTIPLICATIONS
-from export.lint.graph import PAIR, LintGraph
-from export.names import QUANTIZE
+from export.lint.graph import LintGraph
+from export.names import PAIR, QUANTIZE
 from export.reading import attribute
 
 # What may lie between an activation function's input and its output, or between a linear and the next one.

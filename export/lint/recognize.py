@@ -8,7 +8,7 @@ from onnx import NodeProto
 
 from export.lint.attention import find_attentions
 from export.lint.chains import find_gelus, find_norms
-from export.lint.graph import PAIR, LintGraph
+from export.lint.graph import LintGraph
 from export.lint.patterns import (
     Attention,
     Linear,
@@ -19,6 +19,7 @@ from export.lint.patterns import (
     find_residuals,
     linears_behind,
 )
+from export.names import PAIR
 
 PROJECTIONS = {"q": "query", "k": "key", "v": "value"}
 

@@ -12,7 +12,6 @@ map this predicts; nothing is built.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
 
 import onnx
 from onnx import NodeProto, TensorProto
@@ -26,13 +25,6 @@ from export.names import DEQUANTIZE, QUANTIZE
 from export.points import consumers
 from export.reading import attribute
 from qdq.errors import ConfigError
-
-
-class Route(NamedTuple):
-    """Path of an operand's dequantized values: from `dequantize` through `layout` (reader's side first)."""
-
-    layout: tuple[NodeProto, ...]
-    dequantize: NodeProto
 
 
 def broken_fusions(
@@ -69,31 +61,22 @@ def without_points(model: onnx.ModelProto, points: Collection[str]) -> onnx.Mode
     graph = edited.graph
     index = GraphIndex(graph)
     for point in points:
-        routes = [(node, i, _route(index, node.input[i])) for node, i in consumers(graph.node, point)]
-        found = [(node, i, route) for node, i, route in routes if route is not None]
+        found = [(node, i) for node, i in consumers(graph.node, point) if index.dequantizer(node.input[i]) is not None]
         if not found:
             raise ConfigError(f"{point}: quantizes nothing in this graph; take a point that placement.json has placed")
-        for node, operand, route in found:
-            node.input[operand] = _bypass(graph, index, route, f"{node.name}.float_{operand}")
+        for node, operand in found:
+            node.input[operand] = _bypass(graph, index, node.input[operand], f"{node.name}.float_{operand}")
     _remove_unread(graph)
     return edited
 
 
-def _route(index: GraphIndex, tensor: str) -> Route | None:
-    """The way of an operand back to its DequantizeLinear; None for a float operand."""
-    layout: list[NodeProto] = []
-    node = index.producers.get(tensor)
-    while node is not None and node.op_type in LAYOUT:
-        layout.append(node)
-        node = index.producers.get(node.input[0])
-    return Route(tuple(layout), node) if node is not None and node.op_type == DEQUANTIZE else None
-
-
-def _bypass(graph: onnx.GraphProto, index: GraphIndex, route: Route, name: str) -> str:
-    """The float tensor an operand reads instead, moved by copies of the same layout ops; other readers keep theirs."""
-    quantize = index.producers.get(route.dequantize.input[0])
-    tensor = quantize.input[0] if quantize is not None else _float_weight(graph, index, route.dequantize, name)
-    for number, node in enumerate(reversed(route.layout)):
+def _bypass(graph: onnx.GraphProto, index: GraphIndex, operand: str, name: str) -> str:
+    """The float tensor to read instead of `operand`, moved by copies of its layout ops; other readers keep theirs."""
+    layout, dequantize = index.route(operand)
+    assert dequantize is not None  # the caller has found one
+    quantize = index.producers.get(dequantize.input[0])
+    tensor = quantize.input[0] if quantize is not None else _float_weight(graph, index, dequantize, name)
+    for number, node in enumerate(reversed(layout)):
         copy = graph.node.add()
         copy.CopyFrom(node)
         copy.name = f"{name}_{number}"

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from export.inventory import LAYOUT
-from export.names import DEQUANTIZE, QUANTIZE
+from export.names import DEQUANTIZE, PAIR
 from export.passes.element_types import MOVING, Types, allowed_types, formals, schema_of
 from export.passes.half_types import Half
 from export.reading import FLOATS
@@ -46,7 +46,7 @@ def kept_in_fp32(graph: gs.Graph, types: Types, half: Half, ranges: Mapping[str,
     needs: dict[str, str] = {}  # tensor name -> why half precision cannot hold it
     # By operator and by constant: Cast, Q and DQ take whatever type their neighbours have.
     for node in graph.nodes:
-        if node.op in (CAST, QUANTIZE, DEQUANTIZE):
+        if node.op in (CAST, *PAIR):
             continue
         _by_operator(node, graph.opset, types, half, kept)
         for constant in _float_constants(node):
@@ -62,7 +62,7 @@ def kept_in_fp32(graph: gs.Graph, types: Types, half: Half, ranges: Mapping[str,
         explained = _explained_by_masks(graph, kept.clamped, ranges)
         measured = {name: ranges[name] for name in floats if name in ranges and name not in explained}
         needs.update((name, why) for name, largest in measured.items() if (why := _misfit(largest, half)))
-    computed = {node.outputs[0].name for node in graph.nodes if node.op not in (CAST, QUANTIZE, DEQUANTIZE)}
+    computed = {node.outputs[0].name for node in graph.nodes if node.op not in (CAST, *PAIR)}
     kept.unmeasured = tuple(name for name in floats if name in computed and name not in (ranges or {}))
     # From tensors to the nodes that make or read them.
     _by_tensor(graph, needs, kept)
@@ -132,9 +132,9 @@ def _by_tensor(graph: gs.Graph, needs: dict[str, str], kept: Kept) -> None:
         if reads and node.op in MOVING:
             needs.update((output.name, needs[reads]) for output in node.outputs)
         makes = next((tensor.name for tensor in node.outputs if tensor.name in needs), None)
-        if makes and node.op not in (QUANTIZE, DEQUANTIZE):
+        if makes and node.op not in PAIR:
             kept.nodes.setdefault(node.name, f"its result {needs[makes]}")
-        elif reads and node.op not in (CAST, QUANTIZE, DEQUANTIZE):
+        elif reads and node.op not in (CAST, *PAIR):
             kept.nodes.setdefault(node.name, f"its operand '{reads}' {needs[reads]}")
 
 
@@ -147,7 +147,7 @@ def _by_integer_result(graph: gs.Graph, types: Types, half: Half, kept: Kept) ->
         if not to_integer and counting.isdisjoint(tensor.name for tensor in node.outputs):
             continue
         counting.update(tensor.name for tensor in node.inputs if types.get(tensor.name) in FLOATS)
-        if element in FLOATS and node.op not in (QUANTIZE, DEQUANTIZE):
+        if element in FLOATS and node.op not in PAIR:
             kept.nodes.setdefault(
                 node.name, f"its result becomes an integer, which {half.title} could round to another"
             )

@@ -45,12 +45,13 @@ class _Narrowing:
         """Let a node read its narrow operands, or put a Cast in front of it."""
         schema = schema_of(node, self.graph.opset)
         parameters = formals(schema.inputs, len(node.inputs))
+        is_output = any(tensor is output for tensor in node.outputs for output in self.graph.outputs)
         results = {formal.type_str for formal in formals(schema.outputs, len(node.outputs))}
         for variable in {parameter.type_str: None for parameter in parameters}:
             operands = [index for index, parameter in enumerate(parameters) if parameter.type_str == variable]
             if not any(node.inputs[index].name in self.narrow for index in operands):
                 continue
-            moves = variable not in results or (node.op in MOVING and not self._makes_output(node))
+            moves = variable not in results or (node.op in MOVING and not is_output)
             takes = INT32 in allowed_types(schema, parameters[operands[0]])
             if takes and moves and all(self._can_narrow(node.inputs[index]) for index in operands):
                 self._narrow(node, operands)
@@ -58,10 +59,6 @@ class _Narrowing:
                     self.narrow.update(tensor.name for tensor in node.outputs)
             else:
                 self._widen(node, operands)
-
-    def _makes_output(self, node: gs.Node) -> bool:
-        names = {tensor.name for tensor in self.graph.outputs}
-        return any(tensor.name in names for tensor in node.outputs)
 
     def _can_narrow(self, tensor: gs.Tensor) -> bool:
         if tensor.is_empty() or tensor.name in self.narrow:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from export.names import DEQUANTIZE, QUANTIZE
+from export.names import PAIR
 from export.passes.base import Declined, PassResult
 
 Shape = tuple[int | str | None, ...]
@@ -21,7 +21,6 @@ ELEMENTWISE = frozenset(
     {"Add", "Cast", "Div", "Elu", "Erf", "Gelu", "Identity", "Mul", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh"}
 )
 ALONG_LAST_AXIS = frozenset({"LayerNormalization", "Softmax"})
-PAIR = frozenset({QUANTIZE, DEQUANTIZE})
 
 
 def needed_rows(graph: gs.Graph) -> PassResult:

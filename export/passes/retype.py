@@ -14,14 +14,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 
-from export.names import DEQUANTIZE, QUANTIZE
+from export.names import DEQUANTIZE, PAIR, QUANTIZE
 from export.passes.element_types import Types, onnx_type, output_types
 from export.passes.half_types import Half
 from export.reading import FLOATS
 from qdq.errors import PassError
 
 FP32 = TensorProto.FLOAT
-SUFFIX: Mapping[int, str] = {FP32: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 CAST = "Cast"
 ADAPTERS = (CAST, DEQUANTIZE, "Constant", "ConstantOfShape")  # make whatever float type their readers want
 
@@ -115,7 +114,7 @@ class Retyping:
     def _as_type(self, tensor: gs.Tensor, wanted: int, reader: gs.Node) -> gs.Tensor:
         if isinstance(tensor, gs.Constant):
             return self._constant(tensor, wanted, reader)
-        return self._casts.get((tensor.name, wanted)) or self._cast(tensor, wanted, f"{tensor.name}.{SUFFIX[wanted]}")
+        return self._casts.get((tensor.name, wanted)) or self._cast(tensor, wanted, f"{tensor.name}.{FLOATS[wanted]}")
 
     def _constant(self, tensor: gs.Constant, wanted: int, reader: gs.Node) -> gs.Constant:
         key = (id(tensor), wanted)
@@ -125,9 +124,9 @@ class Retyping:
                 values = np.asarray(np.clip(values, -self.half.limit, self.half.limit))
             with np.errstate(over="ignore"):  # keep_float saw to what must not become infinite
                 converted = values.astype(helper.tensor_dtype_to_np_dtype(wanted))
-            if reader.op in (QUANTIZE, DEQUANTIZE):
+            if reader.op in PAIR:
                 self._check_scale(reader, values.astype(np.float64), converted.astype(np.float64))
-            self._constants[key] = (tensor, gs.Constant(f"{tensor.name}.{SUFFIX[wanted]}", converted))
+            self._constants[key] = (tensor, gs.Constant(f"{tensor.name}.{FLOATS[wanted]}", converted))
         return self._constants[key][1]
 
     def _check_scale(self, node: gs.Node, scale: np.ndarray, converted: np.ndarray) -> None:
@@ -146,7 +145,7 @@ class Retyping:
         return output
 
     def _append_cast(self, source: gs.Variable, output: gs.Variable, wanted: int) -> None:
-        name = f"{source.name}.{SUFFIX[wanted]}"
+        name = f"{source.name}.{FLOATS[wanted]}"
         self.graph.nodes.append(gs.Node(CAST, name, {"to": wanted}, [source], [output]))
         self.types[output.name] = wanted
         self.changed.append(name)

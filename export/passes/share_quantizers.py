@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from export.names import DEQUANTIZE, QUANTIZE
+from export.names import PAIR
 from export.passes.base import Declined, PassResult
 from export.passes.equal_nodes import EqualNodes, content
 from qdq.errors import PassError
@@ -22,7 +22,7 @@ def share_quantizers(graph: gs.Graph) -> PassResult:
     """
     equal = EqualNodes(graph)
     first: dict[int, gs.Node] = {}  # of every tensor
-    for node in [node for node in graph.nodes if node.op in (QUANTIZE, DEQUANTIZE)]:
+    for node in [node for node in graph.nodes if node.op in PAIR]:
         key = _key(node)
         if isinstance(node.inputs[0], gs.Constant) or not equal.add(node, key):
             continue
