@@ -48,7 +48,7 @@ Sample = dict[str, Vector]  # one text's outputs without padding, in float64
 
 def compare(
     reference: Runner,
-    candidate: Runner,
+    tested: Runner,
     batches: Sequence[Feeds],
     task: str,
     labels: Sequence[int] | None = None,
@@ -64,7 +64,7 @@ def compare(
     comparison = Comparison(task, labels)
     _check_texts(batches, labels)
     for done, feeds in enumerate(batches, start=1):
-        comparison.add(feeds, reference(feeds), candidate(feeds))
+        comparison.add(feeds, reference(feeds), tested(feeds))
         if progress is not None:
             progress(done, len(batches))
     return comparison.as_json()
@@ -87,7 +87,7 @@ class Comparison:
     _cosines: list[float] = field(default_factory=list)
     _errors: dict[str, ErrorSum] = field(default_factory=dict)
     _agreement: Share = field(default_factory=Share)
-    _correct: tuple[Share, Share] = field(default_factory=lambda: (Share(), Share()))  # reference, candidate
+    _correct: tuple[Share, Share] = field(default_factory=lambda: (Share(), Share()))  # reference, tested
 
     def __post_init__(self) -> None:
         choice(self.task, ANSWER_FOR, "task")
@@ -106,18 +106,18 @@ class Comparison:
             self._add_text(*pair)
 
     def _check_interface(self, expected: Outputs, actual: Outputs, texts: int, where: str) -> None:
-        reference, candidate = self.sides
+        reference, tested = self.sides
         if not expected:
             raise ParityError(f"{where}: {reference} returns no outputs; export and build again")
         if expected.keys() != actual.keys():
             raise ParityError(
-                f"{where}: {candidate} returns {sorted(actual)}, {reference} {sorted(expected)}; "
+                f"{where}: {tested} returns {sorted(actual)}, {reference} {sorted(expected)}; "
                 "they are not the same model, export and build again"
             )
         for name, values in expected.items():
             if values.shape != actual[name].shape:
                 raise ParityError(
-                    f"{where}: output '{name}' has shape {list(actual[name].shape)} from {candidate} and "
+                    f"{where}: output '{name}' has shape {list(actual[name].shape)} from {tested} and "
                     f"{list(values.shape)} from {reference}; export and build again"
                 )
             if values.shape[:1] != (texts,):

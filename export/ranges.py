@@ -45,6 +45,7 @@ def measure_ranges(
     model = read_onnx(model_path, PassError)
     names = _computed_floats(model)
     _append_reductions(model.graph, names)
+    # One run per batch gives both reductions of every tensor, of which the largest ones are kept.
     session = open_unoptimized(model.SerializeToString(), model_path.parent)
     outputs = [f"range.{kind}.{name}" for kind in KINDS for name in names]
     largest = np.zeros(len(names))

@@ -97,11 +97,11 @@ def _written_norm(graph: LintGraph, node: NodeProto) -> Norm | None:
     crossed = list(crossed_mean)
     tensor = node.output[0]
     for ops in (("Pow", "Mul"), ("ReduceMean",), ("Add",), ("Sqrt",), ("Div", "Reciprocal")):
-        step, passed = next_reader(graph, tensor, ops)
-        if step is None:
+        reader, passed = next_reader(graph, tensor, ops)
+        if reader is None:
             return None
         crossed += passed
-        tensor = step.output[0]
+        tensor = reader.output[0]
     scale, passed = next_reader(graph, tensor, ("Mul",), constant=True)
     if scale is not None:
         shift, passed_shift = next_reader(graph, scale.output[0], ("Add",), constant=True)

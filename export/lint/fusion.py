@@ -196,11 +196,13 @@ def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: i
     layer = FusedLayer(
         "unfused", label(attention.softmax), float_type, heads=attention.heads, head_size=attention.head_size
     )
+    # Left in float on purpose: it may still fuse, in half precision.
     if is_float(missing):
         problems = [*_float_limits(attention, sm, float_type), *late]
         if problems:
             return replace(layer, reason="; ".join(problems))
         return replace(layer, kind="float_fused_attention", reason="no operand of its two BMMs is quantized")
+    # Quantized at least in part: INT8 fusion needs all five pairs, no cast, and sizes within the limits.
     problems = [f"no Q/DQ on the {OPERAND_NAMES[role]}" for role in missing]
     operands = [graph.operand(tensor) for _, tensor in attention.operands]
     if any(operand.quantized and operand.casts for operand in operands):

@@ -39,11 +39,11 @@ def needed_rows(graph: gs.Graph) -> PassResult:
         index = _row_index(node)
         if index is None or not node.inputs[0].inputs:
             continue
-        step = _Selection(graph, node, index, _shapes(graph))
-        if step.run():
+        selection = _Selection(graph, node, index, _shapes(graph))
+        if selection.run():
             changed.append(node.name)
-        elif step.reason:
-            declined.append(Declined(node.name, step.reason))
+        elif selection.reason:
+            declined.append(Declined(node.name, selection.reason))
     return PassResult(tuple(changed), tuple(declined))
 
 
