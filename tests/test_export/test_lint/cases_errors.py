@@ -9,7 +9,9 @@ from onnx import TensorProto, helper
 
 from .graphs import (
     HEAD,
+    L0,
     PAIR,
+    SELF,
     UP,
     WEIGHT,
     Cases,
@@ -87,6 +89,37 @@ def doubled(graph: Any) -> None:
     quantize.input[0] = graph.insert(quantize.name, "QuantizeLinear", list(quantize.input), "first.q")
 
 
+def half(graph: Any) -> None:
+    graph.half()
+
+
+def wide_scales(graph: Any) -> None:
+    """FP32 scales in an FP16 graph, as a converter leaves them that turns only the rest into FP16."""
+    for tensor in list(graph.graph.initializer):
+        if tensor.name.endswith(".scale"):
+            graph.set(tensor.name, graph.value(tensor.name).astype(np.float32))
+
+
+def with_cast(graph: Any) -> None:
+    """One FP32 scale, and a Cast to FP16 in front of every reader."""
+    edit(half, put(f"{X}.scale", 0.1, np.float32))(graph)
+    for name in READERS:
+        node = graph.node(name)
+        place = list(node.input).index(f"{X}.dequantize")
+        node.input[place] = graph.insert(name, "Cast", [node.input[place]], f"{name}.cast", to=TensorProto.FLOAT16)
+
+
+READERS = (*(f"{SELF}{part}.MatMul" for part in ("query", "key", "value")), f"{L0}attention.output.Add")
+# Products of two FP32 operands are FP32; what meets FP16 are their biases, the mask, and LayerNorm's parameters.
+MEETS_HALF = tuple(
+    f"bert.encoder.layer.{layer}.{name}"
+    for layer in (0, 1)
+    for name in (
+        *(f"attention.self.{part}Add" for part in ("query.", "key.", "value.", "")),
+        *(f"{part}.dense.Add" for part in ("attention.output", "intermediate", "output")),
+        *(f"{part}.LayerNorm.LayerNormalization" for part in ("attention.output", "output")),
+    )
+)
 ZERO = f"{X}.zero_point"
 
 CASES: Cases = {
@@ -145,4 +178,8 @@ CASES: Cases = {
     ),
     "QDQ-E123": ([(codes_into_cast, PAIR[:1]), (codes_as_output, ("tail.q",))], [moved_codes]),
     "QDQ-E124": ([(doubled, PAIR[:1])], [lambda graph: graph.half()]),
+    "QDQ-E125": (
+        [(edit(half, put(f"{X}.scale", 0.1, np.float32)), READERS), (edit(half, wide_scales), MEETS_HALF)],
+        [half, with_cast],
+    ),
 }
