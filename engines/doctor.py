@@ -1,7 +1,7 @@
-"""What this machine can build, run and benchmark for each target, and the command for everything it lacks.
+"""The doctor: targets this machine can build, run and benchmark, and the command for everything it lacks.
 
 Packages are looked up, never imported, so the answer comes at once and does not depend on a heavy import succeeding.
-The exception is the TensorRT probe, which loads things in child processes. No host or user name is reported.
+The exception is a target's own probe, which loads things in child processes. No host or user name is reported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.bench.machine import machine
-from engines.tensorrt.availability import Probe, probe
+from engines.targets import BASELINE, TARGETS
+from engines.tensorrt.availability import Probe
 
 WIDTH = 80  # the report fits a plain terminal
 FREE_DISK_GIB = 4.0  # an installation takes about 2.5 GiB, a base-size model with its engines under 1
@@ -44,8 +45,8 @@ INT8_ISA = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")  # any one
 
 
 @dataclass(frozen=True)
-class Target:
-    """What can be done for one target here, None where it means nothing; `missing` holds (what, how to get it)."""
+class Ability:
+    """Possible here for one target (None where it means nothing); `missing` holds (what is missing, how to get it)."""
 
     build: bool | None
     run: bool | None
@@ -61,18 +62,19 @@ def doctor(folder: Path = Path()) -> dict[str, Any]:
     missing [[what, command]]}}, warnings. A package that is installed but broken is not detected.
     """
     packages = {name: installed_version(name) for name in PACKAGES}
-    found = machine()
+    hardware = machine()
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = round(shutil.disk_usage(existing).free / 2**30, 1)
-    tensorrt = probe()
+    probes = {name: target.probe() for name, target in TARGETS.items() if target.probe}
+    gpu = next((found.gpu for found in probes.values() if found.gpu), hardware["gpu"])
     server = shutil.which("tritonserver") is not None
     return {
         "python": platform.python_version(),
         "packages": packages,
-        "machine": {**found, "gpu": tensorrt.gpu or found["gpu"]},
+        "machine": {**hardware, "gpu": gpu},
         "disk_free_gib": free,
-        "targets": {name: asdict(target) for name, target in targets(packages, tensorrt, server).items()},
-        "warnings": warnings(found["isa"], free),
+        "targets": {name: asdict(ability) for name, ability in abilities(packages, probes, server).items()},
+        "warnings": warnings(hardware["isa"], free),
     }
 
 
@@ -86,29 +88,28 @@ def installed_version(package: str) -> str | None:
         return "unknown"  # a module without package data, such as one on PYTHONPATH
 
 
-def targets(packages: Mapping[str, str | None], tensorrt: Probe, server: bool) -> dict[str, Target]:
-    """What is possible per target, from the installed packages, the TensorRT probe, and whether Triton is here."""
+def abilities(packages: Mapping[str, str | None], probes: Mapping[str, Probe], server: bool) -> dict[str, Ability]:
+    """What is possible per target: from the installed packages, the targets' probes, and whether Triton is here."""
 
     def lacking(*names: str) -> tuple[tuple[str, str], ...]:
         return tuple((name, COMMANDS.get(name, SETUP)) for name in names if packages.get(name) is None)
 
-    def cpu(engine: str) -> Target:
-        core, runtime = lacking(*CORE), lacking(engine)
-        contestants = lacking("onnxruntime", "torch", "transformers")  # the bench measures against these
+    core = lacking(*CORE)
+    found = {}
+    for name in TARGETS:
+        if name in probes:  # which also looks for the runtime's packages
+            runtime, baselines = tuple(_split(sentence) for sentence in probes[name].missing), lacking()
+        else:
+            runtime, baselines = lacking(name), lacking(BASELINE, "torch", "transformers")
         built = not core and not runtime
-        return Target(built, not runtime, built and not contestants, _unique(core + runtime + contestants))
-
-    trt_missing = tuple(_split(sentence) for sentence in tensorrt.missing)
-    on_gpu = tensorrt.ready
-    trt_core = lacking(*CORE)
+        missing = tuple(dict.fromkeys((*core, *runtime, *baselines)))
+        found[name] = Ability(built, not runtime, built and not baselines, missing)
     triton = lacking("tritonclient") + (() if server else (("a Triton server", SERVER),))
     training = lacking("torch", "transformers", "pytorch-quantization", "datasets", "accelerate", "seqeval")
     return {
-        "openvino": cpu("openvino"),
-        "onnxruntime": cpu("onnxruntime"),
-        "tensorrt": Target(on_gpu and not trt_core, on_gpu, on_gpu and not trt_core, trt_core + trt_missing),
-        "triton repository": Target(packages.get("tritonclient") is not None, server, None, triton),
-        "training": Target(None, not training, None, training),
+        **found,
+        "triton repository": Ability(packages.get("tritonclient") is not None, server, None, triton),
+        "training": Ability(None, not training, None, training),
     }
 
 
@@ -162,7 +163,3 @@ def _split(sentence: str) -> tuple[str, str]:
     """A probe's "obstacle: command" as its two parts."""
     what, _, command = sentence.rpartition(": ")
     return (what, command) if what else (sentence, "")
-
-
-def _unique(items: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple(dict.fromkeys(items))

@@ -1,10 +1,11 @@
-"""How a contestant is loaded, as plain values: the memory of a running one is measured in a process of its own."""
+"""An engine to open as plain values, which can be handed to a process of its own that measures its memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.targets import TARGETS, EngineOptions
 from engines.types import Runner
 
 
@@ -13,7 +14,7 @@ class Opening:
     """What to load, and how.
 
     Attributes:
-        engine: openvino or onnxruntime; qdq/studies/peers/build.py knows torch's, too.
+        engine: a target; qdq/studies/peers/build.py knows torch's, too.
         model: file (torch: checkpoint folder).
         threads: inference threads.
         hint: what OpenVINO computes in outside INT8.
@@ -31,11 +32,6 @@ class Opening:
 
 def open_runner(opening: Opening, shape: tuple[int, ...]) -> Runner:
     """A contestant that will be fed `shape` [batch, sequence]. Raises BuildError when it cannot be loaded."""
-    if opening.engine == "openvino":
-        from engines.openvino import OpenVINORunner, OpenVINOSettings
-
-        fixed = shape if opening.static else None
-        return OpenVINORunner(Path(opening.model), OpenVINOSettings(opening.threads, opening.hint, shape=fixed))
-    from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
-
-    return OnnxRuntimeRunner(Path(opening.model), OnnxRuntimeSettings(opening.threads, opening.defaults))
+    fixed = shape if opening.static else None
+    options = EngineOptions(opening.threads, opening.hint, fixed, defaults=opening.defaults)
+    return TARGETS[opening.engine].open(Path(opening.model), options)

@@ -11,6 +11,7 @@
     ├── PassError         a lowering pass met a graph it cannot honour
     ├── BuildError        an engine cannot be built from a lowered graph
     │   └── Unavailable   this machine lacks what the target needs                        (CLI exit 3)
+    ├── WorkError         a work directory is in use, is none, or lacks what an earlier stage writes
     ├── ParityError       two executions of one graph disagree beyond the tolerance
     └── DeployError       artifacts or a deployment repository cannot be written or read back
 
@@ -54,6 +55,10 @@ class BuildError(QdqError):
 
 class Unavailable(BuildError):
     """This machine lacks something the target needs; everything before that was done."""
+
+
+class WorkError(QdqError):
+    """A work directory is in use, is none, or lacks what an earlier stage writes."""
 
 
 class ParityError(QdqError):

@@ -1,12 +1,14 @@
-"""What `qdq evaluate` can score: a torch model, a fake-quantized checkpoint, an engine's file, a work directory."""
+"""The contestants of `qdq evaluate`: torch models, fake-quantized checkpoints, engine files, whole work directories."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.targets import TARGETS, EngineOptions, target_of
 from qdq.errors import ConfigError, ModelError
 from qdq.load.runner import TorchRunner
 from qdq.load.source import is_checkpoint
@@ -14,9 +16,6 @@ from qdq.pipeline.workdir import MANIFEST
 
 if TYPE_CHECKING:
     from engines.types import Runner
-
-GRAPHS = (".onnx", ".xml", ".plan")
-BUILT = (("openvino", "model.xml"), ("onnxruntime", "model.onnx"), ("tensorrt", "model.plan"))
 
 
 @dataclass(frozen=True)
@@ -36,23 +35,24 @@ def contestants(what: str, threads: int, hint: str) -> list[Contestant]:
     """
     place = Path(what).expanduser()
     if place.is_file():
-        return [Contestant(what, lambda: _open_graph(place, threads, hint))]
+        return [Contestant(what, partial(_open_graph, place, threads, hint))]
     if (place / MANIFEST).is_file():
         return list(_of_work_directory(place, threads, hint))
     if is_checkpoint(place):
-        return [Contestant(f"{what} (fake-quantized)", lambda: _fake_quantized(place, threads))]
-    return [Contestant(what, lambda: _torch(what, threads))]
+        return [Contestant(f"{what} (fake-quantized)", partial(_fake_quantized, place, threads))]
+    return [Contestant(what, partial(_torch, what, threads))]
 
 
 def _of_work_directory(place: Path, threads: int, hint: str) -> Iterator[Contestant]:
     checkpoint = place / "checkpoint"
     if not is_checkpoint(checkpoint):
         raise ConfigError(f"{place}: its run has not reached a checkpoint yet; run 'qdq compile' or 'qdq calibrate'")
-    yield Contestant("torch FP32", lambda: _torch(str(checkpoint), threads))
-    yield Contestant("fake-quantized", lambda: _fake_quantized(checkpoint, threads))
-    for target, name in BUILT:
-        if (place / target / "build.json").is_file() and (file := place / target / name).is_file():
-            yield Contestant(target, lambda file=file: _open_graph(file, threads, hint))  # type: ignore[misc]
+    yield Contestant("torch FP32", partial(_torch, str(checkpoint), threads))
+    yield Contestant("fake-quantized", partial(_fake_quantized, checkpoint, threads))
+    options = EngineOptions(threads, hint)
+    for name, target in TARGETS.items():
+        if (place / name / "build.json").is_file() and (file := place / name / target.engine).is_file():
+            yield Contestant(name, partial(target.open, file, options))
 
 
 def model_for(what: str) -> str:
@@ -85,16 +85,8 @@ def _fake_quantized(folder: Path, threads: int) -> TorchRunner:
 
 
 def _open_graph(path: Path, threads: int, hint: str) -> Runner:
-    if path.suffix == ".onnx":
-        from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
-
-        return OnnxRuntimeRunner(path, OnnxRuntimeSettings(threads))
-    if path.suffix == ".xml":
-        from engines.openvino import OpenVINORunner, OpenVINOSettings
-
-        return OpenVINORunner(path, OpenVINOSettings(threads, hint))
-    if path.suffix == ".plan":
-        from engines.tensorrt import TensorRTRunner
-
-        return TensorRTRunner(path)
-    raise ConfigError(f"{path}: cannot be run; give a folder, a hub id, or a file ending in {', '.join(GRAPHS)}")
+    target = target_of(path)
+    if target is None:
+        endings = ", ".join(target.suffix for target in TARGETS.values())
+        raise ConfigError(f"{path}: cannot be run; give a folder, a hub id, or a file ending in {endings}")
+    return target.open(path, EngineOptions(threads, hint))

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from engines.targets import CPU_TARGETS, TARGETS
 from qdq.base.artifacts import to_json
 from qdq.base.config import choice
 from qdq.errors import ConfigError
@@ -38,7 +39,7 @@ def _check(typed: Mapping[str, Any]) -> Answer:
 
 
 def _estimate(typed: Mapping[str, Any]) -> Answer:
-    """What a lowered graph would take on an NVIDIA device, from the analytical model."""
+    """The time a lowered graph would take on an NVIDIA device, from the analytical model."""
     from engines.estimate import estimate, find_device, render_estimate
 
     device = find_device(typed["device"])
@@ -71,7 +72,7 @@ def _profile(typed: Mapping[str, Any]) -> Answer:
         subjects = subjects_of(typed["file"], typed["engine"], settings.static)
         return profile_command(subjects, settings, output, typed["json"]), 0
     with TemporaryDirectory(prefix="qdq-profile-") as scratch:
-        subjects = _steps(typed["file"], typed["engine"] or "openvino", Path(scratch))
+        subjects = _steps(typed["file"], typed["engine"] or CPU_TARGETS[0], Path(scratch))
         return profile_command(subjects, settings, output, typed["json"]), 0
 
 
@@ -80,13 +81,13 @@ def _steps(files: Sequence[str], target: str, scratch: Path) -> list[Subject]:
     from engines.profile.command import Subject, subjects_of
     from export.passes import lowered_step_by_step
 
-    choice(target, ("openvino", "onnxruntime"), "--engine")
+    choice(target, CPU_TARGETS, "--engine")
     canonical = Path(files[0])
     if not canonical.is_file():
         raise ConfigError(f"{canonical}: is not a file; --steps takes a canonical graph, build/<model>/model.qdq.onnx")
     steps = lowered_step_by_step(canonical, target, scratch)
     found = [Subject(name, path, target) for name, path in steps.items()]
-    if target == "openvino":
+    if TARGETS[target].static:
         found.append(replace(found[-1], label="static shape", static=True))
     return [*found, *subjects_of(files[1:], target, static=False)]
 

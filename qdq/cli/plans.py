@@ -14,7 +14,6 @@ from qdq.base.config import nearest
 from qdq.base.screen import Screen
 from qdq.errors import ConfigError
 from qdq.pipeline.options import PLAN_OPTIONS, CompileOptions
-from qdq.pipeline.run import CHOICES
 from qdq.pipeline.stages.build import PLAN
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def _named(engines: Sequence[str]) -> dict[str, str]:
 
 
 def _name_of(plan: Path) -> str:
-    """What a plan without a name is called: its folder when that is a float type, as in a work directory; else int8."""
+    """Name of a plan that was given none: its folder when that is a float type, as in a work directory; else int8."""
     return plan.parent.name if plan.parent.name in IN_WORK_DIRECTORY else "int8" if plan.name == PLAN else plan.stem
 
 
@@ -136,7 +135,6 @@ def _tokenized(typed: Mapping[str, Any], settings: GpuBenchSettings, screen: Scr
     with screen.stage("load"):
         loaded = load_model(options.model, options.task, options.allow_pickle)
     texts = evaluation_texts(options, loaded.task.name, Texts((), ""))
-    batch, sequence = settings.batch, settings.sequence
-    shape = (batch, CHOICES, sequence) if loaded.task.choices else (batch, sequence)
+    shape = loaded.task.shape(settings.batch, settings.sequence)
     feeds: list[Feeds] = list(workload_of_shape(loaded.tokenizer, texts.records, loaded.inputs, shape, BATCHES))
     return feeds, texts.source

@@ -11,6 +11,7 @@ from qdq.base.config import choice
 from qdq.base.screen import Screen
 from qdq.cli.contestants import model_for
 from qdq.errors import ConfigError
+from qdq.load.kinds import CHOICES
 from qdq.load.source import is_checkpoint, resolve, short_name
 from qdq.pipeline.options import PLACEMENT_NAMES, available_cores
 from qdq.pipeline.run import prepare_torch
@@ -119,7 +120,7 @@ def _quantized(options: SensitivityOptions, place: Path, records: list[Record], 
     loaded, spec = load_model(str(place)), named_spec(options.placement)
     inject(loaded.model, spec)
     texts = records[: options.skip] or records
-    choices = 2 if loaded.task.choices else None
+    choices = CHOICES if loaded.task.choices else None
     feeds = calibration_batches(
         loaded.tokenizer, texts[:CALIBRATION_TEXTS], loaded.inputs, options.sequence, choices=choices
     )

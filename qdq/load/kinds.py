@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from qdq.base.config import nearest
 from qdq.errors import ConfigError, ModelError
 
+CHOICES = 2  # answers per multiple-choice sample that is built from plain text
+
 
 @dataclass(frozen=True)
 class Task:
@@ -26,6 +28,10 @@ class Task:
     outputs: tuple[str, ...]
     suffixes: tuple[str, ...]
     choices: bool = False
+
+    def shape(self, batch: int, sequence: int) -> tuple[int, int] | tuple[int, int, int]:
+        """Shape of every input: [batch, sequence], or [batch, CHOICES, sequence]."""
+        return (batch, CHOICES, sequence) if self.choices else (batch, sequence)
 
 
 SENTENCE_EMBEDDING = "sentence_embedding"  # replaces last_hidden_state when the folder has a pooling head

@@ -1,26 +1,29 @@
-"""The whole flow on one page: which stage runs when; `qdq.pipeline.steps` says from which inputs."""
+"""The whole flow on one page: every stage in its turn; `qdq.pipeline.steps` says what each depends on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engines.targets import TARGETS
 from qdq.base.artifacts import read_json, sha256_file
-from qdq.base.screen import Screen
-from qdq.errors import DeployError, Unavailable
+from qdq.base.screen import Screen, wrap
+from qdq.base.versions import SOURCE
+from qdq.errors import Unavailable, WorkError
 from qdq.load.kinds import detect_task
 from qdq.load.source import is_checkpoint, read_config, short_name
 from qdq.load.source import resolve as resolve_model
-from qdq.pipeline.options import TARGETS, CompileOptions, resolve
+from qdq.pipeline.options import CompileOptions, resolve
 from qdq.pipeline.outcome import Outcome, artifacts, show
 from qdq.pipeline.recall import recalled
 from qdq.pipeline.run import CANONICAL, Run
 from qdq.pipeline.stages.bench import bench_in_full
 from qdq.pipeline.stages.build import check_weights
-from qdq.pipeline.stages.inject import requested_spec, write_placement
+from qdq.pipeline.stages.inject import inject, requested_spec, write_placement
+from qdq.pipeline.stages.load import load
 from qdq.pipeline.stages.shapes import bench_shapes
 from qdq.pipeline.steps import STEPS, VARIANTS, VARYING, Step
 from qdq.pipeline.workdir import MANIFEST, WorkDirectory
@@ -32,7 +35,7 @@ def compile_model(options: CompileOptions, screen: Screen) -> Outcome:
     check_weights("compile", vars(options))
     source, name = resolve_model(options.model, options.allow_pickle)
     with WorkDirectory(Path(options.out or Path("build") / name)) as work:
-        run = begin(Run(options, work, screen, name, source))
+        run = _begin_with_model(options, work, screen, source, name)
         return _finish(run, lambda: _all(run))
 
 
@@ -47,34 +50,45 @@ def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
     first = name in ("inject", "calibrate")
     out = Path(typed.get("out") or Path("build") / short_name(typed.get("model")))
     if not first and not (out / MANIFEST).is_file():
-        raise DeployError(f"{out}: is not the work directory of an earlier run; run 'qdq compile' first, or name --out")
+        raise WorkError(f"{out}: is not the work directory of an earlier run; run 'qdq compile' first, or name --out")
     with WorkDirectory(out) as work:
         earlier = work.manifest["options"]
         if not first and not earlier:
-            raise DeployError(f"{out}: was made by another version of qdq; run 'qdq compile' again")
+            raise WorkError(f"{out}: was made by another version of qdq; run 'qdq compile' again")
         options = recalled(name, typed, earlier)
         options.validate()
         if first:
-            source, model = resolve_model(options.model, options.allow_pickle)
-            run = begin(Run(options, work, screen, model, source))
+            run = _begin_with_model(options, work, screen, *resolve_model(options.model, options.allow_pickle))
         else:
             run = begin(Run(options, work, screen, work.manifest["model"]["name"]))
         return _finish(run, lambda: _single(run, name))
 
 
-def begin(run: Run) -> Run:
-    """Resolve the options, show them, and check what the user typed as far as that goes without the model."""
-    options = run.options
-    if run.source is not None:
-        options = replace(options, task=options.task or detect_task(_architectures(run.source), str(run.source)).name)
-    own_spec = run.source is not None and is_checkpoint(run.source)
-    run.options = resolve(options, run.name, own_spec)
-    show(run)
-    if run.source is not None:  # a mistake in the last option must not cost minutes
-        _ = run.evaluation
-        if run.options.spec is not None:
-            requested_spec(run)
+def _begin_with_model(options: CompileOptions, work: WorkDirectory, screen: Screen, source: Path, name: str) -> Run:
+    """The run of the model in `source`, after what the user typed is checked as far as that goes without loading it."""
+    task = options.task or detect_task(_architectures(source), str(source)).name
+    run = begin(Run(replace(options, task=task), work, screen, name, source))
+    # A mistake in the last option must not cost minutes.
+    _ = run.evaluation
+    if run.options.spec is not None:
+        requested_spec(run)
     return run
+
+
+def begin(run: Run) -> Run:
+    """The run with its options resolved for this machine and model, after they have been shown."""
+    run = replace(run, options=resolve(run.options, run.name, is_checkpoint(run.folder)))
+    show(run)
+    if changed := _changed_versions(run):
+        run.screen.line(wrap(f"Stages of the earlier run are out of date: {changed} changed.") + "\n")
+    return run
+
+
+def _changed_versions(run: Run) -> str:
+    """Packages whose version is not that of the run before in this work directory."""
+    earlier = run.work.manifest["versions"]
+    names = [name for name in run.versions | earlier if run.versions.get(name) != earlier.get(name)]
+    return ", ".join("qdq's source" if name == SOURCE else name for name in names) if earlier else ""
 
 
 def _architectures(folder: Path) -> list[str]:
@@ -95,32 +109,31 @@ def run_step(run: Run, step: Step, force: bool = False) -> None:
         for name, _ in step.parts:
             run.screen.skipped(name)
         return
-    written: list[Path] = []
+    made: Sequence[Any] = ()
     for name, function in step.parts:
         with run.screen.stage(name, undisturbed=name == "bench") as stage:
-            if name == step.name:
-                outputs = run.work.manifest["stages"].get(record, {}).get("outputs", {})
-                run.replaced = tuple(run.work.path / path for path in outputs)
+            if name == step.name:  # the part that writes
                 run.work.forget(record)
-            written += function(run, stage)
+            made = function(run, stage, *made)
     run.note()
-    varying = [path for path in written if path.name in VARYING]
-    run.work.complete(record, inputs, [path for path in written if path.name not in VARYING], varying)
+    varying = [path for path in made if path.name in VARYING]
+    run.work.complete(record, inputs, [path for path in made if path.name not in VARYING], varying)
 
 
 def _inputs(run: Run, step: Step) -> dict[str, Any]:
-    """Raises DeployError when a file of an earlier stage is missing."""
+    """Raises WorkError when a file of an earlier stage is missing."""
     return {**step.inputs(run), "versions": run.versions}
 
 
 def _single(run: Run, name: str) -> None:
-    """One stage, unconditionally."""
+    """Run one stage, up to date or not, and warn about everything that is older than what it is made from."""
     steps = {step.name: step for step in (*STEPS, VARIANTS)}
     if name == "inject":
-        for part, function in steps["calibrate"].parts[:2]:
-            with run.screen.stage(part) as stage:
-                function(run, stage)
-        write_placement(run)
+        with run.screen.stage("load") as stage:
+            (loaded,) = load(run, stage)
+        with run.screen.stage("inject") as stage:
+            _, placement = inject(run, stage, loaded)
+        write_placement(run, placement)
     elif name == "shapes":
         with run.screen.stage(name, undisturbed=True) as stage:
             bench_shapes(run, stage)
@@ -140,7 +153,7 @@ def _outdated(run: Run) -> list[str]:
         if record not in run.work.manifest["stages"]:
             continue
         inherited = any(name.rpartition("/")[2] in ("export", "lower", "build") for name in found)
-        with suppress(DeployError):  # what it is made from has been removed, so it is not older
+        with suppress(WorkError):  # what it is made from has been removed, so it is not older
             if inherited or not run.work.made_from(record, _inputs(run, step)):
                 found.append(record)
     return found

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engines import targets
 from qdq.base.config import choice
 from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, Algorithm, algorithm_named
 from qdq.calibrate.treatments.settings import PtqSettings, Treatments
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
 
-TARGETS = ("auto", "openvino", "onnxruntime", "tensorrt")
+TARGETS = ("auto", *targets.TARGETS)
 MODES = ("latency", "throughput")
 PRECISION_HINTS = ("f32", "bf16", "f16")
 BODIES = ("fp16", "bf16", "fp32")
@@ -28,7 +29,7 @@ PLAN_OPTIONS = (
 )
 
 SEARCH = "search"  # max (smoothing has taken the outliers), then the search of qdq.calibrate.treatments.clip
-CPU_TARGETS = ("openvino", "onnxruntime")
+CPU_TARGETS = targets.CPU_TARGETS
 DEFAULT_PLACEMENT = "auto"
 LARGEST_BATCH = 4096
 DEFAULT_BATCH_SIZE = 4  # of calibration, PaddleNLP's; matters to avg and moving averages only

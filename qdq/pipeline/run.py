@@ -1,4 +1,7 @@
-"""What the stages of one run share: resolved options, the work directory, the screen, what has been loaded so far."""
+"""The context that the stages of one run share: resolved options, the work directory, the screen, texts, versions.
+
+What one stage makes for the next is a file in the work directory, or is handed over as an argument.
+"""
 
 from __future__ import annotations
 
@@ -16,35 +19,23 @@ from qdq.pipeline.texts import Texts, calibration_texts, evaluation_texts
 from qdq.pipeline.workdir import SEED, WorkDirectory
 
 if TYPE_CHECKING:
-    from qdq.inject import Placement
     from qdq.load.model import LoadedModel
-    from qdq.placing.auto import Choice
 
 CANONICAL = "model.qdq.onnx"
 FLOAT = "model.fp32.onnx"
-CHOICES = 2  # answers per multiple-choice sample that is built from plain text
-TARGET_STAGES = (
-    "lower",
-    "variants",
-    "build",
-    "verify",
-    "bench",
-    "deploy",
-)  # once per target; the others once per work directory
+# Stages that run once per target; the others run once per work directory.
+TARGET_STAGES = ("lower", "variants", "build", "verify", "bench", "deploy")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """One run in one work directory.
 
     Attributes:
         options: resolved.
         name: short name of the model; Triton serves it under this name.
-        source: the model's folder; None in a run that starts behind the checkpoint.
-        loaded, placement: what stages 1 and 2 hand to stage 3; they live in memory only.
-        auto: how `--placement auto` decided.
-        replaced: what the stage that runs now wrote the last time.
-        versions: of everything installed that shapes a file; part of what every stage depends on.
+        source: the model's folder; None in a run that starts from the calibrated checkpoint.
+        versions: of everything installed that shapes a file, our own sources included; every stage depends on them.
     """
 
     options: CompileOptions
@@ -52,10 +43,6 @@ class Run:
     screen: Screen
     name: str
     source: Path | None = None
-    loaded: LoadedModel | None = None
-    placement: Placement | None = None
-    auto: Choice | None = None
-    replaced: tuple[Path, ...] = ()
     versions: Mapping[str, str] = field(default_factory=versions)
 
     @property
@@ -69,21 +56,19 @@ class Run:
         return self.work.path / "checkpoint"
 
     @property
+    def folder(self) -> Path:
+        """Folder of the model this run starts from."""
+        return self.source or self.checkpoint
+
+    @property
     def lowered(self) -> Path:
         """The target's graph."""
         return self.target / "model.onnx"
 
     @property
-    def task(self) -> str:
-        """Task name; `pipeline.begin` has decided it."""
-        assert self.options.task is not None
-        return self.options.task
-
-    @property
     def keeps_spec(self) -> bool:
-        """Whether the model is a checkpoint of ours and nobody asked for another placement."""
-        own = self.source is not None and is_checkpoint(self.source)
-        return own and self.options.placement is None and self.options.spec is None
+        """True when the model is a checkpoint of ours and nobody asked for another placement."""
+        return is_checkpoint(self.folder) and self.options.placement is None and self.options.spec is None
 
     def note(self) -> None:
         """Put into the manifest what this run is about. Only when something is done: a failed run is not recalled."""
@@ -97,21 +82,26 @@ class Run:
     @cached_property
     def calibration(self) -> Texts:
         """The texts of stage 3. Raises DataError, ConfigError."""
-        return calibration_texts(self.options, self.task)
+        return calibration_texts(self.options, self.options.task)
 
     @cached_property
     def evaluation(self) -> Texts:
         """The texts of stages 7 to 9, none of which was calibrated on. Raises DataError, ConfigError."""
-        return evaluation_texts(self.options, self.task, self.calibration)
+        return evaluation_texts(self.options, self.options.task, self.calibration)
 
     @cached_property
     def reference(self) -> LoadedModel:
-        """The floating-point model, from the checkpoint's original parameters. Raises ModelError."""
-        from qdq.calibrate.checkpoint import read_spec
-        from qdq.load.model import load_model
+        """The floating-point model that engines are compared with, loaded once for stages 5 to 9. Raises ModelError."""
+        return load_float(self)
 
-        prepare_torch(self.options.threads)
-        return load_model(str(self.checkpoint), task=read_spec(self.checkpoint)[1]["task"])
+
+def load_float(run: Run) -> LoadedModel:
+    """The floating-point model, from the checkpoint's original parameters. Raises ModelError."""
+    from qdq.calibrate.checkpoint import read_spec
+    from qdq.load.model import load_model
+
+    prepare_torch(run.options.threads)
+    return load_model(str(run.checkpoint), task=read_spec(run.checkpoint)[1]["task"])
 
 
 def prepare_torch(threads: int) -> None:

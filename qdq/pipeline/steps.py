@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.targets import TARGETS
 from qdq.base.artifacts import sha256_file
-from qdq.base.screen import Stage
 from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
 from qdq.pipeline.stages import bench, build, calibrate, deploy, export, inject, load, lower, variants, verify
@@ -19,14 +19,16 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bi
 # Timings, and what TensorRT chooses by timing.
 VARYING = ("benchmark.json", "search.json", "search.png", build.PLAN, "layer_info.json")
 
-Part = tuple[str, Callable[[Run, Stage], Sequence[Path]]]
+# A stage's name and its function of (run, screen's stage, *what the part before it returned).
+Part = tuple[str, Callable[..., Sequence[Any]]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """Stages that are recorded together: what they depend on, and the functions that write their files.
+    """Stages that are recorded together: what they depend on, and their functions.
 
-    Only the last part writes, so an error in an earlier one leaves everything as it was.
+    A part gets what the part before it returned; the last one, which has the step's name, writes and returns the files.
+    So an error in an earlier one leaves everything as it was.
     """
 
     name: str
@@ -35,12 +37,10 @@ class Step:
 
 
 def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
-    options, folder = run.options, run.source
-    assert folder is not None  # `begin` finds the model for the stages that need it
+    options, folder = run.options, run.folder
+    files = (path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern)))
     return {
-        "model": {
-            p.relative_to(folder).as_posix(): sha256_file(p) for g in MODEL_FILES for p in sorted(folder.glob(g))
-        },
+        "model": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
         "task": options.task,
         "placement": sha256_file(Path(options.spec)) if options.spec else _placement(options),
         "embedding_tables": options.embedding_tables,
@@ -62,11 +62,10 @@ def _sweep_inputs(run: Run) -> Mapping[str, Any] | None:
 
 def _placement(options: CompileOptions) -> Any:
     """`auto` decides for a kind of target; every other placement is the same for all."""
-    from qdq.placing.units import decided_for
-
     if options.placement != "auto":
         return options.placement
-    return [options.placement, decided_for(options.target), options.max_drop if options.search else None]
+    kind = TARGETS[options.target].placement
+    return [options.placement, kind, options.max_drop if options.search else None]
 
 
 def _export_inputs(run: Run) -> Mapping[str, Any]:
@@ -75,7 +74,7 @@ def _export_inputs(run: Run) -> Mapping[str, Any]:
 
 def _lower_inputs(run: Run) -> Mapping[str, Any]:
     options, canonical = run.options, {"canonical": fingerprint(run.work.path / CANONICAL)}
-    if options.target != "tensorrt":
+    if not TARGETS[options.target].gpu:
         return {**canonical, "input_dtype": options.input_dtype}
     text = [source_fingerprint(options, options.calibration), options.samples, options.sequence]
     return {**canonical, "body": options.body, "ranges": text}
@@ -89,10 +88,9 @@ def _variants_inputs(run: Run) -> Mapping[str, Any]:
 
 
 def _build_inputs(run: Run) -> Mapping[str, Any]:
-    options = run.options
-    settings = [options.threads, options.precision_hint]
-    builder = [build.tensorrt_settings(run).as_json()] if options.target == "tensorrt" else []
-    return {"lowered": fingerprint(run.lowered), "settings": [*settings, *builder]}
+    asked = build.engine_options(run)
+    plan = asked.plan.as_json() if asked.plan else None
+    return {"lowered": fingerprint(run.lowered), "settings": [asked.threads, asked.precision_hint, plan]}
 
 
 def _evaluation(run: Run) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Which texts calibrate, which evaluate, and what their labels mean to the model."""
+"""The texts of a run: those it calibrates on, those it evaluates on, those a search judges placements on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Texts:
     bundled: bool = False
 
 
-def calibration_texts(options: CompileOptions, task: str) -> Texts:
+def calibration_texts(options: CompileOptions, task: str | None) -> Texts:
     """The first `samples` texts of the calibration source, or of the bundled English text."""
     if options.calibration is None:
         records = _bundled(task, heldout=False)[: options.samples]
@@ -34,7 +34,7 @@ def calibration_texts(options: CompileOptions, task: str) -> Texts:
     return Texts(tuple(records), f"{options.calibration} ({_columns(columns)}), {_count(records)}")
 
 
-def evaluation_texts(options: CompileOptions, task: str, calibration: Texts) -> Texts:
+def evaluation_texts(options: CompileOptions, task: str | None, calibration: Texts) -> Texts:
     """Texts that were not calibrated on.
 
     From `eval_data`; else what the calibration source has left; else, when that is nothing, bundled held-out text.
@@ -72,7 +72,7 @@ def search_records(options: CompileOptions, calibration: Texts) -> tuple[Record,
 
 
 def source_fingerprint(options: CompileOptions, path: str | None) -> dict[str, Any]:
-    """What decides the texts read from `path`, for the manifest: content, not place."""
+    """What the texts read from `path` depend on, for the manifest: content, not place."""
     if path is None:
         return {"bundled": sha256_tree(Path(bundled().path).parent)}
     columns = {"columns": list(options.text_columns)}
@@ -85,7 +85,7 @@ def source_fingerprint(options: CompileOptions, path: str | None) -> dict[str, A
     return {**columns, "source": path}  # a dataset of the hub, or a mistake that reading it will report
 
 
-def _bundled(task: str, heldout: bool) -> list[Record]:
+def _bundled(task: str | None, heldout: bool) -> list[Record]:
     pairs = read_records(bundled(pairs=True, heldout=heldout))[0]
     if task in PAIR_TASKS:
         return pairs

@@ -26,7 +26,7 @@ from qdq.base.artifacts import (
     write_json,
 )
 from qdq.base.versions import __version__
-from qdq.errors import DeployError, QdqError
+from qdq.errors import QdqError, WorkError
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -37,20 +37,27 @@ PRESENT = "present"  # recorded instead of a hash for an output whose content di
 class WorkDirectory:
     """A locked work directory, used as a context manager.
 
-    When a run fails before it has completed anything, whatever this run created is removed again.
-    Raises DeployError when the folder cannot be written or another run holds it.
+    When a run fails before it has completed anything, whatever this run created is removed again, unless `keep` was
+    called. Raises DeployError when the folder cannot be written, WorkError when another run holds it.
+
+    Attributes:
+        path: the folder.
+        manifest: the content of manifest.json.
+        found: the stages' records as this run found them.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
         self._created: list[Path] = []  # folders, innermost first
+        self._kept = False
         self.manifest: dict[str, Any] = {}
+        self.found: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         try:
             if self.path.exists() and not self.path.is_dir():
-                raise DeployError(f"{self.path}: is a file; name a folder with --out (OUT=)")
+                raise WorkError(f"{self.path}: is a file; name a folder with --out (OUT=)")
             self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -61,6 +68,7 @@ class WorkDirectory:
             self._acquire(self._lock)
             sweep_partials(self.path)
             self.manifest = self._read_manifest()
+            self.found = dict(self.manifest["stages"])
         except QdqError:
             self._release()
             raise
@@ -71,7 +79,7 @@ class WorkDirectory:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DeployError(
+            raise WorkError(
                 f"{self.path}: another qdq run is working here; wait for it, or choose another --out (OUT=)"
             ) from None
         except OSError as error:  # some network file systems have no locks
@@ -85,7 +93,7 @@ class WorkDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not self.manifest["stages"]:
+        if error is not None and not self.manifest["stages"] and not self._kept:
             self._withdraw()
         self._release()
 
@@ -103,17 +111,27 @@ class WorkDirectory:
         if not (self.path / MANIFEST).is_file():
             return empty
         found = read_json(self.path / MANIFEST)
-        if not isinstance(found, dict) or found.get("qdq") != __version__ or not isinstance(found.get("stages"), dict):
-            return empty  # another version may compute other files from the same inputs
+        if not isinstance(found, dict) or not isinstance(found.get("stages"), dict):
+            return empty
+        if found.get("qdq") != __version__:  # its options and records may mean something else
+            return {**empty, "versions": found.get("versions", {})}
         return found
 
+    def keep(self) -> None:
+        """Keep what is here even if this run completes nothing, for a report that says why."""
+        self._kept = True
+
+    def written(self, stage: str) -> tuple[Path, ...]:
+        """What `stage` wrote in an earlier run, as that run recorded it."""
+        return tuple(self.path / name for name in self.found.get(stage, {}).get("outputs", ()))
+
     def made_from(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether `stage` was completed with the same inputs."""
+        """True when `stage` was completed with the same inputs."""
         record = self.manifest["stages"].get(stage)
         return bool(record) and record["inputs"] == sha256_json(inputs)
 
     def fresh(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether `stage` was completed with the same inputs and its outputs are still what it wrote."""
+        """True when `stage` was completed with the same inputs and its outputs are still what it wrote."""
         if not self.made_from(stage, inputs):
             return False
         record = self.manifest["stages"][stage]
@@ -149,10 +167,10 @@ def _hash(path: Path) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Content hash of a stage's input artifact. Raises DeployError when it is missing."""
+    """Content hash of a stage's input artifact. Raises WorkError when it is missing."""
     digest = _hash(path)
     if not digest:
-        raise DeployError(f"{path} does not exist; run the stage that writes it first ('qdq --help' lists the stages)")
+        raise WorkError(f"{path} does not exist; run the stage that writes it first ('qdq --help' lists the stages)")
     return digest
 
 

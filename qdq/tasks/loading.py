@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.base.config import choice
 from qdq.errors import ConfigError, DataError
+from qdq.load.kinds import CHOICES
 from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
 from qdq.tasks.batches import batched
 from qdq.tasks.evaluation import Evaluation
@@ -23,8 +24,6 @@ from qdq.text.encode import TokenRow, choice_records, tokenize
 
 if TYPE_CHECKING:
     from qdq.load.model import LoadedModel
-
-CHOICES = 2  # answers per multiple-choice sample that is built from plain text
 
 
 @dataclass(frozen=True)

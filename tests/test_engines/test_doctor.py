@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from engines.doctor import CORE, PACKAGES, WIDTH, doctor, installed_version, render, targets, warnings
+from engines.doctor import CORE, PACKAGES, WIDTH, abilities, doctor, installed_version, render, warnings
 from engines.tensorrt.availability import Probe
 
-NO_GPU = Probe(missing=("no usable NVIDIA GPU (no driver): use a machine with an NVIDIA GPU and its driver",))
+OBSTACLE = "no usable NVIDIA GPU (no driver): use a machine with an NVIDIA GPU and its driver"
+NO_GPU = {"tensorrt": Probe(missing=(OBSTACLE,))}
 EVERYTHING: dict[str, str | None] = dict.fromkeys(PACKAGES, "1.0")
 
 
@@ -43,13 +44,13 @@ def test_text_fits_80_columns(report: dict[str, Any]) -> None:
 
 def test_a_complete_machine_lacks_nothing() -> None:
     ready = Probe("NVIDIA T4, compute capability 7.5", "11.4.0", "0.53.6")
-    found = targets(EVERYTHING, ready, server=True)
+    found = abilities(EVERYTHING, {"tensorrt": ready}, server=True)
     assert all(not target.missing for target in found.values())
     assert all(can is not False for target in found.values() for can in (target.build, target.run, target.benchmark))
 
 
 def test_cpu_targets_do_not_need_a_gpu() -> None:
-    found = targets(EVERYTHING, NO_GPU, server=False)
+    found = abilities(EVERYTHING, NO_GPU, server=False)
     assert found["openvino"].build
     assert found["openvino"].benchmark
     tensorrt = found["tensorrt"]
@@ -64,14 +65,14 @@ def test_cpu_targets_do_not_need_a_gpu() -> None:
 
 @pytest.mark.parametrize("package", CORE)
 def test_a_missing_core_package_stops_every_build_but_not_running(package: str) -> None:
-    found = targets({**EVERYTHING, package: None}, NO_GPU, server=False)
+    found = abilities({**EVERYTHING, package: None}, NO_GPU, server=False)
     assert not found["openvino"].build
     assert found["openvino"].run
     assert (package, "make setup") in found["openvino"].missing
 
 
 def test_a_missing_runtime_concerns_only_its_target() -> None:
-    found = targets({**EVERYTHING, "openvino": None}, NO_GPU, server=False)
+    found = abilities({**EVERYTHING, "openvino": None}, NO_GPU, server=False)
     assert not found["openvino"].run
     assert found["onnxruntime"].build
     assert found["onnxruntime"].missing == ()

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.targets import BASELINE, TARGETS
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
 from qdq.load.runner import TorchRunner
-from qdq.pipeline.run import CHOICES, FLOAT, Run
-from qdq.pipeline.stages.build import onnxruntime_settings, open_engine, openvino_settings
+from qdq.pipeline.run import FLOAT, Run
+from qdq.pipeline.stages.build import engine_options, open_engine
 from qdq.pipeline.stages.load import check_shape
 from qdq.pipeline.stages.variants import bodies, open_variant
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from engines.bench import Contestant
 
 WORKLOAD_BATCHES = 5  # different batches the benchmark rotates through
-
-
 BENCH_SAMPLES = 100  # most per contestant; p99 needs that many
 
 
@@ -31,7 +30,7 @@ def workload(run: Run, count: int, sequence: int | None = None) -> list[Any]:
     loaded, options = run.reference, run.options
     sequence = sequence or options.sequence
     check_shape(loaded, options.batch, sequence)
-    shape = (options.batch, CHOICES, sequence) if loaded.task.choices else (options.batch, sequence)
+    shape = loaded.task.shape(options.batch, sequence)
     return workload_of_shape(loaded.tokenizer, run.evaluation.records, loaded.inputs, shape, count)
 
 
@@ -69,24 +68,24 @@ def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
 def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contestant]:
     """INT8, the same runtime's float engines, ONNX Runtime FP32 and torch FP32, all with the same number of threads.
 
-    Inputs have `shape`; OpenVINO's engines, INT8 and float, are compiled for it. In throughput mode each runs as many
-    batches at once as there are streams.
+    Inputs have `shape`; engines that can be compiled for one shape are, INT8 and float. In throughput mode each runs as
+    many batches at once as there are streams.
     """
     from engines.bench import Contestant, InFlight
-    from engines.onnxruntime import OnnxRuntimeRunner
 
     options = run.options
-    floating = run.work.path / FLOAT
     entries = [Contestant("int8", options.target, open_engine(run, shape))]
-    if options.target == "openvino":
-        from engines.openvino import OpenVINORunner
-
-        runner = OpenVINORunner(floating, replace(openvino_settings(run, shape), precision_hint="f32"))
-        entries.append(Contestant("openvino-fp32", "openvino", runner))
-    if options.target == "tensorrt":
-        entries += [Contestant(f"tensorrt-{body}", "tensorrt", open_variant(run, stage, body)) for body in bodies(run)]
-    session = OnnxRuntimeRunner(floating, onnxruntime_settings(run))
-    entries.append(Contestant("onnxruntime-fp32", "onnxruntime", session))
+    if TARGETS[options.target].gpu:
+        for body in bodies(run):
+            plan = open_variant(run, stage, body)
+            entries.append(Contestant(f"{options.target}-{body}", options.target, plan))
+        floats = [BASELINE]
+    else:
+        floats = list(dict.fromkeys((options.target, BASELINE)))
+    plain = replace(engine_options(run, shape), precision_hint="f32")
+    for name in floats:
+        runner = TARGETS[name].open(run.work.path / FLOAT, plain)
+        entries.append(Contestant(f"{name}-fp32", name, runner))
     entries.append(Contestant("torch-fp32", "torch", TorchRunner(run.reference.module(), options.threads)))
     if options.mode == "throughput":
         return [replace(entry, run=InFlight(entry.run, options.streams)) for entry in entries]

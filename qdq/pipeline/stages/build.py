@@ -1,4 +1,4 @@
-"""Stage 6, build: the engine of the run's target and what of it really runs in INT8; and opening that engine again."""
+"""Stage 6, build: the engine of the run's target with a report of what runs in INT8; and opening that engine again."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.targets import TARGETS, EngineOptions
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
-from qdq.errors import BuildError, ConfigError, DeployError
-from qdq.pipeline.run import CHOICES, Run
+from qdq.errors import BuildError, ConfigError
+from qdq.load.kinds import CHOICES
+from qdq.pipeline.run import Run
 
 if TYPE_CHECKING:
     import onnx
 
-    from engines.onnxruntime import OnnxRuntimeSettings
-    from engines.openvino import OpenVINOSettings
     from engines.tensorrt import TensorRTSettings
     from engines.types import BuiltEngine, MatmulNames, Runner
 
-PLAN = "model.plan"
+PLAN = TARGETS["tensorrt"].engine
 
 
 def build(run: Run, stage: Stage) -> Sequence[Path]:
@@ -30,7 +30,7 @@ def build(run: Run, stage: Stage) -> Sequence[Path]:
     group = dynamic_group(run)
     engine = build_engine(run, multiplications(run.lowered, group), group)
     if engine.int8 is None:
-        raise DeployError(f"{run.target}: the engine reported no precisions; build it again")
+        raise BuildError(f"{run.target}: the engine reported no precisions; build it again")
     files = [file.relative_to(run.target).as_posix() for file in engine.files]
     report = {"target": engine.target, "engine_files": files, "int8": engine.int8.as_json()}
     written = write_json(run.target / "build.json", {**report, "settings": dict(engine.settings)})
@@ -39,76 +39,48 @@ def build(run: Run, stage: Stage) -> Sequence[Path]:
 
 
 def dynamic_group(run: Run) -> int:
-    """How many inputs share a run-time scale in OpenVINO: of 128, 64 and 32 the largest that divides every linear's
-    inputs (128 was fastest on a BERT-base shape); 0 where nothing is quantized at run time, or by the graph itself.
+    """Number of inputs that share a run-time scale: the first of the target's that divides every linear's inputs.
+
+    0 where nothing is quantized at run time, or the graph does it itself.
     """
     from export.inventory import reduction_sizes
     from qdq.pipeline.stages.lower import is_dynamic
 
-    if run.options.target != "openvino" or not is_dynamic(run):
+    groups = TARGETS[run.options.target].groups
+    if not groups or not is_dynamic(run):
         return 0
     sizes = reduction_sizes(_graph(run.lowered))
-    return next((group for group in (128, 64, 32) if all(size % group == 0 for size in sizes)), 0)
+    return next((group for group in groups if all(size % group == 0 for size in sizes)), 0)
 
 
 def build_engine(run: Run, names: MatmulNames, group: int = 0) -> BuiltEngine:
     """Build the lowered graph for the run's target; `group` as `dynamic_group` gives it."""
-    options = run.options
-    if options.target == "openvino":
-        from engines import openvino
-
-        runtime = replace(openvino_settings(run), dynamic_group=group, streams=0)
-        return openvino.build(run.lowered, run.target, runtime, names)
-    if options.target == "onnxruntime":
-        from engines import onnxruntime
-
-        return onnxruntime.build(run.lowered, run.target, onnxruntime_settings(run), names)
-    from engines import tensorrt
-
-    return tensorrt.build(run.lowered, run.target, tensorrt_settings(run), names)
+    options = replace(engine_options(run), group=group, streams=0)
+    return TARGETS[run.options.target].build(run.lowered, run.target, options, names)
 
 
 def open_engine(run: Run, shape: tuple[int, ...] | None = None) -> Runner:
-    """The built engine of the run's target, ready to call; OpenVINO's also compiled for exactly the inputs' `shape`.
+    """The built engine of the run's target, ready to call, and tuned for inputs of `shape` where the target can.
 
     Raises BuildError when it cannot be loaded.
     """
-    if run.options.target == "openvino":
-        from engines.openvino import OpenVINORunner
-
-        return OpenVINORunner(run.target / "model.xml", openvino_settings(run, shape))
-    if run.options.target == "onnxruntime":
-        from engines.onnxruntime import ENGINE, OnnxRuntimeRunner
-
-        return OnnxRuntimeRunner(run.target / ENGINE, onnxruntime_settings(run))
-    from engines.tensorrt import TensorRTRunner
-
-    return TensorRTRunner(run.target / PLAN)
+    target = TARGETS[run.options.target]
+    return target.open(run.target / target.engine, engine_options(run, shape))
 
 
-def openvino_settings(run: Run, shape: tuple[int, ...] | None = None) -> OpenVINOSettings:
-    """Threads, streams and hint of the run; pinned where there is more than one NUMA node."""
+def engine_options(run: Run, shape: tuple[int, ...] | None = None) -> EngineOptions:
+    """Options of the run's engine, and of every other engine of the run that is opened beside it."""
     from engines.cores import numa_nodes
-    from engines.openvino import OpenVINOSettings
 
     options = run.options
-    return OpenVINOSettings(
+    return EngineOptions(
         options.threads,
         options.precision_hint,
-        shape=shape,
+        shape,
         streams=options.streams if options.mode == "throughput" else 0,
-        pinned=len(numa_nodes()) > 1,
+        nodes=numa_nodes(),
+        plan=tensorrt_settings(run) if TARGETS[options.target].gpu else None,
     )
-
-
-def onnxruntime_settings(run: Run) -> OnnxRuntimeSettings:
-    """Threads and streams of the run, within NUMA nodes where there is more than one."""
-    from engines.cores import numa_nodes
-    from engines.onnxruntime import OnnxRuntimeSettings
-
-    options = run.options
-    streams = options.streams if options.mode == "throughput" else 0
-    return OnnxRuntimeSettings(options.threads, streams=streams, nodes=numa_nodes())
 
 
 def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:

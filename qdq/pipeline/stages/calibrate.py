@@ -11,40 +11,48 @@ from qdq.base.screen import Stage
 from qdq.errors import CalibrationError
 from qdq.pipeline.run import Run
 from qdq.pipeline.stages.inject import requested_spec, write_placement
-from qdq.pipeline.stages.place import SEARCH_PLOT, SEARCH_REPORT, decided
+from qdq.pipeline.stages.place import SEARCH_PLOT, SEARCH_REPORT, decided, left_out
 from qdq.pipeline.stages.ranges import Calibrated, measured
 
 if TYPE_CHECKING:
     from qdq.calibrate.table import CalibrationTable
+    from qdq.inject import Placement
     from qdq.load.model import LoadedModel
 
 
-def calibrate(run: Run, stage: Stage) -> Sequence[Path]:
+def calibrate(run: Run, stage: Stage, loaded: LoadedModel, placement: Placement) -> Sequence[Path]:
     """Stage 3: an amax for every point, measured on text or brought by the checkpoint. All files come last."""
+    from qdq.calibrate.calibrate import summarise
     from qdq.calibrate.checkpoint import write_checkpoint
 
-    assert run.loaded is not None
+    # Ranges.
     spec = requested_spec(run)
-    if _take_over(run, run.loaded) and run.options.calibration is None:
-        result = Calibrated(_completed(run.loaded), "the checkpoint's own amax")
-        stage.say("amax taken from the checkpoint")
+    if _take_over(run, loaded) and run.options.calibration is None:
+        found = Calibrated(_completed(loaded), "the checkpoint's own amax", "amax taken from the checkpoint")
     else:
-        result = measured(run, run.loaded, spec, stage)
-    table = result.table
+        found = measured(run, loaded, spec, stage)
+    table, said, auto = found.table, found.summary, None
+
+    # Points that are better left floating point.
     if run.options.placement == "auto":
-        spec, table = decided(run, run.loaded, spec, table, stage)
+        spec, placement, auto = decided(run, loaded, spec, stage)
+        table = summarise(loaded.model, table.algorithm, table.percentile, table.samples, table.tokens)
+        said += f"; {left_out(placement, spec, auto)}"
+    stage.say(said)
     if table.zero_channels:
         run.screen.warn(f"{sum(table.zero_channels.values())} all-zero weight channels got the floor scale 2**-14")
-    write_checkpoint(run.loaded, spec, table, run.checkpoint)  # first: the one that may not fit on the disk
-    content = {**table.as_json(), "source": result.source, "treatments": result.treatments}
+
+    # Files, first the one that may not fit on the disk.
+    write_checkpoint(loaded, spec, table, run.checkpoint)
+    content = {**table.as_json(), "source": found.source, "treatments": found.treatments}
     calibration = write_json(run.work.path / "calibration.json", content)
-    swept = [write_json(run.work.path / "sweep.json", result.sweep)] if result.sweep else []
+    swept = [write_json(run.work.path / "sweep.json", found.sweep)] if found.sweep else []
     searched = [run.work.path / name for name in (SEARCH_REPORT, SEARCH_PLOT)] if run.options.search else []
-    return run.checkpoint, calibration, write_placement(run), *swept, *searched
+    return run.checkpoint, calibration, write_placement(run, placement, auto), *swept, *searched
 
 
 def _take_over(run: Run, loaded: LoadedModel) -> bool:
-    """Set the amax that a checkpoint of ours brings for its own spec, or QDQBERT's for any; returns whether it did."""
+    """Set the amax that a checkpoint of ours brings for its own spec, or QDQBERT's for any; True when it did."""
     from qdq.calibrate.checkpoint import import_qdqbert, load_amax, read_amax, table_amax
     from qdq.load.source import is_checkpoint
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.targets import TARGETS
 from qdq.base.artifacts import PARTIAL_PREFIX
 from qdq.base.screen import Stage
 from qdq.pipeline.run import CANONICAL, Run
 from qdq.pipeline.stages.bench import workload
-from qdq.pipeline.stages.build import PLAN
 from qdq.pipeline.stages.lower import cpu_lowering
 
 if TYPE_CHECKING:
@@ -24,21 +24,22 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     from engines.triton import TritonSettings, bucket_model, preferred_sizes, write_repository
 
     options, loaded = run.options, run.reference
-    backend = options.triton_backend or ("tensorrt" if options.target == "tensorrt" else "onnxruntime")
+    backend = options.triton_backend or TARGETS[options.target].backends[0]
     settings = TritonSettings(
         name=run.name,
         backend=backend,  # type: ignore[arg-type]  # validated by CompileOptions
         max_batch_size=options.batch,
         preferred_batch_sizes=preferred_sizes(options.batch),
         instances=options.streams if options.mode == "throughput" else 1,
-        threads=None if backend == "tensorrt" else options.threads,
+        threads=None if TARGETS[backend].gpu else options.threads,
         labels=loaded.labels if loaded.task.name == "text-classification" else (),
         buckets=options.buckets,
     )
     names = [bucket_model(run.name, width) for width in options.buckets] or [run.name]
     samples = [_sample(run, width) for width in options.buckets or (options.sequence,)]
     folder = run.target / "model_repository"
-    for earlier in run.replaced:  # a repository is never replaced by one of another model unless that was ours too
+    # A repository is never replaced by one of another model, unless that was ours too.
+    for earlier in run.work.written(run.record("deploy")):
         if earlier.name not in names:
             shutil.rmtree(earlier, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
@@ -54,30 +55,19 @@ def _sample(run: Run, sequence: int) -> dict[str, Any]:
 
 
 def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
-    """The engine Triton serves. The onnxruntime backend gets the graph as lowered for ONNX Runtime, whatever the
-    target: it computes the same values, and the other coding would run partly in float there.
+    """The engine Triton serves: the run's own, or for another backend the graph as lowered for that, in `scratch`.
+
+    Every lowering computes the same values, but in the coding of another target ONNX Runtime would run partly in float.
     """
     from engines.interface import interface
     from engines.types import BuiltEngine
 
-    inputs, outputs = interface(run.lowered)
-    if backend == "tensorrt":
-        files: tuple[Path, ...] = (run.target / PLAN,)
-    elif backend == run.options.target == "openvino":
-        files = (run.target / "model.xml", run.target / "model.bin")
+    if backend == run.options.target:
+        files = tuple(run.target / name for name in TARGETS[backend].files)
     else:
-        files = (_lowered_for(run, backend, scratch),)
+        from export.passes import lower
+
+        lower(run.work.path / CANONICAL, backend, scratch, options=cpu_lowering(run))
+        files = (scratch / "model.onnx",)
+    inputs, outputs = interface(run.lowered)
     return BuiltEngine(backend, files, inputs, outputs, None, {})
-
-
-def _lowered_for(run: Run, target: str, scratch: Path) -> Path:
-    if target == run.options.target == "onnxruntime":
-        from engines.onnxruntime import ENGINE
-
-        return run.target / ENGINE
-    if target == run.options.target:
-        return run.lowered
-    from export.passes import lower
-
-    lower(run.work.path / CANONICAL, target, scratch, options=cpu_lowering(run))
-    return scratch / "model.onnx"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.base.screen import Stage
-from qdq.pipeline.run import CANONICAL, CHOICES, FLOAT, Run, prepare_torch
+from qdq.load.kinds import CHOICES
+from qdq.pipeline.run import CANONICAL, FLOAT, Run, load_float, prepare_torch
 from qdq.pipeline.workdir import graph_files
 
 if TYPE_CHECKING:
@@ -17,30 +18,36 @@ if TYPE_CHECKING:
 def export(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 4: the canonical QDQ graph, and the same model in FP32 for comparison."""
     from export.check import check_file
-    from export.to_onnx import FloatGraph, export_onnx
     from qdq.calibrate.checkpoint import load_checkpoint
-    from qdq.inject import inject as inject_points
-    from qdq.inject.quantizer import folded
-    from qdq.inject.spec import QuantSpec
     from qdq.pipeline.stages.parity import write_parity
 
     prepare_torch(run.options.threads)
     loaded, _, placement = load_checkpoint(run.checkpoint)
-    example = export_example(loaded)
-    # The FP32 graph is the same one with nothing placed, so the comparison differs in quantization only.
-    floating = run.reference
-    del run.reference  # it carries our attention from here on; whoever needs the plain model loads it again
-    inject_points(floating.model, QuantSpec(placement="linear", linear=False, matmul=(), residual=()))
     stage.progress(0, 2)
-    with folded(loaded.model), folded(floating.model):
-        parameters = {name: tensor.numpy() for name, tensor in floating.module().state_dict().items()}
-        plain = FloatGraph(run.work.path / FLOAT, parameters)
-        export_onnx(loaded.module(), example, loaded.outputs, run.work.path / CANONICAL, floating=plain)
+    canonical, floating = _write_graphs(run, loaded)
     stage.progress(1, 2)
-    report = check_file(run.work.path / CANONICAL, [point.name for point in placement.placed])
+    report = check_file(canonical, [point.name for point in placement.placed])
     parity = write_parity(run, loaded)
     stage.say(f"{report.quantize} QuantizeLinear, {report.weights} INT8 weights, structure and parity checked")
-    return *graph_files(run.work.path / CANONICAL), *graph_files(run.work.path / FLOAT), parity
+    return *graph_files(canonical), *graph_files(floating), parity
+
+
+def _write_graphs(run: Run, loaded: LoadedModel) -> tuple[Path, Path]:
+    """Both graphs from one trace. The floating-point model lives in here only: two models are in memory, not three."""
+    from export.to_onnx import FloatGraph, export_onnx
+    from qdq.inject import inject as inject_points
+    from qdq.inject.quantizer import folded
+    from qdq.inject.spec import QuantSpec
+
+    canonical, path = run.work.path / CANONICAL, run.work.path / FLOAT
+    # The FP32 graph is the same one with nothing placed, so the comparison differs in quantization only.
+    floating = load_float(run)
+    inject_points(floating.model, QuantSpec(placement="linear", linear=False, matmul=(), residual=()))
+    with folded(loaded.model), folded(floating.model):
+        parameters = {name: tensor.numpy() for name, tensor in floating.module().state_dict().items()}
+        plain = FloatGraph(path, parameters)
+        export_onnx(loaded.module(), export_example(loaded), loaded.outputs, canonical, floating=plain)
+    return canonical, path
 
 
 def export_example(loaded: LoadedModel) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,10 @@ from qdq.base.screen import Stage
 from qdq.pipeline.run import Run
 
 if TYPE_CHECKING:
+    from qdq.inject import Placement
     from qdq.inject.spec import QuantSpec
+    from qdq.load.model import LoadedModel
+    from qdq.placing.auto import Choice
 
 
 def requested_spec(run: Run) -> QuantSpec:
@@ -25,27 +27,24 @@ def requested_spec(run: Run) -> QuantSpec:
         spec = load_spec(Path(run.options.spec))
     elif run.options.placement is not None:
         spec = base_spec(run.options.placement, run.options.target)
-    else:
-        assert run.source is not None  # options.resolve names a placement for everything but a checkpoint of ours
-        spec = read_spec(run.source)[0]
+    else:  # options.resolve names a placement for everything but a checkpoint of ours
+        spec = read_spec(run.folder)[0]
     if run.options.weight_quantize_type is not None:
         spec = replace(spec, per_channel_weights=run.options.weight_quantize_type == "channel_wise_abs_max")
     return replace(spec, embedding_tables=True) if run.options.embedding_tables else spec
 
 
-def inject(run: Run, stage: Stage) -> Sequence[Path]:
-    """Stage 2: quantizers into the loaded model. `write_placement` writes what was decided."""
+def inject(run: Run, stage: Stage, loaded: LoadedModel) -> tuple[LoadedModel, Placement]:
+    """Stage 2: quantizers into the loaded model, in place. `write_placement` writes what was decided."""
     from qdq.inject import inject as inject_points
 
-    assert run.loaded is not None
     spec = requested_spec(run)
-    run.placement = inject_points(run.loaded.model, spec)
-    stage.say(f"{len(run.placement.placed)} of {len(run.placement.points)} points placed ({spec.placement})")
-    return ()
+    placement = inject_points(loaded.model, spec)
+    stage.say(f"{len(placement.placed)} of {len(placement.points)} points placed ({spec.placement})")
+    return loaded, placement
 
 
-def write_placement(run: Run) -> Path:
-    """placement.json: every candidate point with its reason."""
-    assert run.placement is not None
-    decision = {} if run.auto is None else {"auto": run.auto.as_json()}
-    return write_json(run.work.path / "placement.json", {**run.placement.as_json(), **decision})
+def write_placement(run: Run, placement: Placement, auto: Choice | None = None) -> Path:
+    """placement.json: every candidate point with its reason, and how `--placement auto` decided."""
+    decision = {} if auto is None else {"auto": auto.as_json()}
+    return write_json(run.work.path / "placement.json", {**placement.as_json(), **decision})

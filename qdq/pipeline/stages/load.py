@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdq.base.screen import Stage
 from qdq.errors import ConfigError, DataError
-from qdq.pipeline.run import CHOICES, Run, prepare_torch
+from qdq.load.kinds import CHOICES
+from qdq.pipeline.run import Run, prepare_torch
 
 if TYPE_CHECKING:
     from qdq.load.model import LoadedModel
     from qdq.tasks.evaluation import Evaluation
 
+VERIFY_BATCH = 32
 VOCABULARY_TASKS = ("fill-mask", "language-modeling")  # tasks whose output has a row over the vocabulary per token
 
 
-def load(run: Run, stage: Stage) -> Sequence[Path]:
-    """Stage 1. Also refuses, before anything is written, a shape or labels this model cannot take."""
-    prepare_torch(run.options.threads)
+def load(run: Run, stage: Stage) -> tuple[LoadedModel]:
+    """Stage 1: the model. Refuses, before anything is written, a shape or labels this model cannot take."""
     from qdq.load.model import load_model
 
-    loaded = load_model(run.options.model, run.task, run.options.allow_pickle)
+    prepare_torch(run.options.threads)
+    loaded = load_model(run.options.model, run.options.task, run.options.allow_pickle)
     check_shape(loaded, run.options.batch, run.options.sequence)
     evaluation_for(run, loaded)
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     stage.say(f"{loaded.model.config.model_type}, {loaded.task.name}, {parameters / 1e6:.1f} M parameters")
-    run.loaded = loaded
-    return ()
+    return (loaded,)
 
 
 def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
@@ -50,9 +49,6 @@ def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
             f"--batch (BATCH=): {batch} x {sequence} needs about {needed:.0f} GiB for activations and this machine has "
             f"{memory:.0f} GiB; give a smaller batch or sequence"
         )
-
-
-VERIFY_BATCH = 32
 
 
 def evaluation_for(run: Run, loaded: LoadedModel) -> Evaluation:

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.targets import CPU_TARGETS, TARGETS
 from qdq.base.screen import Stage
 from qdq.errors import ConfigError, Unavailable
-from qdq.pipeline.run import CANONICAL, CHOICES, Run
+from qdq.load.kinds import CHOICES
+from qdq.pipeline.run import CANONICAL, Run
 from qdq.pipeline.workdir import graph_files
 
 if TYPE_CHECKING:
     from export.passes import LowerOptions
-
-MICRO_BATCH = 8  # of calibration; the result does not depend on it, the time does (8 is fastest on two cores)
 
 
 def lower(run: Run, stage: Stage) -> Sequence[Path]:
@@ -23,7 +23,7 @@ def lower(run: Run, stage: Stage) -> Sequence[Path]:
     from export.passes import lower as lower_graph
 
     options = cpu_lowering(run)
-    if run.options.target == "tensorrt":
+    if TARGETS[run.options.target].gpu:
         measured = ranges(run, stage, run.work.path / CANONICAL, run.options.body)
         options = replace(options, body=run.options.body, ranges=measured)  # type: ignore[arg-type]  # validated
     report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target, options=options)
@@ -33,25 +33,32 @@ def lower(run: Run, stage: Stage) -> Sequence[Path]:
 
 
 def cpu_lowering(run: Run) -> LowerOptions:
-    """What the run asks of a graph for a CPU target. Raises ConfigError for run-time scales on TensorRT."""
+    """Options of the passes for a CPU target. Raises ConfigError for run-time scales on a target without them."""
     from export.passes import LowerOptions
 
     return LowerOptions(dynamic=is_dynamic(run), narrow=run.options.input_dtype == "int32")
 
 
 def is_dynamic(run: Run) -> bool:
-    """Whether the checkpoint leaves linear inputs to be quantized at run time. Raises ConfigError for TensorRT."""
+    """True when the checkpoint leaves linear inputs to be quantized at run time.
+
+    Raises ConfigError for a target that cannot do that.
+    """
     from qdq.calibrate.checkpoint import read_spec
 
     dynamic = read_spec(run.checkpoint)[0].dynamic
-    if dynamic and run.options.target == "tensorrt":
-        raise ConfigError("--placement dynamic: TensorRT has no run-time scales; choose a CPU target, or calibrate")
+    if dynamic and not TARGETS[run.options.target].dynamic:
+        raise ConfigError(
+            f"--placement dynamic: {run.options.target} has no run-time scales; choose {' or '.join(CPU_TARGETS)}, or "
+            "calibrate"
+        )
     return dynamic
 
 
 def ranges(run: Run, stage: Stage, graph: Path, body: str) -> Mapping[str, float] | None:
     """Largest |x| of every float tensor of `graph` on a quarter of the calibration text; None when not measured."""
     from export.ranges import measure_ranges
+    from qdq.calibrate.rebatch import MICRO_BATCH
     from qdq.text.encode import calibration_batches
 
     if body == "fp32":

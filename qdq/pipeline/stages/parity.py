@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import write_json
 from qdq.errors import ParityError
-from qdq.pipeline.run import CANONICAL, CHOICES, Run
+from qdq.load.kinds import CHOICES
+from qdq.pipeline.run import CANONICAL, Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

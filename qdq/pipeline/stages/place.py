@@ -7,47 +7,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.targets import TARGETS
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
 from qdq.errors import BuildError, CalibrationError
-from qdq.pipeline.run import CHOICES, Run
+from qdq.pipeline.run import Run
 from qdq.pipeline.stages.export import export_example
 
 if TYPE_CHECKING:
-    from qdq.calibrate.table import CalibrationTable
+    from qdq.inject import Placement
     from qdq.inject.spec import QuantSpec
     from qdq.load.model import LoadedModel
+    from qdq.placing.auto import Choice
     from qdq.placing.latency import Timing
     from qdq.placing.search import Search
 
 SEARCH_REPORT, SEARCH_PLOT = "search.json", "search.png"
 
 
-def decided(
-    run: Run, loaded: LoadedModel, spec: QuantSpec, table: CalibrationTable, stage: Stage
-) -> tuple[QuantSpec, CalibrationTable]:
-    """`--placement auto`: leave out what costs the answers too much, on the calibration texts alone."""
-    from qdq.calibrate.calibrate import summarise
-    from qdq.inject import quantizers
+def decided(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> tuple[QuantSpec, Placement, Choice]:
+    """`--placement auto`: leave out, in place, what costs the answers too much on the calibration texts.
+
+    Returns the spec and the placement of what is left, and how that was decided.
+    """
     from qdq.placing.decide import decide_placement
 
     options = run.options
     if options.search:
-        spec = _searched(run, loaded, spec, stage)
-    else:
-        spec, run.placement, run.auto = decide_placement(
-            loaded, spec, run.calibration.records, options.target, options.sequence, stage.progress
-        )
-    assert run.auto is not None
-    kept = quantizers(loaded.model)
-    stage.say(
-        f"{stage.result}; auto leaves {len(spec.declined)} of {len(kept) + len(spec.declined)} points float, "
-        f"divergence {run.auto.before:.4f} to {run.auto.after:.4f} in {run.auto.checks} checks"
+        return _searched(run, loaded, spec, stage)
+    return decide_placement(loaded, spec, run.calibration.records, options.target, options.sequence, stage.progress)
+
+
+def left_out(placement: Placement, spec: QuantSpec, auto: Choice) -> str:
+    """The decision of `--placement auto` for the screen."""
+    quantized = len(placement.placed)
+    return (
+        f"auto leaves {len(spec.declined)} of {quantized + len(spec.declined)} points float, "
+        f"divergence {auto.before:.4f} to {auto.after:.4f} in {auto.checks} checks"
     )
-    return spec, summarise(loaded.model, table.algorithm, table.percentile, table.samples, table.tokens)
 
 
-def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> QuantSpec:
+def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> tuple[QuantSpec, Placement, Choice]:
     """`--search`: the curve over training rows, on a CPU target with measured latencies, to search.json and search.png.
 
     Raises CalibrationError when no placement on it is within the allowed drop; the curve is written all the same.
@@ -62,7 +62,7 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Q
     request = SearchRequest(options.target, options.sequence, options.max_drop)
     with _graph_to_time(run, loaded) as graph:
         points = encoder_units(quantizers(loaded.model), options.target)
-        spec, run.placement, run.auto, found = search_placement(loaded, spec, records, request, stage.progress)
+        spec, placement, choice, found = search_placement(loaded, spec, records, request, stage.progress)
         path = _write_search(run, found)  # before engines are timed: the search took minutes
         if graph is not None and found.best is not None:
             try:
@@ -70,8 +70,7 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Q
             except BuildError as error:
                 run.screen.warn(f"no engine of the search was timed: {error}")
     if found.best is None:
-        # Recorded, so that a first run that ends here leaves its curve behind.
-        run.work.complete("search", {"limit": found.limit}, [path], [run.work.path / SEARCH_PLOT])
+        run.work.keep()  # the curve, even of a first run, which ends here
         closest = found.curve[found.closest]
         loss = closest.divergence if closest.drop_points is None else closest.drop_points
         raise CalibrationError(
@@ -79,7 +78,7 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Q
             f"{closest.dropped} units float and still loses {loss:.3g}: see {path}, allow a larger --max-drop, or "
             "treat the outliers first"
         )
-    return spec
+    return spec, placement, choice
 
 
 def _write_search(run: Run, found: Search) -> Path:
@@ -95,7 +94,7 @@ def _graph_to_time(run: Run, loaded: LoadedModel) -> Iterator[Path | None]:
     """The graph with every point, for a target whose engines this machine builds in seconds."""
     from qdq.placing.latency import exported
 
-    if run.options.target == "tensorrt":
+    if TARGETS[run.options.target].gpu:
         yield None
     else:
         with exported(loaded, export_example(loaded)) as graph:
@@ -106,7 +105,7 @@ def _timing(run: Run, loaded: LoadedModel) -> Timing:
     from qdq.placing.latency import Timing
     from qdq.text.encode import workload_of_shape
 
-    options, tokenizer, inputs = run.options, loaded.tokenizer, loaded.inputs
-    shape = (options.batch, CHOICES, options.sequence) if loaded.task.choices else (options.batch, options.sequence)
-    feeds = workload_of_shape(tokenizer, run.calibration.records, inputs, shape, 2)
+    options = run.options
+    shape = loaded.task.shape(options.batch, options.sequence)
+    feeds = workload_of_shape(loaded.tokenizer, run.calibration.records, loaded.inputs, shape, 2)
     return Timing(options.target, options.threads, feeds)

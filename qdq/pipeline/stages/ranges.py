@@ -1,4 +1,4 @@
-"""Stage 3 proper: text through the injected model, one calibration or a sweep over several."""
+"""Part of stage 3: text through the injected model, for one calibration or a sweep over several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from qdq.base.screen import Stage
-from qdq.pipeline.run import CHOICES, Run
+from qdq.load.kinds import CHOICES
+from qdq.pipeline.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,12 +24,13 @@ SCORED = ("text-classification", "next-sentence-prediction", "multiple-choice")
 SCORE_BATCH = 32
 
 
-@dataclass
+@dataclass(frozen=True)
 class Calibrated:
-    """What stage 3 found: the table, where its text is from, what treatments did, the content of sweep.json."""
+    """The table, the source of its text, a line for the screen, what treatments did, and the content of sweep.json."""
 
     table: CalibrationTable
     source: str
+    summary: str
     treatments: Mapping[str, Any] = field(default_factory=dict)
     sweep: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,8 +53,8 @@ def measured(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Ca
     prepared = prepare(loaded.module(), forwards, spec, [algorithm], options.treatments, stage.progress)
     table, report = finish(prepared, algorithm)
     how = "searched ranges" if options.treatments.clip_search else algorithm.label
-    stage.say(f"{how}{_smoothed(report)} over {table.tokens} tokens of {texts.source}")
-    return Calibrated(table, texts.source, report)
+    summary = f"{how}{_smoothed(report)} over {table.tokens} tokens of {texts.source}"
+    return Calibrated(table, texts.source, summary, report)
 
 
 def _smoothed(report: Mapping[str, Any]) -> str:
@@ -92,13 +94,13 @@ def _swept(
     set_quantization_state(loaded.module(), found.state)
     run.screen.line(table_text(found.candidates))
     best = next(candidate for candidate in found.candidates if candidate.best)
-    stage.say(f"{best.algorithm} is the best of {len(found.candidates)} candidates, scored on {scored_on}")
+    summary = f"{best.algorithm} is the best of {len(found.candidates)} candidates, scored on {scored_on}"
     content = {
         "settings": settings.as_json(),
         "scored_on": scored_on,
         "candidates": [candidate.as_json() for candidate in found.candidates],
     }
-    return Calibrated(found.table, run.calibration.source, found.report, content)
+    return Calibrated(found.table, run.calibration.source, summary, found.report, content)
 
 
 def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score], str]:

@@ -1,16 +1,18 @@
-"""The same model unquantized for TensorRT, in FP16 (or BF16) and in FP32: what its INT8 engine is compared with."""
+"""The same model unquantized for TensorRT, in FP16 (or BF16) and in FP32: the baselines of its INT8 engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.targets import TARGETS
 from qdq.base.artifacts import read_json, sha256_file
 from qdq.base.screen import Stage
 from qdq.errors import ConfigError, Unavailable
 from qdq.pipeline.run import FLOAT, Run
-from qdq.pipeline.stages.build import PLAN, tensorrt_settings
+from qdq.pipeline.stages.build import PLAN, engine_options, tensorrt_settings
 from qdq.pipeline.stages.lower import ranges
 from qdq.pipeline.workdir import graph_files
 
@@ -35,7 +37,7 @@ def variants(run: Run, stage: Stage) -> Sequence[Path]:
     from engines import tensorrt
     from engines.interface import interface
 
-    if run.options.target != "tensorrt":
+    if not TARGETS[run.options.target].gpu:
         raise ConfigError(f"--target: variants are for tensorrt, this run is for {run.options.target}")
     written: list[Path] = []
     for body in bodies(run):
@@ -55,15 +57,13 @@ def open_variant(run: Run, stage: Stage, body: str) -> Runner:
     """The plan of one variant, ready to call; built first unless it was built, with its weights, from the present FP32
     graph.
     """
-    from engines.tensorrt import TensorRTRunner
-
     folder = run.target / body
     report = folder / PASSES
     same = report.is_file() and read_json(report).get("fp32_sha256") == sha256_file(run.work.path / FLOAT)
     if not (same and (folder / PLAN).is_file()) or run.options.strip_weights:
         _lower(run, stage, body)
         _build(run, body, tensorrt_settings(run))
-    return TensorRTRunner(folder / PLAN)
+    return TARGETS[run.options.target].open(folder / PLAN, engine_options(run))
 
 
 def _lower(run: Run, stage: Stage, body: str) -> Path:
@@ -76,7 +76,6 @@ def _lower(run: Run, stage: Stage, body: str) -> Path:
 
 
 def _build(run: Run, body: str, settings: TensorRTSettings) -> Sequence[Path]:
-    from engines import tensorrt
-
     graph = run.target / body / "model.onnx"
-    return tensorrt.build(graph, graph.parent, settings).files
+    options = replace(engine_options(run), plan=settings)
+    return TARGETS[run.options.target].build(graph, graph.parent, options, None).files

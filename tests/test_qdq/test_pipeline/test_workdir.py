@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from qdq.base.artifacts import PARTIAL_PREFIX, write_text
-from qdq.errors import DeployError
+from qdq.errors import DeployError, WorkError
 from qdq.pipeline.workdir import LOCK, MANIFEST, WorkDirectory, fingerprint
 
 INPUTS = {"model": "abc", "spec": {"bits": 8}}
@@ -42,7 +42,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
 def test_a_second_run_is_refused_and_a_kill_releases_the_lock(tmp_path: Path) -> None:
     with holder(tmp_path / "work") as child:
         manifest = (tmp_path / "work" / MANIFEST).read_bytes()
-        with pytest.raises(DeployError, match=r"work: another qdq run is working here; wait for it, or choose another"):
+        with pytest.raises(WorkError, match=r"work: another qdq run is working here; wait for it, or choose another"):
             WorkDirectory(tmp_path / "work").__enter__()
         assert (tmp_path / "work" / MANIFEST).read_bytes() == manifest
         child.send_signal(signal.SIGKILL)
@@ -53,7 +53,7 @@ def test_a_second_run_is_refused_and_a_kill_releases_the_lock(tmp_path: Path) ->
 def test_two_in_one_process_and_the_refused_one_does_not_unlock(tmp_path: Path) -> None:
     with WorkDirectory(tmp_path):
         for _ in range(2):
-            with pytest.raises(DeployError, match="another qdq run"):
+            with pytest.raises(WorkError, match="another qdq run"):
                 WorkDirectory(tmp_path).__enter__()
     with WorkDirectory(tmp_path):
         pass
@@ -146,7 +146,7 @@ def test_a_manifest_of_another_version_or_shape_is_ignored(tmp_path: Path, conte
 def test_fingerprint(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "x", "1")
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "a" / "x")
-    with pytest.raises(DeployError, match=r"model\.onnx does not exist; run the stage that writes it first"):
+    with pytest.raises(WorkError, match=r"model\.onnx does not exist; run the stage that writes it first"):
         fingerprint(tmp_path / "model.onnx")
 
 
@@ -161,7 +161,7 @@ def test_read_only_place() -> None:
 
 def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(DeployError, match=r"/out: is a file; name a folder with --out"):
+    with pytest.raises(WorkError, match=r"/out: is a file; name a folder with --out"):
         WorkDirectory(tmp_path / "out").__enter__()
     assert (tmp_path / "out").read_text() == "mine"
 
@@ -178,7 +178,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 FULL = """
 import resource, sys
 from pathlib import Path
-from qdq.errors import DeployError
+from qdq.errors import DeployError, WorkError
 from qdq.pipeline.workdir import WorkDirectory
 with WorkDirectory(Path(sys.argv[1])) as work:
     work.complete("inject", {}, [])
