@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from engines.targets import TARGETS
 from engines.triton.interface import (
     CONFIG_FILE,
     DATA_TYPES,
@@ -42,7 +43,7 @@ def check_repository(folder: Path, engine: BuiltEngine, settings: TritonSettings
     _same(folder, "models", found, sorted(models))
     for name, served in sorted(models.items()):
         config = _check_model(folder / name, served)
-        if settings.buckets and config.backend != "tensorrt":
+        if settings.buckets and not TARGETS[config.backend].gpu:
             limits = config.instance_group[0].rate_limiter.resources
             resources = [(item.name, getattr(item, "global")) for item in limits]
             expected = [(f"{settings.name}_cores", True)]
@@ -93,7 +94,7 @@ def _check_tensors(path: Path, config: Any, kind: Literal["input", "output"], ex
 
 def _check_instances(path: Path, config: Any) -> None:
     group = schema()[0].ModelInstanceGroup
-    expected = group.KIND_GPU if config.backend == "tensorrt" else group.KIND_CPU
+    expected = group.KIND_GPU if TARGETS[config.backend].gpu else group.KIND_CPU
     kind = "KIND_GPU" if expected == group.KIND_GPU else "KIND_CPU"
     if [item.kind for item in config.instance_group] != [expected] or config.instance_group[0].count < 1:
         raise DeployError(f"{path}: the {config.backend} backend needs one instance_group of {kind} with count >= 1")

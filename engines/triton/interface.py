@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from engines.triton.settings import BACKENDS_OF_TARGET, TritonSettings, bucket_model
+from engines.targets import TARGETS
+from engines.triton.settings import TritonSettings, bucket_model
 from engines.types import BuiltEngine, TensorInfo
 from qdq.errors import DeployError
 
@@ -41,7 +42,7 @@ def batches(backend: str) -> bool:
     dynamic sequence leaves unsized) anything smaller, so there the client's own batch dimension is passed through.
     Source: github.com/triton-inference-server/openvino_backend, src/openvino.cc, ValidateInputs and SetInputTensors.
     """
-    return backend != "openvino"
+    return TARGETS[backend].batches
 
 
 def dims(info: TensorInfo, *, batched: bool) -> list[int]:
@@ -120,8 +121,9 @@ def label_output(engine: BuiltEngine, labels: tuple[str, ...]) -> str | None:
 
 def served_files(engine: BuiltEngine, backend: str) -> dict[str, Path]:
     """File name in the version folder -> engine file, the model first. Raises DeployError naming what is missing."""
-    if backend not in BACKENDS_OF_TARGET.get(engine.target, ()):
-        allowed = ", ".join(BACKENDS_OF_TARGET.get(engine.target, ())) or "none"
+    possible = TARGETS[engine.target].backends if engine.target in TARGETS else ()
+    if backend not in possible:
+        allowed = ", ".join(possible) or "none"
         raise DeployError(f"the Triton backend '{backend}' cannot serve a {engine.target} engine; possible: {allowed}")
     if backend == "tensorrt":
         files = {"model.plan": _one(engine, (".plan", ".engine"))}

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from engines.targets import TARGETS
 from engines.triton.interface import LABELS_FILE, batches, data_type, dims, label_output
 from engines.triton.settings import PLATFORMS, TritonSettings
 from engines.triton.warmup import WarmupSample
@@ -59,7 +60,7 @@ def build_config(
         config.dynamic_batching.preferred_batch_size.extend(settings.preferred_batch_sizes)
         config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
     group = pb2.ModelInstanceGroup
-    kind = group.KIND_GPU if settings.backend == "tensorrt" else group.KIND_CPU
+    kind = group.KIND_GPU if TARGETS[settings.backend].gpu else group.KIND_CPU
     instances = config.instance_group.add(count=settings.instances, kind=kind)
     if resource is not None and kind == group.KIND_CPU:
         instances.rate_limiter.resources.add(name=resource, count=1, **{"global": True})

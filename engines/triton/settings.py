@@ -7,20 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from engines.targets import TARGETS
 from qdq.base.config import choice
 from qdq.errors import ConfigError
 
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 
 # The platform goes with the backend in Triton's own table; OpenVINO has no platform spelling there.
-PLATFORMS: Mapping[str, str] = {"onnxruntime": "onnxruntime_onnx", "openvino": "", "tensorrt": "tensorrt_plan"}
-
-# Which backends can serve the files a target leaves behind: both CPU targets keep a lowered ONNX file.
-BACKENDS_OF_TARGET: Mapping[str, tuple[str, ...]] = {
-    "openvino": ("onnxruntime", "openvino"),
-    "onnxruntime": ("onnxruntime", "openvino"),
-    "tensorrt": ("tensorrt",),
-}
+PLATFORMS: Mapping[str, str] = {name: target.platform for name, target in TARGETS.items() if name in target.backends}
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -76,7 +70,7 @@ class TritonSettings:
     def _check_buckets(self) -> None:
         if list(self.buckets) != sorted(set(self.buckets)) or any(width < 1 for width in self.buckets):
             raise ConfigError(f"buckets {self.buckets} must be strictly increasing sequence lengths of at least 1")
-        if self.buckets and self.backend == "openvino":
+        if self.buckets and not TARGETS[self.backend].batches:
             raise ConfigError(
                 "buckets have no meaning for the openvino backend, whose batches are the client's; use onnxruntime"
             )
@@ -85,7 +79,7 @@ class TritonSettings:
         if self.threads is None:
             return
         _at_least(1, self.threads, "threads")
-        if self.backend == "tensorrt":
+        if TARGETS[self.backend].gpu:
             raise ConfigError("threads has no meaning for the tensorrt backend, which runs on a GPU; leave it out")
 
     def _check_labels(self) -> None:

@@ -152,6 +152,29 @@ def test_two_runs_at_once(workplace: Path, qdq: Qdq, small: tuple[str, ...]) -> 
     assert contents(Path("work")) == before
 
 
+@pytest.mark.slow
+def test_other_sources_make_a_work_directory_stale(workplace: Path, small: tuple[str, ...]) -> None:
+    """The packages as a copy elsewhere change nothing; one byte of one file, and every stage runs again."""
+    for package in ("qdq", "export", "engines"):
+        shutil.copytree(ROOT / package, Path("copy", package), ignore=shutil.ignore_patterns("__pycache__"))
+    command = ("-m", "qdq.cli.main", "compile", *SOURCE, "--target", "openvino", *small)
+    told = "Stages of the earlier run are out of date: qdq's source changed."
+
+    def compiled_by_the_copy() -> str:
+        environment = {**os.environ, "PYTHONPATH": str(Path("copy").resolve()), "PYTHONSAFEPATH": "1"}
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    err = compiled_by_the_copy()
+    assert ran(err) == [] and told not in err
+    with Path("copy/export/lint/limits.py").open("a", encoding="utf-8") as file:
+        file.write("#")
+    err = compiled_by_the_copy()
+    assert ran(err) == list(STAGES) and told in err
+    assert ran(compiled_by_the_copy()) == []
+
+
 # A changed input redoes what depends on it, and nothing else
 
 

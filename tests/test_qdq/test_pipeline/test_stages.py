@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import BertForSequenceClassification
 
 from engines.cores import available_cores
+from engines.targets import TARGETS
+from engines.types import BuiltEngine
+from qdq.base.screen import Screen
+from qdq.errors import BuildError, WorkError
+from qdq.pipeline.compile import run_stage
 
 Qdq = Callable[..., Any]
 CheckpointFactory = Callable[..., Path]
@@ -181,6 +189,39 @@ def test_triton_buckets_as_documented(workplace: Path, qdq: Qdq) -> None:
     assert [path.name for path in folder.iterdir()] == ["tiny-bert"]
 
 
+def test_models_are_released_when_their_stage_is_done(
+    workplace: Path, qdq: Qdq, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the graphs are written one model is left: neither the injected one nor the floating-point one."""
+    from export import check
+
+    def models() -> set[int]:
+        return {id(item) for item in gc.get_objects() if type(item) is BertForSequenceClassification}
+
+    def counted(path: Path, points: list[str]) -> Any:
+        alive.append(len(models() - before))
+        return check_file(path, points)
+
+    alive: list[int] = []
+    check_file = check.check_file
+    monkeypatch.setattr(check, "check_file", counted)
+    gc.collect()
+    before = models()
+    source = ("--model", "tiny-bert", "--calibration", "text.jsonl", "--out", "fresh", "--placement", "linear")
+    ran = qdq("compile", *source, "--target", "onnxruntime", *small)
+    assert ran.code == 0, ran.err
+    assert alive == [1]
+
+
+def test_an_engine_without_a_report_is_a_build_error(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = replace(
+        TARGETS["openvino"], build=lambda lowered, *_: BuiltEngine("openvino", (lowered,), (), (), None, {})
+    )
+    monkeypatch.setitem(TARGETS, "openvino", silent)  # type: ignore[arg-type]  # a dictionary, declared read-only
+    with pytest.raises(BuildError, match="reported no precisions; build it again"):
+        run_stage("build", {"out": "work", "target": "openvino"}, Screen())
+
+
 def test_a_stage_without_an_earlier_run(workplace: Path, qdq: Qdq) -> None:
     ran = qdq("build", "--out", "nowhere")
     assert ran.code == 1
@@ -188,6 +229,8 @@ def test_a_stage_without_an_earlier_run(workplace: Path, qdq: Qdq) -> None:
         "qdq: nowhere: is not the work directory of an earlier run; run 'qdq compile' first, or name --out\n"
     )
     assert not Path("nowhere").exists()
+    with pytest.raises(WorkError, match="is not the work directory"):
+        run_stage("build", {"out": "nowhere"}, Screen())
     assert "build/all-MiniLM-L6-v2: is not the work directory" in qdq("bench").err
     assert "build/tiny-bert: is not the work directory" in qdq("bench", "--model", "tiny-bert").err
 
