@@ -1,4 +1,4 @@
-"""How many threads this process can run at once, and where: CPU affinity, the cgroup's CPU quota, NUMA nodes.
+"""Cores that this process may use: CPU affinity, the cgroup's CPU quota, NUMA nodes.
 
 A container limited to two CPUs of a 64-core host still sees 64 in /proc/cpuinfo; a runtime that starts 64 threads there
 is throttled for most of every scheduling period. Threads of one request that sit on two NUMA nodes wait for each

@@ -89,7 +89,7 @@ def installed_version(package: str) -> str | None:
 
 
 def abilities(packages: Mapping[str, str | None], probes: Mapping[str, Probe], server: bool) -> dict[str, Ability]:
-    """What is possible per target: from the installed packages, the targets' probes, and whether Triton is here."""
+    """Abilities of every target: from the installed packages, the targets' probes, and whether Triton is here."""
 
     def lacking(*names: str) -> tuple[tuple[str, str], ...]:
         return tuple((name, COMMANDS.get(name, SETUP)) for name in names if packages.get(name) is None)

@@ -30,7 +30,7 @@ def interface(model: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ..
 
 
 def feeds_for(ranks: Mapping[str, int], feeds: Feeds) -> dict[str, Any]:
-    """What a model takes of `feeds`: its inputs, by name with their rank, all of one shape as every encoder's are.
+    """The inputs of a model out of `feeds`: by name with their rank, all of one shape as every encoder's are.
 
     Raises BuildError naming the input that is missing or does not fit. Not left to the runtimes: OpenVINO 2026.4
     computes with whatever an earlier call left in a missing input, and on one thread it drops the error of a run that

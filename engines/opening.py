@@ -11,7 +11,7 @@ from engines.types import Runner
 
 @dataclass(frozen=True)
 class Opening:
-    """What to load, and how.
+    """An engine file and its options.
 
     Attributes:
         engine: a target; qdq/studies/peers/build.py knows torch's, too.

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from engines.onnxruntime import OnnxRuntimeSettings
-    from engines.openvino import OpenVINOSettings
     from engines.tensorrt import Probe, TensorRTSettings
     from engines.types import BuiltEngine, MatmulNames, Runner
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What a caller asks of an engine; each target takes what means something to it.
+    """Everything a caller can ask of an engine; each target takes what means something to it.
 
     Attributes:
         threads: of one request; 0 is every core.
@@ -44,6 +43,13 @@ class EngineOptions:
     plan: TensorRTSettings | None = None
 
 
+class Runtime(NamedTuple):
+    """The functions of one target with their settings: build(lowered, folder, names=...), and open(file)."""
+
+    build: Callable[..., BuiltEngine]
+    open: Callable[[Path], Runner]
+
+
 @dataclass(frozen=True)
 class Target:
     """One runtime.
@@ -51,9 +57,7 @@ class Target:
     Attributes:
         name: also the folder of its files in a work directory.
         files: of a built engine in that folder; the first one is opened, and its suffix is this target's alone.
-        build: (lowered graph, folder, options, multiplications to report or None for a floating-point engine).
-            Raises BuildError, Unavailable.
-        open: a runner of an engine file. Raises BuildError, Unavailable.
+        runtime: its two functions, told the options; importing the runtime is left to it.
         backends: Triton backends that can serve its files, the default first.
         platform: of the Triton backend of its name, as Triton's own table has it.
         batches: whether that backend forms batches of requests.
@@ -68,8 +72,7 @@ class Target:
 
     name: str
     files: tuple[str, ...]
-    build: Callable[[Path, Path, EngineOptions, MatmulNames | None], BuiltEngine]
-    open: Callable[[Path, EngineOptions], Runner]
+    runtime: Callable[[EngineOptions], Runtime]
     backends: tuple[str, ...]
     platform: str = ""
     batches: bool = True
@@ -79,6 +82,17 @@ class Target:
     dynamic: bool = True
     groups: tuple[int, ...] = ()
     static: bool = False
+
+    def build(self, lowered: Path, folder: Path, options: EngineOptions, names: MatmulNames | None) -> BuiltEngine:
+        """Build the graph `lowered` into `folder` and report `names`, None for a floating-point engine.
+
+        Raises BuildError when the runtime refuses the graph, Unavailable when this machine lacks what it needs.
+        """
+        return self.runtime(options).build(lowered, folder, names=names)
+
+    def open(self, engine: Path, options: EngineOptions) -> Runner:
+        """A runner of an engine file. Raises BuildError when it cannot be loaded, Unavailable as `build`."""
+        return self.runtime(options).open(engine)
 
     @property
     def engine(self) -> str:
@@ -91,10 +105,10 @@ class Target:
         return Path(self.engine).suffix
 
 
-def _openvino_settings(options: EngineOptions) -> OpenVINOSettings:
-    from engines.openvino import OpenVINOSettings
+def _openvino(options: EngineOptions) -> Runtime:
+    from engines.openvino import OpenVINORunner, OpenVINOSettings, build
 
-    return OpenVINOSettings(
+    settings = OpenVINOSettings(
         options.threads,
         options.precision_hint,
         options.group,
@@ -102,48 +116,20 @@ def _openvino_settings(options: EngineOptions) -> OpenVINOSettings:
         options.streams,
         pinned=len(options.nodes) > 1,
     )
+    return Runtime(partial(build, settings=settings), partial(OpenVINORunner, settings=settings))
 
 
-def _build_openvino(lowered: Path, folder: Path, options: EngineOptions, names: MatmulNames | None) -> BuiltEngine:
-    from engines.openvino import build
+def _onnxruntime(options: EngineOptions) -> Runtime:
+    from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings, build
 
-    return build(lowered, folder, _openvino_settings(options), names)
-
-
-def _open_openvino(model: Path, options: EngineOptions) -> Runner:
-    from engines.openvino import OpenVINORunner
-
-    return OpenVINORunner(model, _openvino_settings(options))
+    settings = OnnxRuntimeSettings(options.threads, options.defaults, options.streams, options.nodes)
+    return Runtime(partial(build, settings=settings), partial(OnnxRuntimeRunner, settings=settings))
 
 
-def _onnxruntime_settings(options: EngineOptions) -> OnnxRuntimeSettings:
-    from engines.onnxruntime import OnnxRuntimeSettings
+def _tensorrt(options: EngineOptions) -> Runtime:
+    from engines.tensorrt import TensorRTRunner, TensorRTSettings, build
 
-    return OnnxRuntimeSettings(options.threads, options.defaults, options.streams, options.nodes)
-
-
-def _build_onnxruntime(lowered: Path, folder: Path, options: EngineOptions, names: MatmulNames | None) -> BuiltEngine:
-    from engines.onnxruntime import build
-
-    return build(lowered, folder, _onnxruntime_settings(options), names)
-
-
-def _open_onnxruntime(model: Path, options: EngineOptions) -> Runner:
-    from engines.onnxruntime import OnnxRuntimeRunner
-
-    return OnnxRuntimeRunner(model, _onnxruntime_settings(options))
-
-
-def _build_tensorrt(lowered: Path, folder: Path, options: EngineOptions, names: MatmulNames | None) -> BuiltEngine:
-    from engines.tensorrt import TensorRTSettings, build
-
-    return build(lowered, folder, options.plan or TensorRTSettings(), names)
-
-
-def _open_tensorrt(model: Path, _: EngineOptions) -> Runner:
-    from engines.tensorrt import TensorRTRunner
-
-    return TensorRTRunner(model)
+    return Runtime(partial(build, settings=options.plan or TensorRTSettings()), TensorRTRunner)
 
 
 def _probe_tensorrt() -> Probe:
@@ -158,8 +144,7 @@ TARGETS: Mapping[str, Target] = {
         Target(
             "openvino",
             ("model.xml", "model.bin"),
-            _build_openvino,
-            _open_openvino,
+            _openvino,
             backends=("onnxruntime", "openvino"),
             batches=False,  # its batches are the client's (docs/triton.md says why)
             groups=(128, 64, 32),  # 128 was fastest on a BERT-base shape
@@ -168,16 +153,14 @@ TARGETS: Mapping[str, Target] = {
         Target(
             "onnxruntime",
             ("engine.onnx",),
-            _build_onnxruntime,
-            _open_onnxruntime,
+            _onnxruntime,
             backends=("onnxruntime", "openvino"),
             platform="onnxruntime_onnx",
         ),
         Target(
             "tensorrt",
             ("model.plan",),
-            _build_tensorrt,
-            _open_tensorrt,
+            _tensorrt,
             backends=("tensorrt",),
             platform="tensorrt_plan",
             placement="tensorrt",

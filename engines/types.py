@@ -1,4 +1,4 @@
-"""What every engine has in common: feeds, runners, tensors, and what a build leaves behind."""
+"""Types that every engine shares: feeds, runners, tensors, and what a build leaves behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MatmulNames:
 
 @dataclass(frozen=True)
 class Int8Report:
-    """What the built engine really runs in INT8, read back from the engine: (running, total) per group."""
+    """INT8 as the built engine really runs it, read back from the engine: (running, total) per group."""
 
     encoder_linear: tuple[int, int]
     attention_matmul: tuple[int, int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from qdq.pipeline.options import CompileOptions, resolve
 from qdq.pipeline.outcome import Outcome, artifacts, show
 from qdq.pipeline.recall import recalled
 from qdq.pipeline.run import CANONICAL, Run
-from qdq.pipeline.stages.bench import bench_in_full
+from qdq.pipeline.stages.bench import bench
 from qdq.pipeline.stages.build import check_weights
 from qdq.pipeline.stages.inject import inject, requested_spec, write_placement
 from qdq.pipeline.stages.load import load
@@ -138,7 +139,7 @@ def _single(run: Run, name: str) -> None:
         with run.screen.stage(name, undisturbed=True) as stage:
             bench_shapes(run, stage)
     elif name == "bench":
-        run_step(run, replace(steps["bench"], parts=(("bench", bench_in_full),)), force=True)
+        run_step(run, replace(steps["bench"], parts=(("bench", partial(bench, in_full=True)),)), force=True)
     else:
         run_step(run, steps[name], force=True)
     if older := _outdated(run):

@@ -72,7 +72,7 @@ def search_records(options: CompileOptions, calibration: Texts) -> tuple[Record,
 
 
 def source_fingerprint(options: CompileOptions, path: str | None) -> dict[str, Any]:
-    """What the texts read from `path` depend on, for the manifest: content, not place."""
+    """Everything the texts read from `path` depend on, for the manifest: content, not place."""
     if path is None:
         return {"bundled": sha256_tree(Path(bundled().path).parent)}
     columns = {"columns": list(options.text_columns)}

@@ -122,7 +122,7 @@ class WorkDirectory:
         self._kept = True
 
     def written(self, stage: str) -> tuple[Path, ...]:
-        """What `stage` wrote in an earlier run, as that run recorded it."""
+        """The files and folders `stage` wrote in an earlier run, as that run recorded them."""
         return tuple(self.path / name for name in self.found.get(stage, {}).get("outputs", ()))
 
     def made_from(self, stage: str, inputs: Mapping[str, Any]) -> bool:

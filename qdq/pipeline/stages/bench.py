@@ -34,18 +34,11 @@ def workload(run: Run, count: int, sequence: int | None = None) -> list[Any]:
     return workload_of_shape(loaded.tokenizer, run.evaluation.records, loaded.inputs, shape, count)
 
 
-def bench_in_budget(run: Run, stage: Stage) -> Sequence[Path]:
-    """Stage 8 inside compile."""
-    return bench(run, stage, run.options.bench_seconds)
+def bench(run: Run, stage: Stage, in_full: bool = False) -> Sequence[Path]:
+    """Stage 8: INT8 and the FP32 baselines, interleaved; benchmark.json out.
 
-
-def bench_in_full(run: Run, stage: Stage) -> Sequence[Path]:
-    """Stage 8 on its own: as many samples as p99 needs, however long that takes."""
-    return bench(run, stage, None)
-
-
-def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
-    """INT8 and the FP32 baselines, interleaved; benchmark.json out."""
+    Within the run's time budget, or `in_full`: as many samples as p99 needs, however long that takes.
+    """
     from engines.bench import BenchSettings
     from engines.bench import bench as race
 
@@ -53,7 +46,7 @@ def bench(run: Run, stage: Stage, budget_s: float | None) -> Sequence[Path]:
     settings = BenchSettings(
         batch=options.batch,
         sequence=options.sequence,
-        budget_s=budget_s,
+        budget_s=None if in_full else options.bench_seconds,
         samples=BENCH_SAMPLES,
         threads=options.threads,
         streams=options.streams if options.mode == "throughput" else 1,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
 from engines.cores import available_cores
-from engines.targets import TARGETS
+from engines.targets import TARGETS, Runtime
 from engines.types import BuiltEngine
 from qdq.base.screen import Screen
 from qdq.errors import BuildError, WorkError
@@ -214,9 +214,10 @@ def test_models_are_released_when_their_stage_is_done(
 
 
 def test_an_engine_without_a_report_is_a_build_error(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    silent = replace(
-        TARGETS["openvino"], build=lambda lowered, *_: BuiltEngine("openvino", (lowered,), (), (), None, {})
-    )
+    def no_report(lowered: Path, folder: Path, names: Any) -> BuiltEngine:
+        return BuiltEngine("openvino", (lowered,), (), (), None, {})
+
+    silent = replace(TARGETS["openvino"], runtime=lambda _: Runtime(no_report, lambda _: pytest.fail("opened")))
     monkeypatch.setitem(TARGETS, "openvino", silent)  # type: ignore[arg-type]  # a dictionary, declared read-only
     with pytest.raises(BuildError, match="reported no precisions; build it again"):
         run_stage("build", {"out": "work", "target": "openvino"}, Screen())
