@@ -17,9 +17,7 @@ from qdq.pipeline.stages.build import open_engine
 from qdq.pipeline.stages.load import check_shape
 
 if TYPE_CHECKING:
-    from engines.bench.buckets import Batch
     from engines.types import Runner
-    from qdq.text.encode import Feed
 
 BATCHES, SEQUENCES = (1, 8, 40), (16, 64, 128, 384)
 SECONDS = 3.0  # per shape; everyone is timed at least three times however long that takes
@@ -70,7 +68,13 @@ def bench_policies(run: Run, engine: Runner) -> dict[str, Any]:
     rows = [encode_batch(loaded.tokenizer, [record], loaded.inputs, options.sequence, "longest") for record in records]
     lengths = [row["input_ids"].shape[1] for row in rows]
     plans = {policy: plan(lengths, options.batch, options.sequence, policy, options.buckets) for policy in POLICIES}
-    feeds = {policy: [_padded(run, batch) for batch in batches] for policy, batches in plans.items()}
+    feeds = {
+        policy: [
+            encode_batch(loaded.tokenizer, [records[index] for index in batch.texts], loaded.inputs, batch.width)
+            for batch in batches
+        ]
+        for policy, batches in plans.items()
+    }
     seconds: dict[str, list[float]] = {policy: [] for policy in plans}
     for turn in range(PASSES + 1):  # the first pass warms up
         for policy, batches in feeds.items():
@@ -90,18 +94,6 @@ def bench_policies(run: Run, engine: Runner) -> dict[str, Any]:
         }
         for policy, batches in plans.items()
     }
-
-
-def _padded(run: Run, batch: Batch) -> Feed:
-    from qdq.text.encode import encode_batch
-
-    loaded = run.reference
-    texts = [run.evaluation.records[index] for index in batch.texts]
-    encoded = encode_batch(loaded.tokenizer, texts, loaded.inputs, run.options.sequence, "longest")
-    missing = batch.width - encoded["input_ids"].shape[1]
-    if not missing:
-        return encoded
-    return encode_batch(loaded.tokenizer, texts, loaded.inputs, batch.width)
 
 
 def render_shapes(report: Mapping[str, Any]) -> str:
