@@ -155,7 +155,7 @@ def test_two_runs_at_once(workplace: Path, qdq: Qdq, small: tuple[str, ...]) -> 
 @pytest.mark.slow
 def test_other_sources_make_a_work_directory_stale(workplace: Path, small: tuple[str, ...]) -> None:
     """The packages as a copy elsewhere change nothing; one byte of one file, and every stage runs again."""
-    for package in ("qdq", "export", "engines"):
+    for package in ("qdq", "export", "engines", "calib_data"):
         shutil.copytree(ROOT / package, Path("copy", package), ignore=shutil.ignore_patterns("__pycache__"))
     command = ("-m", "qdq.cli.main", "compile", *SOURCE, "--target", "openvino", *small)
     told = "Stages of the earlier run are out of date: qdq's source changed."
