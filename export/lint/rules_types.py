@@ -11,7 +11,8 @@ from onnx import NodeProto, TensorProto
 from export.inventory import MULTIPLICATIONS
 from export.lint import sources
 from export.lint.findings import Hit, Rule, Subject, names
-from export.lint.graph import PAIR, LintGraph
+from export.lint.graph import LintGraph
+from export.names import PAIR
 from export.reading import FLOATS
 
 
