@@ -21,16 +21,36 @@
 #|   make lock       renew constraints.txt from the ranges in pyproject.toml
 #|
 #| Variables of engine and bench (`.venv/bin/qdq compile --help` has details):
-#|   MODEL=        hub id or folder      (default: the bundled all-MiniLM-L6-v2)
-#|   TASK=         feature-extraction, text-classification, ... (default: read
-#|                 from the checkpoint)
-#|   TARGET=       openvino, onnxruntime, tensorrt or auto      (default: auto)
-#|   CALIB= EVAL=  calibration and evaluation text: a file or folder
-#|   TEXT_COLUMNS= LABEL_COLUMN=  their columns          (default: detected)
-#|   BATCH= SEQ=   benchmark shape                       (default: 40 x 128)
-#|   OUT=          work directory                (default: build/<model name>)
-#|   PLACEMENT= CALIBRATOR= SAMPLES= THREADS= HINT=  quantization and runtime
-#|   BENCH_SECONDS=  time of the benchmark inside engine         (default: 20)
+#|   MODEL=         hub id, folder, or checkpoint/ of a run (default: the
+#|                  bundled all-MiniLM-L6-v2)
+#|   TASK=          feature-extraction, text-classification,
+#|                  token-classification, question-answering, fill-mask,
+#|                  multiple-choice, next-sentence-prediction, language-modeling
+#|                  (default: from the checkpoint's architecture)
+#|   TARGET=        auto, openvino, onnxruntime, tensorrt (default: auto, which
+#|                  is tensorrt when a GPU and the tensorrt module are there,
+#|                  else openvino)
+#|   CALIB=         file, folder or datasets:NAME (default: bundled English
+#|                  text)
+#|   EVAL=          text to compare with FP32 on and to time with (default: the
+#|                  rows behind the calibration rows, else bundled text)
+#|   TEXT_COLUMNS=  column of the text, and of its pair (default: detected)
+#|   LABEL_COLUMN=  column of the label, for the task metric (default: detected)
+#|   PLACEMENT=     auto, linear, linear+qk, qdqbert, dynamic, ft1, ft2, ft3,
+#|                  trt (default: auto)
+#|   CALIBRATOR=    clip (max, residual adds by the error of their sum), max,
+#|                  percentile, entropy, mse, emd, avg, moving_average; as in
+#|                  PaddleNLP abs_max, min_max, hist, KL, moving_average_abs_max
+#|                  (default: clip)
+#|   SAMPLES=       calibration texts (default: 128)
+#|   BATCH=         benchmark batch, Triton's largest batch (default: 40)
+#|   SEQ=           benchmark sequence; longer texts are cut (default: 128)
+#|   THREADS=       threads of a request (default: 0, all cores of a NUMA node;
+#|                  throughput: 1)
+#|   HINT=          what OpenVINO computes outside INT8: f32, bf16, f16
+#|                  (default: f32)
+#|   BENCH_SECONDS= time budget of the benchmark inside compile (default: 20)
+#|   OUT=           work directory (default: build/<model name>)
 #|
 #| Variables of setup:
 #|   PYTHON=       interpreter, 3.11 or newer                 (default: python3)
@@ -51,18 +71,20 @@ PIP_FLAGS ?= -qq
 EXTRAS := cpu,triton,train,dev
 
 # ---- options: make variable = qdq option ----------------------------------------
+# Their help above is that of qdq.pipeline.options; tests/test_qdq/test_makefile.py compares and prints what it should be.
 ENGINE_OPTIONS := MODEL=model TASK=task TARGET=target CALIB=calibration EVAL=eval-data TEXT_COLUMNS=text-columns \
   LABEL_COLUMN=label-column PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples BATCH=batch SEQ=sequence \
   THREADS=threads HINT=precision-hint BENCH_SECONDS=bench-seconds OUT=out
-BENCH_OPTIONS := $(ENGINE_OPTIONS)
-
-# What the user typed reaches qdq through the environment and quoted there, so neither make ($(value) does not expand)
-# nor the shell ever reads it as code: a model name is text, whatever it holds.
 variable = $(firstword $(subst =, ,$(1)))
 option = $(lastword $(subst =, ,$(1)))
+
+# A model name is text, whatever it holds: what the user typed is never read as code. make would expand $(...) in a
+# variable when it exports it, so each becomes its own unexpanded text first, as if the line "override MODEL := $(value
+# MODEL)" stood here for every name (override, because it may have been set on make's command line).
 TYPED := $(foreach pair,$(ENGINE_OPTIONS),$(call variable,$(pair))) TORCH_INDEX DATA
 $(foreach name,$(TYPED),$(eval override $(name) := $$(value $(name))))
 export $(TYPED)
+# The shell reads it from the environment, inside quotes: $(call flags,BATCH=batch) is ${BATCH:+--batch="$BATCH"}.
 flags = $(foreach pair,$(1),$${$(call variable,$(pair)):+--$(call option,$(pair))="$$$(call variable,$(pair))"})
 
 # Bytecode is written when a module is first imported, not for all of torch at installation: half a minute less. A machine
@@ -80,7 +102,7 @@ engine: setup
 	exit $$code
 
 bench: engine
-	@$(VENV)/bin/qdq bench $(call flags,$(BENCH_OPTIONS))
+	@$(VENV)/bin/qdq bench $(call flags,$(ENGINE_OPTIONS))
 
 # Dynamic quantization from a fine-tuning to a table; DATA is a folder with MRPC's train.tsv and dev.tsv.
 .PHONY: walkthrough

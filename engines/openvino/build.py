@@ -11,10 +11,9 @@ from engines.openvino.precision import verdicts
 from engines.precision import assemble
 from engines.types import BuiltEngine, MatmulNames
 from qdq.base.artifacts import atomic_path
+from qdq.base.choices import PRECISION_HINTS
 from qdq.base.config import choice
 from qdq.errors import BuildError, Unavailable
-
-PRECISION_HINTS = ("f32", "bf16", "f16")
 
 # How OpenVINO's messages begin before they come to the point.
 BOILERPLATE = ("Exception from ", "Check '", "FrontEnd API failed", "Loading input model", "Summary:")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from engines.types import TensorInfo
+from qdq.base.choices import HARDWARE
 from qdq.base.config import choice
 from qdq.errors import BuildError, ConfigError
 
 Range = tuple[int, int, int]  # min, opt, max of one axis
 AXES = ("batch", "choices", "sequence")
 
-HARDWARE = ("none", "ampere_plus", "same_compute_capability")
 AMPERE = 8.0  # compute capability from which AMPERE_PLUS builds and loads; a T4 has 7.5
 SAME_CAPABILITY_SINCE = (10, 9)  # first TensorRT with SAME_COMPUTE_CAPABILITY
 

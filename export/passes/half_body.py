@@ -8,9 +8,10 @@ import onnx_graphsurgeon as gs
 
 from export.passes.base import Declined, PassResult
 from export.passes.element_types import element_types
-from export.passes.half_types import BODIES, HALVES, Body, Half
+from export.passes.half_types import HALVES, Body, Half
 from export.passes.keep_float import Kept, kept_in_fp32
 from export.passes.retype import Retyping
+from qdq.base.choices import BODIES
 from qdq.base.config import choice
 
 

@@ -53,4 +53,3 @@ HALVES: Mapping[str, Half] = {
     "fp16": Half("fp16", TensorProto.FLOAT16, 65504.0, 2.0**-14),
     "bf16": Half("bf16", TensorProto.BFLOAT16, (2 - 2.0**-7) * 2.0**127, 2.0**-126),
 }
-BODIES = (*HALVES, "fp32")

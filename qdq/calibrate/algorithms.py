@@ -16,11 +16,19 @@ symmetric codes, which TensorRT requires, only the larger end matters, so it equ
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qdq.base.config import nearest
 from qdq.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# The default calibrator is no algorithm of its own: it takes max, because smoothing has taken the outliers, and for
+# residual operands the range with the least error of the normalized sum (`qdq.calibrate.treatments.clip`).
+CLIP = "clip"
+FORMER_CLIP = "search"  # its name up to 0.1
 
 ALGORITHMS = ("max", "percentile", "entropy", "mse", "emd", "avg", "moving_average")
 ALIASES: Mapping[str, str] = {
@@ -45,8 +53,19 @@ class Algorithm:
 
     @property
     def label(self) -> str:
-        """How tables show it: ``mse``, ``percentile 99.99``."""
+        """Text of tables: ``mse``, ``percentile 99.99``."""
         return f"{self.name} {self.percentile:g}" if self.percentile is not None else self.name
+
+
+def spelled_today(calibrator: str, said: bool = True) -> str:
+    """Translate the former name of CLIP, by default with a warning; any other name is returned as it is."""
+    if calibrator != FORMER_CLIP:
+        return calibrator
+    if said:
+        logger.warning(
+            f"calibrator '{FORMER_CLIP}' is called '{CLIP}' now; the next version will not know its old name"
+        )
+    return CLIP
 
 
 def algorithm_named(

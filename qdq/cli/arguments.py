@@ -1,33 +1,25 @@
-"""Grammar and help texts of the command line, 80 columns wide; `qdq.pipeline.options` says what an option means."""
+"""Grammar and help of the command line, 80 columns wide; `qdq.pipeline.options` declares the options of a compile."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import textwrap
 from collections.abc import Sequence
+from dataclasses import Field, fields
 from typing import Any, NoReturn
 
+from qdq.base.choices import PRECISION_HINTS
 from qdq.base.config import nearest
+from qdq.base.option import flag, help_of
 from qdq.base.versions import __version__
-from qdq.calibrate.algorithms import ALGORITHMS, ALIASES
-from qdq.calibrate.treatments.settings import ACTIVATION_TYPES, ROUND_TYPES, WEIGHT_TYPES
 from qdq.cli.arguments_study import STUDY_COMMANDS, add_study_options
+from qdq.cli.values import VALUES
 from qdq.errors import ConfigError
-from qdq.load.kinds import TASKS
-from qdq.pipeline.options import (
-    BODIES,
-    DEFAULT_PLACEMENT,
-    HARDWARE,
-    INPUT_TYPES,
-    MODES,
-    PLACEMENT_NAMES,
-    PRECISION_HINTS,
-    SEARCH,
-    TARGETS,
-    CompileOptions,
-)
+from qdq.pipeline.options import GROUPS, PLANS, CompileOptions, PlanOptions
 
 WIDTH = 80
+SUGGESTED, ALIKE = 3, 0.75  # most options that a message about a misspelled one names, and difflib's least likeness
 
 COMMANDS = {
     "compile": "all stages: checkpoint to measured engine and Triton repository",
@@ -51,6 +43,12 @@ FILE_COMMANDS = {
     "profile": "where a CPU engine's time goes, layer by layer",
     "inspect": "a built plan's layers against what the graph should become",
 }
+
+ABOUT_PLANS = (
+    "With --engine these plans are timed, not the engine of a work directory. Of the options above only --batch, "
+    "--sequence, --out, --streams (CUDA streams launching at once, default: 1) and those of model and text count then "
+    "(default: random token ids)."
+)
 
 EPILOG = """\
 exit codes: 0 done, 1 failed, 2 usage, 3 done as far as this machine can,
@@ -79,6 +77,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=Format, allow_abbrev=False, **settings)
+        for kind in (int, float):  # argparse's own message names the converter: "invalid int value"
+            self.register("type", kind, VALUES[kind.__name__])
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage; `main` prints the one message."""
@@ -90,14 +90,19 @@ class Parser(argparse.ArgumentParser):
     def unknown(self, words: Sequence[str]) -> NoReturn:
         """Raise for words no option or command takes."""
         word = words[0].partition("=")[0]
+        if not word.startswith("-"):
+            raise ConfigError(
+                f"unexpected argument '{word}'; options are written --name value, see '{self.prog} --help'"
+            )
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        if word.startswith("-"):
-            raise ConfigError(f"unknown option {word}; {nearest(word, options)}")
-        raise ConfigError(f"unexpected argument '{word}'; options are written --name value, see '{self.prog} --help'")
+        begun = [option for option in options if option.startswith(word)]
+        alike = [f"'{option}'" for option in begun or difflib.get_close_matches(word, options, SUGGESTED, ALIKE)]
+        hint = f"did you mean {' or '.join(alike[:SUGGESTED])}? " if alike else ""
+        raise ConfigError(f"unknown option {word}; {hint}'{self.prog} --help' lists all")
 
 
 def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
-    """(command, typed options by field name, help text for when there is no command). Raises ConfigError."""
+    """Return command, typed options by field name, and the help text for no command. Raises ConfigError."""
     parser, commands = build_parser()
     parsed, extra = parser.parse_known_args(arguments)
     typed = vars(parsed)
@@ -108,7 +113,7 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The whole command line, and the parser of each command."""
+    """Return the parser of the whole command line, and that of each command."""
     parser = Parser(
         prog="qdq",
         description="Checkpoint in, measured INT8 engine and Triton model repository out.",
@@ -128,9 +133,11 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
                 epilog=_epilog(),
                 argument_default=argparse.SUPPRESS,
             )
-            add_options(command)
+            for group in GROUPS:
+                add_declared(command.add_argument_group(group), CompileOptions, group)
             if name == "bench":
-                _plan_options(command)
+                about = textwrap.fill(ABOUT_PLANS, WIDTH - 2)
+                add_declared(command.add_argument_group(PLANS, about), PlanOptions, PLANS)
         command.add_argument("--json", action="store_true", default=False, help="print one JSON document")
     for name, text in FILE_COMMANDS.items():
         _add_file_options(name, commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
@@ -143,7 +150,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _add_file_options(name: str, parser: argparse.ArgumentParser) -> None:
-    """Options of a command on one file."""
+    """Add the options of a command on one file."""
     add = parser.add_argument
     if name == "profile":
         _add_profile_options(parser)
@@ -166,7 +173,7 @@ def _add_file_options(name: str, parser: argparse.ArgumentParser) -> None:
 
 
 def _add_profile_options(parser: argparse.ArgumentParser) -> None:
-    """`profile` takes several engines, so that they can be compared."""
+    """Add the options of `profile`, which takes several engines to compare them."""
     add = parser.add_argument
     add("file", metavar="[LABEL=]FILE", nargs="+", help="OpenVINO .xml or .onnx; several are shown side by side")
     add("--engine", metavar="NAME", help="runs .onnx files: onnxruntime or openvino (default: onnxruntime)")
@@ -200,198 +207,19 @@ def _epilog() -> str:
     return f"where texts and columns come from:\n{textwrap.fill(' '.join(DETECTION_RULES.split()), WIDTH)}\n"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Every option of CompileOptions; the defaults themselves live there."""
-    _model_options(parser)
-    _text_options(parser)
-    _quantization_options(parser)
-    _ptq_options(parser)
-    _engine_options(parser)
-    _builder_options(parser)
+def add_declared(parser: argparse._ActionsContainer, options: type[Any], group: str) -> None:
+    """Add the options of one group, as their declarations in the dataclass `options` say."""
+    for declared in fields(options):
+        if declared.metadata["group"] == group:
+            parser.add_argument(flag(declared.name), help=help_of(declared), **_form(declared))
 
 
-def _model_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("model").add_argument
-    add(
-        "--model",
-        metavar="ID",
-        help="hub id, folder, or checkpoint/ of an earlier run (default: the bundled all-MiniLM-L6-v2)",
-    )
-    add("--task", metavar="NAME", help=f"{', '.join(TASKS)} (default: from the checkpoint's architecture)")
-    add(
-        "--allow-pickle",
-        action="store_true",
-        help="read pytorch_model.bin; loading a pickle can run code (default: safetensors only)",
-    )
-    add("--out", metavar="DIR", help="work directory (default: build/<model name>)")
-
-
-def _text_options(parser: argparse.ArgumentParser) -> None:
-    d = CompileOptions()
-    add = parser.add_argument_group("text").add_argument
-    add("--calibration", metavar="DATA", help="file, folder or datasets:NAME (default: bundled English text)")
-    add("--samples", metavar="N", type=int, help=f"calibration texts (default: {d.samples})")
-    add(
-        "--eval-data",
-        metavar="DATA",
-        help="text to compare with FP32 on and to time with (default: the rows behind "
-        "the calibration rows, else bundled text)",
-    )
-    add("--eval-samples", metavar="N", type=int, help=f"most of these texts to use (default: {d.eval_samples})")
-    add("--text-columns", metavar="A[,B]", type=_names, help="column of the text, and of its pair (default: detected)")
-    add("--label-column", metavar="NAME", help="column of the label, for the task metric (default: detected)")
-
-
-def _quantization_options(parser: argparse.ArgumentParser) -> None:
-    d = CompileOptions()
-    add = parser.add_argument_group("quantization").add_argument
-    add(
-        "--placement",
-        metavar="NAME",
-        help=f"{', '.join(PLACEMENT_NAMES)} (default: {DEFAULT_PLACEMENT})",
-    )
-    add("--search", action="store_true", help="with auto: try every unit on training rows (default: 20 s of checks)")
-    add("--max-drop", metavar="P", type=float, help=f"points that --search may lose (default: {d.max_drop})")
-    add("--spec", metavar="FILE", help="QuantSpec as JSON or YAML, instead of --placement (default: none)")
-    add(
-        "--embedding-tables",
-        action="store_true",
-        help="INT8 embedding tables too, one scale per row: a smaller file (default: what the placement says, float)",
-    )
-    add(
-        "--calibrator",
-        metavar="NAME",
-        help=f"{SEARCH} (max, residual adds by the error of their sum), {', '.join(ALGORITHMS)}; as in PaddleNLP "
-        f"{', '.join(ALIASES)} (default: {d.calibrator})",
-    )
-    add(
-        "--percentile",
-        metavar="P",
-        type=float,
-        help="of the percentile calibrator (default: 99.999, or 99.99 when residual adds are quantized)",
-    )
-
-
-def _ptq_options(parser: argparse.ArgumentParser) -> None:
-    d = CompileOptions()
-    add = parser.add_argument_group("post-training parameters (PaddleNLP's names) and treatments").add_argument
-    add("--weight-quantize-type", metavar="T", help=f"{' or '.join(WEIGHT_TYPES)} (default: what the placement says)")
-    add(
-        "--activation-quantize-type",
-        metavar="T",
-        help=f"{', '.join(ACTIVATION_TYPES)} (default: {d.activation_quantize_type}, the algorithm's range)",
-    )
-    add("--moving-rate", metavar="R", type=float, help=f"of moving averages (default: {d.moving_rate:g})")
-    add("--round-type", metavar="T", help=f"{', '.join(ROUND_TYPES)} (default: {d.round_type})")
-    for name, text in (
-        ("bias-correction", "absorb a linear's mean error in its bias"),
-        ("value-centering", "move a constant per value channel out of attention, into the bias behind it"),
-        ("equalization", "scale query against key and value against output channels"),
-        ("smoothing", "divide outlier channels in front of linears where it pays"),
-        ("residual-scaling", "divide outlier channels of residual operands by powers of two where it pays"),
-        ("softmax-scale", "amax 1 for softmax outputs whatever the data"),
-    ):
-        add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{text} (default: on)")
-    add(
-        "--algo-list",
-        metavar="A,B",
-        type=_names,
-        help="sweep: calibrators to try, such as percentile:99.9 (default: no sweep)",
-    )
-    batches = "sweep: numbers of batches; all is every sample (default: no sweep)"
-    add("--batch-num-list", metavar="N,M", type=_counts, help=batches)
-    add("--batch-size-list", metavar="N,M", type=_counts, help="sweep: samples in a batch (default: no sweep)")
-
-
-def _engine_options(parser: argparse.ArgumentParser) -> None:
-    d = CompileOptions()
-    add = parser.add_argument_group("engine and benchmark").add_argument
-    add(
-        "--target",
-        metavar="NAME",
-        help=f"{', '.join(TARGETS)} (default: auto, which is tensorrt when a GPU and the "
-        "tensorrt module are there, else openvino)",
-    )
-    add("--batch", metavar="N", type=int, help=f"benchmark batch, Triton's largest batch (default: {d.batch})")
-    add("--sequence", metavar="N", type=int, help=f"benchmark sequence; longer texts are cut (default: {d.sequence})")
-    add("--mode", metavar="NAME", help=f"{' or '.join(MODES)}: one request at a time, or several (default: {d.mode})")
-    add("--threads", metavar="N", type=int, help="of a request (default: 0, all cores of a NUMA node; throughput: 1)")
-    add(
-        "--streams",
-        metavar="N",
-        type=int,
-        help="requests at once in throughput mode (default: 0, as many as the cores have room for)",
-    )
-    add(
-        "--precision-hint",
-        metavar="P",
-        help=f"what OpenVINO computes outside INT8: {', '.join(PRECISION_HINTS)} (default: {d.precision_hint})",
-    )
-    add("--body", metavar="T", help=f"TensorRT's float type outside INT8: {', '.join(BODIES)} (default: {d.body})")
-    add("--input-dtype", metavar="T", help=f"CPU engines' inputs: {', '.join(INPUT_TYPES)} (default: {d.input_dtype})")
-    add(
-        "--bench-seconds",
-        metavar="S",
-        type=float,
-        help=f"time budget of the benchmark inside compile (default: {d.bench_seconds:g})",
-    )
-    add(
-        "--triton-backend",
-        metavar="NAME",
-        help="onnxruntime or openvino for CPU targets (default: onnxruntime), tensorrt for tensorrt",
-    )
-    add(
-        "--buckets",
-        metavar="N,M",
-        type=_widths,
-        help="lengths Triton serves as models of their own, such as 32,64,128 (default: one model for all)",
-    )
-
-
-def _builder_options(parser: argparse.ArgumentParser) -> None:
-    """What docs/tensorrt.md, "Build options", explains."""
-    d, switch = CompileOptions(), argparse.BooleanOptionalAction
-    add = parser.add_argument_group("TensorRT builder").add_argument
-    add("--workspace-gib", metavar="G", type=float, help=f"limit of a kernel's memory (default: {d.workspace_gib:g})")
-    add("--optimization-level", metavar="N", type=int, help=f"0 to 5, fast to best (default: {d.optimization_level})")
-    add("--timing-cache", metavar="FILE", help="kernel timings to start from (default: timing.cache of this target)")
-    add("--version-compatible", action=switch, help="the plan loads in later TensorRT versions, too (default: off)")
-    add("--hardware-compatibility", metavar="NAME", help=f"{', '.join(HARDWARE)} (default: {d.hardware_compatibility})")
-    add("--refit", action=switch, help="replaceable weights; floating-point variants only (default: off)")
-    add("--strip-weights", action=switch, help="plans without weights; floating-point variants only (default: off)")
-
-
-def _plan_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `qdq bench --engine` (options.PLAN_OPTIONS); engines/bench_gpu/settings.py says what they mean."""
-    text = (
-        "With --engine these plans are timed, not the engine of a work directory. Of the options above only --batch, "
-        "--sequence, --out, --streams (CUDA streams launching at once, default: 1) and those of model and text count "
-        "then (default: random token ids)."
-    )
-    group = parser.add_argument_group("TensorRT plans on a GPU", textwrap.fill(text, WIDTH - 2))
-    add, switch = group.add_argument, argparse.BooleanOptionalAction
-    add(
-        "--engine",
-        metavar="[NAME=]PLAN",
-        action="append",
-        help="a plan, such as fp16=model.plan, or a work directory with all its plans; repeat it to compare several",
-    )
-    add("--warmup", metavar="N", type=int, help="launches of each plan before the measurement (default: 100)")
-    add("--iterations", metavar="N", type=int, help="timed launches of each plan (default: 1000)")
-    add("--in-flight", metavar="N", type=int, help="launches a stream holds: 1, or 2 as trtexec (default: 2)")
-    add("--device", metavar="N", type=int, help="index of the GPU (default: 0)")
-    add("--cuda-graph", action=switch, help="launch as one CUDA graph (default: on)")
-    add("--spin-wait", action=switch, help="poll for the end of a launch (default: on)")
-    add("--transfers", action=switch, help="time copies to and from the GPU, too (default: off)")
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
-
-
-def _counts(text: str) -> tuple[int | None, ...]:
-    return tuple(None if part == "all" else int(part) for part in text.split(",") if part)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+def _form(declared: Field[Any]) -> dict[str, Any]:
+    """Translate type and placeholder of a declaration to argparse."""
+    kind = str(declared.type).removesuffix(" | None")
+    if kind == "bool":
+        return {"action": argparse.BooleanOptionalAction}
+    metavar = declared.metadata["metavar"] or ("N" if kind == "int" else "NAME")
+    if declared.metadata.get("repeated"):
+        return {"action": "append", "metavar": metavar}
+    return {"type": VALUES[kind], "metavar": metavar}

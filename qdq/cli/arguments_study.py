@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from qdq.cli.values import names
+
 # Command -> what it is for; `add_study_options` has the options.
 STUDY_COMMANDS = {
     "evaluate": "task metrics of models, checkpoints and engines on labelled data",
@@ -12,14 +14,9 @@ STUDY_COMMANDS = {
 
 
 def add_study_options(name: str, parser: argparse.ArgumentParser) -> None:
-    """Options of one study command; the defaults live in its options class."""
+    """Add the options of one study command; the defaults live in its options class."""
     {"evaluate": _evaluate, "sensitivity": _sensitivity}[name](parser)
     parser.add_argument("--json", action="store_true", default=False, help="print one JSON document")
-
-
-def names(text: str) -> tuple[str, ...]:
-    """A comma-separated list."""
-    return tuple(name for name in text.split(",") if name)
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import write_json, write_text
+from qdq.base.choices import PRECISION_HINTS
 from qdq.base.config import choice
 from qdq.base.screen import Screen
 from qdq.cli.contestants import contestants, model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
-from qdq.pipeline.options import PRECISION_HINTS, available_cores
+from qdq.pipeline.options import available_cores
 from qdq.pipeline.run import prepare_torch
 from qdq.text.data import TextSource
 

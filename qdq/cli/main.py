@@ -1,4 +1,4 @@
-"""The `qdq` command: hands over, prints the result, and turns every error into one message and an exit code."""
+"""The `qdq` command: runs what was asked for and prints the result; every error is one message and an exit code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from qdq.base.interrupt import Interrupts
 from qdq.errors import ConfigError, QdqError, Unavailable
-from qdq.pipeline.outcome import int8_text
 
 DONE, FAILED, USAGE, AS_FAR_AS_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -143,11 +142,14 @@ def _compile(command: str, typed: Mapping[str, Any], as_json: bool) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from qdq.base.artifacts import to_json
     from qdq.base.screen import Screen, logged_to
+    from qdq.calibrate.algorithms import spelled_today
     from qdq.pipeline.compile import compile_model, run_stage
     from qdq.pipeline.options import CompileOptions
 
     screen = Screen()
     with logged_to(screen):
+        if "calibrator" in typed:
+            typed = {**typed, "calibrator": spelled_today(typed["calibrator"])}
         if command == "compile":
             outcome = compile_model(CompileOptions(**typed), screen)
         else:
@@ -173,9 +175,10 @@ def _study(command: str, typed: Mapping[str, Any], as_json: bool) -> int:
 
 
 def _print_outcome(command: str, outcome: Any) -> None:
-    """Results and artifact paths, on standard output."""
+    """Print results and artifact paths on standard output."""
     from engines.bench import render_table
     from engines.compare import relate
+    from qdq.pipeline.outcome import int8_text
 
     reports = outcome.as_json()
     if command in ("compile", "build") and reports["build"]:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import sha256_tree, write_json
+from qdq.base.choices import PLACEMENTS
 from qdq.base.config import choice
 from qdq.base.screen import Screen
 from qdq.cli.contestants import model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import CHOICES
 from qdq.load.source import is_checkpoint, resolve, short_name
-from qdq.pipeline.options import PLACEMENT_NAMES, available_cores
+from qdq.pipeline.options import available_cores
 from qdq.pipeline.run import prepare_torch
 from qdq.text.data import Record, TextSource, bundled, read_records
 
@@ -51,7 +52,7 @@ class SensitivityOptions:
 
     def validate(self) -> None:
         """Raise ConfigError for the first value that cannot be meant."""
-        choice(self.placement, PLACEMENT_NAMES, "--placement")
+        choice(self.placement, PLACEMENTS, "--placement")
         for name, least in (("samples", 1), ("skip", 0), ("sequence", 4), ("batch", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name}: {getattr(self, name)} is too small; give at least {least}")

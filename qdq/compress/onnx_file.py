@@ -164,7 +164,7 @@ def compress_file(
     baseline = evaluate(module)
     tensors = list(dict.fromkeys(linear.activation for linear in linears))
     candidates = []
-    for size, count in itertools.product(args.batch_size_list, args.batch_num_list):
+    for size, count in itertools.product(args.batch_size_list, args.batch_counts):
         data = itertools.islice(batches.of_size(size), count)
         for algorithm, amax in observe(model, tensors, algorithms(args), data).items():
             made = quantized_graph(model, linears, amax, args.weight_quantize_type == "channel_wise_abs_max")

@@ -5,7 +5,7 @@ abs_max, which PaddleNLP measures anew on every batch, is the largest magnitude 
 moving_average_abs_max is the moving average of the batches' largest magnitudes. The last two leave the algorithms of
 `algo_list` nothing to choose.
 
-`algo_list` may name `search` as well, and the treatments are those of `qdq compile` (docs/calibration.md).
+`algo_list` may name `clip` as well, and the treatments are those of `qdq compile` (docs/calibration.md).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdq.calibrate.algorithms import Algorithm, algorithm_named
+from qdq.base.option import values_for
+from qdq.calibrate.algorithms import CLIP, Algorithm, algorithm_named
 from qdq.calibrate.rebatch import MicroBatches
 from qdq.calibrate.treatments.order import finish, prepare
-from qdq.calibrate.treatments.settings import Treatments
+from qdq.calibrate.treatments.settings import TreatmentOptions, Treatments
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, without_labels
 from qdq.compress.step import Candidate, Session
 from qdq.inject import inject
 from qdq.inject.families import family_of
 from qdq.inject.spec import QuantSpec, named_spec
-from qdq.pipeline.options import SEARCH
 
 
 class Ptq:
@@ -46,7 +46,7 @@ class Ptq:
         args, spec = session.args, quant_spec(session.args)
         found, treated = algorithms(args), treatments(args)
         made = []
-        for size, count in itertools.product(args.batch_size_list, args.batch_num_list):
+        for size, count in itertools.product(args.batch_size_list, args.batch_counts):
             batches = MicroBatches.as_given(calibration_batches(session.eval, size, count))
             model = copy.deepcopy(candidate.model)
             model.train(False)
@@ -56,7 +56,7 @@ class Ptq:
                 stage.say(f"{prepared.collected.samples} samples, {prepared.collected.tokens} tokens")
             for label, algorithm in found.items():
                 name = f"{label}-{size}x{'all' if count is None else count}"
-                mine = replace(treated, clip_search=label == SEARCH)
+                mine = replace(treated, clip_search=label == CLIP)
                 table, _ = finish(replace(prepared, treatments=mine), algorithm, args.seed)
                 notes: dict[str, Any] = {"float_metric": candidate.metric, "treatments": mine.asked}
                 notes |= {"algorithm": label, "batch_size": size, "batch_num": count}
@@ -77,24 +77,15 @@ def algorithms(args: CompressionArguments) -> dict[str, Algorithm]:
         return {"moving_average_abs_max": algorithm_named("moving_average", moving_rate=args.moving_rate)}
     found: dict[str, Algorithm] = {}
     for name in args.algo_list:
-        algorithm = algorithm_named("max" if name == SEARCH else name, where="algo_list")
-        if name == SEARCH or algorithm not in found.values():
+        algorithm = algorithm_named("max" if name == CLIP else name, where="algo_list")
+        if name == CLIP or algorithm not in found.values():
             found[name] = algorithm
     return found
 
 
 def treatments(args: CompressionArguments) -> Treatments:
-    """What the arguments ask for beside ranges; `clip_search` when any algorithm is `search`."""
-    return Treatments(
-        value_centering=args.value_centering,
-        equalization=args.equalization,
-        smoothing=args.smoothing,
-        residual_scaling=args.residual_scaling,
-        clip_search=SEARCH in algorithms(args),
-        softmax_scale=args.softmax_scale,
-        round_type=args.round_type,
-        bias_correction=args.bias_correction,
-    )
+    """What the arguments ask for beside ranges; `clip_search` when any algorithm is `clip`."""
+    return Treatments(**values_for(TreatmentOptions, args), clip_search=CLIP in algorithms(args))
 
 
 def quant_spec(args: CompressionArguments) -> QuantSpec:

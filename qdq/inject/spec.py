@@ -1,4 +1,4 @@
-"""QuantSpec: what a user asks to be quantized, and the table of named placements it starts from."""
+"""QuantSpec: what a user asks to be quantized, starting from a named placement."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from qdq.base.choices import PLACEMENTS
 from qdq.base.config import choice, from_mapping, load_mapping
 from qdq.errors import ConfigError
 
@@ -20,7 +21,7 @@ class QuantSpec:
     """Which points are quantized and how. Names in brackets are the QDQBERT flags of the same meaning.
 
     Attributes:
-        placement: named starting point, see PLACEMENTS; the fields it sets may be overridden beside it.
+        placement: named starting point, see qdq.base.choices; the fields it sets may be overridden beside it.
         weight_bits: width of weight codes, 2 to 8 [--wprec]. Below 8 the codes still live in INT8.
         activation_bits: width of activation codes [--aprec]. Only 8 can be exported.
         per_channel_weights: one scale per output channel; False is one per tensor [--quant-per-tensor].
@@ -89,23 +90,6 @@ def _check_pattern(name: str, pattern: str | None) -> None:
         re.compile(pattern or "")
     except re.error as error:
         raise ConfigError(f"{name}: '{pattern}' is not a regular expression ({error})") from error
-
-
-# Each row spells out what the name fixes; everything else keeps QuantSpec's default.
-# The ft and trt rows are FasterTransformer's and demoBERT's --quant_mode presets on QDQBERT's twenty points. Their
-# extra switches (layernorm_input, softmax_input, aftergemm, final_input) name tensors that are not among the twenty,
-# so ft3, which only adds softmax_input and layernorm_input to ft2, quantizes the same points as ft2 here.
-PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
-    "auto": {},  # the widest; what is left out of it stands in `declined`
-    "linear": {"matmul": (), "residual": ()},
-    "linear+qk": {"matmul": ("q", "k"), "residual": ()},
-    "qdqbert": {},
-    "dynamic": {"matmul": (), "residual": (), "dynamic": True},
-    "ft1": {"residual": ()},
-    "ft2": {"residual": ("residual",), "per_channel_weights": False, "fuse_qkv": True},
-    "ft3": {"residual": ("residual",), "per_channel_weights": False, "fuse_qkv": True},
-    "trt": {"per_channel_weights": False, "fuse_qkv": True},
-}
 
 
 def named_spec(placement: str, **overrides: Any) -> QuantSpec:

@@ -1,230 +1,214 @@
-"""What a user can ask of a compile run, with every default and detection rule; no heavy imports."""
+"""Options of a compile run, each declared once (`qdq.base.option`), and the rules that hold between them.
+
+Read from the declarations: the command line and its help (`qdq.cli.arguments`), the variables of the Makefile, the
+resolved configuration on the screen (`qdq.pipeline.outcome`), what a later stage may change (`qdq.pipeline.recall`),
+choices and ranges, and the compression API's help (`qdq.compress.arguments`). Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engines import targets
-from qdq.base.config import choice
-from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, Algorithm, algorithm_named
-from qdq.calibrate.treatments.settings import PtqSettings, Treatments
+from qdq.base.choices import BODIES, HARDWARE, INPUT_TYPES, PLACEMENTS, PRECISION_HINTS
+from qdq.base.option import FREE, as_json, check, option, values_for
+from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, CLIP, DEFAULT_MOVING_RATE, Algorithm, algorithm_named
+from qdq.calibrate.treatments.settings import (
+    ACTIVATION_TYPES,
+    CALIBRATE,
+    PTQ,
+    WEIGHT_TYPES,
+    PtqSettings,
+    TreatmentOptions,
+    Treatments,
+)
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
 
 TARGETS = ("auto", *targets.TARGETS)
 MODES = ("latency", "throughput")
-PRECISION_HINTS = ("f32", "bf16", "f16")
-BODIES = ("fp16", "bf16", "fp32")
-INPUT_TYPES = ("int64", "int32")
-HARDWARE = ("none", "ampere_plus", "same_compute_capability")
-TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
-PLACEMENT_NAMES = ("auto", "linear", "linear+qk", "qdqbert", "dynamic", "ft1", "ft2", "ft3", "trt")
-
-# Options of `qdq bench --engine` beside those of CompileOptions.
-PLAN_OPTIONS = (
-    *("engine", "warmup", "iterations", "in_flight", "device"),
-    *("cuda_graph", "spin_wait", "transfers"),
-)
-
-SEARCH = "search"  # max (smoothing has taken the outliers), then the search of qdq.calibrate.treatments.clip
-CPU_TARGETS = targets.CPU_TARGETS
+TRITON_BACKENDS = tuple(dict.fromkeys(backend for target in targets.TARGETS.values() for backend in target.backends))
 DEFAULT_PLACEMENT = "auto"
-LARGEST_BATCH = 4096
 DEFAULT_BATCH_SIZE = 4  # of calibration, PaddleNLP's; matters to avg and moving averages only
+MANY = 1_000_000
+
+# Help that is too long for its declaration below.
+OTHER_ROWS = "the rows behind the calibration rows, else bundled text"
+DETECTED_TARGET = "auto, which is tensorrt when a GPU and the tensorrt module are there, else openvino"
+CALIBRATORS = ", ".join((f"{CLIP} (max, residual adds by the error of their sum)", *ALGORITHMS))
+CALIBRATORS = f"{CALIBRATORS}; as in PaddleNLP {', '.join(ALIASES)}"
+
+# Groups of --help, in its order. CALIBRATE decides all options of two of them; the others' say which stage does.
+GROUPS = ("model", "text", "quantization", PTQ, "engine and benchmark", "TensorRT builder")
+LOWER, BUILD = "lower", "build"
+_model, _text, _engine, _builder = (partial(option, group=GROUPS[index]) for index in (0, 1, 4, 5))
+_quantization = partial(option, decided_by=CALIBRATE, group="quantization")
+_ptq = partial(option, decided_by=CALIBRATE, group=PTQ)
 
 
-@dataclass(frozen=True)
-class CompileOptions:
-    """Options of `qdq compile` as typed; `resolve` fills in what is None.
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions(TreatmentOptions):
+    """Options of `qdq compile` as typed; `validate` checks them, `resolve` fills in what is None."""
 
-    Attributes:
-        model: hub id, folder or checkpoint; None is the bundled all-MiniLM-L6-v2.
-        task: Hugging Face task name; None detects it from the checkpoint's architecture.
-        target: openvino, onnxruntime, tensorrt; auto is tensorrt when a GPU and its module are there, else openvino.
-        calibration: file, folder or ``datasets:`` source; None is the bundled English text.
-        eval_data: likewise; None is what `calibration` has left after the calibration samples, or bundled text.
-        text_columns, label_column: column names; detected when empty.
-        placement: named placement; None is auto, unless a spec or a checkpoint of ours says what is quantized.
-        search, max_drop: with placement auto, judge every unit on training rows and allow that many points of drop.
-        spec: JSON or YAML file with a QuantSpec, instead of a named placement.
-        embedding_tables: INT8 embedding tables with a scale per row, whatever the placement says; needs no data.
-        calibrator, percentile: how activation ranges are chosen: an algorithm of qdq.calibrate.algorithms, or search,
-            which takes max and searches residual operands by the error of the normalized sum.
-            percentile None is 99.999, or 99.99 when residual adds are quantized.
-        weight_quantize_type, activation_quantize_type, moving_rate, round_type, bias_correction: of PaddleNLP's
-            compression API, see qdq.calibrate.treatments.settings; weight_quantize_type None is the placement's own.
-        value_centering, equalization, smoothing, residual_scaling, softmax_scale: the other treatments of
-            qdq.calibrate.treatments.settings.
-        algo_list, batch_num_list, batch_size_list: what a sweep tries; without any there is no sweep.
-        samples: calibration texts.
-        eval_samples: most texts compared with FP32.
-        batch, sequence: benchmark shape; sequence is also where texts are truncated.
-        mode: latency (one request at a time) or throughput (several at once).
-        threads: of a request; 0 is every core of a NUMA node for latency, one for throughput.
-        streams: requests at once in throughput mode; 0 is what the cores have room for.
-        precision_hint: what OpenVINO computes non-INT8 layers in.
-        body: type of everything outside the INT8 islands in a TensorRT graph.
-        input_dtype: integer type of a CPU engine's inputs; TensorRT's are INT32 whatever it says.
-        workspace_gib, optimization_level, timing_cache, version_compatible, hardware_compatibility: of the TensorRT
-            builder, see engines.tensorrt.settings; timing_cache None is timing.cache in the target's folder.
-        refit, strip_weights: likewise, for the floating-point plans of `qdq variants` only.
-        triton_backend: None is tensorrt for plans and onnxruntime otherwise.
-        buckets: sequence lengths that Triton serves as models of their own, increasing, the last one `sequence`; none
-            is one model for every length.
-        bench_seconds: time budget of the benchmark inside compile.
-        out: work directory; None is build/<model name>.
-    """
+    model: str | None = _model(
+        None, "hub id, folder, or checkpoint/ of a run (default: the bundled all-MiniLM-L6-v2)", CALIBRATE, "ID"
+    )
+    task: str | None = _model(None, " (default: from the checkpoint's architecture)", CALIBRATE, choices=TASKS)
+    allow_pickle: bool = _model(
+        False, "read pytorch_model.bin; loading a pickle can run code (default: safetensors only)", CALIBRATE
+    )
+    out: str | None = _model(None, "work directory (default: build/<model name>)", FREE, "DIR")
 
-    model: str | None = None
-    task: str | None = None
-    target: str = "auto"
-    calibration: str | None = None
-    eval_data: str | None = None
-    text_columns: tuple[str, ...] = ()
-    label_column: str | None = None
-    placement: str | None = None
-    search: bool = False
-    max_drop: float = 0.5
-    spec: str | None = None
-    embedding_tables: bool = False
-    calibrator: str = SEARCH
-    percentile: float | None = None
-    weight_quantize_type: str | None = None
-    activation_quantize_type: str = "range_abs_max"
-    moving_rate: float = DEFAULT_MOVING_RATE
-    round_type: str = "gptq"
-    bias_correction: bool = True
-    value_centering: bool = True
-    equalization: bool = True
-    smoothing: bool = True
-    residual_scaling: bool = True
-    softmax_scale: bool = True
-    algo_list: tuple[str, ...] = ()
-    batch_num_list: tuple[int | None, ...] = ()
-    batch_size_list: tuple[int, ...] = ()
-    samples: int = 128
-    eval_samples: int = 512
-    batch: int = 40
-    sequence: int = 128
-    mode: str = "latency"
-    threads: int = 0
-    streams: int = 0
-    precision_hint: str = "f32"
-    body: str = "fp16"
-    input_dtype: str = "int64"
-    workspace_gib: float = 4.0
-    optimization_level: int = 3
-    timing_cache: str | None = None
-    version_compatible: bool = False
-    hardware_compatibility: str = "none"
-    refit: bool = False
-    strip_weights: bool = False
-    triton_backend: str | None = None
-    buckets: tuple[int, ...] = ()
-    bench_seconds: float = 20.0
-    out: str | None = None
-    allow_pickle: bool = False
+    calibration: str | None = _text(
+        None, "file, folder or datasets:NAME (default: bundled English text)", CALIBRATE, "DATA"
+    )
+    samples: int = _text(128, "calibration texts", CALIBRATE, within=(1, MANY))
+    eval_data: str | None = _text(
+        None, f"text to compare with FP32 on and to time with (default: {OTHER_ROWS})", FREE, "DATA"
+    )
+    eval_samples: int = _text(512, "most of these texts to use", FREE, within=(1, MANY))
+    text_columns: tuple[str, ...] = _text((), "column of the text, and of its pair (default: detected)", FREE, "A[,B]")
+    label_column: str | None = _text(None, "column of the label, for the task metric (default: detected)", FREE)
+
+    placement: str | None = _quantization(None, f" (default: {DEFAULT_PLACEMENT})", choices=PLACEMENTS)
+    search: bool = _quantization(False, "with auto: try every unit on training rows (default: 20 s of checks)")
+    max_drop: float = _quantization(0.5, "points that --search may lose", metavar="P", within=(0, 100))
+    spec: str | None = _quantization(
+        None, "QuantSpec as JSON or YAML, instead of --placement (default: none)", metavar="FILE"
+    )
+    embedding_tables: bool = _quantization(
+        False, "INT8 embedding tables too, one scale per row: a smaller file (default: what the placement says, float)"
+    )
+    calibrator: str = _quantization(CLIP, CALIBRATORS)
+    percentile: float | None = _quantization(
+        None, "of the percentile calibrator (default: 99.999, or 99.99 when residual adds are quantized)", metavar="P"
+    )
+
+    weight_quantize_type: str | None = _ptq(
+        None, "scale of weights (default: what the placement says)", metavar="T", choices=WEIGHT_TYPES
+    )
+    activation_quantize_type: str = _ptq(
+        "range_abs_max", "ranges (default: range_abs_max, the algorithm's)", metavar="T", choices=ACTIVATION_TYPES
+    )
+    moving_rate: float = _ptq(DEFAULT_MOVING_RATE, "of moving averages", metavar="R")
+    algo_list: tuple[str, ...] = _ptq(
+        (), "sweep: calibrators to try, such as percentile:99.9 (default: no sweep)", metavar="A,B"
+    )
+    batch_num_list: tuple[int | None, ...] = _ptq(
+        (), "sweep: numbers of batches; all is every sample (default: no sweep)", metavar="N,M", within=(1, MANY)
+    )
+    batch_size_list: tuple[int, ...] = _ptq(
+        (), "sweep: samples in a batch (default: no sweep)", metavar="N,M", within=(1, MANY)
+    )
+
+    target: str = _engine("auto", f" (default: {DETECTED_TARGET})", FREE, choices=TARGETS)
+    batch: int = _engine(40, "benchmark batch, Triton's largest batch", FREE, within=(1, 4096))
+    sequence: int = _engine(128, "benchmark sequence; longer texts are cut", FREE, within=(4, MANY))
+    mode: str = _engine("latency", "one request at a time, or several", FREE, choices=MODES)
+    threads: int = _engine(
+        0, "threads of a request (default: 0, all cores of a NUMA node; throughput: 1)", FREE, within=(0, 4096)
+    )
+    streams: int = _engine(
+        0, "requests at once in throughput mode (default: 0, as many as cores have room for)", FREE, within=(0, 4096)
+    )
+    precision_hint: str = _engine(
+        "f32", "what OpenVINO computes outside INT8", BUILD, metavar="P", choices=PRECISION_HINTS
+    )
+    body: str = _engine("fp16", "TensorRT's float type outside INT8", LOWER, "T", choices=BODIES)
+    input_dtype: str = _engine("int64", "CPU engines' inputs", LOWER, "T", choices=INPUT_TYPES)
+    bench_seconds: float = _engine(20.0, "time budget of the benchmark inside compile", FREE, "S", positive=True)
+    triton_backend: str | None = _engine(
+        None, "Triton's backend (default: onnxruntime, or tensorrt for plans)", FREE, choices=TRITON_BACKENDS
+    )
+    buckets: tuple[int, ...] = _engine(
+        (), "lengths Triton serves as models of their own, such as 32,64,128 (default: one model for all)", FREE, "N,M"
+    )
+
+    # docs/tensorrt.md, "Build options", explains these.
+    workspace_gib: float = _builder(4.0, "limit of a kernel's memory", BUILD, "G", positive=True)
+    optimization_level: int = _builder(3, "0 to 5, fast to best", BUILD, within=(0, 5))
+    timing_cache: str | None = _builder(
+        None, "kernel timings to start from (default: timing.cache of this target)", BUILD, "FILE"
+    )
+    version_compatible: bool = _builder(False, "the plan loads in later TensorRT versions, too", BUILD)
+    hardware_compatibility: str = _builder("none", "", BUILD, choices=HARDWARE)
+    refit: bool = _builder(False, "replaceable weights; floating-point variants only", FREE)
+    strip_weights: bool = _builder(False, "plans without weights; floating-point variants only", FREE)
 
     def validate(self) -> None:
         """Raise ConfigError for the first value that cannot be meant, naming the nearest valid one."""
-        if self.task is not None:
-            choice(self.task, TASKS, "--task")
-        choice(self.target, TARGETS, "--target")
-        choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
-        choice(self.body, BODIES, "--body")
-        choice(self.input_dtype, INPUT_TYPES, "--input-dtype")
-        choice(self.mode, MODES, "--mode")
-        choice(self.hardware_compatibility, HARDWARE, "--hardware-compatibility")
+        check(self)
+        for name in self.algo_list:
+            algorithm_named(name, where="--algo-list")
+        if self.percentile is not None:
+            algorithm_named("percentile", self.percentile, where="--percentile")
         self.algorithm(None)
-        self.ptq_settings()
-        if self.placement is not None:
-            choice(self.placement, PLACEMENT_NAMES, "--placement")
-        if self.triton_backend is not None:
-            choice(self.triton_backend, TRITON_BACKENDS, "--triton-backend")
-        if self.triton_backend == "tensorrt" and self.target in CPU_TARGETS:
-            raise ConfigError(f"--triton-backend: tensorrt serves plans only, not --target {self.target}; leave it out")
-        self._validate_buckets()
-        self._validate_search()
-        if self.placement == "dynamic" and self.target == "tensorrt":
-            raise ConfigError("--placement: dynamic needs a CPU target, TensorRT has no run-time scales; calibrate")
-        if self.placement is not None and self.spec is not None:
-            raise ConfigError(
-                "--placement and --spec both say what to quantize; give one (a spec can name a placement)"
-            )
-        for name, least, most in (
-            ("samples", 1, 1_000_000),
-            ("eval_samples", 1, 1_000_000),
-            ("batch", 1, LARGEST_BATCH),
-            ("sequence", 4, 1_000_000),
-            ("threads", 0, 4096),
-            ("streams", 0, 4096),
-            ("optimization_level", 0, 5),
-        ):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ConfigError(f"--{name.replace('_', '-')}: {value} is outside {least}..{most}")
-        for name in ("bench_seconds", "workspace_gib"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"--{name.replace('_', '-')}: {getattr(self, name)} must be positive")
         if len(self.text_columns) > 2:
             raise ConfigError(f"--text-columns: at most two (text and pair), found {len(self.text_columns)}")
+        self._validate_serving()
+        self._validate_placement()
 
     @property
     def sweeps(self) -> bool:
-        """Whether several settings are to be tried."""
+        """True when several settings are to be tried."""
         return bool(self.algo_list or self.batch_num_list or self.batch_size_list)
+
+    @property
+    def _algorithm_name(self) -> str:
+        return "max" if self.calibrator == CLIP else self.calibrator
 
     def algorithm(self, default_percentile: float | None) -> Algorithm:
         """The one algorithm of a run that does not sweep. Raises ConfigError."""
-        if self.percentile is not None:
-            algorithm_named("percentile", self.percentile, where="--percentile")
-        name = "max" if self.calibrator == SEARCH else self.calibrator
-        chosen = algorithm_named(name, self.percentile or default_percentile, self.moving_rate, "--calibrator")
-        fixed = PtqSettings(
-            activation_quantize_type=self.activation_quantize_type, moving_rate=self.moving_rate
-        ).algorithms()
-        return chosen if self.activation_quantize_type == "range_abs_max" else fixed[0]
+        percentile = self.percentile or default_percentile
+        chosen = algorithm_named(self._algorithm_name, percentile, self.moving_rate, "--calibrator")
+        return chosen if self.activation_quantize_type == "range_abs_max" else self.ptq_settings().algorithms()[0]
 
     def ptq_settings(self) -> PtqSettings:
-        """What a sweep tries; a list that is not given holds the run's one value. Raises ConfigError."""
+        """Settings of a sweep; a list that is not given holds the run's one value."""
         return PtqSettings(
-            algo_list=self.algo_list or ("max" if self.calibrator == SEARCH else self.calibrator,),
+            algo_list=self.algo_list or (self._algorithm_name,),
             batch_num_list=self.batch_num_list or (None,),
             batch_size_list=self.batch_size_list or (DEFAULT_BATCH_SIZE,),
-            weight_quantize_type=self.weight_quantize_type or "channel_wise_abs_max",
             activation_quantize_type=self.activation_quantize_type,
             moving_rate=self.moving_rate,
-            round_type=self.round_type,
-            bias_correction=self.bias_correction,
         )
+
+    def ptq_json(self) -> dict[str, Any]:
+        """Plain JSON value of the post-training options, lists as the sweep takes them."""
+        mine = {known.name for known in fields(self) if known.metadata["group"] == PTQ}
+        return {name: value for name, value in self.as_json().items() if name in mine} | as_json(self.ptq_settings())
 
     @property
     def treatments(self) -> Treatments:
-        """What is done beside choosing ranges. A calibrator that was named decides every range itself."""
-        return Treatments(
-            value_centering=self.value_centering,
-            equalization=self.equalization,
-            smoothing=self.smoothing,
-            residual_scaling=self.residual_scaling,
-            clip_search=self.calibrator == SEARCH and self.activation_quantize_type == "range_abs_max",
-            softmax_scale=self.softmax_scale,
-            round_type=self.round_type,
-            bias_correction=self.bias_correction,
-        )
+        """Everything that is done beside choosing ranges. A calibrator that was named decides every range itself."""
+        clips = self.calibrator == CLIP and self.activation_quantize_type == "range_abs_max"
+        return Treatments(**values_for(TreatmentOptions, self), clip_search=clips)
 
-    def _validate_buckets(self) -> None:
+    def _validate_serving(self) -> None:
+        if self.triton_backend == "tensorrt" and self.target in targets.CPU_TARGETS:
+            raise ConfigError(f"--triton-backend: tensorrt serves plans only, not --target {self.target}; leave it out")
         if not self.buckets:
             return
         if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 4:
             raise ConfigError(f"--buckets: {','.join(map(str, self.buckets))} must be increasing lengths from 4 on")
-        if self.triton_backend == "openvino":
-            raise ConfigError("--buckets: Triton's openvino backend forms no batches; use --triton-backend onnxruntime")
+        if self.triton_backend is not None and not targets.TARGETS[self.triton_backend].batches:
+            raise ConfigError(
+                f"--buckets: Triton's {self.triton_backend} backend forms no batches; use --triton-backend onnxruntime"
+            )
 
-    def _validate_search(self) -> None:
-        if not 0 <= self.max_drop <= 100:
-            raise ConfigError(f"--max-drop: {self.max_drop} is outside 0..100 points")
+    def _validate_placement(self) -> None:
+        target = targets.TARGETS.get(self.target)
+        if self.placement == "dynamic" and target is not None and not target.dynamic:
+            raise ConfigError(
+                f"--placement: dynamic needs a CPU target, {self.target} has no run-time scales; calibrate"
+            )
+        if self.placement is not None and self.spec is not None:
+            raise ConfigError(
+                "--placement and --spec both say what to quantize; give one (a spec can name a placement)"
+            )
         if self.search and (self.spec or self.placement not in (None, "auto")):
             raise ConfigError(
                 f"--search chooses a placement, and {self.spec or self.placement} is one; leave it or --search out"
@@ -237,17 +221,44 @@ class CompileOptions:
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON value of every option."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return as_json(self)
+
+
+PLANS = "TensorRT plans on a GPU"
+_plans = partial(option, decided_by=FREE, group=PLANS)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Options of `qdq bench --engine` beside those of CompileOptions; `engines.bench_gpu.settings` has the defaults."""
+
+    engine: tuple[str, ...] = _plans(
+        (),
+        "a plan, such as fp16=model.plan, or a work directory with all its plans; repeat it to compare several"
+        " (default: the engine of the work directory)",
+        metavar="[NAME=]PLAN",
+        repeated=True,
+    )
+    warmup: int = _plans(100, "launches of each plan before the measurement")
+    iterations: int = _plans(1000, "timed launches of each plan")
+    in_flight: int = _plans(2, "launches a stream holds: 1, or 2 as trtexec")
+    device: int = _plans(0, "index of the GPU")
+    cuda_graph: bool = _plans(True, "launch as one CUDA graph")
+    spin_wait: bool = _plans(True, "poll for the end of a launch")
+    transfers: bool = _plans(False, "time copies to and from the GPU, too")
+
+
+PLAN_OPTIONS = tuple(declared.name for declared in fields(PlanOptions))
 
 
 def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) -> CompileOptions:
-    """`options` with target, placement, threads, streams and out decided for this machine and model.
+    """Decide target, placement, threads, streams and out for this machine and model.
 
     `own_spec`: the model is a checkpoint that says itself what is quantized, so no placement is chosen for it unless
     `search` asks for one.
     """
     target = detect_target() if options.target == "auto" else options.target
-    if options.mode == "throughput" and target == "tensorrt":
+    if options.mode == "throughput" and targets.TARGETS[target].gpu:
         raise ConfigError("--mode: throughput is about CPU engines; for plans see 'qdq bench --engine' and --streams")
     if options.buckets and options.buckets[-1] != options.sequence:
         raise ConfigError(
@@ -269,7 +280,7 @@ def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) ->
 
 
 def detect_target() -> str:
-    """tensorrt when a CUDA GPU and the tensorrt module are both present, else openvino."""
+    """Return tensorrt when a CUDA GPU and the tensorrt module are both present, else openvino."""
     import importlib.util
 
     if importlib.util.find_spec("tensorrt") is None:
@@ -280,7 +291,7 @@ def detect_target() -> str:
 
 
 def available_cores() -> int:
-    """CPUs this process may use: affinity and container quota."""
+    """Return the number of CPUs this process may use, by affinity and container quota."""
     from engines.cores import available_cores as cores
 
     return cores()

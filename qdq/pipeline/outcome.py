@@ -1,14 +1,16 @@
-"""What a run says at its two ends: the resolved configuration before any work, and what is there after it."""
+"""Beginning and end of a run on the screen: the resolved configuration before any work, and the result after it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from qdq.base.artifacts import read_json
+from qdq.base.option import value_text
 from qdq.load.source import DEFAULT_MODEL
+from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
 from qdq.pipeline.stages.build import PLAN
 from qdq.pipeline.workdir import MANIFEST
@@ -16,7 +18,7 @@ from qdq.pipeline.workdir import MANIFEST
 
 @dataclass
 class Outcome:
-    """What a run did: exit code, artifacts, and the reports the screen shows."""
+    """Result of a run: exit code, artifacts, and the reports the screen shows."""
 
     exit_code: int
     out: str
@@ -26,7 +28,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """For --json; the reports are read from their files."""
+        """Return the document of --json; the reports are read from their files."""
         reports = {}
         for name in ("build", "accuracy", "benchmark"):
             path = Path(self.out) / self.target / f"{name}.json"
@@ -43,7 +45,7 @@ class Outcome:
 
 
 def artifacts(run: Run) -> list[str]:
-    """Every file and folder of this run that exists, in flow order."""
+    """Return every file and folder of this run that exists, in flow order."""
     decided = run.work.manifest["stages"].get("calibrate", {}).get("outputs", {})
     why = [name for name in ("sweep.json", "search.json", "search.png") if name in decided]
     root = ("placement.json", "calibration.json", *why, "checkpoint", CANONICAL, FLOAT, MANIFEST)
@@ -56,14 +58,36 @@ def artifacts(run: Run) -> list[str]:
     return [str(path) for path in paths if path.exists()]
 
 
+# Options that `show` says in words; the others have a row of their own when they are not at their default.
+SAID = (
+    *(
+        "model",
+        "task",
+        "target",
+        "threads",
+        "streams",
+        "precision_hint",
+        "placement",
+        "spec",
+        "calibrator",
+        "percentile",
+    ),
+    *("samples", "calibration", "eval_samples", "eval_data", "batch", "sequence", "out"),
+)
+
+
 def show(run: Run) -> None:
-    """The resolved configuration, before any work."""
+    """Show the resolved configuration, before any work."""
     options = run.options
     amax = run.keeps_spec and options.calibration is None
     placement = options.placement or (f"from {options.spec}" if options.spec else "the checkpoint's own")
     calibrator = f"{options.calibrator} {options.percentile or ''}".strip()
     text = f"{calibrator}, at most {options.samples} texts of {options.calibration or 'the bundled English text'}"
     threads = f"{options.threads} thread{'' if options.threads == 1 else 's'}"
+    if options.mode == "throughput":
+        threads += f" for each of {options.streams} requests at once"
+    changed = {known.name: getattr(options, known.name) for known in fields(options) if known.name not in SAID}
+    changed = {name: value for name, value in changed.items() if value != getattr(CompileOptions, name)}
     rows = {
         "model": f"{options.model or f'{DEFAULT_MODEL}, bundled'} ({options.task})",
         "target": f"{options.target}, {threads}, precision hint {options.precision_hint}",
@@ -71,15 +95,17 @@ def show(run: Run) -> None:
         "calibration": "the checkpoint's own amax" if amax else text,
         "evaluation": f"at most {options.eval_samples} texts of {options.eval_data or 'what calibration leaves over'}",
         "benchmark": f"batch {options.batch} x sequence {options.sequence}",
+        "also": ", ".join(f"{name.replace('_', ' ')} {value_text(value)}" for name, value in changed.items()),
         "out": str(run.work.path),
     }
     for name, value in rows.items():
-        run.screen.row(name, value)
+        if value:
+            run.screen.row(name, value)
     run.screen.line()
 
 
 def int8_text(build: Mapping[str, Any]) -> str:
-    """What runs in INT8 and what does not, from build.json, at most 80 columns where names allow."""
+    """Say what runs in INT8 and what does not, from build.json, at most 80 columns where names allow."""
     int8 = build["int8"]
     (linear, linears), (matmul, matmuls) = int8["encoder_linear"], int8["attention_matmul"]
     lines = [f"{linear} of {linears} encoder linears and {matmul} of {matmuls} attention matmuls run in INT8"]

@@ -45,7 +45,7 @@ def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
         "placement": sha256_file(Path(options.spec)) if options.spec else _placement(options),
         "embedding_tables": options.embedding_tables,
         "calibrator": [options.calibrator, options.percentile, options.samples, options.sequence],
-        "ptq": [options.ptq_settings().as_json(), options.treatments.as_json(), options.weight_quantize_type],
+        "ptq": [options.ptq_json(), options.treatments.as_json()],
         "sweep": _sweep_inputs(run),
         "text": source_fingerprint(options, options.calibration),
     }

@@ -45,7 +45,7 @@ CASES: Mapping[str, Case] = {
 }
 # What both models need to survive INT8 (docs/calibration.md), and 128 samples to calibrate with.
 TREATED: Words = (
-    *("--algo_list", "search", "--batch_size_list", "8", "--batch_num_list", "16"),
+    *("--algo_list", "clip", "--batch_size_list", "8", "--batch_num_list", "16"),
     *("--equalization", "--smoothing", "--softmax_scale", "--round_type", "gptq", "--bias_correction"),
 )
 # The points that pay on a CPU; every one of QDQBERT's twenty per layer.

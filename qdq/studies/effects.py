@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from qdq.base.choices import PLACEMENTS
 from qdq.calibrate.algorithms import Algorithm, algorithm_named
 from qdq.calibrate.treatments.settings import PLAIN, Treatments
-from qdq.pipeline.options import PLACEMENT_NAMES, CompileOptions, available_cores
+from qdq.pipeline.options import CompileOptions, available_cores
 from qdq.studies.command import add_calibration, exit_code, parser, publish
 from qdq.studies.models import micro_batches
 
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = parser("effects", __doc__)
     add_calibration(command)
     command.add_argument("--eval-data", required=True)
-    command.add_argument("--placements", default="linear+qk,qdqbert", help=f"of {', '.join(PLACEMENT_NAMES)}")
+    command.add_argument("--placements", default="linear+qk,qdqbert", help=f"of {', '.join(PLACEMENTS)}")
     command.add_argument("--only", help="names of variants that hold one of these words, separated by commas")
     command.add_argument("--eval-samples", type=int)
     command.add_argument("--overlap", type=int, help="tokens neighbouring windows share; -1: one window")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from qdq.base.option import help_of
+from qdq.pipeline.options import CompileOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "a b;\"c'd$(touch x)`touch y`$(shell touch z)$HOME"
@@ -72,3 +78,18 @@ def test_bench_t4_builds_three_plans_and_races_them(tree: Path) -> None:
 def test_help_is_the_default_and_fits_a_terminal(tree: Path) -> None:
     lines = make(tree).stdout.splitlines()
     assert any("make engine" in line for line in lines) and max(map(len, lines)) <= 80
+
+
+def test_help_of_the_variables_is_that_of_the_options() -> None:
+    """`make help` works before anything is installed, so the Makefile holds a copy of what the declarations say."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    table = re.search(r"^ENGINE_OPTIONS := (.*?[^\\])\n", makefile, flags=re.DOTALL | re.MULTILINE)
+    assert table is not None
+    declared = {known.name.replace("_", "-"): known for known in fields(CompileOptions)}
+    lines = []
+    for variable, option in (pair.split("=") for pair in table[1].replace("\\\n", " ").split()):
+        first = f"#|   {f'{variable}=':<15}"
+        form = {"initial_indent": first, "subsequent_indent": f"#|{' ' * 18}", "break_on_hyphens": False}
+        lines += textwrap.wrap(help_of(declared[option]), 80, **form)
+    expected = "\n".join(lines)
+    assert f"details):\n{expected}\n#|\n#| Variables of setup" in makefile, f"should be:\n{expected}"

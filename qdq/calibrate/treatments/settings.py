@@ -1,6 +1,7 @@
-"""PtqSettings: every post-training parameter of the compression API under its documented name, and the treatments.
+"""Options of post-training quantization beside the calibrator: treatments, and the lists that a sweep tries.
 
-PaddleNLP's documentation describes a static graph too, but leaves open what the activation types mean there. Here:
+The names are those of PaddleNLP's compression API where it has one. Its documentation describes a static graph too, but
+leaves open what the activation types mean there. Here:
 
 - range_abs_max (default): the frozen range is the calibration algorithm's threshold.
 - abs_max: PaddleNLP rescales every batch at run time. A scale of the batch at hand cannot be exported to a static Q/DQ
@@ -11,64 +12,65 @@ PaddleNLP's documentation describes a static graph too, but leaves open what the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 from qdq.base.config import choice
+from qdq.base.option import as_json, option
 from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, Algorithm, algorithm_named
-from qdq.errors import ConfigError
 
 WEIGHT_TYPES = ("abs_max", "channel_wise_abs_max")
 ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max")
-ROUND_TYPES = ("round", "adaround", "gptq")
+ROUND_TYPES = ("round", "adaround", "gptq")  # to nearest; arXiv 2004.10568; arXiv 2210.17323
+
+PTQ = "post-training parameters (PaddleNLP's names) and treatments"  # group of these options in --help
+CALIBRATE = "calibrate"  # the stage that decides them
+_ptq = partial(option, decided_by=CALIBRATE, group=PTQ)
 
 
-@dataclass(frozen=True)
-class Treatments:
-    """What else is done to keep accuracy. Each can be switched; each leaves the floating-point function as it is.
+@dataclass(frozen=True, kw_only=True)
+class TreatmentOptions:
+    """Treatments that keep accuracy. Each can be switched; each leaves the floating-point function as it is."""
 
-    Attributes:
-        value_centering: move a constant per value channel out of attention with quantized probabilities, into the bias
-            behind it; exact (softmax rows sum to one), costs nothing at run time.
-        equalization: scale query against key channels, and value channels against the output projection's columns;
-            exact (powers of two), costs nothing at run time.
-        smoothing: divide outlier channels in front of a linear and multiply its columns (SmoothQuant), where that
-            lowers the linear's output error enough to pay for the multiplication it adds to the graph.
-        residual_scaling: divide outlier channels of both operands of a residual add by powers of two, and multiply the
-            sum; the linear's own rows take its division, so two multiplications by a constant are added to the graph.
-        clip_search: choose the range of residual operands by the error of the normalized sum instead of by the tensor
-            alone.
-        softmax_scale: the softmax output is in [0, 1] whatever the data, so its amax is 1.
-        round_type: round (to nearest), adaround, or gptq (error-compensating).
-        bias_correction: absorb the mean error of a quantized linear in its bias.
+    round_type: str = _ptq("gptq", "rounding of weights", metavar="T", choices=ROUND_TYPES)
+    bias_correction: bool = _ptq(True, "absorb a linear's mean error in its bias")
+    # Where attention probabilities are quantized. Exact, because softmax rows sum to one; free at run time.
+    value_centering: bool = _ptq(True, "move a constant per value channel out of attention, into the bias behind it")
+    # By powers of two, so exact; free at run time.
+    equalization: bool = _ptq(True, "scale query against key and value against output channels")
+    # SmoothQuant: pays where it lowers the linear's output error enough for the multiplication it adds to the graph.
+    smoothing: bool = _ptq(True, "divide outlier channels in front of linears where it pays")
+    # Adds two multiplications by constants: the linear's rows take its division, the sum is multiplied back.
+    residual_scaling: bool = _ptq(True, "divide outlier channels of residual operands by powers of two where it pays")
+    softmax_scale: bool = _ptq(True, "amax 1 for softmax outputs whatever the data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatments(TreatmentOptions):
+    """Everything that is done beside choosing ranges by an algorithm.
+
+    clip_search: the range of residual operands is chosen by the error of the normalized sum, not by the tensor alone.
     """
 
-    value_centering: bool = True
-    equalization: bool = True
-    smoothing: bool = True
-    residual_scaling: bool = True
     clip_search: bool = True
-    softmax_scale: bool = True
-    round_type: str = "gptq"
-    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         choice(self.round_type, ROUND_TYPES, "round_type")
 
     @property
     def observes(self) -> bool:
-        """Whether a pass over inputs of linears is needed before ranges are measured."""
+        """True when inputs of linears are observed before ranges are measured."""
         return self.moves_ranges or self.clip_search or self.rewrites
 
     @property
     def moves_ranges(self) -> bool:
-        """Whether weights change before ranges are measured."""
+        """True when weights change before ranges are measured."""
         return self.value_centering or self.equalization or self.smoothing or self.residual_scaling
 
     @property
     def rewrites(self) -> bool:
-        """Whether weights or biases change after ranges are known."""
+        """True when weights or biases change after ranges are known."""
         return self.round_type != "round" or self.bias_correction
 
     @property
@@ -79,84 +81,32 @@ class Treatments:
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON value."""
-        return asdict(self)
+        return as_json(self)
 
 
-PLAIN = Treatments(False, False, False, False, False, False, "round", False)  # ranges only, as other tools quantize
+NOTHING: dict[str, Any] = {known.name: False for known in fields(Treatments)} | {"round_type": "round"}
+PLAIN = Treatments(**NOTHING)  # ranges only, as other tools quantize
 
 
 @dataclass(frozen=True)
 class PtqSettings:
-    """Parameters of PaddleNLP's compression API for post-training quantization; the defaults are its own.
+    """Settings that a sweep tries: every algorithm on every number of batches of every size.
 
-    Attributes:
-        algo_list: calibration algorithms to try, by name or alias (`qdq.calibrate.algorithms`).
-        batch_num_list: numbers of batches to try; None in the list is all of the data.
-        batch_size_list: samples in a batch; batch_size * batch_num samples are calibrated with.
-        weight_quantize_type: abs_max is one scale per weight, channel_wise_abs_max one per output channel.
-        activation_quantize_type: see the module's text.
-        moving_rate: decay of moving_average_abs_max.
-        round_type: round or adaround, or gptq, which PaddleNLP does not have.
-        bias_correction: absorb the mean error of a quantized linear in its bias (arXiv 1810.05723).
-        seed: of AdaRound.
+    None batches are all of the data; `seed` is that of AdaRound; the other names are explained in the module's text.
     """
 
     algo_list: tuple[str, ...] = ("mse", "KL")
     batch_num_list: tuple[int | None, ...] = (1,)
     batch_size_list: tuple[int, ...] = (4,)
-    weight_quantize_type: str = "channel_wise_abs_max"
     activation_quantize_type: str = "range_abs_max"
     moving_rate: float = DEFAULT_MOVING_RATE
-    round_type: str = "round"
-    bias_correction: bool = False
-    value_centering: bool = False
-    equalization: bool = False
-    smoothing: bool = False
-    residual_scaling: bool = False
-    softmax_scale: bool = False
     seed: int = 42
 
-    def __post_init__(self) -> None:
-        choice(self.weight_quantize_type, WEIGHT_TYPES, "weight_quantize_type")
-        choice(self.activation_quantize_type, ACTIVATION_TYPES, "activation_quantize_type")
-        choice(self.round_type, ROUND_TYPES, "round_type")
-        for name in ("algo_list", "batch_num_list", "batch_size_list"):
-            if not getattr(self, name):
-                raise ConfigError(f"{name}: is empty; give at least one value")
-        for name in ("batch_num_list", "batch_size_list"):
-            for value in getattr(self, name):
-                if value is not None and value < 1:
-                    raise ConfigError(f"{name}: {value} must be at least 1")
-        self.algorithms()
-
     def algorithms(self) -> tuple[Algorithm, ...]:
-        """What is to be tried, without repeats. Raises ConfigError naming an unknown one."""
+        """The algorithms to try, without repeats. Raises ConfigError naming an unknown one."""
         if self.activation_quantize_type == "abs_max":
             return (Algorithm("max"),)
         if self.activation_quantize_type == "moving_average_abs_max":
             return (algorithm_named("moving_average", moving_rate=self.moving_rate, where="moving_rate"),)
         found = [algorithm_named(n, moving_rate=self.moving_rate, where="algo_list") for n in self.algo_list]
         return tuple(dict.fromkeys(found))
-
-    @property
-    def treatments(self) -> Treatments:
-        """What the engine is told beside the algorithm."""
-        return Treatments(
-            value_centering=self.value_centering,
-            equalization=self.equalization,
-            smoothing=self.smoothing,
-            residual_scaling=self.residual_scaling,
-            clip_search=False,
-            softmax_scale=self.softmax_scale,
-            round_type=self.round_type,
-            bias_correction=self.bias_correction,
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON value of every field."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-
-def spec_overrides(settings: PtqSettings) -> Mapping[str, Any]:
-    """What of a QuantSpec the settings decide."""
-    return {"per_channel_weights": settings.weight_quantize_type == "channel_wise_abs_max"}

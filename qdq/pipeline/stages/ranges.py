@@ -52,7 +52,7 @@ def measured(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> Ca
     forwards = MicroBatches.of(batches, options.ptq_settings().batch_size_list[0])
     prepared = prepare(loaded.module(), forwards, spec, [algorithm], options.treatments, stage.progress)
     table, report = finish(prepared, algorithm)
-    how = "searched ranges" if options.treatments.clip_search else algorithm.label
+    how = "clipped ranges" if options.treatments.clip_search else algorithm.label
     summary = f"{how}{_smoothed(report)} over {table.tokens} tokens of {texts.source}"
     return Calibrated(table, texts.source, summary, report)
 
@@ -96,7 +96,7 @@ def _swept(
     best = next(candidate for candidate in found.candidates if candidate.best)
     summary = f"{best.algorithm} is the best of {len(found.candidates)} candidates, scored on {scored_on}"
     content = {
-        "settings": settings.as_json(),
+        "settings": run.options.ptq_json(),
         "scored_on": scored_on,
         "candidates": [candidate.as_json() for candidate in found.candidates],
     }

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qdq.cli.arguments import COMMANDS, WIDTH, build_parser, parse
+from qdq.cli.values import names
 from qdq.errors import ConfigError
 from qdq.pipeline.options import PLAN_OPTIONS, CompileOptions
 from qdq.text.columns import DETECTION_RULES
@@ -101,15 +102,37 @@ def test_doctor(qdq: Qdq) -> None:
     ("arguments", "message"),
     [
         (["comple"], "unknown command 'comple'; did you mean 'compile'?"),
-        (["compile", "--modell", "x"], "unknown option --modell; did you mean '--model'?"),
-        (["compile", "--bach=3"], "unknown option --bach; did you mean '--batch'?"),
+        (["compile", "--modell", "x"], "unknown option --modell; did you mean '--model' or '--mode'?"),
+        (
+            ["compile", "--bach=3"],
+            "unknown option --bach; did you mean '--batch'? 'qdq compile --help' lists all",
+        ),
         (["--jsn"], "unknown option --jsn; "),
         (["compile", "my-bert"], "unexpected argument 'my-bert'; options are written --name value"),
         (["doctor", "--model", "x"], "unknown option --model; "),
         (["compile", "--batch"], "--batch: expected one argument; see 'qdq compile --help'"),
-        (["compile", "--batch", "many"], "--batch: invalid int value: 'many'"),
-        (["compile", "--percentile", "high"], "--percentile: invalid float value: 'high'"),
-        (["compile", "--modl", "x"], "unknown option --modl; did you mean '--model'?"),
+        (
+            ["compile", "--batch", "many"],
+            "--batch: expected a whole number, such as 4, found 'many'; see",
+        ),
+        (["compile", "--percentile", "high"], "--percentile: expected a number, such as 0.5, found 'high'"),
+        (["compile", "--buckets", "a"], "--buckets: expected whole numbers, such as 32,64,128, found 'a'"),
+        (
+            ["compile", "--batch-size-list", "4,b"],
+            "--batch-size-list: expected whole numbers, such as",
+        ),
+        (
+            ["compile", "--batch-num-list", "x"],
+            "--batch-num-list: expected whole numbers or all, such as 1,16,all",
+        ),
+        (["bench", "--warmup", "x"], "--warmup: expected a whole number, such as 4, found 'x'"),
+        (["estimate", "x.onnx", "--batch", "1.5"], "--batch: expected a whole number, such as 4, found '1.5'"),
+        (
+            ["evaluate", "x", "--data", "y", "--samples", "a"],
+            "--samples: expected a whole number, such as 4, found 'a'",
+        ),
+        (["compile", "--modl", "x"], "unknown option --modl; did you mean '--model' or '--mode'?"),
+        (["compile", "--calib", "x"], "unknown option --calib; did you mean '--calibration' or '--calibrator'? 'qdq "),
         (["compile", "--target", "openvin"], "--target: unknown value 'openvin'; did you mean 'openvino'?"),
         (["compile", "--task", "text-clasification"], "did you mean 'text-classification'?"),
         (["compile", "--placement", "linear+kq"], "--placement: unknown value 'linear+kq'; did you mean 'linear+qk'?"),
@@ -134,6 +157,20 @@ def test_usage_errors(qdq: Qdq, tmp_path: Path, monkeypatch: Any, arguments: lis
     assert ran.err.startswith("qdq: ")
     assert ran.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_message_names_the_function_that_reads_a_value() -> None:
+    """Whatever the command and the option: "invalid _counts value" told a user nothing."""
+    _, commands = build_parser()
+    checked = 0
+    for command in commands.values():
+        for action in command._actions:
+            if action.type in (None, str, names):
+                continue
+            with pytest.raises(ConfigError, match=r"^--[a-z-]+: expected .*, such as .*, found '\?'"):
+                command.parse_args([action.option_strings[0], "?"])
+            checked += 1
+    assert checked > 100
 
 
 def test_every_enumerated_option_names_the_nearest_value() -> None:

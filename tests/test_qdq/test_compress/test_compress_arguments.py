@@ -80,6 +80,7 @@ def test_documented_command_line() -> None:
     )
     assert arguments.widths == (Fraction(3, 4), Fraction(1, 2))
     assert arguments.batch_num_list == [1, None]
+    assert arguments.batch_counts == (1, None)
     assert arguments.batch_size_list == [4, 8, 16]
     assert arguments.optim == CompressionArguments.default_optim
     assert arguments.get_warmup_steps(1000) == 100
@@ -87,6 +88,13 @@ def test_documented_command_line() -> None:
     assert arguments.chosen_strategy.name == "dynabert+qat"
     assert not arguments.remove_unused_columns
     assert arguments.bias_correction
+
+
+def test_the_former_name_of_clip_is_translated_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="qdq"):
+        arguments = parse("--algo_list", "search", "mse")
+    assert arguments.algo_list == ["clip", "mse"]
+    assert "calibrator 'search' is called 'clip' now" in caplog.text
 
 
 def test_warmup_steps_win_over_the_ratio() -> None:
@@ -121,6 +129,8 @@ def test_arguments_survive_what_trainer_does_to_them(tmp_path: Path) -> None:
         (["--width_mult_list", "5/4"], "outside"),
         (["--algo_list", "mze"], r"algo_list.*did you mean 'mse'"),
         (["--batch_size_list", "0"], "batch_size_list: 0"),
+        (["--batch_num_list", "few"], "batch_num_list: expected a whole number or None, such as 16, found 'few'"),
+        (["--batch_num_list", "0"], "batch_num_list: 0"),
         (["--weight_quantize_type", "absmax"], "weight_quantize_type"),
         (["--activation_quantize_type", "x"], "activation_quantize_type"),
         (["--round_type", "floor"], "round_type"),

@@ -71,7 +71,7 @@ def test_ptq_writes_a_checkpoint_that_computes_the_same(load_tiny: Load, encode:
 
 
 TREATED = {
-    "algo_list": ["search", "mse"],
+    "algo_list": ["clip", "mse"],
     "round_type": "adaround",
     "bias_correction": True,
     "value_centering": True,
@@ -85,7 +85,7 @@ TREATED = {
 def test_ptq_treats_weights_as_compile_does(
     load_tiny: Load, encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same engine: what a treated candidate's checkpoint holds, and that only `search` searches clips."""
+    """The same engine: what a treated candidate's checkpoint holds, and that only `clip` chooses clips."""
     monkeypatch.setattr(rounding, "ADAROUND_STEPS", 5)
     loaded = load_tiny()
     data = samples(loaded, encode)
@@ -93,16 +93,16 @@ def test_ptq_treats_weights_as_compile_does(
     result = CompressionTrainer(loaded.model, args, eval_dataset=data, tokenizer=loaded.tokenizer).compress()
     found = {candidate.notes["algorithm"]: candidate for candidate in result.candidates}
     everything = [
+        "bias_correction",
         "value_centering",
         "equalization",
         "smoothing",
         "residual_scaling",
-        "clip_search",
         "softmax_scale",
-        "bias_correction",
+        "clip_search",
         "adaround",
     ]
-    assert found["search"].notes["treatments"] == everything
+    assert found["clip"].notes["treatments"] == everything
     assert "clip_search" not in found["mse"].notes["treatments"]
     for candidate in result.candidates:
         again, _, _ = load_checkpoint(result.folders[candidate.name])

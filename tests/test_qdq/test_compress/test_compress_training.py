@@ -132,7 +132,7 @@ def test_the_best_of_the_evaluated_models_is_kept(
         {},
         {"use_pact": False, "distillation": False},
         {"use_pact": False, "activation_quantize_type": "abs_max", "weight_quantize_type": "abs_max"},
-        {"algo_list": ["search"], "smoothing": True, "equalization": True, "round_type": "gptq"},
+        {"algo_list": ["clip"], "smoothing": True, "equalization": True, "round_type": "gptq"},
     ],
     ids=["pact", "moving-average", "abs-max", "from-treated"],
 )

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from engines.tensorrt.settings import HARDWARE
+from engines.bench_gpu.settings import GpuBenchSettings
 from qdq.errors import ConfigError
-from qdq.inject.spec import PLACEMENTS
 from qdq.pipeline import options as module
-from qdq.pipeline.options import CompileOptions, available_cores, detect_target, resolve
+from qdq.pipeline.options import GROUPS, CompileOptions, PlanOptions, available_cores, detect_target, resolve
 
 
 @pytest.mark.parametrize(
@@ -41,6 +40,14 @@ from qdq.pipeline.options import CompileOptions, available_cores, detect_target,
         ({"percentile": 0.0}, r"percentile: 0\.0 is outside \(0, 100\]"),
         ({"percentile": 100.5}, r"percentile: 100\.5 is outside"),
         ({"percentile": float("nan")}, "percentile: nan is outside"),
+        ({"algo_list": ("mse", "KLL")}, "--algo-list: unknown value 'KLL'; did you mean 'KL'"),
+        ({"batch_num_list": (None, 0)}, "--batch-num-list: 0 is outside 1"),
+        ({"batch_size_list": (-4,)}, "--batch-size-list: -4 is outside 1"),
+        ({"round_type": "adarond"}, "--round-type: unknown value 'adarond'; did you mean 'adaround'"),
+        ({"activation_quantize_type": "absmax"}, "--activation-quantize-type: .*did you mean 'abs_max'"),
+        ({"activation_quantize_type": "moving_average_abs_max", "moving_rate": 1.5}, r"moving_rate 1\.5 is outside"),
+        ({"max_drop": 100.5}, r"--max-drop: 100\.5 is outside 0\.\.100"),
+        ({"weight_quantize_type": "channel"}, "--weight-quantize-type: unknown value 'channel'"),
         ({"bench_seconds": 0.0}, r"--bench-seconds: 0\.0 must be positive"),
         ({"bench_seconds": float("nan")}, "--bench-seconds: nan must be positive"),
         ({"hardware_compatibility": "ampere"}, r"--hardware-compatibility: .*did you mean 'ampere_plus'"),
@@ -60,10 +67,25 @@ def test_the_defaults_are_valid_and_what_the_issue_says() -> None:
     assert (options.target, options.batch, options.sequence, options.precision_hint) == ("auto", 40, 128, "f32")
 
 
-def test_names_are_those_of_the_modules_that_act_on_them() -> None:
-    """options.py repeats them so that the command line needs no torch."""
-    assert set(module.PLACEMENT_NAMES) == set(PLACEMENTS)
-    assert module.HARDWARE == HARDWARE
+def test_every_option_has_a_group_of_the_help() -> None:
+    assert {known.metadata["group"] for known in fields(CompileOptions)} == set(GROUPS)
+
+
+def test_defaults_of_the_gpu_benchmark_are_its_own() -> None:
+    """options.py repeats them so that the command line needs no numpy."""
+    settings, declared = GpuBenchSettings(), PlanOptions()
+    shared = {known.name for known in fields(GpuBenchSettings)} & {known.name for known in fields(PlanOptions)}
+    assert shared == {known.name for known in fields(PlanOptions)} - {"engine"}
+    assert {name: getattr(settings, name) for name in shared} == {name: getattr(declared, name) for name in shared}
+
+
+def test_only_clip_treats_ranges_beside_the_algorithm() -> None:
+    assert CompileOptions().treatments.clip_search and CompileOptions().ptq_settings().algo_list == ("max",)
+    assert not CompileOptions(calibrator="max").treatments.clip_search
+    assert not CompileOptions(activation_quantize_type="abs_max").treatments.clip_search
+    off = CompileOptions(smoothing=False, round_type="round")
+    assert not off.treatments.smoothing and off.treatments.equalization and off.treatments.round_type == "round"
+    assert off.ptq_json()["smoothing"] is False
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 import pytest
 
+from qdq.base.option import FREE, option
 from qdq.errors import ConfigError
 from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.recall import DECIDED_BY, ORDER, recalled
@@ -57,7 +60,29 @@ def test_what_is_decided_can_be_repeated_but_not_changed() -> None:
     assert recalled("build", {"precision_hint": "bf16"}, EARLIER.as_json()).precision_hint == "bf16"
 
 
-def test_decisions_name_stages_and_options() -> None:
-    assert set(DECIDED_BY) <= set(ORDER)
-    names = CompileOptions().as_json().keys()
-    assert {option for options in DECIDED_BY.values() for option in options} <= names
+def undecided(options: type[CompileOptions]) -> list[str]:
+    """Names of options whose declaration does not say which stage decides them, or FREE."""
+    return [known.name for known in fields(options) if known.metadata.get("decided_by", "") not in (FREE, *ORDER)]
+
+
+def test_every_option_is_decided_by_a_stage_or_free() -> None:
+    assert undecided(CompileOptions) == []
+    assert DECIDED_BY.keys() == CompileOptions().as_json().keys()
+
+
+def test_an_option_that_is_neither_is_noticed() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Extended(CompileOptions):
+        forgotten: int = 0
+        misspelled: int = option(0, "", "calibration", group="text")
+
+    assert undecided(Extended) == ["forgotten", "misspelled"]
+
+
+def test_a_work_directory_of_the_former_calibrator_name_is_understood(caplog: pytest.LogCaptureFixture) -> None:
+    earlier = {**EARLIER.as_json(), "calibrator": "search"}
+    assert recalled("bench", {}, earlier).calibrator == "clip"
+    assert recalled("bench", {"calibrator": "clip"}, earlier) == EARLIER
+    with pytest.raises(ConfigError, match="--calibrator: this work directory was made with 'clip', and 'mse'"):
+        recalled("bench", {"calibrator": "mse"}, earlier)
+    assert caplog.text == ""  # nobody typed it now

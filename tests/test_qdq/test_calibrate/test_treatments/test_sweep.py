@@ -69,7 +69,7 @@ def test_every_candidate_is_what_it_would_be_alone_and_the_best_is_kept(
         seen.append(logits(module, samples))
         return {"minus_error": -float((seen[-1] - floating).square().mean())}
 
-    settings = PtqSettings(("KL", "abs_max", "hist", "mse"), (1, 2), (4, 8), round_type="gptq")
+    settings = PtqSettings(("KL", "abs_max", "hist", "mse"), (1, 2), (4, 8))
     treatments = Treatments(clip_search=False)
     found = sweep(lambda: build(bert), samples, SPEC, settings, treatments, score)
     assert [c.samples for c in found.candidates] == [4] * 4 + [8] * 8 + [16] * 4
@@ -180,12 +180,17 @@ def test_plain_calibration_through_the_command_line(tiny_checkpoint: Checkpoint,
     assert calibration["treatments"] == {}
 
 
-def test_treatments_through_the_command_line(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """What was done stands in calibration.json, and the checkpoint holds it."""
+def test_treatments_through_the_command_line(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was done stands in calibration.json, and the checkpoint holds it; clip is understood by its former name."""
     arguments = ["calibrate", "--model", str(tiny_checkpoint("bert")), "--samples", "8", "--target", "onnxruntime"]
     arguments += ["--calibrator", "search", "--round-type", "gptq", "--bias-correction", "--equalization"]
     arguments += ["--smoothing", "--softmax-scale", "--placement", "qdqbert", "--sequence", "32"]
     assert main([*arguments, "--out", str(tmp_path / "work")]) == 0
+    assert "calibrator 'search' is called 'clip' now" in " ".join(capsys.readouterr().err.split())
+    manifest = json.loads((tmp_path / "work" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["options"]["calibrator"] == "clip"
     calibration = json.loads((tmp_path / "work" / "calibration.json").read_text(encoding="utf-8"))
     assert calibration["algorithm"] == "search"
     done = {

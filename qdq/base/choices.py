@@ -1,0 +1,27 @@
+"""Values of options, spelled once for the command line and for the code that acts on them; no heavy imports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+BODIES = ("fp16", "bf16", "fp32")  # float type outside the INT8 islands of a TensorRT graph
+INPUT_TYPES = ("int64", "int32")  # of a CPU engine's token ids
+PRECISION_HINTS = ("f32", "bf16", "f16")  # OpenVINO's, for layers that are not INT8
+HARDWARE = ("none", "ampere_plus", "same_compute_capability")  # TensorRT's hardware compatibility levels
+
+# Named placement -> the fields of QuantSpec it sets; everything else keeps QuantSpec's default.
+# The ft and trt rows are FasterTransformer's and demoBERT's --quant_mode presets on QDQBERT's twenty points. Their
+# extra switches (layernorm_input, softmax_input, aftergemm, final_input) name tensors that are not among the twenty,
+# so ft3, which only adds softmax_input and layernorm_input to ft2, quantizes the same points as ft2 here.
+PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
+    "auto": {},  # the widest; what is left out of it stands in `declined`
+    "linear": {"matmul": (), "residual": ()},
+    "linear+qk": {"matmul": ("q", "k"), "residual": ()},
+    "qdqbert": {},
+    "dynamic": {"matmul": (), "residual": (), "dynamic": True},
+    "ft1": {"residual": ()},
+    "ft2": {"residual": ("residual",), "per_channel_weights": False, "fuse_qkv": True},
+    "ft3": {"residual": ("residual",), "per_channel_weights": False, "fuse_qkv": True},
+    "trt": {"per_channel_weights": False, "fuse_qkv": True},
+}
