@@ -30,6 +30,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import qdq.load.pruned  # noqa: F401  # transformers' Auto classes then load what the dynabert step saves
+
 if TYPE_CHECKING:
     from qdq.compress.arguments import CompressionArguments
     from qdq.compress.step import Candidate, CompressionResult, Session, Step

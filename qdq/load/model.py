@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+import qdq.load.pruned  # noqa: F401  # CONFIG_MAPPING and the Auto classes then know width-pruned models
 from qdq.base.artifacts import sha256_file
 from qdq.errors import ModelError
 from qdq.inject.families import Family, family_of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from export.check import check_file
 from export.to_onnx import export_onnx
@@ -25,7 +27,7 @@ from qdq.inject import QuantSpec, inject
 from qdq.inject.quantizer import folded
 from qdq.inject.widths import blocks
 from qdq.load.model import LoadedModel, load_model
-from qdq.load.pruned import PRUNABLE
+from qdq.load.pruned import PRUNABLE, pruned_config
 
 Load = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]
@@ -126,24 +128,37 @@ def test_mpnet_is_declined_by_name(load_tiny: Load) -> None:
 
 
 @pytest.mark.parametrize(
-    "order",
+    "imports",
     [
-        "import sys, qdq.cli.main; assert 'transformers' not in sys.modules; import transformers",
-        "from transformers import AutoConfig; import qdq",
+        "import qdq.compress; from transformers import AutoModelForSequenceClassification",
+        "from transformers import AutoModelForSequenceClassification; import qdq.load.model",
     ],
     ids=["qdq-first", "transformers-first"],
 )
-def test_auto_classes_know_pruned_models_after_import_qdq(
-    order: str, load_tiny: Load, encode: Encode, tmp_path: Path
-) -> None:
+def test_auto_classes_know_pruned_models(imports: str, load_tiny: Load, tmp_path: Path) -> None:
     model = tiny(load_tiny).model
     extract(model, size_at(model, Fraction(1, 2))).save_pretrained(tmp_path)
     code = (
-        f"{order}; from transformers import AutoModelForSequenceClassification as Auto;"
-        f"print(type(Auto.from_pretrained({str(tmp_path)!r})).__name__)"
+        f"{imports}; import pickle;"
+        f"model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r});"
+        "print(type(pickle.loads(pickle.dumps(model))).__name__)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "PrunedBertForSequenceClassification"
+
+
+def test_import_qdq_changes_nothing() -> None:
+    code = "import sys; before = list(sys.meta_path); import qdq; assert sys.meta_path == before; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"transformers", "qdq.load"} & set(ran.stdout.split())
+
+
+@pytest.mark.parametrize("model_type", sorted(PRUNABLE))
+def test_a_pruned_config_is_copied_and_pickled(model_type: str, load_tiny: Load) -> None:
+    config = pruned_config(tiny(load_tiny, model_type).model.config, heads=2, head_size=8, neurons=32)
+    for same in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), AutoConfig.for_model(**config.to_dict())):
+        assert type(same) is type(config)
+        assert same.to_dict() == config.to_dict()
 
 
 def test_a_pruned_model_is_quantized_and_exported_like_any_other(
