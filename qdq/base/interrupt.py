@@ -1,15 +1,19 @@
-"""Ctrl-C and SIGTERM: one exception for both, that passes through every cleanup and comes again when it gets lost."""
+"""Ctrl-C and SIGTERM: one exception for both, raised in the main thread but never in the middle of an import.
+
+Files are written whole or not at all (`qdq.base.artifacts`), so a run may end anywhere. An import may not: an exception
+inside the start of a C++ library is turned into another error (numpy) or ends the process with a core dump (torch), and
+imports are the first seconds of a run. A signal that comes then is looked at again every `IMPORT_SECONDS`.
+"""
 
 from __future__ import annotations
 
 import signal
-import sys
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HAS_TIMER = hasattr(signal, "setitimer")  # not on Windows, where a signal during an import is raised at once
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGALRM,) if HAS_TIMER else ()))
 IMPORT_SECONDS = 0.1
-AGAIN_SECONDS = 3.0  # no cleanup takes that long
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,10 +28,6 @@ class Interrupted(KeyboardInterrupt):
 class Interrupts:
     """The signal handler of one run.
 
-    It waits for the end of an import: an exception inside the start of a C++ library is made another error (numpy)
-    or ends the process with a core dump (torch). It strikes again while the run goes on, because foreign code may
-    swallow the exception.
-
     Attributes:
         received: a signal has come; an error behind it may be what foreign code has made of the interruption.
         over: nothing is left to interrupt; further signals are ignored.
@@ -37,24 +37,22 @@ class Interrupts:
         self.received = False
         self.over = False
         self._before: dict[signal.Signals, Any] = {}
-        self._hook = sys.unraisablehook
 
     def start(self) -> None:
-        """Handle both signals, except one that this process was started to ignore."""
-        sys.unraisablehook = self._unraisable
-        for number in (*SIGNALS, signal.SIGALRM):
+        """Handle the signals, except one that this process was started to ignore."""
+        for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self)
 
     def restore(self) -> None:
         """Give the handlers back to whoever had them."""
-        sys.unraisablehook = self._hook
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if HAS_TIMER:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def ignore(self) -> None:
-        """Let the process end in peace: that takes python up to a second, most of it without any handler of ours."""
+        """Ignore signals while the process ends: that takes Python up to a second, mostly outside our code."""
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
 
@@ -63,15 +61,10 @@ class Interrupts:
         if self.over:
             return
         self.received = True
-        importing = _importing(frame)
-        signal.setitimer(signal.ITIMER_REAL, IMPORT_SECONDS if importing else AGAIN_SECONDS)
-        if not importing:
+        if HAS_TIMER and _importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, IMPORT_SECONDS)
+        else:
             raise Interrupted
-
-    def _unraisable(self, report: Any) -> None:
-        """What is raised inside __del__ goes nowhere: it will come again, and a traceback helps nobody."""
-        if not issubclass(report.exc_type, Interrupted):
-            self._hook(report)
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -46,19 +46,12 @@ PLACES = {
         strike(scope["number"])
     except BaseException as error:
         raise ImportError("original import error") from error""",
-    "where foreign code swallows it": """
+    "again, where foreign code has swallowed it": """
         try:
             strike(scope["number"])
         except BaseException:
             pass
-        time.sleep(60)""",
-    "where python can only report it": """
-        class Deleted:
-            def __del__(self):
-                strike(scope["number"])
-        deleted = Deleted()
-        del deleted
-        time.sleep(60)""",
+        strike(scope["number"])""",
     "twice": """
     try:
         strike(scope["number"])
@@ -88,7 +81,7 @@ def run(folder: Path, body: str, number: str, ahead: str = "") -> tuple[int, str
     [
         *((place, "SIGINT") for place in PLACES),
         ("in the open", "SIGTERM"),
-        ("where foreign code swallows it", "SIGTERM"),
+        ("again, where foreign code has swallowed it", "SIGTERM"),
     ],
 )
 def test_a_signal_ends_the_run(tmp_path: Path, place: str, number: str) -> None:
@@ -138,10 +131,8 @@ def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
 
 def test_the_caller_of_main_gets_its_handlers_back(capsys: pytest.CaptureFixture[str]) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    hook = sys.unraisablehook
     assert main(["doctor"]) == 0
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    assert sys.unraisablehook is hook
 
 
 def test_interrupts_are_remembered() -> None:
