@@ -16,7 +16,7 @@ from engines.openvino import OpenVINORunner, OpenVINOSettings
 from qdq.base.artifacts import write_json
 from qdq.base.versions import versions
 from qdq.text.data import bundled, read_records
-from qdq.text.encode import workload
+from qdq.text.encode import workload_of_shape
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     records, _ = read_records(bundled(pairs=True, heldout=True))
     inputs = ("input_ids", "attention_mask", "token_type_ids")
-    feeds = workload(tokenizer, records, inputs, options.batch, options.sequence, 5)
+    feeds = workload_of_shape(tokenizer, records, inputs, (options.batch, options.sequence), 5)
     named = dict(entry.split("=", 1) for entry in options.engines)
     built = OpenVINOSettings(options.threads, shape=(options.batch, options.sequence))  # as `qdq compile` times it
     contestants = [

@@ -1,6 +1,6 @@
 """Files that are whole or absent: atomic writes, canonical JSON, content hashes.
 
-Everything the project writes goes through here, so a killed run never leaves a half file that
+Every file the project writes goes through here, so a killed run never leaves a half file that
 looks whole, and the same content always gives the same bytes.
 """
 
@@ -122,7 +122,7 @@ def _remove(path: Path) -> None:
 
 
 def write_failure(path: Path, error: OSError) -> DeployError:
-    """The one message for "this could not be written", with what to do about it."""
+    """Return the one error for "this could not be written", with its way out."""
     reason = error.strerror or str(error)
     return DeployError(f"cannot write {path}: {reason}; free space or choose a writable folder with --out (OUT=)")
 
@@ -134,7 +134,7 @@ def _sync(path: Path) -> None:
 
 
 def sweep_partials(folder: Path) -> int:
-    """Remove what killed runs left behind in `folder` (call only while holding its lock); return how many."""
+    """Remove partial files of killed runs from `folder` (call only while holding its lock); return how many."""
     found = list(folder.rglob(f"{PARTIAL_PREFIX}*")) if folder.is_dir() else []
     for partial in found:
         _remove(partial)

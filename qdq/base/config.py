@@ -75,6 +75,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as the type hint wants it (lists as tuples, int as float), or raise ConfigError."""
+    # Types made of others: the first alternative that fits, every element of a tuple, one of the literals
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
@@ -89,6 +91,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return tuple(_typed(item, arguments[0], where) for item in value)
     if origin is typing.Literal:
         return choice(value, arguments, where) if isinstance(value, str) else _mismatch(value, hint, where)
+    # Plain types
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < 2**1023 else _mismatch(value, hint, where)  # beyond that it overflows
     if hint is type(None):

@@ -1,4 +1,4 @@
-"""Pictures as PNG files: matplotlib figures without a display or global state, written whole, the same bytes again."""
+"""Pictures as PNG files: matplotlib figures without a display or global state, reproducible byte by byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows while it works: stage lines, progress bars and notes, on standard error, at most 80 columns wide."""
+"""Output of a run on standard error while it works: stage lines, progress bars and notes, at most 80 columns wide."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Screen:
         self.console.print(text, markup=False)
 
     def row(self, name: str, text: str, indent: int = 0) -> None:
-        """Print a name and what belongs to it; further lines stand below the text, `indent` columns in."""
+        """Print a name and its text; further lines stand below the text, `indent` columns in."""
         self.line(wrap(f"  {name:<{NAME}}{text}", NAME + 2 + indent))
 
     def warn(self, text: str) -> None:

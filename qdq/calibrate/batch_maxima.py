@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 
-@dataclass
-class _Open:
-    """A batch some of whose samples are still to come."""
-
-    rows: dict[int, float]
-
-
 class BatchMaxima:
-    """Folds the largest magnitude of every sample into statistics of whole batches, as they become whole.
+    """Running statistics over batches: each batch is added once the largest magnitude of all its samples is known.
 
     average: PaddlePaddle's `avg` (PostTrainingQuantization): per batch the mean over its samples of their largest
     magnitude, then the mean over batches. Exact: sums are fractions, so the order does not matter.
@@ -32,13 +24,12 @@ class BatchMaxima:
         self.rate = rate
         self.batch_size = batch_size
         self.rows: Sequence[int] | None = None
-        self._open: dict[int, dict[int, float]] = {}
-        self._next = 0  # the first batch that is not folded yet
+        self._open: dict[int, dict[int, float]] = {}  # batch -> sample -> largest, while samples are still to come
         self._count, self._sum = 0, Fraction(0)
         self._accum, self._state = 0.0, 0.0
 
     def add(self, maxima: Sequence[float]) -> None:
-        """The largest magnitude of every sample of one forward; a point that is passed twice keeps the larger."""
+        """Add the largest magnitude of every sample of one forward; a point that is passed twice keeps the larger."""
         if self.rows is None or self.batch_size is None:
             self._fold(maxima)
             return
@@ -47,7 +38,7 @@ class BatchMaxima:
             batch[row] = max(value, batch.get(row, 0.0))
 
     def close(self, before: int | None = None) -> None:
-        """Fold every batch whose samples all have numbers below `before` (None: every batch) and forget them."""
+        """Add every batch whose samples all have numbers below `before` (None: every batch) to the statistics."""
         size = self.batch_size or 1
         for number in sorted(self._open):
             if before is None or (number + 1) * size <= before:
@@ -60,7 +51,7 @@ class BatchMaxima:
         self._state = self.rate * self._state + 1
 
     def merge(self, other: BatchMaxima) -> None:
-        """Append the batches of `other`; open batches of both are folded first."""
+        """Append the batches of `other`; batches that are still open in either are closed first."""
         self.close()
         other.close()
         self._count += other._count

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdq.base.types import Progress
 from qdq.calibrate import ranks
-from qdq.calibrate.algorithms import (
-    DEFAULT_MOVING_RATE,
-    DEFAULT_PERCENTILE,
-    PER_BATCH,
-    Algorithm,
-    algorithm_named,
-)
+from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, DEFAULT_PERCENTILE, PER_BATCH, Algorithm
 from qdq.calibrate.batch_maxima import BatchMaxima
 from qdq.calibrate.calibrators import HistogramCalibrator, TensorMemo, amax_of
 from qdq.calibrate.rebatch import WINDOW, MicroBatches
@@ -25,25 +20,9 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.errors import CalibrationError
 from qdq.inject import quantizers
 from qdq.inject.embedding import QuantEmbedding
-from qdq.inject.families import Family, family_of
+from qdq.inject.families import PROJECTIONS, Family, family_of
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, weight_amax
 from qdq.inject.spec import QuantSpec
-
-
-@dataclass(frozen=True)
-class CalibrationSettings:
-    """How activation ranges are chosen: an algorithm's name or alias, and the numbers of those that take one."""
-
-    algorithm: str = "percentile"
-    percentile: float | None = None
-    moving_rate: float = DEFAULT_MOVING_RATE
-
-    def __post_init__(self) -> None:
-        self.resolve()
-
-    def resolve(self) -> Algorithm:
-        """The algorithm itself. Raises ConfigError."""
-        return algorithm_named(self.algorithm, self.percentile, self.moving_rate)
 
 
 @dataclass(frozen=True)
@@ -69,8 +48,8 @@ def calibrate(
     module: nn.Module,
     batches: Sequence[Mapping[str, Tensor]],
     spec: QuantSpec,
-    settings: CalibrationSettings,
-    progress: Callable[[int, int], None] | None = None,
+    algorithm: Algorithm,
+    progress: Progress | None = None,
 ) -> CalibrationTable:
     """Run `batches` in floating point, choose an amax for every activation point and freeze every weight amax.
 
@@ -79,14 +58,13 @@ def calibrate(
         batches: int64 [B, S] (or [B, N, S]) tensors by input name; "attention_mask" marks what counts. Not run when
             only weights and embedding tables are placed, which need no data.
         spec: fuse_qkv, clip_gelu and recalibrate_weights are applied here.
-        settings: the algorithm.
+        algorithm: chooses the amax of every activation point.
         progress: called with (done, total) batches.
 
     Statistics are maxima and integer counts, so the table does not depend on how texts are grouped into batches
     beyond the float rounding of the matrix multiplications themselves; `qdq.calibrate.rebatch` removes that too.
     Raises CalibrationError naming the points that saw no data, NaN or infinity, or only zeros.
     """
-    algorithm = settings.resolve()
     freeze_weights(module, spec.recalibrate_weights)  # first: a damaged weight would make every later point NaN
     collected = collect(module, batches, [algorithm], progress)
     return settle(module, spec, collected, algorithm)
@@ -96,14 +74,13 @@ def collect(
     module: nn.Module,
     batches: Sequence[Mapping[str, Tensor]] | MicroBatches,
     algorithms: Sequence[Algorithm],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Collected:
     """One floating-point pass over `batches`, from which every one of `algorithms` can be settled afterwards.
 
-    The cost does not depend on how many algorithms there are. `MicroBatches` says itself which samples make a batch
-    of the per-batch algorithms; in a plain sequence every element is one. Under a process group every process runs a
-    share of the forwards and all of them return everybody's statistics; the per-batch algorithms, which depend on the
-    order, run all forwards on every process.
+    The cost is the same for any number of algorithms. `MicroBatches` says which samples make a batch of the per-batch
+    algorithms; in a plain sequence every element is one. Under a process group every process runs a share of the
+    forwards and returns the statistics of all; the per-batch algorithms, which need the order, run all on each.
     """
     points = quantizers(module)
     plan = batches if isinstance(batches, MicroBatches) else MicroBatches.as_given(batches)
@@ -111,13 +88,15 @@ def collect(
     if not rates:
         plan = ranks.share(plan)
     memo = TensorMemo()
-    for point in points.values():
+    calibrators: dict[str, HistogramCalibrator] = {}
+    for name, point in points.items():
         point.disable_quant()
         if point.layout != "weight":
             kept = BatchMaxima(max(filter(None, rates), default=DEFAULT_MOVING_RATE), plan.batch_size)
-            point.calibrator = HistogramCalibrator(algorithms[0], memo, kept if rates else None)
+            calibrators[name] = HistogramCalibrator(algorithms[0], memo, kept if rates else None)
+            point.calibrator = calibrators[name]
             point.enable_calib()
-    calibrators = {n: p.calibrator for n, p in points.items() if isinstance(p.calibrator, HistogramCalibrator)}
+    # The pass itself; with weights alone there is nothing to run
     samples = tokens = 0
     try:
         with torch.no_grad():
@@ -213,13 +192,9 @@ def _fuse_qkv(module: nn.Module, per_tensor_weights: bool) -> None:
         operands = [getattr(owner, f"matmul_{operand}_input_quantizer", None) for operand in "qkv"]
         _share([operand for operand in operands if isinstance(operand, TensorQuantizer)])
         if per_tensor_weights and hasattr(owner, "matmul_q_input_quantizer"):
-            linears = [child for name, child in owner.named_children() if name in QKV_NAMES]
+            linears = [getattr(owner, name, None) for names in PROJECTIONS for name in names]
             weights = [child._weight_quantizer for child in linears if isinstance(child, QuantLinear)]
             _share([weight for weight in weights if weight is not None])
-
-
-# The q, k and v projections under the names the supported families give them.
-QKV_NAMES = frozenset({"query", "key", "value", "q_lin", "k_lin", "v_lin", "q", "k", "v"})
 
 
 def _share(points: list[TensorQuantizer]) -> None:

@@ -18,27 +18,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdq.calibrate.algorithms import (
-    ALGORITHMS,
-    DEFAULT_MOVING_RATE,
-    DEFAULT_PERCENTILE,
-    PER_BATCH,
-    Algorithm,
-    algorithm_named,
-)
+from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, DEFAULT_PERCENTILE, PER_BATCH, Algorithm
 from qdq.calibrate.batch_maxima import BatchMaxima
-from qdq.calibrate.thresholds import FINITE_FP16_MAGNITUDES, LARGEST_FP16, Counts, search
+from qdq.calibrate.thresholds import FINITE_FP16_MAGNITUDES, Counts, choose_thresholds
 from qdq.errors import CalibrationError
-from qdq.inject.statistics import MaxCalibrator, _row_maxima, problem_of
+from qdq.inject.scale import LARGEST_FP16
+from qdq.inject.statistics import MaxCalibrator, problem_of, row_maxima
 
-CALIBRATORS = ALGORITHMS
 MAGNITUDE_BITS = 0x7FFF  # of an FP16 number, all but its sign
 WORTH_A_THREAD = 2**17  # elements to count
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one tensor adds: counts per FP16 magnitude (None when not finite), its maximum and that of every row."""
+    """Statistics of one tensor: counts per FP16 magnitude (None when not finite), its maximum and that of every row."""
 
     counts: Tensor | None
     largest: float
@@ -55,7 +48,7 @@ class TensorMemo:
         self._seen: dict[tuple[int, ...], tuple[weakref.ref[Tensor], Seen]] = {}
 
     def seen(self, x: Tensor, mask: Tensor | None) -> Seen:
-        """What `x` adds, computed at most once."""
+        """Return the statistics of `x`, computed at most once."""
         place = () if mask is None else (mask.data_ptr(), *mask.shape, *mask.stride())
         key = (id(x), x._version, *place)
         known = self._seen.get(key)
@@ -111,15 +104,8 @@ class HistogramCalibrator:
         return amax_of({point: self}, self.algorithm)[point]
 
 
-class PercentileCalibrator(HistogramCalibrator):
-    """amax is the smallest magnitude that `percentile` per cent of all elements do not exceed."""
-
-    def __init__(self, percentile: float = DEFAULT_PERCENTILE) -> None:
-        super().__init__(algorithm_named("percentile", percentile))
-
-
 def amax_of(calibrators: Mapping[str, HistogramCalibrator], algorithm: Algorithm) -> dict[str, float]:
-    """The amax of every point by `algorithm`, searched for all points at once.
+    """The amax of every point by `algorithm`, chosen for all points at once.
 
     Raises CalibrationError naming the first point that saw no data, NaN or infinity, or only zeros, and how many more.
     """
@@ -132,12 +118,12 @@ def amax_of(calibrators: Mapping[str, HistogramCalibrator], algorithm: Algorithm
         return {name: _of_batches(c, algorithm, name) for name, c in calibrators.items()}
     if algorithm.name == "max":
         return {name: c.maximum.largest for name, c in calibrators.items()}
-    # Points that read one tensor (q, k, v and the residual beside them) have equal counts and are searched once.
+    # Points that read one tensor (q, k, v and the residual beside them) have equal counts and one threshold.
     keys = {name: (c.maximum.largest, c.counts.numpy().tobytes()) for name, c in calibrators.items()}
     different = {key: calibrators[name] for name, key in keys.items()}
     largest = torch.tensor([c.maximum.largest for c in different.values()], dtype=torch.float64)
     counts = Counts(torch.stack([c.counts for c in different.values()]), largest)
-    found = search(algorithm.name, counts, algorithm.percentile or DEFAULT_PERCENTILE).tolist()
+    found = choose_thresholds(algorithm.name, counts, algorithm.percentile or DEFAULT_PERCENTILE).tolist()
     amax = dict(zip(different, found, strict=True))
     return {name: amax[key] for name, key in keys.items()}
 
@@ -149,12 +135,6 @@ def _of_batches(calibrator: HistogramCalibrator, algorithm: Algorithm, point: st
     return value if value > 0 else calibrator.maximum.largest
 
 
-def make_calibrator(algorithm: str, percentile: float | None = None) -> HistogramCalibrator | MaxCalibrator:
-    """A fresh calibrator of a name or alias. Raises ConfigError naming the nearest algorithm when it is unknown."""
-    chosen = algorithm_named(algorithm, percentile)
-    return MaxCalibrator() if chosen.name == "max" else HistogramCalibrator(chosen)
-
-
 def look_at(x: Tensor, mask: Tensor | None) -> Seen:
     """Count the magnitudes of `x` where `mask` is True; the first dimension is the sample."""
     x, ignored = x.detach(), 0
@@ -162,14 +142,14 @@ def look_at(x: Tensor, mask: Tensor | None) -> Seen:
         ignored = (mask.numel() - int(mask.sum())) * (x.numel() // mask.numel())
     if x.numel() == ignored:
         return Seen(None, -math.inf, [])
-    rows = _row_maxima(x, mask if ignored else None)
+    rows = row_maxima(x, mask if ignored else None)
     largest = float(rows.max())
     if not math.isfinite(largest):
         return Seen(None, largest, [])  # an error at amax()
     if largest > LARGEST_FP16:
         x = x.clamp(-LARGEST_FP16, LARGEST_FP16)
-    # Without the sign: the magnitude's pattern; zero where the mask is, which is counted out again. Selecting instead
-    # takes fifteen times as long.
+    # Bits without the sign are the magnitude's pattern. Padding becomes 0, whose count is corrected; selecting the
+    # unmasked elements instead takes fifteen times as long.
     kept = MAGNITUDE_BITS if not ignored or mask is None else mask.to(torch.int16) * MAGNITUDE_BITS
     counts = _counted((x.half().view(torch.int16) & kept).reshape(-1))
     counts[0] -= ignored
@@ -177,7 +157,7 @@ def look_at(x: Tensor, mask: Tensor | None) -> Seen:
 
 
 def _counted(patterns: Tensor) -> Tensor:
-    """How often each of the 31744 patterns occurs in `patterns` [n]; bincount itself uses one core."""
+    """Count each of the 31744 patterns in `patterns` [n], on every core; bincount itself uses one."""
     parts = patterns.chunk(torch.get_num_threads()) if len(patterns) > WORTH_A_THREAD else (patterns,)
     counted = _threads().map(_bincount, parts) if len(parts) > 1 else map(_bincount, parts)
     return functools.reduce(torch.add, counted)

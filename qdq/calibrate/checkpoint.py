@@ -1,8 +1,8 @@
 """Our checkpoint folder: a transformers checkpoint whose safetensors also hold every amax, and its quant spec.
 
-The parameters are the original ones: 1/sqrt(d) is applied on load, and what treatments change of a weight stands beside
-it (`qdq.inject.quantizer.TREATMENTS`). So ``AutoModel.from_pretrained`` reads the same folder as the floating-point
-model, and QDQBERT state dicts, which use the same names, can be imported.
+The parameters are the original ones: 1/sqrt(d) is applied on load, and changes by treatments are tensors of their own
+beside a weight (`TREATMENTS` of `QuantLinear` and `Residual`). ``AutoModel.from_pretrained`` reads the folder as the
+floating-point model, and QDQBERT state dicts, which use the same names, can be imported.
 """
 
 from __future__ import annotations
@@ -109,11 +109,6 @@ def load_checkpoint(folder: Path) -> tuple[LoadedModel, QuantSpec, Placement]:
     return loaded, spec, placement
 
 
-def has_amax(folder: Path, allow_pickle: bool = False) -> bool:
-    """Whether a checkpoint folder brings any `_amax`: one of ours (`is_checkpoint`), or QDQBERT's to be imported."""
-    return bool(read_amax(folder, allow_pickle))
-
-
 def read_amax(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     """Every ``…_amax`` tensor of a folder's weight files, and the treatments of linears.
 
@@ -195,7 +190,7 @@ def import_qdqbert(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[
     Raises ModelError where the number of values is not what the placed point has (per channel or per tensor).
     """
     factors, shapes = _query_factors(model), _amax_shapes(model)
-    points = {_bare(path): (path, module) for path, module in _named_quantizers(model)}
+    points = {_bare(path): (path, part) for path, part in model.named_modules() if isinstance(part, TensorQuantizer)}
     imported, unmatched = [], []
     for key, value in state.items():
         if not key.endswith(AMAX_SUFFIX):
@@ -213,10 +208,6 @@ def import_qdqbert(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[
         point.set_amax(value.reshape(shape).to(torch.float32) * factors.get(path, 1.0))
         imported.append(point.point)
     return imported, unmatched
-
-
-def _named_quantizers(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, TensorQuantizer)]
 
 
 def _amax_shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -21,15 +21,15 @@ def place() -> tuple[int, int]:
 
 
 def share(plan: MicroBatches) -> MicroBatches:
-    """The forwards of this process: every n-th one. They stay whole, so each computes what it does on one process."""
+    """The forwards of this process: every n-th one, whole, so that its result does not depend on the processes."""
     rank, processes = place()
     return plan if processes == 1 else replace(plan, forwards=plan.forwards[rank::processes])
 
 
 def merged(calibrators: Mapping[str, HistogramCalibrator]) -> dict[str, HistogramCalibrator]:
-    """What all processes have seen, by point, the same on every one of them.
+    """Return the statistics of all processes by point, the same on every process.
 
-    Maxima and counts merge to exactly what one process would have, whatever the order.
+    Maxima and counts merge to exactly those of a single process, in any order.
     """
     _, processes = place()
     if processes == 1:

@@ -1,4 +1,4 @@
-"""MicroBatches: the same forwards for the same samples, whatever batch size they come in.
+"""MicroBatches: the same forwards for the same samples, independent of the batch size they come in.
 
 The sums inside a matrix multiplication depend in their last bit on the shape of its operands, and a last bit can move
 an element to the neighbouring FP16 magnitude. So samples are taken out of the batches they come in, and windows of 256

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CalibrationTable:
-    """What calibration decided.
+    """The ranges that calibration chose.
 
     Attributes:
         activations: point name -> amax.

@@ -1,4 +1,4 @@
-"""Threshold search: counts of magnitudes of many points in, one amax per point out, every algorithm vectorized.
+"""Thresholds: counts of magnitudes of many points in, one amax per point out, every algorithm vectorized.
 
 All algorithms read the same counts (`qdq.calibrate.calibrators`): one per finite FP16 magnitude, so the distribution
 of ``|x|`` rounded to FP16 is known exactly, whatever the batches were. Where an algorithm needs the error a scale would
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from qdq.errors import CalibrationError
+from qdq.inject.scale import LARGEST_FP16, scale_of
 
 FINITE_FP16_MAGNITUDES = 31744  # bit patterns 0x0000..0x7BFF: 0 up to 65504 in increasing order
-LARGEST_FP16 = 65504.0
 LARGEST_CODE = 127
 
 # Candidates of mse and emd: the largest magnitude times 2**(-i / 24) for i in 0..239, that is down to 1/1000 of it in
@@ -28,7 +28,7 @@ CANDIDATES_PER_OCTAVE, CANDIDATES = 24, 240
 MOST_BINS = 2048  # of one FP16 step at the largest magnitude
 ENTROPY_LEVELS = 128  # quantized magnitudes of 8 bits, as TensorRT and pytorch-quantization count them
 ENTROPY_CANDIDATES = 240  # of up to 2048 possible thresholds, evenly spread; stride 1 costs eight times as much
-POINTS_AT_ONCE = 16  # bounds the memory of a search to about 40 MB whatever the model
+POINTS_AT_ONCE = 16  # bounds memory to about 40 MB whatever the model
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Counts:
         return len(self.largest)
 
 
-def search(algorithm: str, counts: Counts, percentile: float) -> Tensor:
+def choose_thresholds(algorithm: str, counts: Counts, percentile: float) -> Tensor:
     """The amax of every point, float64 [P]. `algorithm`: max, percentile, entropy, mse or emd.
 
     Every point must have seen something larger than zero. A threshold is never above the largest magnitude.
@@ -50,11 +50,11 @@ def search(algorithm: str, counts: Counts, percentile: float) -> Tensor:
     found = []
     for start in range(0, len(counts), POINTS_AT_ONCE):
         part = slice(start, start + POINTS_AT_ONCE)
-        found.append(_search(algorithm, Counts(counts.counts[part], counts.largest[part]), percentile))
+        found.append(_choose(algorithm, Counts(counts.counts[part], counts.largest[part]), percentile))
     return torch.cat(found)
 
 
-def _search(algorithm: str, counts: Counts, percentile: float) -> Tensor:
+def _choose(algorithm: str, counts: Counts, percentile: float) -> Tensor:
     if algorithm == "max":
         return counts.largest
     if algorithm == "percentile":
@@ -66,7 +66,7 @@ def _search(algorithm: str, counts: Counts, percentile: float) -> Tensor:
     elif algorithm == "emd":
         value = least_error(counts, power=1)
     else:
-        raise CalibrationError(f"{algorithm}: has no threshold search over magnitudes")
+        raise CalibrationError(f"{algorithm}: does not choose a threshold from magnitudes")
     # A sparse tensor can have its percentile at zero; its largest magnitude is then the only scale there is.
     return torch.where(value > 0, torch.minimum(value, counts.largest), counts.largest)
 
@@ -111,7 +111,7 @@ def linear_histograms(counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def entropy_bins(histograms: Tensor, bins: Tensor, candidates: int) -> Tensor:
-    """How many of the `bins` [P] of each histogram [P, B] to keep, int64 [P]; the last of equally good ones."""
+    """Number of the `bins` [P] of each histogram [P, B] to keep, int64 [P]; the last of equally good ones."""
     stops = candidate_stops(bins, candidates)
     best = stops.shape[1] - 1 - divergences(histograms, stops).flip(1).argmin(1, keepdim=True)
     return stops.gather(1, best).squeeze(1)
@@ -189,8 +189,6 @@ def quantization_error(counts: Counts, scales: Tensor, power: int) -> Tensor:
 
 def scale_for(amax: Tensor) -> Tensor:
     """The scale the quantizer will use for `amax`, float64."""
-    from qdq.inject.scale import scale_of
-
     return scale_of(amax.float(), 8).double()
 
 
@@ -202,7 +200,7 @@ def magnitudes() -> Tensor:
 def boundary_index(boundaries: Tensor) -> Tensor:
     """Index of the first FP16 magnitude that is not below each boundary (31744 when all are).
 
-    A magnitude's index is its bit pattern, so rounding finds what a search would: the nearest one, or the next.
+    A magnitude's index is its bit pattern, so rounding gives the index: the nearest one, or the next.
     """
     nearest = boundaries.half()
     return nearest.view(torch.int16).long() + (nearest.double() < boundaries)

@@ -112,7 +112,8 @@ def _quantized(options: SensitivityOptions, place: Path, records: list[Record], 
         return load_checkpoint(place)[0]
     import torch
 
-    from qdq.calibrate.calibrate import CalibrationSettings, calibrate, default_percentile
+    from qdq.calibrate.algorithms import Algorithm
+    from qdq.calibrate.calibrate import calibrate, default_percentile
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
     from qdq.load.model import load_model
@@ -127,7 +128,7 @@ def _quantized(options: SensitivityOptions, place: Path, records: list[Record], 
     )
     batches = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
     with screen.stage("calibrate") as stage:
-        settings = CalibrationSettings("percentile", default_percentile(spec))
-        calibrate(loaded.module(), batches, spec, settings, stage.progress)
-        stage.say(f"{options.placement}, percentile {settings.percentile}")
+        algorithm = Algorithm("percentile", default_percentile(spec))
+        calibrate(loaded.module(), batches, spec, algorithm, stage.progress)
+        stage.say(f"{options.placement}, {algorithm.label}")
     return loaded

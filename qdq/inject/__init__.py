@@ -72,7 +72,7 @@ def candidates(model: PreTrainedModel, family: Family) -> Iterator[Candidate]:
 
 
 def decided(model: PreTrainedModel, spec: QuantSpec) -> Placement:
-    """What `spec` says of every candidate point of an injected model."""
+    """The decision of `spec` on every candidate point of an injected model."""
     return Placement(
         tuple(decide(candidate, spec) for candidate in candidates(model, family_of(model.config.model_type)))
     )

@@ -7,13 +7,13 @@ checkpoints stay as they are. Quantizer attributes start as None (not placed) an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import apply_chunking_to_forward
 
-from qdq.inject.attention import attention_scores, weigh_values
+from qdq.inject.attention import attention_forward, attention_scores, weigh_values
 from qdq.inject.quantizer import Treated, quantize
 
 
@@ -27,8 +27,8 @@ def adopt(target: nn.Module, source: nn.Module) -> None:
 class Residual(Treated):
     """A module that adds ``local + residual``, with a quantizer on each operand.
 
-    `_channel_scale` [H] (`qdq.calibrate.treatments.scale_residuals`) is what both operands are divided by in front of
-    their quantizers and the sum is multiplied by. The linear that computes `local` does its division in its rows.
+    `_channel_scale` [H] (`qdq.calibrate.treatments.scale_residuals`) divides both operands before their quantizers
+    and multiplies the sum. The linear that computes `local` does its division in its rows.
     """
 
     TREATMENTS = ("_channel_scale",)
@@ -38,10 +38,13 @@ class Residual(Treated):
         super().__init__()
         self.add_local_input_quantizer: nn.Module | None = None
         self.add_residual_input_quantizer: nn.Module | None = None
+        self.observer: Callable[[Tensor, Tensor], None] | None = None  # sees the operands of every add
         self.treat("_channel_scale", None)
 
     def add(self, local: Tensor, residual: Tensor) -> Tensor:
         """[B, S, H] + [B, S, H]."""
+        if self.observer is not None:
+            self.observer(local, residual)
         if self._channel_scale is not None:
             residual = residual / self._channel_scale
         total = quantize(self.add_local_input_quantizer, local) + quantize(self.add_residual_input_quantizer, residual)
@@ -122,12 +125,8 @@ class AlbertAttention(Residual):
             split_heads(projection(hidden_states), self.attention_head_size)
             for projection in (self.query, self.key, self.value)
         )
-        scores = attention_scores(self, query, key)
-        if self.scaling != 1.0:
-            scores = scores * self.scaling
-        if attention_mask is not None:
-            scores = scores + attention_mask
-        context, probabilities = weigh_values(self, scores, value, self.attention_dropout.p)
+        dropout = self.attention_dropout.p
+        context, probabilities = attention_forward(self, query, key, value, attention_mask, self.scaling, dropout)
         projected = self.output_dropout(self.dense(context.flatten(2)))
         return self.LayerNorm(self.add(projected, hidden_states)), probabilities
 

@@ -10,6 +10,9 @@ from torch import nn
 from qdq.errors import ModelError
 from qdq.inject import blocks
 
+# Attributes of an attention module with the query, key and value projections: BERT and its like, DistilBERT, MPNet.
+PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"))
+
 Replace = Callable[[nn.Module], nn.Module]
 
 
@@ -35,7 +38,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class Family:
-    """How one family names things. Class names are without the family prefix's variants, matched exactly.
+    """The names of one family. Class names are matched exactly.
 
     Attributes:
         layers: path of the encoder blocks below the base model, as a prefix of module names.
@@ -44,8 +47,8 @@ class Family:
         query: attribute of the query projection on such a module, where 1/sqrt(d) is folded in.
         residual: class names (after replacement) that own the two residual operands.
         gelu_output: regular expression for the end of the path of the linear that reads the activation function.
-        widths: where heads and neurons are, None when the family cannot be pruned in width.
-        token_types: whether the family has a `token_type_ids` input.
+        widths: paths of heads and neurons, None when the family cannot be pruned in width.
+        token_types: the family has a `token_type_ids` input.
         position_offset: positions the embedding table loses to padding (RoBERTa starts at padding_idx + 1).
     """
 
@@ -68,9 +71,7 @@ def _bert_like(prefix: str, token_types: bool = True, position_offset: int = 0) 
         query="query",
         residual=("ResidualOutput",),
         gelu_output=r"(?<!attention)\.output\.dense",
-        widths=Widths(
-            "attention.self", ("query", "key", "value"), "attention.output.dense", "intermediate.dense", "output.dense"
-        ),
+        widths=Widths("attention.self", PROJECTIONS[0], "attention.output.dense", "intermediate.dense", "output.dense"),
         token_types=token_types,
         position_offset=position_offset,
     )
@@ -91,7 +92,7 @@ FAMILIES: Mapping[str, Family] = {
         query="q_lin",
         residual=("ResidualAdd",),
         gelu_output=r"\.ffn\.lin2",
-        widths=Widths("attention", ("q_lin", "k_lin", "v_lin"), "attention.out_lin", "ffn.lin1", "ffn.lin2", "n_heads"),
+        widths=Widths("attention", PROJECTIONS[1], "attention.out_lin", "ffn.lin1", "ffn.lin2", "n_heads"),
         token_types=False,
     ),
     "albert": Family(
@@ -101,7 +102,7 @@ FAMILIES: Mapping[str, Family] = {
         query="query",
         residual=("AlbertAttention", "AlbertLayer"),
         gelu_output=r"\.ffn_output",
-        widths=Widths("attention", ("query", "key", "value"), "attention.dense", "ffn", "ffn_output"),
+        widths=Widths("attention", PROJECTIONS[0], "attention.dense", "ffn", "ffn_output"),
     ),
     "mpnet": Family(
         layers="encoder.layer",

@@ -166,8 +166,8 @@ def treated(module: nn.Module) -> Iterator[tuple[str, Treated]]:
 class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstream
     """Linear with an optional quantizer on its input and on its weight; shares the parameters of `linear`.
 
-    The stored parameters stay the checkpoint's own. What changes them stands beside them and is applied on the way to
-    the multiplication; `folded` bakes it in for an export. `output_scale` is the 1/sqrt(d) of attention on a query
+    The stored parameters stay the checkpoint's own. Their changes are buffers of their own, applied in every forward;
+    `folded` bakes them in for an export. `output_scale` is the 1/sqrt(d) of attention on a query
     projection. The others are treatments of `qdq.calibrate.treatments`, None where there is none:
 
         _bias_offset [out]: added to the stored bias (value centering).
@@ -240,7 +240,7 @@ class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstr
 
     @property
     def weight_is_quantized(self) -> bool:
-        """Whether a forward quantizes the weight."""
+        """True when a forward quantizes the weight."""
         point = self._weight_quantizer
         return point is not None and not point._disabled and point._if_quant
 

@@ -6,11 +6,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_NORMAL_FP16 = 2.0**-14
-
-
 SMALLEST_FP16 = 2.0**-24
-
-
 LARGEST_FP16 = 65504.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ RESIDUAL_OPERANDS = ("local", "residual")  # the block's own output, the skip co
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """Which points are quantized and how. Names in brackets are the QDQBERT flags of the same meaning.
+    """The points to quantize and their codes. Names in brackets are the QDQBERT flags of the same meaning.
 
     Attributes:
         placement: named starting point, see qdq.base.choices; the fields it sets may be overridden beside it.
@@ -114,8 +114,3 @@ def spec_from_mapping(values: Mapping[str, Any], where: str = "quant spec") -> Q
 def load_spec(path: Path) -> QuantSpec:
     """Read a spec from a JSON or YAML file. Raises ConfigError naming the file and the key."""
     return spec_from_mapping(load_mapping(path), str(path))
-
-
-def spec_fields() -> tuple[str, ...]:
-    """Names of every switch, for help texts."""
-    return tuple(field.name for field in fields(QuantSpec))

@@ -36,7 +36,7 @@ class MaxCalibrator:
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Track the largest magnitude; NaN sticks."""
         if x.numel() > 0 and (mask is None or bool(mask.any())):
-            self.take(float(_row_maxima(x.detach(), mask).max()))
+            self.take(float(row_maxima(x.detach(), mask).max()))
 
     def merge(self, other: MaxCalibrator) -> None:
         """Keep the larger of both."""
@@ -53,7 +53,7 @@ class MaxCalibrator:
         return self.largest
 
 
-def _row_maxima(x: Tensor, mask: Tensor | None) -> Tensor:
+def row_maxima(x: Tensor, mask: Tensor | None) -> Tensor:
     """Largest magnitude of every sample, [B]; NaN where there is one."""
     if x.dim() == 1:
         x = x[None]
@@ -66,7 +66,7 @@ def _row_maxima(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def problem_of(largest: float, point: str) -> str:
-    """Why this largest magnitude (-inf: nothing was seen) gives no scale; empty when it does."""
+    """Return the reason this largest magnitude (-inf: nothing was seen) gives no scale; empty when it does."""
     if largest == -math.inf:
         return f"{point}: saw no data; calibrate with text that reaches this point, or disable it"
     if not math.isfinite(largest):

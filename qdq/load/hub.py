@@ -24,6 +24,7 @@ def download(name: str, allow_pickle: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    # The cached snapshot, where it is complete
     wanted = [*WANTED, *PICKLED] if allow_pickle else list(WANTED)
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
@@ -35,6 +36,7 @@ def download(name: str, allow_pickle: bool = False) -> Path:
         ) from error
     except LocalEntryNotFoundError:
         pass
+    # Ask for the names first: that answers within five seconds, and large files are not fetched in vain
     files = _listing(name)
     if not _weights(files, allow_pickle):
         raise ModelError(_no_weights(name, files))
@@ -62,7 +64,7 @@ def _no_weights(name: str, files: list[str]) -> str:
 
 
 def silence(dataset: str) -> str:
-    """Why the hub does not answer for a data set, within five seconds; "" when it answers, be it with a refusal."""
+    """Return the reason the hub does not answer for a data set within five seconds; "" for any answer, or a refusal."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -71,7 +73,7 @@ def silence(dataset: str) -> str:
 
 
 def _answer(ask: Callable[[], Answer]) -> Answer | Exception:
-    """What the hub says, or its error; asked in a thread, as name resolution alone can hang far beyond any timeout."""
+    """Return the result of `ask`, or its error; runs in a thread, as name resolution can hang beyond any timeout."""
     outcome: list[Answer | Exception] = []
 
     def run() -> None:
@@ -97,6 +99,7 @@ def _listing(name: str) -> list[str]:
     answer = _answer(ask)
     if isinstance(answer, list):
         return answer
+    # The three ways of not getting an answer, each with its way out
     if isinstance(answer, RepositoryNotFoundError) and not isinstance(answer, GatedRepoError):
         raise ModelError(
             f"model '{name}': no such folder here and no such model on the hub; check the spelling "
@@ -118,5 +121,5 @@ def _http_error() -> type[Exception]:
 
 
 def _reason(error: Exception) -> str:
-    """What the hub library says, on one line; a refusal's reason is on its third."""
+    """The hub library's message on one line; the reason of a refusal is on its third."""
     return " ".join(str(error).split())[:300] or type(error).__name__

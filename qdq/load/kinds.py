@@ -1,4 +1,4 @@
-"""The tasks: which transformers class loads each, what the exported graph returns, how a checkpoint is recognised."""
+"""The tasks: the transformers class that loads each, its graph outputs, and its detection from a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Task:
         auto_class: transformers Auto class that builds it.
         outputs: names of the graph outputs, which are attributes of the transformers output.
         suffixes: architecture suffixes that mean this task; "Model" is the bare encoder.
-        choices: whether inputs are [B, N, S] instead of [B, S].
+        choices: inputs are [B, N, S] instead of [B, S].
     """
 
     name: str
@@ -34,6 +34,7 @@ class Task:
         return (batch, CHOICES, sequence) if self.choices else (batch, sequence)
 
 
+CHOICES = 2  # answers per multiple-choice sample that is built from plain text
 SENTENCE_EMBEDDING = "sentence_embedding"  # replaces last_hidden_state when the folder has a pooling head
 
 TASKS: Mapping[str, Task] = {

@@ -42,7 +42,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint in memory with everything later stages ask about it.
+    """A checkpoint in memory, with the facts that later stages need.
 
     Attributes:
         model: the task model, float32, in eval mode.
@@ -52,7 +52,7 @@ class LoadedModel:
         max_sequence: longest sequence its position embeddings allow.
         labels: class names by index, () when the task has none.
         pooling: the sentence-transformers head, None when there is none or the task is another one.
-        folder: where it was read from.
+        folder: the checkpoint folder.
         sha256: of the weight files, in name order.
     """
 
@@ -75,7 +75,7 @@ class LoadedModel:
 
 
 class EncoderModule(torch.nn.Module):
-    """Named input tensors in, the task's output tensors out; this is what is calibrated, exported and compared."""
+    """Named input tensors in, the task's output tensors out: the module that is calibrated, exported and compared."""
 
     def __init__(self, model: PreTrainedModel, outputs: tuple[str, ...], pooling: Pooling | None) -> None:
         super().__init__()
@@ -108,6 +108,7 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
 
     Raises ModelError naming the checkpoint for anything missing, damaged or unsupported.
     """
+    # The configuration decides family and task before any weight is read
     folder, short_name = resolve(name, allow_pickle)
     config = _configuration(folder)
     family = family_of(config.model_type)
@@ -153,6 +154,7 @@ def _configuration(folder: Path) -> PreTrainedConfig:
 
 
 def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path]) -> PreTrainedModel:
+    """Build the task's model from the folder, and check that its weights are complete."""
     auto = getattr(transformers, task.auto_class)
     options = {"local_files_only": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
     options["use_safetensors"] = weights[0].suffix == ".safetensors"
@@ -170,6 +172,7 @@ def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Pat
         raise ModelError(
             f"{folder}: cannot be loaded as {task.name} ({_reason(error)}); copy the checkpoint again"
         ) from error
+    # transformers fills missing weights with random values and only logs it
     _check_weights(folder, model, task, info)
     loaded: PreTrainedModel = model.eval()
     if task.name == "feature-extraction":
@@ -227,7 +230,7 @@ def _tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBas
 
 
 def _reason(error: BaseException) -> str:
-    """What a library's error says, on one line."""
+    """A library's error message, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:300] or type(error).__name__
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from qdq.errors import ModelError
+from qdq.load.source import read_json, read_object
 
 Mode = Literal["cls", "mean", "max", "mean_sqrt_len"]
 MODES: dict[str, Mode] = {
@@ -25,7 +25,7 @@ OUT_OF_REACH = 1.0e4  # more than any LayerNorm output, and a value FP16 has
 
 @dataclass(frozen=True)
 class Pooling:
-    """How token states become a sentence embedding (sentence-transformers' Pooling and Normalize modules)."""
+    """Token states to one sentence embedding, as sentence-transformers' Pooling and Normalize modules compute it."""
 
     mode: Mode
     normalize: bool
@@ -49,9 +49,10 @@ def read_pooling(folder: Path) -> Pooling | None:
     modules = folder / "modules.json"
     if not modules.is_file():
         return None
-    entries = _json(modules)
+    entries = read_json(modules)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ModelError(f"{modules}: is not a list of sentence-transformers modules; copy the checkpoint again")
+    # Only Transformer -> Pooling (-> Normalize) can be computed
     kinds = [str(entry.get("type", "")).rpartition(".")[2] for entry in entries]
     unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
     if unknown:
@@ -61,15 +62,9 @@ def read_pooling(folder: Path) -> Pooling | None:
         )
     if "Pooling" not in kinds:
         return None
-    settings = _json(folder / entries[kinds.index("Pooling")].get("path", "1_Pooling") / "config.json")
+    # Exactly one of Pooling's modes is on
+    settings = read_object(folder / entries[kinds.index("Pooling")].get("path", "1_Pooling") / "config.json")
     active = [mode for key, mode in MODES.items() if settings.get(key)]
     if len(active) != 1:
         raise ModelError(f"{folder}: pooling must be exactly one of {', '.join(MODES)}; found {active or 'none'}")
     return Pooling(active[0], "Normalize" in kinds)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error}); copy the checkpoint again") from error

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: the model argument to a folder, and the files of that folder. No torch."""
+"""Find a checkpoint: the model argument to a folder, and the files of that folder. No torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def resolve(name: str | None, allow_pickle: bool = False) -> tuple[Path, str]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` was written by `qdq.calibrate.checkpoint.write_checkpoint`."""
+    """True when `folder` was written by `qdq.calibrate.checkpoint.write_checkpoint`."""
     return (folder / QUANT_SPEC).is_file()
 
 
@@ -86,12 +86,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_object(path)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """One of a checkpoint's JSON files. Raises ModelError unless it holds a JSON object."""
+def read_json(path: Path) -> Any:
+    """One of a checkpoint's JSON files. Raises ModelError when it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error}); copy the checkpoint again") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """One of a checkpoint's JSON files that holds an object. Raises ModelError for anything else."""
+    value = read_json(path)
     if not isinstance(value, dict):
         raise ModelError(f"{path}: is not a JSON object; copy the checkpoint again")
     return value

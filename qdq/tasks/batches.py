@@ -1,22 +1,21 @@
-"""Tokenized rows to feeds, sorted by length so that little is padding, and a runner's outputs back to rows."""
+"""Batches of tokenized rows, sorted by length so that little is padding, and a runner's outputs row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qdq.base.types import Feeds, Outputs
 from qdq.errors import ParityError
 from qdq.text.encode import Feed, TokenRow, longest, pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Feeds = Mapping[str, NDArray[Any]]
-Outputs = dict[str, NDArray[np.float32]]
 RowOutputs = dict[str, NDArray[np.float64]]
 Runner = Callable[[Feeds], Outputs]  # a torch model or any engine
 
@@ -35,7 +34,7 @@ class Batches:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return sum(map(len, self.order))
 
 

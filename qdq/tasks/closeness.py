@@ -1,4 +1,4 @@
-"""A runner on labelled data beside the floating-point model: metrics, and how close the outputs are."""
+"""A runner on labelled data beside the floating-point model: metrics, and the closeness of the outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qdq.tasks.batches import Outputs, Runner
+from qdq.base.types import Outputs
+from qdq.tasks.batches import Runner
 from qdq.tasks.evaluation import Evaluation, Scores
 
 

@@ -10,17 +10,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qdq.base.types import Feeds, Outputs, Progress
 from qdq.errors import ConfigError, DataError
-from qdq.tasks.batches import Batches, Feeds, Outputs, Runner, split
+from qdq.tasks.batches import Batches, Runner, split
 from qdq.tasks.metrics import Interval, Metric, differences
 from qdq.tasks.problems import Answer, Problem
 from qdq.text.encode import Feed
-
-Progress = Callable[[int, int], None]  # (batches done, of how many)
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,12 @@ class Evaluation:
 
     @property
     def labelled(self) -> bool:
-        """Whether there is a metric; `reason` says why not."""
+        """True when there is a metric; otherwise `reason` says why not."""
         return bool(self.problem.main)
 
     @property
     def reason(self) -> str:
-        """Why there is no metric."""
+        """The reason there is no metric, "" when there is one."""
         return self.problem.reason
 
     def score(self, runner: Runner, progress: Progress | None = None) -> Scores:

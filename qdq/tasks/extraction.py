@@ -78,6 +78,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, question: str, tokens: int) -> str:
 def _windows_of(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[str, str], sample: int, size: tuple[int, int], typed: bool
 ) -> list[Window]:
+    """Windows of one (question, context); size: (sequence, shared tokens), -1 shared is the first window alone."""
     sequence, shared = size
     encoding = tokenizer(
         *texts,
@@ -89,6 +90,7 @@ def _windows_of(
         return_token_type_ids=typed,
         verbose=False,
     )
+    # One window per row of the encoding, with the characters of each context token
     many = shared >= 0  # without overflow the tokenizer returns one row, not a list of rows
     found = []
     for part in range(len(encoding["input_ids"]) if many else 1):

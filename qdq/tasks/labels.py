@@ -1,4 +1,4 @@
-"""What a data file's labels mean to a model: class numbers, scores, tags."""
+"""Labels of a data file as a model's class numbers, scores and tags."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WAY_OUT = "name another --label-column, or leave it out"
 def class_indices(
     records: Sequence[Record], names: Sequence[str], classes: int, required: bool
 ) -> tuple[list[int] | None, str]:
-    """Class index of every record, or None and why there is no metric.
+    """Class index of every record, or None and the reason there is no metric.
 
     A label is a class name of the checkpoint (as written, or CLUE's label_desc beside it), its number, or a CLUE code.
     Raises DataError when `required` and a label is missing or unknown.
@@ -65,7 +65,7 @@ def _class_index(record: Record, names: Sequence[str], classes: int, codes: Sequ
 
 
 def numbers(records: Sequence[Record], required: bool) -> tuple[list[float] | None, str]:
-    """The score of every record, or None and why not. Raises DataError when `required` and one is no finite number."""
+    """The score of every record, or None and why. Raises DataError when `required` and one is no finite number."""
     values: list[float] = []
     for number, record in enumerate(records, start=1):
         try:
@@ -82,7 +82,7 @@ def numbers(records: Sequence[Record], required: bool) -> tuple[list[float] | No
 
 
 def check_tags(records: Sequence[Record], names: Sequence[str], required: bool) -> str:
-    """Why the tags of `records` cannot be scored by a model with the classes `names`; "" when they can.
+    """Return the reason a model with the classes `names` cannot be scored on the tags of `records`; "" when it can.
 
     Raises DataError when `required` and a tag is missing or unknown to the model.
     """

@@ -1,6 +1,6 @@
-"""Labelled data of any supported kind to an `Evaluation` for one model.
+"""Build an `Evaluation` for one model from labelled data of any supported kind.
 
-Which labels count, what is truncated and what is left out is decided here, and said in the evaluation's notes.
+Texts that are truncated or left out are counted in the evaluation's notes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How data become feeds.
+    """Settings by which data become feeds.
 
     Attributes:
         sequence: tokens per row; longer texts are truncated, longer contexts continue in another window.
@@ -36,7 +36,7 @@ class EvaluationSettings:
         overlap: tokens neighbouring windows of a context share; None is a third of `sequence`, -1 one window only.
         scoring: squad or cmrc; None decides by the contexts' script.
         metric: the metric that decides; None is the task's own.
-        required: whether missing or unknown labels are an error instead of a reason for having no metric.
+        required: missing or unknown labels are an error instead of the reason there is no metric.
     """
 
     sequence: int = 128
@@ -85,6 +85,7 @@ def evaluation_of(
     task: str | None = None,
 ) -> Evaluation:
     """As `load_evaluation`, from records at hand."""
+    # Rows without a gold label by their annotators' own word do not count
     settings = settings or EvaluationSettings()
     name = task or loaded.task.name
     dropped = [record for record in records if record.label == NO_CONSENSUS]
@@ -94,6 +95,7 @@ def evaluation_of(
         dropped = []
     if not records:
         raise DataError(f"{source}: there is nothing to evaluate on; give at least one text")
+    # Token rows and the problem that scores them, by task
     rows, problem, notes = _BUILDERS[name](records, loaded, settings)
     _check_metric(settings.metric, problem, loaded, name)
     batches = batched(loaded.tokenizer, rows, loaded.inputs, settings.batch, loaded.task.choices)

@@ -1,4 +1,4 @@
-"""What a task asks of a model's outputs: classes, scores, similarities; `tagging` and `extraction` hold the rest."""
+"""Answers and metrics from a model's outputs: classes, scores, similarities (the rest: `tagging`, `extraction`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Problem(ABC):
 
     Attributes:
         main: the metric that decides when one number must; "" when there is no gold to score with.
-        reason: why there is no metric, "" when there is one.
+        reason: of there being no metric, "" when there is one.
         token_level: outputs that have one value per token.
     """
 
@@ -33,7 +33,7 @@ class Problem(ABC):
 
     @abstractmethod
     def keep(self, row: int, outputs: RowOutputs) -> Any:
-        """What of a row's outputs the answer needs."""
+        """Return the part of a row's outputs that the answer needs."""
 
     @abstractmethod
     def metrics(self, kept: Sequence[Any]) -> dict[str, Metric]:
@@ -45,7 +45,7 @@ class Problem(ABC):
 
 
 def identity(records: Sequence[Record]) -> list[Answer]:
-    """The part of an answer that says whose it is: the row's own id, else its number from 0."""
+    """The id of every answer: the row's own, else its number from 0."""
     return [{"id": record.id if record.id is not None else number} for number, record in enumerate(records)]
 
 
@@ -84,55 +84,50 @@ class Classification(Problem):
 class Regression(Problem):
     """One number per text (pair), such as STS-B's similarity."""
 
+    decides, answer = "pearson", "score"
+
     def __init__(self, records: Sequence[Record], gold: Sequence[float] | None, reason: str = "") -> None:
         self._records = records
         self._gold = None if gold is None else np.array(gold)
-        self.main, self.reason = ("pearson" if gold is not None else ""), reason
+        self.main, self.reason = (self.decides if gold is not None else ""), reason
 
-    def keep(self, row: int, outputs: RowOutputs) -> float:
+    def keep(self, row: int, outputs: RowOutputs) -> Any:
         """The single logit."""
         return float(outputs["logits"].reshape(-1)[0])
 
-    def metrics(self, kept: Sequence[float]) -> dict[str, Metric]:
+    def values(self, kept: Sequence[Any]) -> NDArray[np.float64]:
+        """One number per sample."""
+        return np.array(kept, dtype=np.float64)
+
+    def metrics(self, kept: Sequence[Any]) -> dict[str, Metric]:
         """See `metrics.correlation`."""
-        return {} if self._gold is None else correlation(np.array(kept), self._gold)
+        return {} if self._gold is None else correlation(self.values(kept), self._gold)
 
-    def answers(self, kept: Sequence[float]) -> list[Answer]:
-        """The score."""
-        return [{**who, "score": score} for who, score in zip(identity(self._records), kept, strict=True)]
+    def answers(self, kept: Sequence[Any]) -> list[Answer]:
+        """The number, as a score."""
+        values = self.values(kept).tolist()
+        return [{**who, self.answer: value} for who, value in zip(identity(self._records), values, strict=True)]
 
 
-class Similarity(Problem):
+class Similarity(Regression):
     """Cosine of the embeddings of a text and its pair; rows 2n and 2n + 1 are the two sides of sample n.
 
     Token states of a model without a pooling head are averaged over the tokens that are not padding.
     """
 
+    decides, answer = "spearman", "cosine"
     token_level = (STATES,)
-
-    def __init__(self, records: Sequence[Record], gold: Sequence[float] | None, reason: str = "") -> None:
-        self._records = records
-        self._gold = None if gold is None else np.array(gold)
-        self.main, self.reason = ("spearman" if gold is not None else ""), reason
 
     def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.float64]:
         """The embedding, of length 1."""
         vector = outputs[SENTENCE_EMBEDDING] if SENTENCE_EMBEDDING in outputs else outputs[STATES].mean(axis=0)
         return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
-    def _cosines(self, kept: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def values(self, kept: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """The cosine of every sample."""
         sides = np.stack(kept)
         cosines: NDArray[np.float64] = (sides[0::2] * sides[1::2]).sum(axis=1)
         return cosines
-
-    def metrics(self, kept: Sequence[NDArray[np.float64]]) -> dict[str, Metric]:
-        """See `metrics.correlation`."""
-        return {} if self._gold is None else correlation(self._cosines(kept), self._gold)
-
-    def answers(self, kept: Sequence[NDArray[np.float64]]) -> list[Answer]:
-        """The cosine."""
-        cosines = self._cosines(kept).tolist()
-        return [{**who, "cosine": cosine} for who, cosine in zip(identity(self._records), cosines, strict=True)]
 
 
 class Unscored(Problem):

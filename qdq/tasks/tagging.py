@@ -35,7 +35,7 @@ def tagged_rows(
 ) -> list[TaggedRow]:
     """Sentences truncated to `sequence` tokens, not padded. A record without words is split as the tokenizer does.
 
-    Raises DataError for a tokenizer that cannot say which word a token belongs to.
+    Raises DataError for a tokenizer that cannot map tokens to words.
     """
     if not tokenizer.is_fast:
         raise DataError("word labels need a fast tokenizer; save its tokenizer.json with the checkpoint")
@@ -70,7 +70,7 @@ def _tagged_row(
 
 
 def unseen(rows: Sequence[TaggedRow]) -> str:
-    """How many words have no prediction because they were truncated, as a sentence; "" when none."""
+    """A sentence that counts the words without prediction because they were truncated; "" when there are none."""
     missing = sum(place < 0 for row in rows for place in row.first)
     cut = sum(any(place < 0 for place in row.first) for row in rows)
     total = sum(len(row.words) for row in rows)

@@ -28,13 +28,13 @@ _BUNDLED = Path(__file__).resolve().parents[2] / "calib_data"
 
 @dataclass(frozen=True)
 class Record:
-    """One text, or a text pair, with what the file says about it.
+    """One text, or a text pair, with its label and other columns.
 
     Attributes:
         label: class or score as written; None when there is none.
         label_name: CLUE's readable name of the class (label_desc), where the file has one beside the label.
         words, tags: of a tagged sentence, one tag per word; "" is a tag that is missing.
-        answers: (text, first character in `pair`) of a question, () when it has none; None when the file says nothing.
+        answers: (text, first character in `pair`) of a question, () when it has none; None without answers in the file.
         id: the row's own id, for prediction files.
     """
 
@@ -50,7 +50,7 @@ class Record:
 
 @dataclass(frozen=True)
 class TextSource:
-    """What the user asked for.
+    """A source of text, as the user names it.
 
     `path` is a file, a folder, or ``datasets:NAME_OR_FOLDER[:split]``; `text_columns` names one (text) or two
     (text, pair) columns, empty means detect; `label_column` None means detect.
@@ -168,7 +168,7 @@ def _word(label: Any) -> str | None:
 
 
 def _is_saved_dataset(folder: Path) -> bool:
-    """Whether `datasets` wrote this folder with save_to_disk."""
+    """True when `datasets` wrote this folder with save_to_disk."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
@@ -181,11 +181,13 @@ def _dataset_rows(spec: str) -> Iterator[Row]:
         raise ConfigError(
             f"{spec}: needs the datasets package; run pip install '.[train]', or give JSON lines, TSV, CSV or text"
         ) from None
+    # The data set, from disk or the hub
     _check_reachable(spec, name)
     try:
         data = datasets.load_from_disk(name) if _is_saved_dataset(Path(name)) else datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{spec}: cannot be loaded ({error}); check the name, the split and the network") from error
+    # One of its splits, when it has any
     if hasattr(data, "keys"):  # a DatasetDict: split name -> Dataset
         splits = sorted(data.keys())
         split = split or ("train" if "train" in splits else splits[0])

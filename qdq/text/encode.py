@@ -102,18 +102,6 @@ def calibration_batches(
         yield _shaped(pad(tokenizer, rows, inputs, longest(rows)), len(group), choices)
 
 
-def workload(
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
-    inputs: Sequence[str],
-    batch: int,
-    sequence: int,
-    count: int,
-) -> list[Feed]:
-    """`count` benchmark feeds of exactly [batch, sequence]; see `workload_of_shape`."""
-    return workload_of_shape(tokenizer, records, inputs, (batch, sequence), count)
-
-
 def workload_of_shape(
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Record],
@@ -177,12 +165,13 @@ def _rotate(text: str, by: int) -> str:
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequence[str], sequence: int) -> TokenRow:
     """One record's ids per input, truncated to `sequence`, not padded."""
+    # A wrong input name, and a sequence the tokenizer would silently not truncate to
     for name in inputs:
         if name not in _INPUTS:
             raise ConfigError(f"model input '{name}' cannot be made from text; {nearest(name, _INPUTS)}")
     texts = 1 if record.pair is None else 2
     special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
-    if sequence < special + texts:  # the tokenizer would silently not truncate at all
+    if sequence < special + texts:
         raise ConfigError(
             f"sequence {sequence} leaves no room for {'a text pair' if texts == 2 else 'a text'} beside {special} "
             f"special tokens; give --sequence {special + texts} or more"
@@ -197,6 +186,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequenc
         return_token_type_ids=typed,
         verbose=False,
     )
+    # Nothing is padded here, so every token counts
     ids: list[int] = encoding["input_ids"]
     types: list[int] = encoding["token_type_ids"] if typed else [0] * len(ids)
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}

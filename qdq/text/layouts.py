@@ -1,4 +1,4 @@
-"""Rows whose text is not in one column: the layouts of CLUE, tagged sentences and question answering, made plain."""
+"""Rows whose text is not in one column, brought to text columns: CLUE, tagged sentences, question answering."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _MARKS = ((1, ("_", "_")), (2, ("[", "]")))
 
 
 def details(row: Row) -> dict[str, Any]:
-    """What a row says beside text, pair and label: the other fields of `qdq.text.data.Record`."""
+    """Return the fields of `qdq.text.data.Record` beside text, pair and label, as far as the row has them."""
     values = row.values
     found: dict[str, Any] = {}
     name = next((values[key] for key in _LABEL_NAMES if isinstance(values.get(key), str)), None)

@@ -1,11 +1,10 @@
-"""What a quantized linear computes, on sampled rows: the yardstick every treatment is chosen by."""
+"""Arithmetic of a quantized linear on sampled rows, by which every treatment is chosen."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from qdq.inject.quantizer import weight_amax
 from qdq.inject.scale import scale_of
 
 Rows = Tensor  # [n, in] float32
@@ -16,11 +15,6 @@ def fake_quantize(x: Tensor, amax: Tensor | float, bits: int = 8) -> Tensor:
     scale = scale_of(torch.as_tensor(amax), bits)
     high = 2 ** (bits - 1) - 1
     return torch.round(x / scale).clamp_(-high - 1, high).mul_(scale)
-
-
-def quantized_weight(weight: Tensor, axis: int | None, bits: int) -> Tensor:
-    """The weight rounded to nearest, per output channel (axis 0) or per tensor (None)."""
-    return fake_quantize(weight, weight_amax(weight, axis), bits)
 
 
 def spread(rows: Tensor, count: int) -> Tensor:

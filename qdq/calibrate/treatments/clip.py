@@ -1,8 +1,8 @@
-"""Clip search: the range of a residual operand by the error of the normalized sum, where its own error misleads.
+"""Clipping: the range of a residual operand by the error of the normalized sum, where its own error misleads.
 
 A few elements at 300 decide the variance that everything else is divided by, while the bulk sits near 1: neither the
 largest magnitude nor any error of the tensor itself finds the range that serves LayerNorm best. Ranges of linear inputs
-are not searched: once smoothed they have no outliers, and clipping them only cost accuracy (docs/calibration.md).
+are left alone: once smoothed they have no outliers, and clipping them only cost accuracy (docs/calibration.md).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from qdq.calibrate.treatments.observe import Observed, Seen
 from qdq.inject.blocks import Residual
 from qdq.inject.quantizer import TensorQuantizer
 
-HALVINGS = 10  # residual operands are searched down to 1/1000 of their largest magnitude, in steps of sqrt(1/2)
+HALVINGS = 10  # residual operands are tried down to 1/1000 of their largest magnitude, in steps of sqrt(1/2)
 RESIDUAL_ROWS = 2048
-ROUNDS = 2  # each operand is searched with the other one as found
+ROUNDS = 2  # each operand is chosen with the other one as found
 
 
-def search_clips(module: nn.Module, observed: Observed, maxima: Mapping[str, float]) -> list[dict[str, Any]]:
+def choose_clips(module: nn.Module, observed: Observed, maxima: Mapping[str, float]) -> list[dict[str, Any]]:
     """Set the amax of every residual operand observed; returns rows for calibration.json.
 
     `maxima`: the largest magnitude of every point over all of the data.
@@ -38,7 +38,7 @@ def search_clips(module: nn.Module, observed: Observed, maxima: Mapping[str, flo
 def _residual_clips(add: Residual, seen: Mapping[str, Seen], maxima: Mapping[str, float]) -> list[dict[str, Any]]:
     points = quantized_operands(add)
     operands = {name: spread(operand.rows, RESIDUAL_ROWS) for name, operand in seen.items()}
-    found = search_ranges(operands, {name: maxima[point.point] for name, point in points.items()}, add._channel_scale)
+    found = choose_ranges(operands, {name: maxima[point.point] for name, point in points.items()}, add._channel_scale)
     for name, (amax, _) in found.items():
         points[name].set_amax(torch.tensor(amax))
     return [
@@ -53,7 +53,7 @@ def quantized_operands(add: Residual) -> dict[str, TensorQuantizer]:
     return {name: point for name, point in points.items() if isinstance(point, TensorQuantizer)}
 
 
-def search_ranges(
+def choose_ranges(
     operands: Mapping[str, Tensor], largest: Mapping[str, float], factor: Tensor | None = None
 ) -> dict[str, tuple[float, float]]:
     """Coordinate descent over the operands' amax by the mean squared error of LayerNorm(factor * (local + residual)).
@@ -77,8 +77,8 @@ def search_ranges(
         for name in largest:
             tried = []
             for amax in _thresholds(largest[name]):
-                candidate = fake_quantize(operands[name], amax)
-                tried.append((mean_square(sum_of({**quantized, name: candidate}) - exact), amax, candidate))
+                rounded = fake_quantize(operands[name], amax)
+                tried.append((mean_square(sum_of({**quantized, name: rounded}) - exact), amax, rounded))
             error, amax, quantized[name] = min(tried, key=lambda entry: entry[0])
             found[name] = amax, error
     return found

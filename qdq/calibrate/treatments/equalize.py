@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qdq.calibrate.treatments.attentions import attentions
-from qdq.calibrate.treatments.context import context_reader, value_readers
-from qdq.calibrate.treatments.observe import Observed
+from qdq.calibrate.treatments.observe import Observed, context_reader, value_readers
 from qdq.calibrate.treatments.smooth import choose_smoothing
 from qdq.inject.quantizer import QuantLinear
 
@@ -25,7 +24,7 @@ LARGEST_EXPONENT = 6  # channels that differ by more are dead; blowing them up w
 
 
 def equalize(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
-    """Equalize every attention of `module`; `observed` is brought up to date. Returns rows for calibration.json."""
+    """Equalize every attention of `module`; updates `observed`. Returns rows for calibration.json."""
     names = {id(linear): name for group in observed.groups for name, linear in group.linears.items()}
     decisions: list[dict[str, Any]] = []
     for path, (query, key, _) in attentions(module):
@@ -51,8 +50,7 @@ def context_readers(module: nn.Module, observed: Observed) -> set[str]:
     A multiplication there would stand between the second attention matmul and its quantizer: TensorRT then fuses no
     INT8 attention (`qdq check`), and equalization has already taken what it can for nothing.
     """
-    consumers = {name: group for group in observed.groups for name in group.linears}
-    found = (context_reader(path, consumers) for path, _ in attentions(module))
+    found = (context_reader(path, observed) for path, _ in attentions(module))
     return {group.name for group in found if group is not None}
 
 
@@ -62,7 +60,7 @@ def _row(path: str, pair: str, factor: Tensor) -> dict[str, Any]:
 
 
 def query_factor(query: Tensor, key: Tensor) -> Tensor:
-    """What query channels are multiplied by so that they and the key's reach equally far within each: [C].
+    """Factors of the query channels, [C], that give query and key the same spread over their channels.
 
     Each product q_c * k_c keeps its range; dividing it evenly puts every channel at sqrt(q_c * k_c), relative to the
     layer's typical one, so that neither tensor's largest channel decides the scale alone.

@@ -1,7 +1,7 @@
-"""What rounding probabilities to INT8 would do to every attention's contexts, measured while a model runs.
+"""Error of every attention's output when its probabilities are rounded to INT8, measured while a model runs.
 
-With D the rounding error of the probabilities and m the sum of a row of it, the mass that a query has lost or won: the
-contexts are off by ``D V``, and `qdq.calibrate.treatments.center` asks how much of that follows m.
+Rows of the rounded softmax no longer sum to 1. With D the rounding error of the probabilities and m the sum of a row of
+D, the output is off by ``D V``; `qdq.calibrate.treatments.center` removes the part of it that is proportional to m.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EVERY = 8  # queries are sampled: every eighth of a text
 
 @dataclass
 class Loss:
-    """What rounding probabilities does to the contexts of one attention: sums over sampled queries, float64.
+    """Error of one attention's output by rounded probabilities: sums over sampled queries, float64.
 
     Attributes:
         error [heads, d]: squares of ``D V``.
@@ -48,9 +48,9 @@ class Loss:
 
 @contextmanager
 def watching_losses(module: nn.Module, losses: dict[str, Loss], mask: Callable[[], Tensor]) -> Iterator[None]:
-    """Fill `losses`, by attention path, with what forwards of `module` would lose by INT8 probabilities.
+    """Fill `losses`, by attention path, with the error INT8 probabilities would cause in forwards of `module`.
 
-    Of attentions whose probabilities are quantized. `mask()`: positions [B, S] of the forward that count.
+    Measures attentions whose probabilities are quantized. `mask()`: positions [B, S] of the forward that count.
     """
     parts = dict(module.named_modules())
     with ExitStack() as stack:

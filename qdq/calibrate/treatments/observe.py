@@ -7,14 +7,16 @@ a few tokens only must not be missed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from qdq.base.types import Progress
 from qdq.calibrate.rebatch import MicroBatches
+from qdq.calibrate.treatments.attentions import attentions
 from qdq.calibrate.treatments.losses import Loss, watching_losses
 from qdq.inject import quantizers
 from qdq.inject.blocks import Residual
@@ -27,7 +29,7 @@ ROW_BYTES = 2 * 1024**3  # of all inputs together: wide and deep models keep few
 
 @dataclass
 class Seen:
-    """What was seen of one tensor: the `low`est and `high`est of each channel, [C], and sampled rows [n, C]."""
+    """Statistics of one tensor: the lowest and highest value of each channel, [C], and sampled rows [n, C]."""
 
     low: Tensor
     high: Tensor
@@ -74,13 +76,17 @@ class Group:
 
 @dataclass
 class Observed:
-    """Every group of quantized linears in model order, what leaves each linear, and both operands of residual adds.
+    """Statistics of one pass over a model.
 
-    `losses`: by the path of an attention, what rounding its probabilities does.
+    Attributes:
+        groups: of quantized linears, in model order.
+        outputs: linear -> largest magnitude of every output channel, [out].
+        residuals: residual add -> its local and its residual operand.
+        losses: attention -> the error of rounding its probabilities.
     """
 
     groups: list[Group]
-    outputs: Mapping[str, Tensor]  # linear -> largest magnitude of every output channel, [out]
+    outputs: Mapping[str, Tensor]
     residuals: Mapping[str, tuple[Seen, Seen]]
     losses: Mapping[str, Loss] = field(default_factory=dict)
 
@@ -118,14 +124,15 @@ class _Recorder:
 def observe(
     module: nn.Module,
     batches: MicroBatches,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     probabilities: bool = False,
 ) -> Observed:
     """Run `batches` through the injected `module` in floating point.
 
     Only linears whose input and weight are both quantized, and residual adds with a quantized operand, are recorded;
-    with `probabilities` also what rounding those of attention does.
+    with `probabilities` also the error of rounding those of attention.
     """
+    # Points to record, and a stride over all real positions that keeps the wanted number of rows
     linears = {name: m for name, m in module.named_modules() if isinstance(m, QuantLinear) and _both(m)}
     residuals = {name: m for name, m in module.named_modules() if isinstance(m, Residual) and _any(m)}
     tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in batches)
@@ -133,6 +140,7 @@ def observe(
     outputs: dict[str, Tensor] = {}
     losses: dict[str, Loss] = {}
     groups: list[list[str]] = []
+    # One floating-point pass with a hook on every point
     with ExitStack() as stack, torch.no_grad():
         for name, linear in linears.items():
             stack.enter_context(_watching(linear, name, recorder, outputs))
@@ -150,6 +158,7 @@ def observe(
             recorder.finish()
             if progress:
                 progress(done, len(batches))
+    # Linears that read one tensor share its statistics
     found = [Group({name: linears[name] for name in names}, recorder.seen[names[0]]) for names in groups]
     adds = {
         name: (recorder.seen[f"{name}:local"], recorder.seen[f"{name}:residual"])
@@ -197,16 +206,39 @@ def _watching(linear: QuantLinear, name: str, recorder: _Recorder, outputs: dict
 
 @contextmanager
 def _watching_add(add: Residual, name: str, recorder: _Recorder) -> Iterator[None]:
-    """Both operands, though one of them may have no quantizer; the method is wrapped on this object alone."""
-    original = add.add
+    """Record both operands, though one of them may have no quantizer."""
 
-    def record(local: Tensor, residual: Tensor) -> Tensor:
+    def record(local: Tensor, residual: Tensor) -> None:
         recorder.record(f"{name}:local", local)
         recorder.record(f"{name}:residual", residual)
-        return original(local, residual)
 
-    add.add = record  # type: ignore[method-assign]
+    add.observer = record
     try:
         yield
     finally:
-        del add.add
+        add.observer = None
+
+
+def value_readers(module: nn.Module, observed: Observed) -> Iterator[tuple[str, QuantLinear, Group]]:
+    """Yield the path of an attention, its value projection, and the group of the one linear that reads its output.
+
+    Only attentions whose value projection was observed and whose output has a channel for each of its outputs.
+    """
+    known = {id(linear) for group in observed.groups for linear in group.linears.values()}
+    for path, (_, _, value) in attentions(module):
+        group = context_reader(path, observed)
+        if id(value) in known and group is not None and group.seen.largest.shape[0] == value.out_features:
+            yield path, value, group
+
+
+def context_reader(path: str, observed: Observed) -> Group | None:
+    """The group of the one linear that reads the output of the attention at `path`, None when there is no such group.
+
+    BERT's sits beside the attention, the other families' inside.
+    """
+    readers = {name: group for group in observed.groups for name in group.linears}
+    parent = path.rpartition(".")[0]
+    for name in (f"{path}.out_lin", f"{path}.dense", f"{path}.o", f"{parent}.output.dense"):
+        if name in readers and len(readers[name].linears) == 1:
+            return readers[name]
+    return None

@@ -1,26 +1,27 @@
-"""The post-training engine: an injected module and text in, ranges and treated weights out, in a fixed order.
+"""Post-training quantization in a fixed order: an injected module and text in, ranges and treated weights out.
 
 observe -> center values -> equalize -> smooth -> scale residuals -> measure ranges (one pass, every algorithm) ->
 settle one algorithm -> clip search -> softmax scale -> round weights -> correct biases. Everything up to the pass
-leaves the floating-point function as it is, so every candidate of a sweep shares it; everything behind it belongs to
-one candidate.
+leaves the floating-point function as it is, so all algorithms of a sweep share it; everything after it is done for one
+algorithm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from qdq.base.types import Progress
 from qdq.calibrate.algorithms import Algorithm
 from qdq.calibrate.calibrate import Collected, apply_switches, collect, freeze_weights, settle
 from qdq.calibrate.rebatch import MicroBatches
 from qdq.calibrate.table import CalibrationTable
 from qdq.calibrate.treatments.center import center_values
-from qdq.calibrate.treatments.clip import search_clips
+from qdq.calibrate.treatments.clip import choose_clips
 from qdq.calibrate.treatments.equalize import context_readers, equalize
 from qdq.calibrate.treatments.observe import Group, Observed, observe
 from qdq.calibrate.treatments.rounding import correct_biases, round_weights
@@ -31,13 +32,12 @@ from qdq.inject import quantizers
 from qdq.inject.quantizer import QuantLinear, treated
 from qdq.inject.spec import QuantSpec
 
-Progress = Callable[[int, int], None]
 Report = dict[str, list[dict[str, Any]]]
 
 
 @dataclass
 class Prepared:
-    """What every candidate shares: the module with its exact treatments, its statistics, and what was decided."""
+    """The state that all algorithms share: the exactly treated module, its statistics, and the report so far."""
 
     module: nn.Module
     spec: QuantSpec
@@ -59,10 +59,12 @@ def prepare(
 
     Raises CalibrationError for a weight that holds NaN or infinity.
     """
-    earlier = clear_treatments(module)  # of a checkpoint that is calibrated anew
+    # A checkpoint that is calibrated anew starts without its earlier treatments
+    earlier = clear_treatments(module)
     freeze_weights(module, spec.recalibrate_weights or earlier)  # first: a damaged weight makes every later point NaN
     report: Report = {}
     observed = None
+    # Exact treatments, in this order: each changes the weights and the statistics that the next one reads
     if treatments.observes:
         observed = observe(module, batches, progress, treatments.value_centering)
         if treatments.value_centering:
@@ -75,6 +77,7 @@ def prepare(
             report["smoothing"] = [_smooth(group, share) for group in observed.groups if group.name not in kept]
         if treatments.residual_scaling:
             report["residual_scaling"] = scale_residuals(module, observed)
+    # Ranges, of the treated weights and of the activations they produce
     if treatments.moves_ranges:
         freeze_weights(module)
     collected = collect(module, batches, algorithms, progress)
@@ -93,19 +96,21 @@ def finish(
 ) -> tuple[CalibrationTable, Report]:
     """Settle one algorithm on the prepared module and treat its weights; quantizers are enabled afterwards.
 
-    May be called again with another algorithm: what an earlier call left is replaced. Raises CalibrationError naming
-    the points that saw no data, NaN or infinity, or only zeros.
+    A call with another algorithm replaces the result of the earlier one. Raises CalibrationError naming the points that
+    saw no data, NaN or infinity, or only zeros.
     """
     module, treatments, observed = prepared.module, prepared.treatments, prepared.observed
+    # Ranges of the activations: the algorithm's, then the residual operands' and softmax's own
     drop_rounding(module)
     report = dict(prepared.report)
     table = settle(module, prepared.spec, prepared.collected, algorithm)
     if observed is not None and treatments.clip_search:
         maxima = {name: point.maximum.largest for name, point in prepared.collected.points.items()}
-        report["clip_search"] = search_clips(module, observed, maxima)
+        report["clip_search"] = choose_clips(module, observed, maxima)
         apply_switches(module, prepared.spec)
     if treatments.softmax_scale:
         report["softmax_scale"] = _softmax_scale(module)
+    # Weights and biases, which depend on the ranges of what they are multiplied with
     if observed is not None and treatments.round_type != "round":
         report["rounding"] = round_weights(observed, treatments.round_type, seed, progress)
     if observed is not None and treatments.bias_correction:
@@ -114,7 +119,7 @@ def finish(
 
 
 def _updated(module: nn.Module, table: CalibrationTable, searched: bool) -> CalibrationTable:
-    """`table` with the ranges as they are now."""
+    """Return `table` with the ranges as they are now."""
     points = quantizers(module)
     algorithm = "search" if searched else table.algorithm
     activations = {name: float(points[name].amax) for name in table.activations}
@@ -130,10 +135,6 @@ def _softmax_scale(module: nn.Module) -> list[dict[str, Any]]:
     return rows
 
 
-def _linears(module: nn.Module) -> list[QuantLinear]:
-    return [part for part in module.modules() if isinstance(part, QuantLinear)]
-
-
 def clear_treatments(module: nn.Module) -> bool:
     """Remove every treatment; returns whether there was any."""
     found = bool(treatment_tensors(module))
@@ -145,9 +146,10 @@ def clear_treatments(module: nn.Module) -> bool:
 
 def drop_rounding(module: nn.Module) -> None:
     """Forget codes and bias shifts, which belong to weights that are about to be trained."""
-    for linear in _linears(module):
-        linear.treat("_codes", None)
-        linear.treat("_bias_shift", None)
+    for part in module.modules():
+        if isinstance(part, QuantLinear):
+            part.treat("_codes", None)
+            part.treat("_bias_shift", None)
 
 
 def treatment_tensors(module: nn.Module) -> Mapping[str, torch.Tensor]:

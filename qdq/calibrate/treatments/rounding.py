@@ -6,12 +6,14 @@ Both minimize ``|X W' - X W|**2`` over the codes of W', where X are sampled inpu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qdq.base.types import Progress
 from qdq.calibrate.treatments.arithmetic import fake_quantize, spread
 from qdq.calibrate.treatments.observe import Group, Observed
 from qdq.inject.quantizer import QuantLinear
@@ -20,16 +22,18 @@ from qdq.inject.scale import scale_of
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ: rows are fewer than a Hessian needs to be well conditioned
 BLOCK = 64  # columns between two updates of all later ones
 ADAROUND_STEPS, ADAROUND_ROWS, ADAROUND_RATE = 200, 256, 0.03
+ROWS_KEPT = 1024  # of the sampled rows AdaRound draws its batches from
 ZETA, GAMMA = 1.1, -0.1  # AdaRound's stretch of the sigmoid
 REGULARIZER, BETAS, WARM_UP = 0.01, (20.0, 2.0), 0.2  # AdaRound's pull towards 0 or 1 and its annealing
 
 
 def round_weights(
-    observed: Observed, round_type: str, seed: int, progress: Callable[[int, int], None] | None = None
+    observed: Observed, round_type: str, seed: int, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
     """Give every observed linear its codes; returns rows for calibration.json. `seed` is AdaRound's."""
     rows: list[dict[str, Any]] = []
     for done, group in enumerate(observed.groups, start=1):
+        # Linears that read one tensor are rounded as one tall weight: they share the Hessian
         inputs = quantized_inputs(group)
         hessian = inputs.T @ inputs / len(inputs)
         parts = [weight_and_scale(linear) for linear in group.linears.values()]
@@ -41,6 +45,7 @@ def round_weights(
             codes = adaround(weight, scale, spread(inputs, ROWS_KEPT), high, seed)
         nearest = torch.round(weight / scale).clamp(-high - 1, high)
         before, after = (output_errors(c * scale - weight, hessian) for c in (nearest, codes))
+        # Each linear takes its rows of the codes
         start = 0
         for name, linear in group.linears.items():
             part = slice(start, start := start + linear.out_features)
@@ -52,11 +57,8 @@ def round_weights(
     return rows
 
 
-ROWS_KEPT = 1024  # of the sampled rows AdaRound draws its batches from
-
-
 def quantized_inputs(group: Group) -> Tensor:
-    """The sampled rows as the linears' input quantizer gives them on."""
+    """Return the sampled rows as the linears see them: rounded by their input quantizer."""
     point = next(iter(group.linears.values()))._input_quantizer
     assert point is not None and point.amax is not None  # ranges are frozen before weights are rounded
     return fake_quantize(group.seen.rows, point.amax, point._num_bits)
@@ -97,7 +99,7 @@ def inverse_factor(hessian: Tensor) -> Tensor:
 
 
 def gptq(weight: Tensor, scale: Tensor, inverse: Tensor, high: int) -> Tensor:
-    """Codes [out, in] of `weight` under `scale` [out, 1]; what rounding a column costs is moved to the later ones.
+    """Codes [out, in] of `weight` under `scale` [out, 1]; the rounding error of a column is compensated in later ones.
 
     Source: Frantar et al., "GPTQ" (arXiv 2210.17323), after Optimal Brain Compression (arXiv 2208.11580): with U the
     upper Cholesky factor of the inverse Hessian, rounding column j by e changes the later columns by
@@ -124,12 +126,14 @@ def adaround(weight: Tensor, scale: Tensor, inputs: Tensor, high: int, seed: int
     rounding h(V) in [0, 1] per weight is trained by Adam on the linear's output error over batches of `inputs`, with a
     regularizer that pushes it to 0 or 1; it starts at the fraction, that is, at the floating-point weight.
     """
+    # Start at the floating-point weight: h(variable) == fraction
     generator = torch.Generator().manual_seed(seed)
     floor = torch.floor(weight / scale)
     fraction = (weight / scale - floor).clamp(0.001, 0.999)
-    variable = torch.log((fraction - GAMMA) / (ZETA - fraction)).requires_grad_()  # h(variable) == fraction
+    variable = torch.log((fraction - GAMMA) / (ZETA - fraction)).requires_grad_()
     optimizer = torch.optim.Adam([variable], lr=ADAROUND_RATE)
     power = (inputs @ weight.T).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    # Train the output error first, then pull h towards 0 or 1
     with torch.enable_grad():
         for step in range(ADAROUND_STEPS):
             rows = inputs[torch.randint(len(inputs), (min(ADAROUND_ROWS, len(inputs)),), generator=generator)]
@@ -155,15 +159,15 @@ def correct_biases(observed: Observed) -> list[dict[str, Any]]:
     """Absorb the mean output error of every observed linear in its bias; returns rows for calibration.json.
 
     Source: Banner et al., "Post-training 4-bit quantization" (arXiv 1810.05723), and Nagel et al. (arXiv 1906.04721)
-    with calibration data: rounding and clipping shift the mean of ``X W``; what is known of the shift,
-    ``E[X W - Q(X) Q(W)]``, is added to the bias.
+    with calibration data: rounding and clipping shift the mean of ``X W``; the shift on the sampled
+    rows, ``E[X W - Q(X) Q(W)]``, is added to the bias.
     """
     rows = []
     for group in observed.groups:
         exact, quantized = group.seen.rows.double().mean(0), quantized_inputs(group).double().mean(0)
         for name, linear in group.linears.items():
             weight = linear.effective_weight.detach().double()
-            with quantizing(linear):
+            with _quantizing(linear):
                 rounded = linear.quantized_weight.detach().double()
             shift = (weight @ exact - rounded @ quantized).float()
             linear.treat("_bias_shift", shift)
@@ -171,17 +175,14 @@ def correct_biases(observed: Observed) -> list[dict[str, Any]]:
     return rows
 
 
-class quantizing:  # noqa: N801  # reads as a phrase
-    """The linear's weight quantizer enabled for the duration."""
-
-    def __init__(self, linear: QuantLinear) -> None:
-        point = linear._weight_quantizer
-        assert point is not None
-        self.point = point
-
-    def __enter__(self) -> None:
-        self.before = self.point._if_quant
-        self.point.enable_quant()
-
-    def __exit__(self, *_: object) -> None:
-        self.point._if_quant = self.before
+@contextmanager
+def _quantizing(linear: QuantLinear) -> Iterator[None]:
+    """Enable the linear's weight quantizer while the block runs."""
+    point = linear._weight_quantizer
+    assert point is not None  # only quantized linears are observed
+    before = point._if_quant
+    point.enable_quant()
+    try:
+        yield
+    finally:
+        point._if_quant = before

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from qdq.calibrate.treatments.arithmetic import spread
-from qdq.calibrate.treatments.clip import quantized_operands, search_ranges
+from qdq.calibrate.treatments.clip import choose_ranges, quantized_operands
 from qdq.calibrate.treatments.observe import Observed, Seen
 from qdq.inject.blocks import Residual
 from qdq.inject.quantizer import QuantLinear
 
-ALPHAS = (0.5, 0.75, 1.0)  # how much of the difference between channels is taken away
+ALPHAS = (0.5, 0.75, 1.0)  # share of the difference between channels that is taken away
 LARGEST_EXPONENT = 10
-SEARCH_ROWS = 512
+TRIED_ROWS = 512
 WORTH_IT = 0.7  # above this ratio of the errors the two operations it adds are left out
 # Path of an add -> path of the linear that computes its local operand, in the families' spellings.
 PRODUCERS = (
@@ -38,7 +38,7 @@ PRODUCERS = (
 
 
 def scale_residuals(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
-    """Scale every observed residual add where it pays; `observed` is brought up to date. Rows for calibration.json."""
+    """Scale every observed residual add where it pays; updates `observed`. Rows for calibration.json."""
     parts = dict(module.named_modules())
     rows: list[dict[str, Any]] = []
     for name, seen in observed.residuals.items():
@@ -109,12 +109,12 @@ def _factor(seen: tuple[Seen, Seen], alpha: float) -> Tensor:
 
 
 def _error(add: Residual, seen: tuple[Seen, Seen], factor: Tensor | None) -> float:
-    """What is left after the best ranges."""
+    """The error that the best ranges leave."""
     divisor = torch.ones(1) if factor is None else factor
     names = ("local", "residual")
-    operands = {name: spread(each.rows, SEARCH_ROWS) / divisor for name, each in zip(names, seen, strict=True)}
+    operands = {name: spread(each.rows, TRIED_ROWS) / divisor for name, each in zip(names, seen, strict=True)}
     reached = {name: float((each.largest / divisor).amax()) for name, each in zip(names, seen, strict=True)}
-    found = search_ranges(operands, {name: reached[name] for name in quantized_operands(add)}, factor)
+    found = choose_ranges(operands, {name: reached[name] for name in quantized_operands(add)}, factor)
     return min(error for _, error in found.values())
 
 

@@ -3,7 +3,7 @@
 Source: Xiao et al., "SmoothQuant" (arXiv 2211.10438): factor_j = max|x_j|**alpha / max|w_j|**(1 - alpha). There
 one alpha serves the whole model and LayerNorm absorbs the division. In a post-LN encoder LayerNorm also feeds the
 residual, and GELU is not linear, so the division stays in the graph as one multiplication per group of linears that
-share an input; alpha is searched per group by the linears' output error, and a group whose error does not fall enough
+share an input; alpha is chosen per group by the linears' output error, and a group whose error does not fall enough
 keeps none.
 
 Where a value projection feeds the input through attention, its rows absorb the factor exactly, and nothing is added.
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdq.calibrate.treatments.arithmetic import fake_quantize, mean_square, quantized_weight, spread
+from qdq.calibrate.treatments.arithmetic import fake_quantize, mean_square, spread
 from qdq.calibrate.treatments.observe import Group
-from qdq.inject.quantizer import QuantLinear
+from qdq.inject.quantizer import QuantLinear, weight_amax
 
 ALPHAS = (0.5, 0.65, 0.75, 0.85, 0.95, 1.0)
-SEARCH_ROWS = 384
+TRIED_ROWS = 384
 # The multiplication stays in the graph, so it must pay: above this ratio of the errors it is left out.
 WORTH_IT = 0.7
 # Weight of rounding errors that a later, error-compensating rounding makes smaller: more of the range can then go to
@@ -56,12 +56,12 @@ class Smoothed:
 def choose_smoothing(group: Group, worth_it: float = WORTH_IT, weight_share: float = 1.0) -> tuple[Smoothed, Tensor]:
     """The decision for `group`, and the factor [in] its input is multiplied by: the best one, even if declined.
 
-    `weight_share`: how much of the error of rounding weights to nearest will be left, `COMPENSATED` where a later
+    `weight_share`: share of the error of rounding weights to nearest that will remain; `COMPENSATED` where a later
     rounding compensates it.
     """
     first = next(iter(group.linears.values()))
     weight, largest = group.weight, group.seen.largest
-    rows = spread(group.seen.rows, SEARCH_ROWS)
+    rows = spread(group.seen.rows, TRIED_ROWS)
     exact = rows @ weight.T
     power = mean_square(exact) or 1.0
 
@@ -91,11 +91,11 @@ def smoothing_factor(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
 def _rounded(weight: Tensor, linear: QuantLinear) -> Tensor:
     point = linear._weight_quantizer
     assert point is not None  # only quantized linears are observed
-    return quantized_weight(weight, point.axis, point._num_bits)
+    return fake_quantize(weight, weight_amax(weight, point.axis), point._num_bits)
 
 
 def apply_smoothing(group: Group, factor: Tensor) -> None:
-    """Give every linear of `group` the factor, and turn what was observed into what they see from now on."""
+    """Give every linear of `group` the factor, and scale the observed statistics alike."""
     for linear in group.linears.values():
         linear.treat("_smoothing", factor.clone())
     group.seen.scale(factor)

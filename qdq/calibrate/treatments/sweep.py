@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdq.calibrate.algorithms import Algorithm
-from qdq.calibrate.rebatch import MicroBatches
+from qdq.base.types import Progress
+from qdq.calibrate.rebatch import Batch, MicroBatches
 from qdq.calibrate.table import CalibrationTable
 from qdq.calibrate.treatments.order import Report, finish, prepare
 from qdq.calibrate.treatments.settings import PtqSettings, Treatments
 from qdq.errors import CalibrationError, ConfigError, ParityError
+from qdq.inject.quantizer import TensorQuantizer, Treated
 from qdq.inject.spec import QuantSpec
 
-Batch = Mapping[str, Tensor]
 Score = Mapping[str, float | None]
 
 
 @dataclass
-class Candidate:
+class Trial:
     """One row of the sweep: what was tried, and its scores or why it has none."""
 
     algorithm: str
@@ -38,6 +38,11 @@ class Candidate:
     scores: dict[str, float | None] = field(default_factory=dict)
     failure: str = ""
     best: bool = False
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """The scores to compare by, in their order."""
+        return tuple(value for value in self.scores.values() if value is not None)
 
     def as_json(self) -> dict[str, Any]:
         """One row of sweep.json."""
@@ -52,12 +57,12 @@ class Candidate:
 
 @dataclass
 class Swept:
-    """The best candidate's state and table, and all candidates in the order they were tried."""
+    """The best trial's state and table, and all trials in the order they were made."""
 
     state: Mapping[str, Tensor | None]
     table: CalibrationTable
     report: Report
-    candidates: list[Candidate]
+    trials: list[Trial]
 
 
 def sweep(  # noqa: PLR0913  # six arguments and a progress bar; a dataclass would only hide them
@@ -67,7 +72,7 @@ def sweep(  # noqa: PLR0913  # six arguments and a progress bar; a dataclass wou
     settings: PtqSettings,
     treatments: Treatments,
     score: Callable[[nn.Module], Score],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Swept:
     """Try all of `settings` and return the best.
 
@@ -78,57 +83,46 @@ def sweep(  # noqa: PLR0913  # six arguments and a progress bar; a dataclass wou
         settings: the three lists, and what the algorithms need.
         treatments: what is done beside choosing ranges.
         score: scores of a module with quantizers enabled; compared in the order of their keys, larger is better, None
-            is no score. May raise ParityError (NaN or infinite outputs): that candidate has failed.
-        progress: called with (done, total) candidates.
+            is no score. May raise ParityError (NaN or infinite outputs): that trial has failed.
+        progress: called with (done, total) trials.
 
-    Raises ConfigError when there are fewer samples than a combination asks for, CalibrationError when every candidate
-    failed.
+    Raises ConfigError when there are fewer samples than a combination asks for, CalibrationError when all fail.
     """
     algorithms = settings.algorithms()
-    sizes = list(itertools.product(settings.batch_size_list, settings.batch_num_list))
     rows = sum(len(batch["attention_mask"]) for batch in samples)
+    sizes = _sizes(settings, rows)
+    trials: list[Trial] = []
+    best: Trial | None = None
     for size, count in sizes:
-        if count is not None and size * count > rows:
-            raise ConfigError(f"batch_num_list: {count} batches of {size} are more than the {rows} samples there are")
-    candidates: list[Candidate] = []
-    best: Swept | None = None
-    for size, count in sizes:
+        # One preparation and one pass of statistics for all algorithms on these samples
         module = build()
         batches = MicroBatches.of(first_samples(samples, None if count is None else size * count), size)
         prepared = prepare(module, batches, spec, algorithms, treatments)
         for algorithm in algorithms:
-            candidate = Candidate(algorithm.label, size, count, min(rows, size * count if count else rows))
-            candidates.append(candidate)
+            trial = Trial(algorithm.label, size, count, min(rows, size * count if count else rows))
+            trials.append(trial)
             table, report = finish(prepared, algorithm, settings.seed)
-            _score(candidate, module, score)
-            if not candidate.failure and (best is None or _rank(candidate) > _rank(_best(candidates))):
-                _mark(candidates, candidate)
-                best = Swept(quantization_state(module), table, report, candidates)
+            try:
+                trial.scores = dict(score(module))
+            except ParityError as error:
+                trial.failure = str(error)
+            if not trial.failure and (best is None or trial.rank > best.rank):
+                best, swept = trial, Swept(quantization_state(module), table, report, trials)
             if progress:
-                progress(len(candidates), len(sizes) * len(algorithms))
+                progress(len(trials), len(sizes) * len(algorithms))
     if best is None:
-        raise CalibrationError(f"every candidate of the sweep failed; the first: {candidates[0].failure}")
-    return best
+        raise CalibrationError(f"every candidate of the sweep failed; the first: {trials[0].failure}")
+    best.best = True
+    return swept
 
 
-def _score(candidate: Candidate, module: nn.Module, score: Callable[[nn.Module], Score]) -> None:
-    try:
-        candidate.scores = dict(score(module))
-    except ParityError as error:
-        candidate.failure = str(error)
-
-
-def _rank(candidate: Candidate) -> tuple[float, ...]:
-    return tuple(value for value in candidate.scores.values() if value is not None)
-
-
-def _best(candidates: Sequence[Candidate]) -> Candidate:
-    return next(candidate for candidate in candidates if candidate.best)
-
-
-def _mark(candidates: Sequence[Candidate], chosen: Candidate) -> None:
-    for candidate in candidates:
-        candidate.best = candidate is chosen
+def _sizes(settings: PtqSettings, rows: int) -> list[tuple[int, int | None]]:
+    """Every batch size with every number of batches (None: all). Raises ConfigError where `rows` are too few."""
+    sizes = list(itertools.product(settings.batch_size_list, settings.batch_num_list))
+    for size, count in sizes:
+        if count is not None and size * count > rows:
+            raise ConfigError(f"batch_num_list: {count} batches of {size} are more than the {rows} samples there are")
+    return sizes
 
 
 def first_samples(batches: Sequence[Batch], count: int | None) -> list[Batch]:
@@ -145,9 +139,7 @@ def first_samples(batches: Sequence[Batch], count: int | None) -> list[Batch]:
 
 
 def quantization_state(module: nn.Module) -> dict[str, Tensor | None]:
-    """A copy of every tensor a candidate decided: ranges and treatments, None where there is none."""
-    from qdq.inject.quantizer import TensorQuantizer, Treated
-
+    """A copy of every tensor a trial decided: ranges and treatments, None where there is none."""
     state: dict[str, Tensor | None] = {}
     for path, part in module.named_modules():
         if isinstance(part, TensorQuantizer):
@@ -159,8 +151,6 @@ def quantization_state(module: nn.Module) -> dict[str, Tensor | None]:
 
 def set_quantization_state(module: nn.Module, state: Mapping[str, Tensor | None]) -> None:
     """Give an injected module what `quantization_state` took from another, and enable its quantizers."""
-    from qdq.inject.quantizer import TensorQuantizer, Treated
-
     parts = dict(module.named_modules())
     for key, value in state.items():
         path, _, name = key.rpartition(".")
@@ -172,16 +162,16 @@ def set_quantization_state(module: nn.Module, state: Mapping[str, Tensor | None]
             part.treat(name, value)
 
 
-def table_text(candidates: Sequence[Candidate]) -> str:
-    """All candidates as text, the best one marked, at most 80 columns where names allow."""
-    names = list(dict.fromkeys(name for candidate in candidates for name in candidate.scores))
+def table_text(trials: Sequence[Trial]) -> str:
+    """All trials as text, the best one marked, at most 80 columns where names allow."""
+    names = list(dict.fromkeys(name for trial in trials for name in trial.scores))
     header = ["algorithm", "batches", *[name.replace("_", " ") for name in names], ""]
     rows = [header]
-    for candidate in candidates:
-        batches = f"{'all' if candidate.batch_num is None else candidate.batch_num} x {candidate.batch_size}"
-        values = [candidate.scores.get(name) for name in names]
+    for trial in trials:
+        batches = f"{'all' if trial.batch_num is None else trial.batch_num} x {trial.batch_size}"
+        values = [trial.scores.get(name) for name in names]
         shown = ["-" if value is None else f"{value:.4f}" for value in values]
-        rows.append([candidate.algorithm, batches, *shown, "best" if candidate.best else candidate.failure])
+        rows.append([trial.algorithm, batches, *shown, "best" if trial.best else trial.failure])
     widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
     lines = []
     for row in rows:
@@ -190,8 +180,3 @@ def table_text(candidates: Sequence[Candidate]) -> str:
         ]
         lines.append("  ".join([*cells, row[-1]]).rstrip())
     return "\n".join(lines)
-
-
-def algorithms_text(algorithms: Sequence[Algorithm]) -> str:
-    """Names of algorithms for one line."""
-    return ", ".join(algorithm.label for algorithm in algorithms)

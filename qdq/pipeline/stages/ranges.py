@@ -92,13 +92,13 @@ def _swept(
         lambda: copy.deepcopy(blank), batches, spec, settings, run.options.treatments, score, stage.progress
     )
     set_quantization_state(loaded.module(), found.state)
-    run.screen.line(table_text(found.candidates))
-    best = next(candidate for candidate in found.candidates if candidate.best)
-    summary = f"{best.algorithm} is the best of {len(found.candidates)} candidates, scored on {scored_on}"
+    run.screen.line(table_text(found.trials))
+    best = next(trial for trial in found.trials if trial.best)
+    summary = f"{best.algorithm} is the best of {len(found.trials)} candidates, scored on {scored_on}"
     content = {
         "settings": run.options.ptq_json(),
         "scored_on": scored_on,
-        "candidates": [candidate.as_json() for candidate in found.candidates],
+        "candidates": [trial.as_json() for trial in found.trials],
     }
     return Calibrated(found.table, run.calibration.source, summary, found.report, content)
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdq.base.types import Feeds
 from qdq.inject import base_path, quantizers
 from qdq.inject.families import family_of
 from qdq.inject.quantizer import TensorQuantizer, broadcast_mask
 from qdq.inject.scale import scale_of
 from qdq.load.model import EncoderModule
 from qdq.placing.sensitivity.divergence import Divergence
-from qdq.tasks.batches import Feeds
 from qdq.tasks.evaluation import Evaluation, Scores
 
 Batch = Mapping[str, Tensor]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qdq.calibrate.algorithms import Algorithm, algorithm_named
 from qdq.calibrate.calibrate import (
-    CalibrationSettings,
     calibrate,
     default_percentile,
     freeze_weights,
@@ -32,7 +32,7 @@ from qdq.text.encode import calibration_batches, encode_batch, encode_choices
 Batches = Sequence[Mapping[str, Tensor]]
 Checkpoint = Callable[..., Path]
 
-MAX, PERCENTILE = CalibrationSettings("max"), CalibrationSettings("percentile", 99.9)
+MAX, PERCENTILE = algorithm_named("max"), algorithm_named("percentile", 99.9)
 ALL = named_spec("qdqbert")
 QUERY = "bert.encoder.layer.0.attention.self.query"
 
@@ -66,9 +66,7 @@ def padded(loaded: LoadedModel, records: list[Record], width: int) -> Batches:
     return tensors([encode_batch(loaded.tokenizer, records, loaded.inputs, width)])
 
 
-def run(
-    loaded: LoadedModel, batches: Batches, settings: CalibrationSettings, spec: QuantSpec = ALL
-) -> CalibrationTable:
+def run(loaded: LoadedModel, batches: Batches, settings: Algorithm, spec: QuantSpec = ALL) -> CalibrationTable:
     return calibrate(injected(loaded, spec), batches, spec, settings)
 
 
@@ -81,7 +79,7 @@ def close(a: CalibrationTable, b: CalibrationTable, relative: float) -> bool:
 
 
 @pytest.mark.parametrize("settings", [MAX, PERCENTILE])
-def test_padding_does_not_count(bert: LoadedModel, records: list[Record], settings: CalibrationSettings) -> None:
+def test_padding_does_not_count(bert: LoadedModel, records: list[Record], settings: Algorithm) -> None:
     short = [Record(" ".join(record.text.split()[:12])) for record in records]
     narrow, wide = run(bert, padded(bert, short, 16), settings), run(bert, padded(bert, short, 40), settings)
     assert (narrow.samples, narrow.tokens) == (wide.samples, wide.tokens)
@@ -112,14 +110,12 @@ def test_what_padding_holds_cannot_matter(bert: LoadedModel, records: list[Recor
 
 
 @pytest.mark.parametrize("settings", [MAX, PERCENTILE])
-def test_two_runs_give_the_same_bits(bert: LoadedModel, records: list[Record], settings: CalibrationSettings) -> None:
+def test_two_runs_give_the_same_bits(bert: LoadedModel, records: list[Record], settings: Algorithm) -> None:
     assert run(bert, micro_batches(bert, records), settings) == run(bert, micro_batches(bert, records), settings)
 
 
 @pytest.mark.parametrize("settings", [MAX, PERCENTILE])
-def test_order_of_the_batches_changes_no_bit(
-    bert: LoadedModel, records: list[Record], settings: CalibrationSettings
-) -> None:
+def test_order_of_the_batches_changes_no_bit(bert: LoadedModel, records: list[Record], settings: Algorithm) -> None:
     batches = list(micro_batches(bert, records))
     assert run(bert, batches, settings) == run(bert, batches[::-1], settings)
 
@@ -353,6 +349,6 @@ def test_default_percentile_clips_residuals_only() -> None:
 
 def test_settings_are_validated() -> None:
     with pytest.raises(ConfigError, match=r"calibrator: unknown value 'msee'; did you mean 'mse'"):
-        CalibrationSettings("msee")
+        algorithm_named("msee")
     with pytest.raises(ConfigError, match=r"percentile: 0 is outside \(0, 100\]"):
-        CalibrationSettings(percentile=0)
+        algorithm_named("percentile", 0)

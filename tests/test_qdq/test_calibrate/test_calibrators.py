@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from qdq.calibrate.calibrators import HistogramCalibrator, PercentileCalibrator, make_calibrator
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrators import HistogramCalibrator
 from qdq.errors import CalibrationError, ConfigError
 from qdq.inject.statistics import MaxCalibrator
 
@@ -23,6 +24,15 @@ CALIBRATORS = ("max", "percentile")
 FLOATS = st.floats(min_value=-7e4, max_value=7e4, width=32, allow_subnormal=True)
 TENSORS = arrays.arrays(np.float32, st.integers(1, 40), elements=FLOATS)
 PERCENTILES = st.one_of(st.sampled_from([100.0, 99.999, 99.99, 50.0, 25.0, 1e-9]), st.floats(0.001, 100))
+
+
+def make_calibrator(name: str, percentile: float | None = None) -> HistogramCalibrator | MaxCalibrator:
+    algorithm = algorithm_named(name, percentile)
+    return MaxCalibrator() if algorithm.name == "max" else HistogramCalibrator(algorithm)
+
+
+def percentile_calibrator(percentile: float = 99.99) -> HistogramCalibrator:
+    return HistogramCalibrator(algorithm_named("percentile", percentile))
 
 
 def fed(calibrator: Any, *tensors: Any) -> Any:
@@ -47,35 +57,35 @@ def test_max_is_the_largest_magnitude(values: np.ndarray) -> None:
 @settings(max_examples=150)
 @given(TENSORS.filter(np.any), PERCENTILES)
 def test_percentile_is_numpys_quantile_of_the_fp16_magnitudes(values: np.ndarray, percentile: float) -> None:
-    assert fed(PercentileCalibrator(percentile), values).amax("p") == brute_force(values, percentile)
+    assert fed(percentile_calibrator(percentile), values).amax("p") == brute_force(values, percentile)
 
 
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 99.0, 99.99, 99.999, 100.0])
 def test_percentile_of_many_elements(percentile: float) -> None:
     values = np.random.default_rng(0).standard_normal(200_001).astype(np.float32)
-    assert fed(PercentileCalibrator(percentile), values).amax("p") == brute_force(values, percentile)
+    assert fed(percentile_calibrator(percentile), values).amax("p") == brute_force(values, percentile)
 
 
 def test_percentile_clips_outliers_and_max_does_not() -> None:
     values = torch.cat([torch.linspace(-1, 1, 100_000), torch.tensor([1000.0, -2000.0])])
-    assert fed(PercentileCalibrator(99.99), values).amax("p") == pytest.approx(1.0, rel=1e-3)
+    assert fed(percentile_calibrator(99.99), values).amax("p") == pytest.approx(1.0, rel=1e-3)
     assert fed(MaxCalibrator(), values).amax("p") == 2000.0
 
 
 def test_percentile_never_exceeds_the_largest_magnitude_though_fp16_rounds_up() -> None:
-    assert fed(PercentileCalibrator(100), [1.0007]).amax("p") == float(torch.tensor(1.0007))
+    assert fed(percentile_calibrator(100), [1.0007]).amax("p") == float(torch.tensor(1.0007))
 
 
 def test_values_beyond_fp16_are_counted_at_its_end() -> None:
-    assert fed(PercentileCalibrator(100), [1e30, -2e30]).amax("p") == 65504.0
-    assert fed(PercentileCalibrator(50), [1.0, 2.0, 1e9, -1e30]).amax("p") == 2.0
+    assert fed(percentile_calibrator(100), [1e30, -2e30]).amax("p") == 65504.0
+    assert fed(percentile_calibrator(50), [1.0, 2.0, 1e9, -1e30]).amax("p") == 2.0
 
 
 def test_sparse_point_falls_back_to_its_largest_magnitude() -> None:
     values = torch.zeros(1_000_000)
     values[7] = -0.25
-    assert fed(PercentileCalibrator(99.99), values).amax("p") == 0.25
-    assert fed(PercentileCalibrator(99.99), [1e-12]).amax("p") == float(torch.tensor(1e-12))  # zero in FP16
+    assert fed(percentile_calibrator(99.99), values).amax("p") == 0.25
+    assert fed(percentile_calibrator(99.99), [1e-12]).amax("p") == float(torch.tensor(1e-12))  # zero in FP16
 
 
 @pytest.mark.parametrize("algorithm", CALIBRATORS)
@@ -118,7 +128,7 @@ def test_masked_elements_do_not_count(algorithm: str, layout: str, seed: int, le
 def test_transposed_views_count_like_their_copies() -> None:
     x = torch.randn(2, 7, 3, 4).transpose(1, 2)
     mask = torch.arange(7)[None, None, :, None] < torch.tensor([7, 3])[:, None, None, None]
-    view, copy = PercentileCalibrator(), PercentileCalibrator()
+    view, copy = percentile_calibrator(), percentile_calibrator()
     view.update(x, mask)
     copy.update(x.contiguous(), mask)
     assert same(view, copy)
@@ -200,7 +210,7 @@ def test_a_fully_masked_tensor_is_no_data(algorithm: str) -> None:
 @pytest.mark.parametrize("percentile", [0.0, -1.0, 100.1, math.nan])
 def test_impossible_percentile(percentile: float) -> None:
     with pytest.raises(ConfigError, match=r"outside \(0, 100\]"):
-        PercentileCalibrator(percentile)
+        percentile_calibrator(percentile)
 
 
 def test_unknown_calibrator_names_the_nearest() -> None:

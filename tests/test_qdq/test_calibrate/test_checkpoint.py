@@ -16,8 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from qdq.base.artifacts import sha256_tree, write_json
 from qdq.calibrate import checkpoint
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
-from qdq.calibrate.checkpoint import has_amax, load_checkpoint, read_amax, read_spec, write_checkpoint
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
+from qdq.calibrate.checkpoint import load_checkpoint, read_amax, read_spec, write_checkpoint
 from qdq.calibrate.table import CalibrationTable
 from qdq.errors import CalibrationError, DeployError, ModelError
 from qdq.inject import inject, quantizers
@@ -53,7 +54,7 @@ def calibrated(source: Path, folder: Path, batch: dict[str, Tensor], spec: Quant
     loaded = load_model(str(source), **options)
     inject(loaded.model, spec)
     inputs = {name: batch[name] for name in loaded.inputs}
-    table = calibrate(loaded.module(), [inputs], spec, CalibrationSettings("max"))
+    table = calibrate(loaded.module(), [inputs], spec, algorithm_named("max"))
     write_checkpoint(loaded, spec, table, folder)
     return loaded
 
@@ -115,7 +116,7 @@ def test_the_same_work_gives_the_same_bytes(
     )  # which tokenizer.json would keep
     spec = named_spec("qdqbert")
     inject(loaded.model, spec)
-    table = calibrate(loaded.module(), [batch], spec, CalibrationSettings("max"))
+    table = calibrate(loaded.module(), [batch], spec, algorithm_named("max"))
     write_checkpoint(loaded, spec, table, tmp_path / "checkpoint")
     assert sha256_tree(tmp_path / "checkpoint") == sha256_tree(written)
 
@@ -168,8 +169,8 @@ def test_sentence_transformers_head_survives(
 def test_what_it_says_about_itself(written: Path, tiny_checkpoint: Checkpoint, batch: dict[str, Tensor]) -> None:
     assert is_checkpoint(written)
     assert not is_checkpoint(tiny_checkpoint("bert"))
-    assert has_amax(written)
-    assert not has_amax(tiny_checkpoint("bert"))
+    assert read_amax(written)
+    assert not read_amax(tiny_checkpoint("bert"))
     spec, content = read_spec(written)
     assert spec == named_spec("qdqbert")
     assert content["task"] == "text-classification"

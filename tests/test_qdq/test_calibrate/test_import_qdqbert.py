@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qdq.base.artifacts import sha256_tree
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate, summarise
-from qdq.calibrate.checkpoint import has_amax, import_qdqbert, load_checkpoint, read_amax, write_checkpoint
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate, summarise
+from qdq.calibrate.checkpoint import import_qdqbert, load_checkpoint, read_amax, write_checkpoint
 from qdq.errors import CalibrationError, ModelError
 from qdq.inject import inject, quantizers
 from qdq.inject.spec import QuantSpec, named_spec
@@ -122,7 +123,7 @@ def test_the_rescaled_amax_is_what_our_own_calibration_finds(
     """QDQBERT's amax of matmul_q, taken by a hook on the unscaled query projection of the plain model."""
     folder, spec = tiny_checkpoint("bert"), named_spec("qdqbert")
     ours = loaded_bert(folder, spec)
-    calibrate(ours.module(), [batch], spec, CalibrationSettings("max"))
+    calibrate(ours.module(), [batch], spec, algorithm_named("max"))
     plain, seen = load_model(str(folder)), list[Tensor]()
     path = "bert.encoder.layer.1.attention.self"
     plain.model.get_submodule(f"{path}.query").register_forward_hook(lambda module, args, out: seen.append(out.abs()))
@@ -219,7 +220,7 @@ def test_every_qdqbert_class_is_recognised(
 def test_from_a_qdqbert_folder_to_our_checkpoint(
     qdqbert_folder: Path, batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    assert has_amax(qdqbert_folder)
+    assert read_amax(qdqbert_folder)
     spec = named_spec("qdqbert")
     loaded = loaded_bert(qdqbert_folder, spec)
     _, unmatched = import_qdqbert(loaded.model, read_amax(qdqbert_folder))
@@ -237,8 +238,7 @@ def test_pickled_qdqbert_weights_are_read_only_when_asked_for(qdqbert_folder: Pa
     (qdqbert_folder / "model.safetensors").unlink()
     torch.save(state, qdqbert_folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="--allow-pickle"):
-        has_amax(qdqbert_folder)
-    assert has_amax(qdqbert_folder, allow_pickle=True)
+        read_amax(qdqbert_folder)
     assert len(read_amax(qdqbert_folder, allow_pickle=True)) == 40
     assert load_model(str(qdqbert_folder), allow_pickle=True).task.name == "text-classification"
     (qdqbert_folder / "pytorch_model.bin").write_bytes(b"garbage")

@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.trainer import CompressionTrainer
 from qdq.inject import inject
@@ -41,7 +42,7 @@ def calibrated(folder: str, algorithm: str) -> dict[str, Any]:
     loaded = load_model(folder)
     spec = named_spec("qdqbert")
     inject(loaded.model, spec)
-    table = calibrate(loaded.module(), batches(), spec, CalibrationSettings(algorithm))
+    table = calibrate(loaded.module(), batches(), spec, algorithm_named(algorithm))
     amax = {name: value.hex() for name, value in table.activations.items()}
     return {"amax": amax, "samples": table.samples, "tokens": table.tokens}
 

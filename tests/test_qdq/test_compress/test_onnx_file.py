@@ -66,11 +66,12 @@ def test_a_file_is_quantized_as_the_module_would_be(
 
 
 def _fake_quantized(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+    from qdq.calibrate.algorithms import Algorithm
+    from qdq.calibrate.calibrate import calibrate
 
     spec = QuantSpec(placement="linear", matmul=(), residual=(), enable_layers=r"(pooler|classifier)")
     inject(loaded.model, spec)
-    calibrate(loaded.model, [inputs], spec, CalibrationSettings("max"))
+    calibrate(loaded.model, [inputs], spec, Algorithm("max"))
     with torch.no_grad():
         logits: torch.Tensor = loaded.model(**inputs).logits
     return logits

@@ -17,7 +17,8 @@ from export.passes.base import load_graph, save_graph
 from export.passes.dynamic_inputs import dynamic_inputs
 from export.to_onnx import export_onnx
 from export.unoptimized import open_unoptimized, run
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
 from qdq.errors import ConfigError
 from qdq.inject import inject
 from qdq.inject.quantizer import folded
@@ -29,7 +30,7 @@ from qdq.pipeline.options import CompileOptions
 def exported(loaded: LoadedModel, feeds: Any, path: Path) -> Path:
     spec = named_spec("dynamic")
     inject(loaded.model, spec)
-    calibrate(loaded.module(), [], spec, CalibrationSettings())
+    calibrate(loaded.module(), [], spec, algorithm_named("percentile"))
     with folded(loaded.model):
         export_onnx(loaded.module(), feeds, loaded.outputs, path)
     return path

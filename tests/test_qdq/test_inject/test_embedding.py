@@ -16,7 +16,8 @@ import torch
 from export.passes import lower
 from export.to_onnx import export_onnx
 from export.unoptimized import open_unoptimized, run
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
 from qdq.calibrate.checkpoint import load_checkpoint, write_checkpoint
 from qdq.inject import QuantSpec, inject, quantizers
 from qdq.inject.quantizer import folded
@@ -31,7 +32,7 @@ def with_tables(load_tiny: LoadTiny, *arguments: str, spec: QuantSpec = TABLES) 
     """A tiny model whose tables alone are quantized: calibrated without any data."""
     loaded = load_tiny(*arguments)
     inject(loaded.model, spec)
-    calibrate(loaded.module(), [], spec, CalibrationSettings())
+    calibrate(loaded.module(), [], spec, algorithm_named("percentile"))
     return loaded
 
 
@@ -79,7 +80,7 @@ def exported(load_tiny: LoadTiny, encode: Callable[..., Any], tmp_path_factory: 
     """9000 rows: the exporter itself folds only small tensors, and scales must stay constants."""
     loaded = load_tiny("bert", "token-classification", vocab_size=9000, num_hidden_layers=1)
     inject(loaded.model, TABLES)
-    calibrate(loaded.module(), [], TABLES, CalibrationSettings())
+    calibrate(loaded.module(), [], TABLES, algorithm_named("percentile"))
     feeds, path = encode(loaded), tmp_path_factory.mktemp("tables") / "model.qdq.onnx"
     with folded(loaded.model):
         export_onnx(loaded.module(), feeds, loaded.outputs, path)
@@ -108,7 +109,7 @@ def test_every_target_computes_the_module(target: str, exported: Exported, tmp_p
 def test_a_checkpoint_keeps_the_tables(load_tiny: LoadTiny, encode: Callable[..., Any], tmp_path: Path) -> None:
     loaded = load_tiny()
     inject(loaded.model, TABLES)
-    table = calibrate(loaded.module(), [], TABLES, CalibrationSettings())
+    table = calibrate(loaded.module(), [], TABLES, algorithm_named("percentile"))
     write_checkpoint(loaded, TABLES, table, tmp_path / "checkpoint")
     again, spec, _ = load_checkpoint(tmp_path / "checkpoint")
     assert spec == TABLES

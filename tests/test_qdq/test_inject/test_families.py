@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MPNetPreTrainedModel
 
 from export.names import in_encoder
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
 from qdq.calibrate.checkpoint import load_checkpoint
 from qdq.errors import ModelError
 from qdq.inject import inject, quantizers
@@ -144,7 +145,7 @@ def test_calibrated_outputs_are_finite_and_near(model_type: str, load_tiny: Load
     expected = outputs(loaded, batch)[batch["attention_mask"].bool()]
     spec = named_spec("qdqbert")
     inject(loaded.model, spec)
-    table = calibrate(loaded.module(), [batch], spec, CalibrationSettings("max"))
+    table = calibrate(loaded.module(), [batch], spec, algorithm_named("max"))
     assert set(table.activations) | set(table.weights) == set(quantizers(loaded.model))
     actual = outputs(loaded, batch)[batch["attention_mask"].bool()]
     assert bool(actual.isfinite().all())

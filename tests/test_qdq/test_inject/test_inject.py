@@ -16,7 +16,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel
 from transformers.models.bert import modeling_bert
 
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate, clip_gelu, freeze_weights
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate, clip_gelu, freeze_weights
 from qdq.errors import ExportError, ModelError
 from qdq.inject import QuantSpec, inject, quantizers
 from qdq.inject.blocks import ResidualAdd
@@ -28,7 +29,7 @@ from qdq.load.model import LoadedModel
 
 LoadTiny = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]
-MAX = CalibrationSettings("max")
+MAX = algorithm_named("max")
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
 from qdq.inject import inject, quantizers
 from qdq.inject.quantizer import TensorQuantizer
 from qdq.inject.spec import named_spec
@@ -87,7 +88,7 @@ def test_calibrated_buffers_have_the_keys_of_a_qdqbert_state_dict(
 ) -> None:
     loaded = load_tiny("bert")
     inject(loaded.model, named_spec("qdqbert"))
-    calibrate(loaded.module(), [encode(loaded)], named_spec("qdqbert"), CalibrationSettings("max"))
+    calibrate(loaded.module(), [encode(loaded)], named_spec("qdqbert"), algorithm_named("max"))
     amax = {key: value for key, value in loaded.model.state_dict().items() if key.endswith("_amax")}
     assert set(amax) == {f"{path}._amax" for path in paths(loaded.model)}
     assert amax["bert.encoder.layer.1.output.dense._weight_quantizer._amax"].shape == (32, 1)

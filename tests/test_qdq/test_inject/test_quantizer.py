@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
-from qdq.calibrate.calibrators import PercentileCalibrator
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrators import HistogramCalibrator
 from qdq.errors import CalibrationError, ExportError
 from qdq.inject.quantizer import Layout, QuantLinear, TensorQuantizer, broadcast_mask, folded, weight_amax
 from qdq.inject.scale import SMALLEST_FP16, SMALLEST_NORMAL_FP16, scale_of
@@ -181,7 +182,7 @@ def test_pooled_and_weight_tensors_have_no_padding() -> None:
 
 def test_a_calibrator_can_be_exchanged() -> None:
     quantizer = TensorQuantizer("p")
-    quantizer.calibrator = PercentileCalibrator(50.0)
+    quantizer.calibrator = HistogramCalibrator(algorithm_named("percentile", 50.0))
     quantizer.disable_quant()
     quantizer.enable_calib()
     quantizer(torch.arange(1.0, 101.0).reshape(1, 100, 1))

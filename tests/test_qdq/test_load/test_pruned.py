@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from export.check import check_file
 from export.to_onnx import export_onnx
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
 from qdq.compress.elastic import extract, make_elastic, size_at
 from qdq.compress.importance import Importance, masked_heads, measure_importance, rewire
 from qdq.compress.loss import TaskLoss
@@ -171,7 +172,7 @@ def test_a_pruned_model_is_quantized_and_exported_like_any_other(
     inputs = encode(loaded)
     spec = QuantSpec()
     placement = inject(loaded.model, spec)
-    calibrate(loaded.module(), [inputs], spec, CalibrationSettings("max"))
+    calibrate(loaded.module(), [inputs], spec, algorithm_named("max"))
     path = tmp_path / "model.qdq.onnx"
     with folded(loaded.model):
         export_onnx(loaded.module(), encode(loaded, 2), loaded.outputs, path)

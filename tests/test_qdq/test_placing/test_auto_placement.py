@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from export.to_onnx import export_onnx
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
 from qdq.calibrate.checkpoint import write_checkpoint
 from qdq.errors import DeployError
 from qdq.inject import inject, quantizers
@@ -41,7 +42,7 @@ def damaged(load_tiny: Load, encode: Callable[..., Any], target: str = "tensorrt
     """A model with one residual operand that ruins the answers."""
     loaded, spec = load_tiny(), base_spec("auto", target)
     inject(loaded.model, spec)
-    calibrate(loaded.module(), [encode(loaded)], spec, CalibrationSettings("max"))
+    calibrate(loaded.module(), [encode(loaded)], spec, algorithm_named("max"))
     culprit = next(name for name in quantizers(loaded.model) if name.endswith("1.output.add_local_input_quantizer"))
     point = quantizers(loaded.model)[culprit]
     point.set_amax(torch.as_tensor(point.amax) * 500)
@@ -78,7 +79,7 @@ def test_a_harmless_placement_is_kept_whole_after_one_check(
 ) -> None:
     loaded, spec = load_tiny(), base_spec("auto", "openvino")
     inject(loaded.model, spec)
-    calibrate(loaded.module(), [encode(loaded)], spec, CalibrationSettings("max"))
+    calibrate(loaded.module(), [encode(loaded)], spec, algorithm_named("max"))
     monkeypatch.setattr("qdq.placing.auto.BOUND", 1e9)
     _, placement, choice = decide_placement(loaded, spec, [Record(t) for t in sentences], "openvino", 64)
     assert choice.dropped == {} and choice.checks == 1
@@ -109,7 +110,7 @@ def test_fewer_texts_rank_what_the_budget_does_not_reach(
         for name, parameter in loaded.model.named_parameters():
             if "attention.output.dense" in name:
                 parameter.mul_(1e-3)
-    calibrate(loaded.module(), [encode(loaded)], spec, CalibrationSettings("max"))
+    calibrate(loaded.module(), [encode(loaded)], spec, algorithm_named("max"))
     points = quantizers(loaded.model)
     culprit = next(name for name in points if name.endswith("7.output.add_residual_input_quantizer"))
     for name, point in points.items():
@@ -154,7 +155,7 @@ def test_every_kind_has_a_cost(load_tiny: Load, target: str) -> None:
 def test_cpu_costs_are_measured_for_every_kind(load_tiny: Load, encode: Callable[..., Any], tmp_path: Path) -> None:
     loaded, spec = load_tiny(), named_spec("qdqbert")
     inject(loaded.model, spec)
-    table = calibrate(loaded.module(), [encode(loaded)], spec, CalibrationSettings("max"))
+    table = calibrate(loaded.module(), [encode(loaded)], spec, algorithm_named("max"))
     write_checkpoint(loaded, spec, table, tmp_path / "checkpoint")
     with folded(loaded.model):
         export_onnx(loaded.module(), export_example(loaded), loaded.outputs, tmp_path / CANONICAL)

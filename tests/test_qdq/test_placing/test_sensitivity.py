@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
 from qdq.inject import inject, quantizers
 from qdq.inject.spec import named_spec
 from qdq.load.model import LoadedModel
@@ -29,7 +30,7 @@ def injected(load_tiny: Load, encode: Callable[..., Any], *arguments: str) -> Lo
     loaded = load_tiny(*arguments)
     spec = named_spec("qdqbert")
     inject(loaded.model, spec)
-    calibrate(loaded.module(), [encode(loaded)], spec, CalibrationSettings("max"))
+    calibrate(loaded.module(), [encode(loaded)], spec, algorithm_named("max"))
     return loaded
 
 

@@ -24,7 +24,6 @@ from qdq.text.encode import (
     choice_records,
     encode_batch,
     encode_choices,
-    workload,
     workload_of_shape,
 )
 
@@ -127,9 +126,9 @@ def test_faults_are_named(tokenizer: BertTokenizer) -> None:
     with pytest.raises(DataError, match="no records"):
         encode_batch(tokenizer, [], ALL, 8)
     with pytest.raises(DataError, match="no records"):
-        workload(tokenizer, [], ALL, 2, 8, 1)
+        workload_of_shape(tokenizer, [], ALL, (2, 8), 1)
     with pytest.raises(ConfigError, match="is empty"):
-        workload(tokenizer, [Record("a")], ALL, 0, 8, 1)
+        workload_of_shape(tokenizer, [Record("a")], ALL, (0, 8), 1)
     with pytest.raises(ConfigError, match="cannot hold 0 records"):
         next(calibration_batches(tokenizer, [Record("a")], ALL, 8, micro_batch=0))
     unpadded = without_types()
@@ -190,14 +189,16 @@ def test_multiple_choice_feeds_have_three_axes(tokenizer: BertTokenizer) -> None
 
 def test_the_workload_is_real_text_of_exactly_the_asked_shape(tokenizer: BertTokenizer) -> None:
     records = read_records(bundled())[0]
-    feeds = workload(tokenizer, records, ALL, 40, 128, 4)
+    feeds = workload_of_shape(tokenizer, records, ALL, (40, 128), 4)
     assert [feed[name].shape for feed in feeds for name in ALL] == [(40, 128)] * 12
     rows = np.concatenate([feed["input_ids"] for feed in feeds])
     np.testing.assert_array_equal(rows, encode_batch(tokenizer, records[:160], ALL, 128)["input_ids"])
 
 
 def test_few_texts_come_again_with_their_words_rotated(tokenizer: BertTokenizer) -> None:
-    feeds = workload(tokenizer, [Record("the cat sat on the mat"), Record("the dog ran far away")], ALL, 4, 16, 2)
+    feeds = workload_of_shape(
+        tokenizer, [Record("the cat sat on the mat"), Record("the dog ran far away")], ALL, (4, 16), 2
+    )
     assert len(rows_of(*feeds)) == 8
     assert feeds[0]["input_ids"][2, 1:7].tolist() == ids(tokenizer, "cat sat on the mat the")
 
@@ -212,7 +213,7 @@ TEXTS = st.lists(
 def test_neighbouring_workload_rows_always_differ(texts: list[str], batch: int, sequence: int, count: int) -> None:
     tokenizer = bert(["猫", "狗"])
     records = [Record(text) for text in texts]
-    feeds = workload(tokenizer, records, ALL, batch, sequence, count)
+    feeds = workload_of_shape(tokenizer, records, ALL, (batch, sequence), count)
     assert [feed["input_ids"].shape for feed in feeds] == [(batch, sequence)] * count
     if len(rows_of(encode_batch(tokenizer, records, ALL, sequence))) > 1:
         stream = np.concatenate([feed["input_ids"] for feed in feeds])

@@ -15,8 +15,8 @@ from qdq.calibrate.rebatch import MicroBatches
 from qdq.calibrate.treatments.order import finish, prepare
 from qdq.calibrate.treatments.settings import PLAIN, PtqSettings, Treatments
 from qdq.calibrate.treatments.sweep import (
-    Candidate,
     Score,
+    Trial,
     first_samples,
     quantization_state,
     set_quantization_state,
@@ -72,10 +72,10 @@ def test_every_candidate_is_what_it_would_be_alone_and_the_best_is_kept(
     settings = PtqSettings(("KL", "abs_max", "hist", "mse"), (1, 2), (4, 8))
     treatments = Treatments(clip_search=False)
     found = sweep(lambda: build(bert), samples, SPEC, settings, treatments, score)
-    assert [c.samples for c in found.candidates] == [4] * 4 + [8] * 8 + [16] * 4
-    errors = [c.scores["minus_error"] for c in found.candidates]
-    assert [c.best for c in found.candidates].index(True) == errors.index(max(errors, key=lambda e: e or 0.0))
-    assert sum(c.best for c in found.candidates) == 1
+    assert [c.samples for c in found.trials] == [4] * 4 + [8] * 8 + [16] * 4
+    errors = [c.scores["minus_error"] for c in found.trials]
+    assert [c.best for c in found.trials].index(True) == errors.index(max(errors, key=lambda e: e or 0.0))
+    assert sum(c.best for c in found.trials) == 1
 
     module = build(bert)
     set_quantization_state(module, found.state)
@@ -99,9 +99,9 @@ def test_a_failed_candidate_is_shown_and_never_the_best(bert: LoadedModel, sampl
 
     settings = PtqSettings(("mse", "KL", "abs_max"), (None,), (4,))
     found = sweep(lambda: build(bert), samples, SPEC, settings, PLAIN, score)
-    assert [c.best for c in found.candidates] == [True, False, False]
-    assert found.candidates[1].as_json()["failure"] == "batch 0: the engine returned NaN"
-    assert "NaN" in table_text(found.candidates)
+    assert [c.best for c in found.trials] == [True, False, False]
+    assert found.trials[1].as_json()["failure"] == "batch 0: the engine returned NaN"
+    assert "NaN" in table_text(found.trials)
 
 
 def test_a_sweep_in_which_everything_fails_says_why(bert: LoadedModel, samples: list[Batch]) -> None:
@@ -130,8 +130,8 @@ def test_state_keeps_what_a_candidate_decided(bert: LoadedModel, samples: list[B
 
 def test_the_table_marks_the_best() -> None:
     rows = [
-        Candidate("mse", 4, 1, 4, {"accuracy": 0.81, "minus_error": -0.2}, best=True),
-        Candidate("percentile 99.9", 16, None, 128, {"accuracy": None, "minus_error": -0.3}),
+        Trial("mse", 4, 1, 4, {"accuracy": 0.81, "minus_error": -0.2}, best=True),
+        Trial("percentile 99.9", 16, None, 128, {"accuracy": None, "minus_error": -0.3}),
     ]
     assert table_text(rows).splitlines() == [
         "algorithm         batches  accuracy  minus error",

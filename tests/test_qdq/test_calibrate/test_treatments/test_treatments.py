@@ -16,7 +16,7 @@ from qdq.calibrate.checkpoint import load_checkpoint, write_checkpoint
 from qdq.calibrate.rebatch import MicroBatches
 from qdq.calibrate.treatments.arithmetic import fake_quantize, normalized
 from qdq.calibrate.treatments.attentions import attentions
-from qdq.calibrate.treatments.clip import search_clips
+from qdq.calibrate.treatments.clip import choose_clips
 from qdq.calibrate.treatments.equalize import power_of_two, query_factor
 from qdq.calibrate.treatments.observe import Observed, Seen, observe
 from qdq.calibrate.treatments.order import drop_rounding, finish, prepare, treatment_tensors
@@ -134,7 +134,7 @@ def test_residual_scaling_takes_most_of_the_damage_of_outlier_channels() -> None
         decisions = scale_residuals(module, observed) if scaled else []
         assert [row["reason"] for row in decisions] == ["applied"] * scaled
         maxima = {operand: float(part.largest.amax()) for operand, part in zip(rows, seen, strict=True)}
-        search_clips(module, observed, maxima)
+        choose_clips(module, observed, maxima)
         errors.append(float((block(hidden, skip) - exact).square().mean()))
     assert errors[1] < 0.2 * errors[0]
 
