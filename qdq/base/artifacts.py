@@ -113,7 +113,7 @@ def _swap(partial: Path, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder if it is there; an error on the way out would hide the one that matters."""
+    """Remove a file or folder if it is there; an error here would hide the one that led to the removal."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -15,7 +15,7 @@ HARDWARE = ("none", "ampere_plus", "same_compute_capability")  # TensorRT's hard
 # extra switches (layernorm_input, softmax_input, aftergemm, final_input) name tensors that are not among the twenty,
 # so ft3, which only adds softmax_input and layernorm_input to ft2, quantizes the same points as ft2 here.
 PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
-    "auto": {},  # the widest; what is left out of it stands in `declined`
+    "auto": {},  # every point but those listed in `declined`
     "linear": {"matmul": (), "residual": ()},
     "linear+qk": {"matmul": ("q", "k"), "residual": ()},
     "qdqbert": {},

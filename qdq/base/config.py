@@ -59,8 +59,8 @@ def _yaml(text: str) -> Any:
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build frozen dataclass `cls` from `values`; unknown keys and wrong types raise ConfigError.
 
-    Lists become tuples where the field is a tuple; nothing else is converted, so what the user typed is what is
-    stored. `where` names the source (a file, an option) in messages.
+    Lists become tuples where the field is a tuple; nothing else is converted, so values are stored as the
+    user typed them. `where` names the source (a file, an option) in messages.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)

@@ -1,4 +1,4 @@
-"""BatchMaxima: the largest magnitudes of batches, for the two algorithms that are defined by what a batch is."""
+"""BatchMaxima: the largest magnitudes of batches, for the two algorithms that are defined by batches."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def settle(module: nn.Module, spec: QuantSpec, collected: Collected, algorithm: 
 
 
 def apply_switches(module: nn.Module, spec: QuantSpec) -> None:
-    """The spec's clip_gelu and fuse_qkv, on whatever chose the ranges."""
+    """Apply the spec's clip_gelu and fuse_qkv to the ranges that are set now."""
     if spec.clip_gelu is not None:
         clip_gelu(module, _family(module), spec.clip_gelu)
     if spec.fuse_qkv:
@@ -207,7 +207,7 @@ def _share(points: list[TensorQuantizer]) -> None:
 def summarise(
     module: nn.Module, algorithm: str, percentile: float | None, samples: int, tokens: int
 ) -> CalibrationTable:
-    """The table of what is frozen on `module` now."""
+    """Return the table of the ranges that are frozen on `module` now."""
     activations: dict[str, float] = {}
     weights: dict[str, tuple[float, ...]] = {}
     for name, point in quantizers(module).items():

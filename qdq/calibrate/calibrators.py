@@ -2,8 +2,8 @@
 
 Each collects through `update`, combines through `merge` and answers through `amax`. Collected state is a maximum,
 integer counts or exact fractions, so neither the order nor the grouping of the data changes the result by a single
-bit; the two algorithms that are defined by batches (`qdq.calibrate.batch_maxima`) depend on what a batch is, and on
-nothing else.
+bit; the two algorithms that are defined by batches (`qdq.calibrate.batch_maxima`) depend on the batch size
+alone.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def write_checkpoint(loaded: LoadedModel, spec: QuantSpec, table: CalibrationTab
         try:
             with quiet_transformers():
                 loaded.model.save_pretrained(partial)
-        except SafetensorError as error:  # what a full disk is to safetensors
+        except SafetensorError as error:  # safetensors raises it for a full disk
             raise write_failure(folder, OSError(str(error))) from error
         _copy_tokenizer(loaded, partial)
         if loaded.pooling is not None:
@@ -187,7 +187,7 @@ def import_qdqbert(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[
 
     QDQBERT divides scores by sqrt(d) after the first matmul, we scale the query projection before it, so the amax of
     ``matmul_q`` and of the query weight are scaled the same way. A leading ``bert.`` may differ on either side.
-    Raises ModelError where the number of values is not what the placed point has (per channel or per tensor).
+    Raises ModelError where the number of values is not that of the placed point (per channel or per tensor).
     """
     factors, shapes = _query_factors(model), _amax_shapes(model)
     points = {_bare(path): (path, part) for path, part in model.named_modules() if isinstance(part, TensorQuantizer)}

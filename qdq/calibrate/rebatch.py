@@ -26,7 +26,7 @@ Batch = Mapping[str, Tensor]
 class MicroBatches:
     """Forwards to run, each with the numbers of its samples (None: the batch is as the user gave it).
 
-    `batch_size` is what the per-batch algorithms take for a batch.
+    `batch_size`: samples of a batch, for the per-batch algorithms.
     """
 
     forwards: Sequence[tuple[Batch, Sequence[int] | None]]

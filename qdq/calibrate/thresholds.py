@@ -1,7 +1,7 @@
 """Thresholds: counts of magnitudes of many points in, one amax per point out, every algorithm vectorized.
 
 All algorithms read the same counts (`qdq.calibrate.calibrators`): one per finite FP16 magnitude, so the distribution
-of ``|x|`` rounded to FP16 is known exactly, whatever the batches were. Where an algorithm needs the error a scale would
+of ``|x|`` rounded to FP16 is known exactly, for any batches. Where an algorithm needs the error a scale would
 make, that error is the deployed one, ``clamp(round(x / scale), -127, 127) * scale`` with the scale rounded to FP16, and
 is exact up to float64 rounding: between two code boundaries the error is a polynomial in x, so prefix sums of 1, |x|
 and |x|**2 give it without visiting the elements.
@@ -28,7 +28,7 @@ CANDIDATES_PER_OCTAVE, CANDIDATES = 24, 240
 MOST_BINS = 2048  # of one FP16 step at the largest magnitude
 ENTROPY_LEVELS = 128  # quantized magnitudes of 8 bits, as TensorRT and pytorch-quantization count them
 ENTROPY_CANDIDATES = 240  # of up to 2048 possible thresholds, evenly spread; stride 1 costs eight times as much
-POINTS_AT_ONCE = 16  # bounds memory to about 40 MB whatever the model
+POINTS_AT_ONCE = 16  # bounds memory to about 40 MB for any model
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def additive_mask(
 ) -> Tensor | None:
     """Additive score mask: [B, 1, 1, S] for an encoder, [B, 1, S, S] for a causal language-model head.
 
-    transformers' own eager mask is [B, 1, S, S] in both cases and brings GatherND, Range and Where into the graph.
+    transformers' own eager mask is [B, 1, S, S] in both cases and adds GatherND, Range and Where to the graph.
     Raises ModelError for any other pattern (packed sequences, sliding windows).
     """
     if mask_function not in (bidirectional_mask_function, causal_mask_function):

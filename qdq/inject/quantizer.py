@@ -104,7 +104,7 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
     def _symbolic_pair(self, inputs: Tensor) -> Tensor:
         """The same computation as ONNX nodes; weights become INT8 initializers after export.
 
-        Scales are `folded`, because the exporter traces three times whatever would compute them here.
+        Scales are `folded`, because the exporter would trace their computation here three times.
         """
         if not hasattr(self, "_amax"):
             raise ExportError(f"{self.point}: no calibrated amax; run calibration before export")
@@ -159,7 +159,7 @@ class Treated(nn.Module):
 
 
 def treated(module: nn.Module) -> Iterator[tuple[str, Treated]]:
-    """(path, module) of everything in `module` that can be treated."""
+    """Yield (path, module) of every part of `module` that can be treated."""
     return ((path, part) for path, part in module.named_modules() if isinstance(part, Treated))
 
 

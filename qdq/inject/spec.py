@@ -1,4 +1,4 @@
-"""QuantSpec: what a user asks to be quantized, starting from a named placement."""
+"""QuantSpec: the points a user wants quantized, starting from a named placement."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class QuantSpec:
         residual: residual-add operands to quantize, of local and residual.
         dynamic: linear inputs are quantized at run time, each tensor from its own range, so nothing is calibrated
             (torch.ao's dynamic quantization); CPU targets only.
-        enable_layers: regular expression on point names, quantized whatever else says no; the only way to
+        enable_layers: regular expression on point names, quantized against every other switch; the only way to
             reach the pooler and the task head [--quant-enable-layer-module].
         disable_layers: regular expression on point names that stay float [--quant-disable-layer-module].
         disable_keywords: substrings of point names that stay float [--quant-disable-keyword].
@@ -41,7 +41,7 @@ class QuantSpec:
         fuse_qkv: q, k and v share the largest amax of the three, and with per-tensor weights their weights too
             [--fuse-qkv].
         clip_gelu: upper bound on the amax of the activation behind GELU [--clip-gelu].
-        recalibrate_weights: recompute weight amax from the weights even where a checkpoint brought its own
+        recalibrate_weights: recompute weight amax from the weights even where a checkpoint has them
             [--recalibrate-weights].
         declined: (point name, reason) of points that stay float, as `--placement auto` decides them.
     """

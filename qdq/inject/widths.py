@@ -59,7 +59,7 @@ class Block:
         return self.linear("up").out_features
 
     def set_heads(self, heads: int, size: int) -> None:
-        """Correct what the attention module derived from the configuration."""
+        """Correct the sizes that the attention module derived from the configuration."""
         values = {self.names.heads: heads, "attention_head_size": size, "all_head_size": heads * size}
         for name, value in values.items():
             if hasattr(self.attention, name):

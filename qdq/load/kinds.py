@@ -70,7 +70,7 @@ def task_named(name: str) -> Task:
 
 
 def detect_task(architectures: list[str] | None, where: str) -> Task:
-    """The task a checkpoint was saved for, by its architecture's class name. Raises ModelError when it says nothing."""
+    """The task a checkpoint was saved for, by its architecture's class name. Raises ModelError when no name fits."""
     by_suffix = {suffix: task for task in TASKS.values() for suffix in task.suffixes}
     for architecture in architectures or []:
         matching = [suffix for suffix in by_suffix if architecture.endswith(suffix)]

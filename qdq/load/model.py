@@ -1,7 +1,7 @@
 """Stage 1, load: a hub id, a local folder or one of our checkpoints in, a LoadedModel out.
 
-Nothing of a checkpoint is executed: `trust_remote_code` stays off, and weights stored as pickle are refused unless the
-caller says otherwise.
+Nothing of a checkpoint is executed: `trust_remote_code` stays off, and weights stored as pickle are refused unless
+`allow_pickle` is given.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ Runner = Callable[[Feeds], Outputs]  # a torch model or any engine
 
 @dataclass(frozen=True)
 class Batches:
-    """Feeds, and which row stands where in them.
+    """Feeds, and the rows in each of them.
 
     Attributes:
         feeds: int64 [b, S] (or [b, choices, S]) arrays by input name, padded to the longest row of each.

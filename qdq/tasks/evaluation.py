@@ -61,10 +61,10 @@ class Evaluation:
 
     Attributes:
         task: task name.
-        source: the sentence that says where the data come from.
+        source: the sentence that names the data.
         samples: texts, sentences or questions.
         batches: the feeds; a sample may have several rows.
-        notes: what was cut off or left out.
+        notes: counts of texts that were cut off or left out.
     """
 
     task: str
@@ -99,7 +99,7 @@ class Evaluation:
         return reader.scores()
 
     def reader(self, runner: Runner) -> Reader:
-        """`runner` with its answers noted on the way; call it with every feed, in order, then ask for `scores`."""
+        """`runner` that also keeps its answers; call it with every feed, in order, then ask for `scores`."""
         return Reader(self, runner)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
-Statistics = NDArray[np.float64]  # [samples, columns]; what the columns hold is the metric's own business
+Statistics = NDArray[np.float64]  # [samples, columns]; the meaning of the columns is the metric's own
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 _SEED = 0
@@ -39,7 +39,7 @@ class Metric:
         return float(self.value(self.statistics.sum(axis=0) if self.of_sums else self.statistics))
 
     def resampled(self, counts: NDArray[np.int64]) -> Vector:
-        """The metric of each resample; `counts` [resamples, samples] says how often a sample is in it."""
+        """The metric of each resample; `counts` [resamples, samples]: how often a sample is in it."""
         if self.of_sums:
             return np.asarray(self.value(counts @ self.statistics), dtype=np.float64)
         rows = (np.repeat(self.statistics, count, axis=0) for count in counts)

@@ -46,7 +46,7 @@ _LABELS = (
     *("label", "labels", "class", "target", "quality", "gold_label", "is_duplicate", "category", "sentiment"),
     *("label_desc", "label_des", "score", "similarity_score", "similarity"),  # the last three: STS-B and its like
 )
-SAMPLE_ROWS = 100  # rows looked at for detection, whatever the limit, so that the limit never changes the answer
+SAMPLE_ROWS = 100  # rows looked at for detection; not the limit, so that the limit never changes the columns
 _ID_NAME = re.compile(r"(^|[\s_#.-])(id|idx|index|guid|uuid|key|url|uri|date|time|path|file)s?$", re.IGNORECASE)
 
 

@@ -88,8 +88,8 @@ def calibration_batches(
 ) -> Iterator[Feed]:
     """Feeds of up to `micro_batch` records, [b, S] or [b, choices, S], each padded to its longest record only.
 
-    Records are sorted by token length (stable), so the batches are the same whatever batch size the user runs with
-    and little is padding; the last one holds what is left.
+    Records are sorted by token length (stable), so the batches do not depend on the batch size the user runs
+    with, and little is padding; the last one holds the remaining records.
     """
     if micro_batch < 1:
         raise ConfigError(f"a calibration batch cannot hold {micro_batch} records; give at least one")

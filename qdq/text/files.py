@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from qdq.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".conll")  # what a folder is searched for
+SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".conll")  # files that are read in a folder
 MAX_LINE_BYTES = 10 << 20  # a longer "line" is a file without line breaks; reading it would only eat memory
 MAX_DOCUMENT_BYTES = 256 << 20  # a JSON list or SQuAD file has to be parsed as a whole
 _SNIFF_ROWS = 50

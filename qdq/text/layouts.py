@@ -20,7 +20,7 @@ def known_layout(row: Row) -> Row:
     * CLUE's csl (abst, keyword): the keywords, joined, as ``sentence1`` and the abstract as ``sentence2``;
     * CLUE's cluewsc2020 (text, target): the text with ``_`` around the noun and ``[ ]`` around the pronoun.
 
-    Raises DataError for a target that does not stand where the row says.
+    Raises DataError for a target that is not at the position its row gives.
     """
     values = row.values
     words = _strings(values, _WORDS)

@@ -1,6 +1,6 @@
 """Value centering: a constant per value channel moves out of attention and into the bias behind it, exactly.
 
-Softmax rows sum to one, so ``P (V + 1 c) = P V + c``: whatever constant is taken off the value projection's bias comes
+Softmax rows sum to one, so ``P (V + 1 c) = P V + c``: a constant taken off the value projection's bias comes
 back through the output projection as ``W c``, and no operation is added. INT8 probabilities have steps of 1/127, and in
 a long text most of them round to zero, so a row sums to less than one and the output is scaled by the deficit. Without
 the common part of the values, the deficit scales only their differences.

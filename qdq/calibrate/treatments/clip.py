@@ -61,7 +61,7 @@ def choose_ranges(
     Args:
         operands: rows [n, H] of both, as they reach their quantizers.
         largest: largest magnitude of each operand that is quantized.
-        factor: [H], what the sum is multiplied by.
+        factor: [H], multiplies the sum.
 
     Returns (amax, the error that is left) of every quantized operand.
     """

@@ -48,7 +48,7 @@ def context_readers(module: nn.Module, observed: Observed) -> set[str]:
     """Names of the groups that read an attention's context.
 
     A multiplication there would stand between the second attention matmul and its quantizer: TensorRT then fuses no
-    INT8 attention (`qdq check`), and equalization has already taken what it can for nothing.
+    INT8 attention (`qdq check`), and equalization has already reduced the error there for free.
     """
     found = (context_reader(path, observed) for path, _ in attentions(module))
     return {group.name for group in found if group is not None}

@@ -80,7 +80,7 @@ def choose_smoothing(group: Group, worth_it: float = WORTH_IT, weight_share: flo
 
 
 def smoothing_factor(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
-    """1 / SmoothQuant's factor, [in], scaled so that the largest smoothed magnitude stays what it was."""
+    """1 / SmoothQuant's factor, [in], scaled so that the largest magnitude stays the same."""
     activation = largest.clamp(min=float(largest.median()) * FLOOR).clamp(min=torch.finfo(torch.float16).tiny)
     columns = weight.abs().amax(0)
     columns = columns.clamp(min=float(columns.median()) * FLOOR).clamp(min=torch.finfo(torch.float16).tiny)

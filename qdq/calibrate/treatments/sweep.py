@@ -29,7 +29,7 @@ Score = Mapping[str, float | None]
 
 @dataclass
 class Trial:
-    """One row of the sweep: what was tried, and its scores or why it has none."""
+    """One row of the sweep: an algorithm on a set of samples, with its scores or its failure."""
 
     algorithm: str
     batch_size: int
@@ -79,9 +79,9 @@ def sweep(  # noqa: PLR0913  # six arguments and a progress bar; a dataclass wou
     Args:
         build: makes a freshly injected module; called once per set of samples.
         samples: batches with the samples in the user's order; the first batch_size * batch_num of them are used.
-        spec: what was injected.
-        settings: the three lists, and what the algorithms need.
-        treatments: what is done beside choosing ranges.
+        spec: of the injected module.
+        settings: the three lists, and parameters of the algorithms.
+        treatments: applied beside choosing ranges.
         score: scores of a module with quantizers enabled; compared in the order of their keys, larger is better, None
             is no score. May raise ParityError (NaN or infinite outputs): that trial has failed.
         progress: called with (done, total) trials.
