@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from qdq.load.model import LoadedModel
 
 CALIBRATION_TEXTS = 128
+SHOWN = 15  # rows of each table on the screen
+Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,14 @@ class SensitivityOptions:
 def sensitivity(options: SensitivityOptions, screen: Screen) -> tuple[dict[str, Any], Path]:
     """Run or resume the study; returns the report and the folder it was written to. Raises QdqError."""
     from qdq.placing.sensitivity.probe import Probe
-    from qdq.placing.sensitivity.report import plot
-    from qdq.placing.sensitivity.study import Journal, study
+    from qdq.placing.sensitivity.report import Journal, plot, study
     from qdq.tasks.loading import EvaluationSettings, evaluation_of
 
     options.validate()
     prepare_torch(options.threads or available_cores())
     place = resolve(model_for(options.what))[0]
     folder = Path(options.out or Path("build") / short_name(options.what) / "sensitivity")
+    # A calibrated model with text to run.
     records, source = _texts(options)
     loaded = _quantized(options, place, records, screen)
     settings = EvaluationSettings(options.sequence, options.batch, overlap=-1, required=options.metric)
@@ -76,18 +79,13 @@ def sensitivity(options: SensitivityOptions, screen: Screen) -> tuple[dict[str, 
     if options.metric and not evaluation.labelled:
         raise ConfigError(f"--metric: {evaluation.reason}; give labelled text to --data, or leave --metric out")
     probe = Probe(loaded.module(), evaluation)
-    identity = {
-        **asdict(options),
-        "out": None,
-        "threads": None,
-        "model": sha256_tree(place),
-        "texts": list(map(repr, records)),
-    }
-    journal = Journal(folder / "sensitivity.partial.jsonl", identity)
+    # The study, resumed when the same one was interrupted.
+    decisive = {**asdict(options), "out": None, "threads": None}
+    identity = {**decisive, "model": sha256_tree(place), "texts": list(map(repr, records))}
+    journal = Journal(folder / "sensitivity.partial.json", identity)
     with screen.stage("sensitivity") as stage:
-        found = study(probe, journal, options.metric, (evaluation.samples, source), stage.progress)
-        stage.say(f"{len(found.rows)} points and {len(found.groups)} groups over {source}")
-    report = found.as_json()
+        report = study(probe, journal, options.metric, source, stage.progress)
+        stage.say(f"{len(report['points'])} points and {len(report['groups'])} groups over {source}")
     write_json(folder / "sensitivity.json", report)
     plot(report, folder / "sensitivity.png")
     journal.close()
@@ -132,3 +130,32 @@ def _quantized(options: SensitivityOptions, place: Path, records: list[Record], 
         calibrate(loaded.module(), batches, spec, algorithm, stage.progress)
         stage.say(f"{options.placement}, {algorithm.label}")
     return loaded
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The most damaging groups and points, at most 80 columns where names allow."""
+    everything = report["everything"]
+    lines = [
+        f"everything quantized: divergence {everything['divergence']:.5f} ({report['divergence']}), "
+        f"output error {everything['mse']:.4g}",
+        f"over {report['source']}",
+    ]
+    if everything["metric"] is not None:
+        lines.append(f"metric {report['floating']['metric']:.4f} in FP32, {everything['metric']:.4f} quantized")
+    for title, entries in (("groups", report["groups"]), ("points", report["points"])):
+        lines += ["", f"{title:<7}   damage     gain  SNR dB  {_metric_head(entries)}", *map(_line, entries[:SHOWN])]
+        if len(entries) > SHOWN:
+            lines.append(f"  and {len(entries) - SHOWN} more, see sensitivity.json")
+    note = "damage: divergence with only this quantized; gain: what leaving only this out takes off the whole's"
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def _metric_head(entries: Sequence[Entry]) -> str:
+    return "points -/+  " if entries and "metric_damage_points" in entries[0] else ""
+
+
+def _line(entry: Entry) -> str:
+    text = f"       {entry['damage']:9.5f} {entry['gain']:+8.5f} {entry['snr_db']:7.1f}  "
+    if "metric_damage_points" in entry:
+        text += f"{-entry['metric_damage_points']:+5.2f} {entry['metric_gain_points']:+5.2f}  "
+    return text + (f"{entry['name']} ({entry['points']} points)" if entry["kind"] == "group" else entry["name"])

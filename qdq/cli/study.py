@@ -24,8 +24,7 @@ def _evaluate(typed: Mapping[str, Any], screen: Screen, as_json: bool) -> Answer
 
 
 def _sensitivity(typed: Mapping[str, Any], screen: Screen, as_json: bool) -> Answer:
-    from qdq.cli.sensitivity import SensitivityOptions, sensitivity
-    from qdq.placing.sensitivity.report import render
+    from qdq.cli.sensitivity import SensitivityOptions, render, sensitivity
 
     report, folder = sensitivity(SensitivityOptions(**typed), screen)
     files = f"\n{folder / 'sensitivity.json'}\n{folder / 'sensitivity.png'}\n"

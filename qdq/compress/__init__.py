@@ -1,28 +1,28 @@
 """Training-time compression: one `compress()` for width pruning, distillation, quantization-aware training and more.
 
-A strategy such as ``dynabert+qat+embeddings`` is a chain of steps (`qdq.compress.strategy`). The chain starts with one
-candidate, the model that was given; every step turns each candidate into one or more::
+A strategy such as ``dynabert+qat+embeddings`` is a chain of methods (`qdq.compress.strategy`). The chain starts with
+the model that was given; every method turns each model into one or more::
 
-    dynabert     one candidate per width: a smaller model
-    ptq          one candidate per algorithm, batch size and number of batches, best first
+    dynabert     one model per width, smaller
+    ptq          one model per algorithm, batch size and number of batches, best first
     qat          quantizers, calibrated and then trained with the weights
     dynamic      activations quantized with a range taken from every batch
     embeddings   INT8 embedding tables
 
-A step is an object with a name and two methods (`qdq.compress.step.Step`)::
+A method is an object with a name and two functions (`qdq.compress.method.Method`)::
 
-    class MyStep:
+    class MyMethod:
         name = "mine"
 
         def check(self, session: Session) -> None: ...
-            # raise ConfigError or DataError for anything that cannot work; called for all steps before any of them runs
+            # raise ConfigError or DataError for what cannot work; called for all methods before any of them runs
 
-        def run(self, session: Session, candidate: Candidate) -> list[Candidate]: ...
-            # new candidates; `candidate.model` may be changed in place, `candidate.evolve(...)` keeps its history
+        def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]: ...
+            # new models; `before.model` may be changed in place, `before.evolve(...)` keeps its history
 
-`Session` holds what steps share: the trainer, its arguments, the evaluator, the data loaders and the output folder.
-`Candidate` holds a model, and once it is quantized its QuantSpec and CalibrationTable. Steps are listed in
-`qdq.compress.trainer.STEPS`; `compress()` evaluates every final candidate, writes each as ``<output_dir>/<name>/``
+All methods share a `Session`: the trainer, its arguments, the evaluator, the data loaders and the output folder.
+A `CompressedModel` is a model, and once it is quantized its QuantSpec and CalibrationTable. Methods are listed in
+`qdq.compress.trainer.METHODS`; `compress()` evaluates every final model, writes each as ``<output_dir>/<name>/``
 (a checkpoint like any other: `qdq compile --model` takes it) and the table of all of them as compression.json.
 """
 
@@ -34,10 +34,10 @@ import qdq.load.pruned  # noqa: F401  # transformers' Auto classes then load wha
 
 if TYPE_CHECKING:
     from qdq.compress.arguments import CompressionArguments
-    from qdq.compress.step import Candidate, CompressionResult, Session, Step
+    from qdq.compress.method import CompressedModel, CompressionResult, Method, Session
     from qdq.compress.trainer import CompressionTrainer
 
-__all__ = ["Candidate", "CompressionArguments", "CompressionResult", "CompressionTrainer", "Session", "Step"]
+__all__ = ["CompressedModel", "CompressionArguments", "CompressionResult", "CompressionTrainer", "Method", "Session"]
 
 _HOMES = {"CompressionArguments": "arguments", "CompressionTrainer": "trainer"}
 
@@ -48,4 +48,4 @@ def __getattr__(name: str) -> Any:
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'step')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'method')}"), name)

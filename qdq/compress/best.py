@@ -1,4 +1,4 @@
-"""The best of what a training passes through: evaluated at its start and before every checkpoint, kept beside them.
+"""The best model that a training passes through: evaluated at its start and before every checkpoint, kept there.
 
 PaddleNLP's API does the same: its `save_steps` are the steps between two evaluations, and it keeps the best model. The
 evaluation data selects here, so a metric on it is that of a selected model.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from qdq.base.artifacts import atomic_path
-from qdq.compress.step import Session
+from qdq.compress.method import Session
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class KeepBest(TrainerCallback):
     Args:
         session: evaluates; every rank does, and the first one writes.
         folder: where the states are kept for a run that continues.
-        models: candidate name -> what gives the model as it is now.
+        models: name -> function that returns the model as it is now.
     """
 
     def __init__(self, session: Session, folder: Path, models: Mapping[str, Callable[[], nn.Module]]) -> None:
@@ -43,7 +43,7 @@ class KeepBest(TrainerCallback):
         self._found: dict[str, Best] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The model as given is the first to beat; a run that continues takes over what was the best so far."""
+        """Take the model as given as the first to beat; a run that continues takes over the best so far."""
         if not state.global_step:
             self._evaluate(0)
         else:
@@ -51,12 +51,12 @@ class KeepBest(TrainerCallback):
             self._found = {name: _read(path) for name, path in paths.items() if path.is_file()}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the checkpoint, so that a run that continues from it has not missed this evaluation."""
+        """Evaluate before the checkpoint, so that a run that continues from it has not missed this evaluation."""
         if control.should_save:
             self._evaluate(state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Likewise for a checkpoint per epoch."""
+        """Do the same for a checkpoint per epoch."""
         self.on_step_end(args, state, control)
 
     def restore(self, name: str, model: nn.Module) -> int | None:

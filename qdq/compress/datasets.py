@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from transformers.utils.generic import find_labels
 
 from qdq.errors import DataError
 
-LABEL_COLUMNS = ("labels", "label", "label_ids", "start_positions", "end_positions")
+CLASS_COLUMNS = ("labels", "label", "label_ids")
+LABEL_COLUMNS = (*CLASS_COLUMNS, "start_positions", "end_positions")
 IGNORED_LABEL = -100  # torch's cross-entropy skips it
 
 
@@ -75,7 +76,7 @@ def check_labels(dataset: Any, model: PreTrainedModel, what: str) -> None:
 
 
 def _label_values(dataset: Any, what: str) -> Iterator[Any]:
-    names = [name for name in ("labels", "label", "label_ids") if name in dataset[0]]
+    names = [name for name in CLASS_COLUMNS if name in dataset[0]]
     if not names:
         raise DataError(f"{what}: sample 0 has no labels (its columns: {', '.join(dataset[0])}); add a column 'labels'")
     columns = getattr(dataset, "column_names", None)
@@ -137,7 +138,7 @@ class LengthGrouped(Sampler[int]):
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The Trainer says which epoch follows."""
+        """Take the epoch that follows from the Trainer."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -155,16 +156,16 @@ class LengthGrouped(Sampler[int]):
             yield from order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
-def without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_labels(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model inputs of a batch."""
     return {name: tensor for name, tensor in batch.items() if name not in LABEL_COLUMNS}
 
 
-def labels_of(batch: dict[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+def labels_of(batch: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
     """The labels of a batch as a criterion takes them: one tensor, or (start, end) positions. Raises DataError."""
     if "start_positions" in batch:
         return batch["start_positions"], batch["end_positions"]
-    for name in ("labels", "label", "label_ids"):
+    for name in CLASS_COLUMNS:
         if name in batch:
             return batch[name]
     raise DataError(f"a batch has no labels (its columns: {', '.join(batch)}); add a column 'labels'")

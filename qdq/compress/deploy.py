@@ -1,4 +1,4 @@
-"""From the output folder of `compress()` to engines: every candidate compiled, benchmarked and made ready for Triton.
+"""Compile every model that `compress()` made: engines, benchmarks, and Triton repositories.
 
     python -m qdq.compress.deploy OUTPUT_DIR --target openvino --eval-data dev.tsv
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,68 +26,36 @@ from qdq.pipeline.outcome import Outcome
 CANDIDATES, DEPLOYMENT, ENGINES = "compression.json", "deployment.json", "engines"
 
 
-@dataclass(frozen=True)
-class DeploySettings:
-    """How the engines are made; names and meaning as in CompileOptions, None is its default.
+def deploy(output: Path, targets: Sequence[str], screen: Screen, **options: Any) -> dict[str, Any]:
+    """Compile every model of `output` for every target into ``output/engines/<name>/``.
 
-    `input_dtype` None is what `compress()` was asked for.
-    """
-
-    targets: tuple[str, ...] = ("auto",)
-    eval_data: str | None = None
-    batch: int = CompileOptions.batch
-    sequence: int = CompileOptions.sequence
-    threads: int = CompileOptions.threads
-    bench_seconds: float = CompileOptions.bench_seconds
-    input_dtype: str | None = None
-
-
-def deploy(output: Path, settings: DeploySettings, screen: Screen) -> dict[str, Any]:
-    """Compile every candidate of `output` for every target into ``output/engines/<candidate>/``.
-
-    A candidate without quantizers (width pruning alone) is calibrated as `qdq compile` would; torch.ao's baseline is no
-    graph and is listed with that reason. Returns and writes deployment.json: per candidate and target the metric, the
-    latency and its speedups, and which candidate is the best (the highest metric of `compress()`). Raises DeployError
-    when `output` holds no candidates, and what compiling raises.
+    `options` are those of CompileOptions; input_dtype is what `compress()` was asked for, unless given. A model
+    without quantizers (width pruning alone) is calibrated as `qdq compile` would; torch.ao's baseline is no graph and
+    is listed with that reason. Returns and writes deployment.json: per model and target the metric, the latency and its
+    speedups, and which is the best (the highest metric of `compress()`). Raises DeployError when `output` holds no
+    models, and what compiling raises.
     """
     if not (output / CANDIDATES).is_file():
         raise DeployError(f"{output}: has no {CANDIDATES}; give the output_dir of a finished compress()")
     compression = read_json(output / CANDIDATES)
-    settings = replace(settings, input_dtype=settings.input_dtype or compression["input_dtype"])
+    options = {"input_dtype": compression["input_dtype"], **options}
+    # One row per model and target.
     rows = []
-    for candidate in compression["candidates"]:
-        folder = output / str(candidate["folder"])
-        common = {name: candidate[name] for name in ("name", "metric")}
-        common["best"] = candidate["name"] == compression["best"]
+    for made in compression["candidates"]:
+        folder = output / str(made["folder"])
+        common = {"name": made["name"], "metric": made["metric"], "best": made["name"] == compression["best"]}
         if (folder / DESCRIPTION).is_file():
             rows.append({**common, "skipped": "torch.ao's model runs in torch only"})
             continue
-        for target in settings.targets:
-            work = output / ENGINES / candidate["name"]
-            rows.append({**common, **_compiled(folder, work, target, settings, screen)})
+        for target in targets:
+            work = str(output / ENGINES / made["name"])
+            outcome = compile_model(CompileOptions(model=str(folder), target=target, out=work, **options), screen)
+            rows.append({**common, "work": work, "target": outcome.target, "missing": outcome.missing})
+            rows[-1] |= _measured(outcome)
     report = {"best": compression["best"], "engines": rows}
     write_json(output / DEPLOYMENT, report)
     _show(screen, rows)
     return report
-
-
-def _compiled(folder: Path, work: Path, target: str, settings: DeploySettings, screen: Screen) -> dict[str, Any]:
-    """One engine: where it is, and what it measured."""
-    outcome = compile_model(
-        CompileOptions(
-            model=str(folder),
-            target=target,
-            out=str(work),
-            eval_data=settings.eval_data,
-            batch=settings.batch,
-            sequence=settings.sequence,
-            threads=settings.threads,
-            bench_seconds=settings.bench_seconds,
-            input_dtype=settings.input_dtype or CompileOptions.input_dtype,
-        ),
-        screen,
-    )
-    return {"work": str(work), "target": outcome.target, "missing": outcome.missing, **_measured(outcome)}
 
 
 def _measured(outcome: Outcome) -> dict[str, Any]:
@@ -132,8 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=int, default=getattr(CompileOptions, name))
     parser.add_argument("--bench-seconds", type=float, default=CompileOptions.bench_seconds)
     typed = vars(parser.parse_args(arguments))
-    output, targets = typed.pop("output"), tuple(typed.pop("target"))
-    deploy(output, DeploySettings(targets=targets, **typed), Screen())
+    deploy(typed.pop("output"), typed.pop("target"), Screen(), **typed)
     return 0
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -30,10 +30,7 @@ def soft_cross_entropy(student: Any, teacher: Any, counts: Tensor | None = None)
     assert isinstance(student, Tensor) and isinstance(teacher, Tensor)  # one model gives both
     if student.shape[-1] == 1:
         return functional.mse_loss(student, teacher)
-    loss = -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1)
-    if counts is not None and loss.shape == counts.shape:
-        return loss[counts].mean()
-    return loss.mean()
+    return _mean(-(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1), counts)
 
 
 def logit_error(student: Any, teacher: Any, counts: Tensor | None = None) -> Tensor:
@@ -50,11 +47,12 @@ def logit_error(student: Any, teacher: Any, counts: Tensor | None = None) -> Ten
 
 def squared_error(student: list[Tensor], teacher: list[Tensor], counts: Tensor | None) -> Tensor:
     """Sum over states of the mean squared error, over counted positions only; states are [B, S, H]."""
-    losses = []
-    for one, other in zip(student, teacher, strict=True):
-        error = (one - other).square().mean(-1)
-        losses.append(error[counts].mean() if counts is not None and error.shape == counts.shape else error.mean())
-    return torch.stack(losses).sum()
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([_mean((one - other).square().mean(-1), counts) for one, other in pairs]).sum()
+
+
+def _mean(values: Tensor, counts: Tensor | None) -> Tensor:
+    return values[counts].mean() if counts is not None and values.shape == counts.shape else values.mean()
 
 
 @contextmanager
@@ -69,35 +67,28 @@ def recorded_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         states.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = []
-    for block in blocks(model):
-        handles.append(block.module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(block.module.register_forward_hook(after))
-    try:
+    with ExitStack() as hooks:
+        for block in blocks(model):
+            hooks.enter_context(block.module.register_forward_pre_hook(before, with_kwargs=True))
+            hooks.enter_context(block.module.register_forward_hook(after))
         yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def recorded_output(model: nn.Module) -> Iterator[list[Any]]:
     """The output of each forward of `model` in the block."""
     outputs: list[Any] = []
-    handle = model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    try:
+    with model.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
         yield outputs
-    finally:
-        handle.remove()
 
 
-def counted(batch: dict[str, Tensor]) -> Tensor | None:
+def counted(batch: Mapping[str, Tensor]) -> Tensor | None:
     """[B, S] positions that are no padding, None when the batch does not say."""
     mask = batch.get("attention_mask")
     return None if mask is None else mask.bool()
 
 
-def labelled(batch: dict[str, Tensor]) -> Tensor | None:
+def labelled(batch: Mapping[str, Tensor]) -> Tensor | None:
     """[B, S] positions whose logits are used: those with a label of their own, else those that are no padding."""
     labels = batch.get("labels")
     if labels is not None and labels.dim() > 1 and labels.shape == batch["input_ids"].shape:
@@ -106,7 +97,7 @@ def labelled(batch: dict[str, Tensor]) -> Tensor | None:
 
 
 class WidthDistillation(nn.Module):
-    """What the Trainer trains for DynaBERT: one forward gives the distillation loss summed over all widths.
+    """Module of a DynaBERT training: its loss is the distillation loss summed over all widths.
 
     The teacher is the model before pruning; it is no submodule, so that checkpoints hold the student only.
     """

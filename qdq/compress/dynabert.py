@@ -1,4 +1,4 @@
-"""The step `dynabert`: width-adaptive pruning (arXiv 2004.04037), one smaller model per width.
+"""The method `dynabert`: width-adaptive pruning (arXiv 2004.04037), one smaller model per width.
 
 Importance of heads and neurons, rewiring so that the most important come first, what is cut off reconstructed by what
 stays, distillation from the unpruned model over all widths at once, then a real smaller model for each.
@@ -17,8 +17,8 @@ from qdq.compress.best import KeepBest
 from qdq.compress.distillation import WidthDistillation
 from qdq.compress.elastic import Size, extract, make_elastic, sizes_at
 from qdq.compress.importance import measure_importance, read_importance, rewire, write_importance
+from qdq.compress.method import CompressedModel, Session
 from qdq.compress.reconstruct import reconstruct
-from qdq.compress.step import Candidate, Session
 from qdq.compress.training import fingerprint, train
 from qdq.inject.widths import blocks
 
@@ -38,26 +38,29 @@ class DynaBert:
         """Raise ConfigError for a width that leaves no whole heads, ModelError for a family without width."""
         sizes_at(session.model, session.args.widths)
 
-    def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
-        """One candidate per width, widest first."""
-        teacher = candidate.model
+    def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
+        """One model per width, widest first."""
+        teacher = before.model
+        # A copy of the teacher that runs at any of the widths.
         sizes = sizes_at(teacher, session.args.widths)
         student = copy.deepcopy(teacher)
         student.requires_grad_(True)  # the teacher of an earlier call is frozen
         self._rewire(session, student, sizes)
         switch = make_elastic(student)
+        # All widths are trained at once.
         module = WidthDistillation(student, switch, teacher, sizes)
         deciding = {"model": fingerprint(teacher), "widths": [str(size.width) for size in sizes]}
         folder = session.output / "training" / "dynabert"
         best = KeepBest(session, folder, {_name(size): partial(extract, student, size) for size in sizes})
         train(session, module, folder, deciding, callbacks=[best])
+        # The best state of each width becomes a model of its own.
         made = []
         for size in sizes:
             model = extract(student, size)
             model.train(False)
             notes = {"width": str(size.width), "heads": size.heads, "neurons": size.neurons}
             notes |= {"best_step": best.restore(_name(size), model)}
-            new = candidate.evolve(_name(size), notes, model=model)
+            new = before.evolve(_name(size), notes, model=model)
             with session.screen.stage(new.name) as stage:
                 made.append(new.scored(session.evaluate(model)))
                 stage.say(f"{made[-1].metric:.4f} at {size.heads} heads, {size.neurons} neurons")

@@ -1,6 +1,6 @@
-"""The step `dynamic`: linears with INT8 weights whose inputs are quantized at run time, from each tensor's own range.
+"""The method `dynamic`: linears with INT8 weights whose inputs are quantized at run time, from each tensor's own range.
 
-Two candidates come of every one: torch.ao's dynamic Linear, the baseline, and our graph for the CPU engines.
+It makes two models: torch.ao's dynamic Linear, the baseline, and our graph for the CPU engines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdq.calibrate.calibrate import freeze_weights, summarise
-from qdq.compress.step import Candidate, Session
+from qdq.compress.method import CompressedModel, Session
 from qdq.compress.torch_dynamic import quantize_linears, save_dynamic
 from qdq.inject import inject
 from qdq.inject.families import family_of
@@ -30,23 +30,23 @@ class Dynamic:
         """Raise ModelError for an unsupported family."""
         family_of(session.model.config.model_type)
 
-    def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
-        """The candidate for our engines, and torch.ao's baseline, both scored."""
+    def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
+        """The model for our engines, and torch.ao's baseline, both scored."""
         with session.screen.stage("dynamic") as stage:
             spec = named_spec("dynamic")
-            model = copy.deepcopy(candidate.model)
+            model = copy.deepcopy(before.model)
             model.train(False)
             inject(model, spec)
             freeze_weights(model)
             table = summarise(model, "dynamic", None, 0, 0)
-            ours = candidate.evolve("dynamic", {"inputs": "at run time"}, model=model, spec=spec, table=table)
+            ours = before.evolve("dynamic", {"inputs": "at run time"}, model=model, spec=spec, table=table)
             ours = ours.scored(session.evaluate(as_executed(model)))
-            baseline = quantize_linears(candidate.model)
+            baseline = quantize_linears(before.model)
 
             def save(folder: Path) -> None:
                 save_dynamic(baseline, folder)
 
-            torch_ao = candidate.evolve("dynamic-torch", {"inputs": "torch.ao"}, model=baseline, save=save)
+            torch_ao = before.evolve("dynamic-torch", {"inputs": "torch.ao"}, model=baseline, save=save)
             torch_ao = torch_ao.scored(session.evaluate(baseline))
             stage.say(f"{ours.metric:.4f}, torch.ao {torch_ao.metric:.4f}")
         return [ours, torch_ao]

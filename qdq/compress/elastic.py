@@ -27,7 +27,7 @@ class Size:
 
 
 def size_at(model: PreTrainedModel, width: Fraction) -> Size:
-    """What `width` keeps of `model`.
+    """Heads and neurons that `width` keeps of `model`.
 
     Raises ConfigError, naming the widths that do, when it leaves no whole number of heads or none at all.
     """
@@ -74,7 +74,7 @@ class ElasticLinear(nn.Linear):
 def narrowed(
     weight: Tensor, bias: Tensor | None, role: str, size: Size, head_size: int
 ) -> tuple[Tensor, Tensor | None]:
-    """What a width keeps of a linear: leading rows of one that writes heads or neurons, columns of one that reads."""
+    """The part of a linear that a width keeps: leading rows where it writes heads or neurons, else columns."""
     kept = size.neurons if role in ("up", "down") else size.heads * head_size
     if role in ("output", "down"):
         return weight[:, :kept], bias
@@ -96,24 +96,19 @@ def extract(model: PreTrainedModel, size: Size) -> PreTrainedModel:
     config = pruned_config(model.config, size.heads, found[0].head_size, size.neurons)
     made = pruned_class(type(model), config)(config)
     state = dict(model.state_dict())
+    paths = {module: path for path, module in model.named_modules()}
     for block in found:
         for role in (*PROJECTIONS, "output", "up", "down"):
             linear = block.linear(role)
-            prefix = _path(model, linear)
             weight, bias = narrowed(linear.weight, linear.bias, role, size, block.head_size)
-            state[f"{prefix}.weight"] = weight
+            state[f"{paths[linear]}.weight"] = weight
             if bias is not None:
-                state[f"{prefix}.bias"] = bias
+                state[f"{paths[linear]}.bias"] = bias
     with torch.no_grad():
         made.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()})
     made.to(model.device)  # type: ignore[arg-type]  # transformers wraps the method untyped
     made.train(model.training)
     return made
-
-
-def _path(model: nn.Module, wanted: nn.Module) -> str:
-    paths: dict[int, str] = {id(module): path for path, module in model.named_modules()}
-    return paths[id(wanted)]
 
 
 def sizes_at(model: PreTrainedModel, widths: Iterable[Fraction]) -> list[Size]:

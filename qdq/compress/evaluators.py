@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -75,16 +76,22 @@ def logits_of(output: Any) -> Any:
     )
 
 
-def _predictions(model: nn.Module, batches: Batches) -> Iterable[tuple[dict[str, Tensor], Any]]:
-    """(batch, logits) for every batch, shortest samples first, in eval mode and without gradients."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` in eval mode while the block runs."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            for batch in batches.by_length():
-                yield batch, logits_of(model(**without_labels(batch)))
+        yield
     finally:
         model.train(training)
+
+
+def _predictions(model: nn.Module, batches: Batches) -> Iterable[tuple[dict[str, Tensor], Any]]:
+    """(batch, logits) for every batch, shortest samples first, in eval mode and without gradients."""
+    with evaluating(model), torch.no_grad():
+        for batch in batches.by_length():
+            yield batch, logits_of(model(**without_labels(batch)))
 
 
 def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Quantizers that are trained with the model: learnable clipping (PACT), moving averages, weights as they are now."""
+"""Quantizers in training: learnable clipping (PACT), moving averages, and weights that follow themselves."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdq.inject.quantizer import FakeQuantize, QuantLinear, TensorQuantizer, broadcast_mask, weight_amax
+from qdq.inject.quantizer import QuantLinear, TensorQuantizer, broadcast_mask, weight_amax
 from qdq.inject.scale import scale_of
 
 
 @dataclass(frozen=True)
 class RangeSettings:
-    """How activation ranges follow the training.
+    """Rules by which activation ranges follow the training.
 
     Attributes:
         kind: moving_average_abs_max (decaying by `rate`), range_abs_max (the largest magnitude seen since the start),
@@ -71,7 +71,7 @@ class TrainedQuantizer(TensorQuantizer):
 
     @property
     def learns(self) -> bool:
-        """Whether the range is a parameter."""
+        """True when the range is a parameter."""
         return hasattr(self, "clip")
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -116,31 +116,30 @@ def make_trainable(model: nn.Module, settings: RangeSettings) -> dict[str, Tenso
     """Put a TrainedQuantizer in the place of every calibrated one; returns those that were there, by point name."""
     originals: dict[str, TensorQuantizer] = {}
     made: dict[int, TrainedQuantizer] = {}
-    for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
-            if isinstance(child, TensorQuantizer) and not isinstance(child, TrainedQuantizer):
-                originals[child.point] = child
-                setattr(owner, name, made.setdefault(id(child), TrainedQuantizer(child, settings)))
+    for owner, name, child in _children(model):
+        if isinstance(child, TensorQuantizer) and not isinstance(child, TrainedQuantizer):
+            originals[child.point] = child
+            setattr(owner, name, made.setdefault(id(child), TrainedQuantizer(child, settings)))
     return originals
 
 
 def finish(model: nn.Module, originals: dict[str, TensorQuantizer]) -> None:
     """Put the plain quantizers back, with the ranges as trained."""
-    for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
-            if isinstance(child, TrainedQuantizer):
-                plain = originals[child.point]
-                if child.layout == "weight":
-                    assert isinstance(owner, QuantLinear)  # the only modules with weight points
-                    plain.set_amax(weight_amax(owner.effective_weight, plain.axis))
-                else:
-                    plain.set_amax(child.final_amax())
-                setattr(owner, name, plain)
+    for owner, name, child in _children(model):
+        if isinstance(child, TrainedQuantizer):
+            plain = originals[child.point]
+            if child.layout == "weight":
+                assert isinstance(owner, QuantLinear)  # the only modules with weight points
+                plain.set_amax(weight_amax(owner.effective_weight, plain.axis))
+            else:
+                plain.set_amax(child.final_amax())
+            setattr(owner, name, plain)
+
+
+def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    return [(owner, name, child) for owner in model.modules() for name, child in owner.named_children()]
 
 
 def trained_quantizers(model: nn.Module) -> list[TrainedQuantizer]:
     """Every quantizer in training, in model order."""
     return [module for module in model.modules() if isinstance(module, TrainedQuantizer)]
-
-
-__all__ = ["FakeQuantize", "PactQuantize", "RangeSettings", "TrainedQuantizer", "finish", "make_trainable"]

@@ -1,4 +1,4 @@
-"""How much each head and each FFN neuron matters to the loss: first-order estimates from gradients.
+"""Importance of each head and each FFN neuron to the loss: first-order estimates from gradients.
 
 Source: DynaBERT (arXiv 2004.04037), section 3.1, after Michel et al. (arXiv 1905.10650) for heads and Molchanov et al.
 (arXiv 1611.06440) for neurons.
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdq.base.artifacts import atomic_path
-from qdq.compress.step import Batch
+from qdq.base.types import Progress
+from qdq.calibrate.rebatch import Batch
+from qdq.compress.evaluators import evaluating
 from qdq.inject.attention import HEAD_MASK, IMPLEMENTATION, register
 from qdq.inject.widths import Block, blocks
 
@@ -54,7 +56,7 @@ def measure_importance(
     model: PreTrainedModel,
     batches: Sequence[Batch],
     loss: Callable[[nn.Module, Batch, Tensor | None], Tensor],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Importance:
     """Importance of every head and neuron, summed over batches.
 
@@ -62,13 +64,12 @@ def measure_importance(
     plus the same over its column of the second: the first-order change of the loss when it is removed. Leaves the
     model's parameters as they were and without gradients.
     """
+    # Gradients reach a mask over the heads, and the weights of the neurons.
     found = blocks(model)
     mask = torch.ones(len(found), found[0].heads, device=model.device, requires_grad=True)
     heads = torch.zeros_like(mask)
     neurons = [torch.zeros(block.neurons, device=model.device) for block in found]
-    training = model.training
-    model.train(False)
-    try:
+    with evaluating(model):
         for done, batch in enumerate(batches, start=1):
             model.zero_grad()
             mask.grad = None
@@ -80,9 +81,7 @@ def measure_importance(
                 total += _neurons(block)
             if progress:
                 progress(done, len(batches))
-    finally:
-        model.zero_grad()
-        model.train(training)
+    model.zero_grad()
     return Importance(tuple(heads.detach().cpu()), tuple(total.cpu() for total in neurons))
 
 
@@ -120,10 +119,8 @@ def rewire(model: PreTrainedModel, importance: Importance) -> None:
 def _permute(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
     with torch.no_grad():
         if rows is not None:
-            rows = rows.to(linear.weight.device)
-            linear.weight.copy_(linear.weight[rows])
-            if linear.bias is not None:
-                linear.bias.copy_(linear.bias[rows])
+            for parameter in linear.parameters():
+                parameter.copy_(parameter[rows.to(parameter.device)])
         if columns is not None:
             linear.weight.copy_(linear.weight[:, columns.to(linear.weight.device)])
 
@@ -137,7 +134,7 @@ def write_importance(importance: Importance, path: Path) -> None:
 
 
 def read_importance(path: Path) -> Importance | None:
-    """What `write_importance` wrote, None when it has not."""
+    """Read a measurement that `write_importance` kept; None when there is none."""
     if not path.is_file():
         return None
     tensors = load_file(str(path))

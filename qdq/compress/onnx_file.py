@@ -1,9 +1,9 @@
-"""PTQ of an ONNX file inside `compress()`: input_infer_model_path in, one quantized graph per candidate out."""
+"""PTQ of an ONNX file inside `compress()`: input_infer_model_path in, quantized graphs out."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,11 @@ from qdq.calibrate.calibrators import HistogramCalibrator, amax_of
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches
 from qdq.compress.evaluators import CustomEvaluate, Score, accuracy, answer_evaluator, checked
+from qdq.compress.method import CompressedModel, CompressionResult, Evaluate
 from qdq.compress.ptq import algorithms, treatments
-from qdq.compress.step import Candidate, CompressionResult
 from qdq.errors import ConfigError, DataError, QdqError
 from qdq.inject.quantizer import weight_amax
 from qdq.inject.scale import scale_of
-
-Evaluate = Callable[[nn.Module], float]
 
 
 class OnnxModule(nn.Module):
@@ -143,10 +141,10 @@ def compress_file(
 ) -> CompressionResult:
     """Quantize the file with every combination of the PTQ lists and write each as ``<output_dir>/<name>/model.onnx``.
 
-    `tokenizer` reads the answers of question answering. The result's candidates hold the quantized graphs as modules,
-    best first. Raises ConfigError when the strategy is
-    not ptq or the file cannot be used.
+    `tokenizer` reads the answers of question answering. The result holds the quantized graphs as modules, best first.
+    Raises ConfigError when the strategy is not ptq or the file cannot be used.
     """
+    # Check what is asked for, and the file.
     if args.chosen_strategy.name != "ptq":
         raise ConfigError(
             f"input_infer_model_path: an ONNX file can be quantized, not trained or pruned; strategy is "
@@ -160,10 +158,12 @@ def compress_file(
         linears = find_linears(model)
     except QdqError as error:
         raise ConfigError(f"input_infer_model_path: {path}: {error}") from error
+    # Score the file as it is.
     evaluate = evaluator_for(module := OnnxModule(model), batches, custom, tokenizer)
     baseline = evaluate(module)
     tensors = list(dict.fromkeys(linear.activation for linear in linears))
-    candidates = []
+    # One quantized graph per combination; a pass over the data serves all algorithms.
+    models = []
     for size, count in itertools.product(args.batch_size_list, args.batch_counts):
         data = itertools.islice(batches.of_size(size), count)
         for algorithm, amax in observe(model, tensors, algorithms(args), data).items():
@@ -174,9 +174,8 @@ def compress_file(
             save_proto(made, output / name / "model.onnx")
             module = OnnxModule(made)
             notes = {"algorithm": algorithm, "batch_size": size, "batch_num": count, "linears": len(linears)}
-            candidates.append(Candidate(name, module, notes=notes, metric=evaluate(module)))
-    candidates.sort(key=lambda candidate: -(candidate.metric or 0.0))
-    folders = {candidate.name: output / candidate.name for candidate in candidates}
-    result = CompressionResult(baseline, tuple(candidates), folders)
+            models.append(CompressedModel(name, module, notes=notes, metric=evaluate(module)))
+    models.sort(key=lambda one: -(one.metric or 0.0))
+    result = CompressionResult(baseline, tuple(models), {one.name: output / one.name for one in models})
     write_json(output / "compression.json", result.as_json() | {"strategy": "ptq", "input_dtype": args.input_dtype})
     return result

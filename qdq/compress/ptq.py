@@ -1,6 +1,6 @@
-"""The step `ptq`: one candidate per calibration algorithm, batch size and number of batches.
+"""The method `ptq`: one model per calibration algorithm, batch size and number of batches.
 
-What the activation types mean for a graph with one scale per tensor: range_abs_max takes the algorithm's range;
+Activation types for a graph with one scale per tensor: range_abs_max takes the algorithm's range;
 abs_max, which PaddleNLP measures anew on every batch, is the largest magnitude of the calibration data; and
 moving_average_abs_max is the moving average of the batches' largest magnitudes. The last two leave the algorithms of
 `algo_list` nothing to choose.
@@ -26,7 +26,7 @@ from qdq.calibrate.treatments.order import finish, prepare
 from qdq.calibrate.treatments.settings import TreatmentOptions, Treatments
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, without_labels
-from qdq.compress.step import Candidate, Session
+from qdq.compress.method import CompressedModel, Session
 from qdq.inject import inject
 from qdq.inject.families import family_of
 from qdq.inject.spec import QuantSpec, named_spec
@@ -41,14 +41,14 @@ class Ptq:
         """Raise ModelError for an unsupported family."""
         family_of(session.model.config.model_type)
 
-    def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
+    def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """Every combination of the lists, the best one first; one pass over the data serves all algorithms."""
         args, spec = session.args, quant_spec(session.args)
         found, treated = algorithms(args), treatments(args)
         made = []
         for size, count in itertools.product(args.batch_size_list, args.batch_counts):
             batches = MicroBatches.as_given(calibration_batches(session.eval, size, count))
-            model = copy.deepcopy(candidate.model)
+            model = copy.deepcopy(before.model)
             model.train(False)
             inject(model, spec)
             with session.screen.stage("calibrate") as stage:
@@ -58,19 +58,17 @@ class Ptq:
                 name = f"{label}-{size}x{'all' if count is None else count}"
                 mine = replace(treated, clip_search=label == CLIP)
                 table, _ = finish(replace(prepared, treatments=mine), algorithm, args.seed)
-                notes: dict[str, Any] = {"float_metric": candidate.metric, "treatments": mine.asked}
+                notes: dict[str, Any] = {"float_metric": before.metric, "treatments": mine.asked}
                 notes |= {"algorithm": label, "batch_size": size, "batch_num": count}
                 with session.screen.stage(name) as stage:
                     metric = session.evaluate(model)
                     stage.say(f"{metric:.4f}")
-                made.append(
-                    candidate.evolve(name, notes, model=_detached(model), spec=spec, table=table, metric=metric)
-                )
+                made.append(before.evolve(name, notes, model=_detached(model), spec=spec, table=table, metric=metric))
         return sorted(made, key=lambda one: -(one.metric or 0.0))
 
 
 def algorithms(args: CompressionArguments) -> dict[str, Algorithm]:
-    """What is to be tried, by the name that was typed, each once."""
+    """Algorithms to try, by the name that was typed, each once."""
     if args.activation_quantize_type == "abs_max":
         return {"abs_max": algorithm_named("max")}
     if args.activation_quantize_type == "moving_average_abs_max" and "qat" not in args.chosen_strategy:
@@ -89,12 +87,12 @@ def treatments(args: CompressionArguments) -> Treatments:
 
 
 def quant_spec(args: CompressionArguments) -> QuantSpec:
-    """What the arguments ask to be quantized."""
+    """The quantization that the arguments ask for."""
     return named_spec(args.placement, per_channel_weights=args.weight_quantize_type == "channel_wise_abs_max")
 
 
 def _detached(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy without what calibration has collected, which the next algorithm still reads."""
+    """Copy `model` without its calibration statistics, which the next algorithm still reads."""
     from qdq.inject import quantizers
 
     points = quantizers(model)

@@ -1,4 +1,4 @@
-"""The step `qat`: quantizers calibrated by PTQ, then trained together with the weights they quantize."""
+"""The method `qat`: quantizers calibrated by PTQ, then trained together with the weights they quantize."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from qdq.compress.distillation import (
 )
 from qdq.compress.evaluators import logits_of
 from qdq.compress.fake_quant import RangeSettings, finish, make_trainable, trained_quantizers
+from qdq.compress.method import CompressedModel, Session
 from qdq.compress.ptq import Ptq
-from qdq.compress.step import Candidate, Session
 from qdq.compress.training import fingerprint, train
 
 DISTILLED_SHARE = 0.9  # of the loss; the labels have the rest
@@ -33,7 +33,7 @@ RANGE_RATE = 30.0  # learning rate of learnable ranges, times that of the weight
 
 
 class QuantizedTraining(nn.Module):
-    """What the Trainer trains for QAT: the task loss of the quantized model, and its distance from the teacher."""
+    """Module of a QAT training: its loss is the task loss of the quantized model and its distance from the teacher."""
 
     accepts_loss_kwargs = False
 
@@ -94,12 +94,13 @@ class Qat:
     name = "qat"
 
     def check(self, session: Session) -> None:
-        """What PTQ checks; the training data is checked by `compress`."""
+        """Raise what PTQ raises; `compress` checks the training data."""
         Ptq().check(session)
 
-    def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
-        """One candidate: the trained quantized model."""
-        start = Ptq().run(session, candidate)[0]
+    def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
+        """The trained quantized model."""
+        # Calibrate, and let the ranges learn.
+        start = Ptq().run(session, before)[0]
         assert start.spec is not None and start.table is not None  # PTQ has quantized it
         student = start.model
         args = session.args
@@ -111,19 +112,21 @@ class Qat:
         if teacher is not None:
             teacher.train(False)
             teacher.requires_grad_(False)
+        # Train, and take the best model that was passed through.
         module = QuantizedTraining(student, teacher, session)
         deciding = {"model": fingerprint(student), "ranges": settings, "distillation": args.distillation}
         deciding["freeze_observers"] = args.freeze_observers
-        folder = session.output / "training" / (f"{candidate.name}-qat" if candidate.name else "qat")
+        folder = session.output / "training" / (f"{before.name}-qat" if before.name else "qat")
         best = KeepBest(session, folder, {self.name: lambda: student})
         train(session, module, folder, deciding, RANGE_RATE, [FreezeRanges(module, args.freeze_observers), best])
         step = best.restore(self.name, student)
         finish(student, originals)
         student.train(False)
+        # Describe and score it.
         table = summarise(student, "qat", None, start.table.samples, start.table.tokens)
         notes = {"calibrated": start.notes["algorithm"], "calibrated_metric": start.metric, "pact": args.use_pact}
         notes |= {"best_step": step}
-        made = candidate.evolve("qat", notes, model=student, spec=start.spec, table=table)
+        made = before.evolve("qat", notes, model=student, spec=start.spec, table=table)
         with session.screen.stage(made.name) as stage:
             made = made.scored(session.evaluate(student))
             stage.say(f"{made.metric:.4f}; {start.metric:.4f} before training")

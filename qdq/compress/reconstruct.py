@@ -1,4 +1,4 @@
-"""What heads and neurons that are cut off contributed, taken over by those that stay: least squares, no training.
+"""Let heads and neurons that stay take over the contribution of those cut off: least squares, no training.
 
 The linears behind heads and neurons lose columns. Their outputs on training text tell which weights of the remaining
 columns come nearest to what all of them gave; distillation then starts from a model that is close to its teacher.
@@ -9,17 +9,19 @@ are shared by several widths, so the errors of all of them are summed before the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdq.base.types import Progress
+from qdq.calibrate.rebatch import Batch
 from qdq.compress.datasets import without_labels
 from qdq.compress.distillation import counted
 from qdq.compress.elastic import Size
-from qdq.compress.step import Batch
+from qdq.compress.evaluators import evaluating
 from qdq.inject.widths import blocks
 
 RIDGE = 0.01  # of the mean square of an input: how strongly weights stay as they were where text says little
@@ -29,18 +31,20 @@ def reconstruct(
     model: PreTrainedModel,
     sizes: Sequence[Size],
     batches: Sequence[Batch],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Let the leading columns of every block's second linears stand for all of them at each of `sizes`, in place.
 
     `model` is rewired and runs at full width over `batches` first; padding does not count. At full width it computes
     something else afterwards.
     """
+    # The columns that each width keeps of the linears behind heads and neurons.
     kept: dict[nn.Linear, list[int]] = {}
     for block in blocks(model):
         kept[block.linear("output")] = [size.heads * block.head_size for size in sizes]
         kept[block.linear("down")] = [size.neurons for size in sizes]
     products = _products(model, list(kept), batches, progress)
+    # Solve for weight and bias together.
     with torch.no_grad():
         for linear, counts in kept.items():
             columns, biased = max(counts), linear.bias is not None
@@ -78,25 +82,12 @@ def _products(
     model: PreTrainedModel,
     linears: Sequence[nn.Linear],
     batches: Sequence[Batch],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Mapping[nn.Linear, Tensor]:
     """X^T X of every linear's inputs, float32 [in, in], with a constant 1 behind them where it has a bias."""
     products = {linear: torch.zeros(0) for linear in linears}
-    training = model.training
-    model.train(False)
-    try:
-        for done, batch in enumerate(batches, start=1):
-            with torch.no_grad(), _recorded_products(products, counted(dict(batch))):
-                model(**without_labels(dict(batch)))
-            if progress:
-                progress(done, len(batches))
-    finally:
-        model.train(training)
-    return products
+    mask: Tensor | None = None
 
-
-@contextmanager
-def _recorded_products(products: dict[nn.Linear, Tensor], mask: Tensor | None) -> Iterator[None]:
     def add(linear: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(linear, nn.Linear)
         x = inputs[0].flatten(0, -2)
@@ -107,9 +98,12 @@ def _recorded_products(products: dict[nn.Linear, Tensor], mask: Tensor | None) -
         before = products[linear]
         products[linear] = x.T @ x if not before.numel() else before.addmm_(x.T, x)
 
-    handles = [linear.register_forward_pre_hook(add) for linear in products]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), torch.no_grad(), ExitStack() as hooks:
+        for linear in linears:
+            hooks.enter_context(linear.register_forward_pre_hook(add))
+        for done, batch in enumerate(batches, start=1):
+            mask = counted(batch)
+            model(**without_labels(batch))
+            if progress:
+                progress(done, len(batches))
+    return products

@@ -1,4 +1,4 @@
-"""Strategies: a text such as "dynabert+ptq" to the steps it names, in the order they run. No torch."""
+"""Strategies: the methods that a text such as "dynabert+ptq" names, in the order they run. No torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from itertools import combinations
 from qdq.base.config import nearest
 from qdq.errors import ConfigError
 
-# Step -> what it does, in the order steps run whatever the order they are typed in: a narrower model is quantized, not
-# a quantized one narrowed, and embedding tables come last because nothing trains them.
-STEPS: Mapping[str, str] = {
+# Method -> what it does, in the order methods run whatever the order they are typed in: a narrower model is quantized,
+# not a quantized one narrowed, and embedding tables come last because nothing trains them.
+METHODS: Mapping[str, str] = {
     "dynabert": "width pruning with distillation",
     "ptq": "post-training quantization",
     "qat": "quantization-aware training",
@@ -24,41 +24,39 @@ LINEARS = ("ptq", "qat", "dynamic")  # each quantizes the linears, so at most on
 
 @dataclass(frozen=True)
 class Strategy:
-    """The steps of a strategy in running order."""
+    """The methods of a strategy in running order."""
 
-    steps: tuple[str, ...]
+    methods: tuple[str, ...]
 
     @property
     def name(self) -> str:
         """Canonical spelling, "dynabert+qat+embeddings"."""
-        return "+".join(self.steps)
+        return "+".join(self.methods)
 
     @property
     def trains(self) -> bool:
-        """Whether any step needs training data."""
-        return any(step in TRAINED for step in self.steps)
+        """True when any method needs training data."""
+        return any(method in TRAINED for method in self.methods)
 
-    def __contains__(self, step: str) -> bool:
-        return step in self.steps
+    def __contains__(self, method: str) -> bool:
+        return method in self.methods
 
 
 def parse_strategy(text: str) -> Strategy:
     """The strategy `text` names, in any order and case.
 
-    Raises ConfigError for an unknown step (naming the nearest), one named twice, and steps that exclude each other.
+    Raises ConfigError for an unknown method (naming the nearest), one named twice, and methods that exclude each other.
     """
-    typed = [step.strip().lower() for step in text.split("+")]
-    for step in typed:
-        if step not in STEPS:
-            raise ConfigError(f"strategy: '{text}' has an unknown step '{step}'; {nearest(step, STEPS)}")
-        if typed.count(step) > 1:
-            raise ConfigError(f"strategy: '{text}' names {step} twice; name it once")
+    typed = [method.strip().lower() for method in text.split("+")]
+    for method in typed:
+        if method not in METHODS:
+            raise ConfigError(f"strategy: '{text}' has an unknown method '{method}'; {nearest(method, METHODS)}")
+        if typed.count(method) > 1:
+            raise ConfigError(f"strategy: '{text}' names {method} twice; name it once")
     for one, other in combinations(LINEARS, 2):
         if one in typed and other in typed:
-            both = (
-                "qat starts from a PTQ-calibrated model already"
-                if {one, other} == {"ptq", "qat"}
-                else (f"{one} and {other} both quantize the linears")
-            )
+            both = f"{one} and {other} both quantize the linears"
+            if {one, other} == {"ptq", "qat"}:
+                both = "qat starts from a PTQ-calibrated model already"
             raise ConfigError(f"strategy: '{text}' cannot work, {both}; leave one of them out")
-    return Strategy(tuple(step for step in STEPS if step in typed))
+    return Strategy(tuple(method for method in METHODS if method in typed))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,23 +14,21 @@ from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, check_labels, named
-from qdq.compress.deploy import DeploySettings, deploy
-from qdq.compress.evaluators import CustomEvaluate, Score, builtin_evaluator, checked
+from qdq.compress.deploy import deploy
+from qdq.compress.dynabert import DynaBert
+from qdq.compress.dynamic import Dynamic
+from qdq.compress.embeddings import Embeddings
+from qdq.compress.evaluators import CustomEvaluate, Score, builtin_evaluator, checked, evaluating
 from qdq.compress.loss import CalcLoss, Criterion, TaskLoss
-from qdq.compress.saving import save_candidate
-from qdq.compress.show import show_result
-from qdq.compress.step import Candidate, CompressionResult, Evaluate, Session, Step
+from qdq.compress.method import CompressedModel, CompressionResult, Evaluate, Method, Session
+from qdq.compress.output import save, show
+from qdq.compress.ptq import Ptq
+from qdq.compress.qat import Qat
 from qdq.compress.training import fingerprint
 from qdq.errors import ConfigError, DataError
 
-# Step name -> the module of this package and the class in it; loaded when a strategy asks for it.
-STEPS: Mapping[str, tuple[str, str]] = {
-    "dynabert": ("dynabert", "DynaBert"),
-    "ptq": ("ptq", "Ptq"),
-    "dynamic": ("dynamic", "Dynamic"),
-    "embeddings": ("embeddings", "Embeddings"),
-    "qat": ("qat", "Qat"),
-}
+# In the order they run; see `qdq.compress.strategy`.
+METHODS: tuple[Method, ...] = (DynaBert(), Ptq(), Qat(), Dynamic(), Embeddings())
 
 
 class CompressionTrainer(Trainer):
@@ -74,7 +71,7 @@ class CompressionTrainer(Trainer):
         self._name_data(given_collator=bool(positional) or options.get("data_collator") is not None)
 
     def _name_data(self, given_collator: bool) -> None:
-        """Tuples become mappings; token labels are padded like the tokens unless the caller brought a collator."""
+        """Turn tuples into mappings, and pad token labels like the tokens unless the caller brought a collator."""
         if isinstance(self.model, nn.Identity):
             return
         if self.train_dataset is not None:
@@ -95,7 +92,7 @@ class CompressionTrainer(Trainer):
         custom_dynabert_evaluate: CustomEvaluate | None = None,
         custom_dynabert_calc_loss: CalcLoss | None = None,
     ) -> CompressionResult:
-        """Run the strategy and write every candidate below `output_dir`.
+        """Run the strategy and write every model it makes below `output_dir`.
 
         Args:
             custom_evaluate: ``(model, dataloader) -> float``, larger is better; None is the built-in one of the class.
@@ -110,12 +107,12 @@ class CompressionTrainer(Trainer):
         if self.args.input_infer_model_path is not None:
             return self._compress_file(evaluate)
         session = self._session(evaluate, custom_dynabert_calc_loss)
-        steps = [_step(name) for name in strategy.steps]
-        self._check(session, steps, custom=evaluate is not None)
-        candidates = [Candidate("", session.model, metric=session.baseline)]
-        for step in steps:
-            candidates = [made for candidate in candidates for made in step.run(session, candidate)]
-        return self._finish(session, candidates)
+        methods = [method for method in METHODS if method.name in strategy]
+        self._check(session, methods, custom=evaluate is not None)
+        models = [CompressedModel("", session.model, metric=session.baseline)]
+        for method in methods:
+            models = [made for before in models for made in method.run(session, before)]
+        return self._finish(session, models)
 
     def _session(self, evaluate: CustomEvaluate | None, calc_loss: CalcLoss | None) -> Session:
         if self.eval_dataset is None:
@@ -141,24 +138,19 @@ class CompressionTrainer(Trainer):
             return lambda model: Score.of(function(model, batches), name)
 
         def evaluate(model: nn.Module) -> float:
-            training = model.training
-            model.eval()
-            try:
-                with torch.no_grad():
-                    return checked(custom(model, batches.loader()), "custom_evaluate")
-            finally:
-                model.train(training)
+            with evaluating(model), torch.no_grad():
+                return checked(custom(model, batches.loader()), "custom_evaluate")
 
         return evaluate
 
-    def _check(self, session: Session, steps: list[Step], custom: bool) -> None:
-        """Everything that can be wrong, before any of it costs minutes."""
+    def _check(self, session: Session, methods: list[Method], custom: bool) -> None:
+        """Raise for everything that can be wrong, before any of it costs minutes."""
         if session.args.chosen_strategy.trains:
             if self.train_dataset is None:
                 raise DataError(f"train_dataset: is missing; strategy {session.args.strategy} trains, give one")
             check_labels(self.train_dataset, self._given, "train_dataset")
-        for step in steps:
-            step.check(session)
+        for method in methods:
+            method.check(session)
         if session.args.chosen_strategy.trains:
             assert session.train is not None
             session.loss(session.model, next(iter(session.train)), None)
@@ -168,7 +160,7 @@ class CompressionTrainer(Trainer):
             stage.say(f"{session.baseline:.4f} before compression")
 
     def _baseline(self, session: Session, custom: bool) -> float:
-        """Metric of the given model; a run that continues reads what the built-in evaluator has found before."""
+        """Metric of the given model; a run that continues reads the built-in evaluator's from the earlier one."""
         record = session.output / "training" / "baseline.json"
         key = f"{fingerprint(session.model)} on {len(session.eval.dataset)}"
         earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
@@ -179,34 +171,27 @@ class CompressionTrainer(Trainer):
             write_json(record, {"of": key, "metric": metric})
         return metric
 
-    def _finish(self, session: Session, candidates: list[Candidate]) -> CompressionResult:
-        scored = [
-            candidate if candidate.metric is not None else candidate.scored(session.evaluate(candidate.model))
-            for candidate in candidates
-        ]
-        ranked = sorted(scored, key=lambda candidate: -(candidate.metric or 0.0))
-        folders = {candidate.name: session.output / candidate.name for candidate in ranked}
+    def _finish(self, session: Session, models: list[CompressedModel]) -> CompressionResult:
+        scored = [made if made.metric is not None else made.scored(session.evaluate(made.model)) for made in models]
+        ranked = sorted(scored, key=lambda made: -(made.metric or 0.0))
+        folders = {made.name: session.output / made.name for made in ranked}
         result = CompressionResult(session.baseline, tuple(ranked), folders)
         if self.is_world_process_zero():
-            for candidate in ranked:
-                save_candidate(session, candidate, folders[candidate.name])
+            for made in ranked:
+                save(session, made, folders[made.name])
             write_json(session.output / "compression.json", result.as_json() | self._asked())
-            show_result(session.screen, result)
+            show(session.screen, result)
             if session.args.deploy:
-                deploy(
-                    session.output,
-                    DeploySettings(tuple(session.args.deploy), session.args.deploy_data),
-                    session.screen,
-                )
+                deploy(session.output, session.args.deploy, session.screen, eval_data=session.args.deploy_data)
         self.accelerator.wait_for_everyone()
         return result
 
     def _asked(self) -> dict[str, str]:
-        """What compression.json says of the request; deployment exports with this type of inputs."""
+        """The request as compression.json records it; deployment exports with this type of inputs."""
         return {"strategy": self.args.chosen_strategy.name, "input_dtype": self.args.input_dtype}
 
     def _compress_file(self, evaluate: CustomEvaluate | None) -> CompressionResult:
-        """PTQ of the ONNX file; the result's candidates hold the quantized graphs as callable modules."""
+        """PTQ of the ONNX file; the result holds the quantized graphs as callable modules."""
         from qdq.compress.onnx_file import compress_file
 
         if self.eval_dataset is None or isinstance(self.eval_dataset, dict):
@@ -216,15 +201,5 @@ class CompressionTrainer(Trainer):
         )
         result = compress_file(self.args, batches, evaluate, self.processing_class)
         if self.is_world_process_zero():
-            show_result(Screen(), result)
+            show(Screen(), result)
         return result
-
-
-def _step(name: str) -> Step:
-    import importlib
-
-    if name not in STEPS:
-        raise ConfigError(f"strategy: step {name} is not available in this version; there are {', '.join(STEPS)}")
-    module, cls = STEPS[name]
-    step: Step = getattr(importlib.import_module(f"qdq.compress.{module}"), cls)()
-    return step

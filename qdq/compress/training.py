@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from qdq.base.artifacts import write_json
 from qdq.compress.datasets import LengthGrouped, lengths_of
-from qdq.compress.step import Session
+from qdq.compress.method import Session
 from qdq.errors import ConfigError
 
 CHECKPOINTS_KEPT = 2  # the newest may be half-written when the run is killed
@@ -30,7 +30,7 @@ DECIDING = (
 )
 
 
-class StepTrainer(Trainer):
+class LossTrainer(Trainer):
     """Trains a module whose forward returns {"loss": ...}; `ranges` get a learning rate of their own."""
 
     def __init__(self, module: nn.Module, session: Session, folder: Path, range_rate: float) -> None:
@@ -86,7 +86,7 @@ def train(
     a run that was something else.
     """
     _claim(session, folder, deciding)
-    trainer = StepTrainer(module, session, folder, range_rate)
+    trainer = LossTrainer(module, session, folder, range_rate)
     for callback in callbacks:
         trainer.add_callback(callback)
     found = newest_checkpoint(folder)

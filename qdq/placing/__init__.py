@@ -1,4 +1,4 @@
-"""`--placement auto`: which points of the widest placement a model can afford on a target, decided by measurement."""
+"""`--placement auto`: the points of the widest placement that a model can afford on a target, by measurement."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ stays what the estimator predicts, and `qdq compile --spec` with one of the plac
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.errors import Unavailable
 from qdq.placing.search import Search
-from qdq.placing.sensitivity.groups import layer_of
-from qdq.placing.units import Unit
+from qdq.placing.units import Unit, layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import onnx
 
     from engines.types import Feeds, Runner
@@ -32,11 +29,12 @@ ROUNDS = 10
 
 @dataclass(frozen=True)
 class Timing:
-    """What the engines are built for and fed: a CPU target, threads, and batches of one shape."""
+    """Conditions of a run: a CPU target, threads, batches of one shape, and how often each engine gets one."""
 
     target: str
     threads: int
     feeds: Sequence[Feeds]
+    rounds: int = ROUNDS
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,11 +56,30 @@ def exported(loaded: LoadedModel, example: dict[str, Any]) -> Iterator[Path]:
         yield graph
 
 
-def engine_without(canonical: onnx.ModelProto, left_out: Collection[str], folder: Path, timing: Timing) -> Runner:
-    """The engine of a canonical graph with the points `left_out` in floating point; its files are in a new `folder`.
+def added_latency(graph: Path, left_out: Mapping[str, Collection[str]], timing: Timing) -> dict[str, float]:
+    """Time an engine per placement in one interleaved run.
 
-    Raises Unavailable without the runtime.
+    `graph` is canonical; `left_out` names the placements by the points that are floating point in each. Returns the
+    share of the first one's latency that each takes longer. Raises Unavailable without the runtime.
     """
+    import onnx
+
+    from engines.bench import BenchSettings, Contestant, bench
+    from qdq.base.versions import versions
+
+    canonical, first = onnx.load(graph), next(iter(left_out))
+    with tempfile.TemporaryDirectory(prefix="qdq-search-") as folder:
+        runners = [
+            Contestant(name, timing.target, _engine_without(canonical, points, Path(folder) / str(number), timing))
+            for number, (name, points) in enumerate(left_out.items())
+        ]
+        shape, threads = timing.shape, timing.threads
+        settings = BenchSettings(shape[0], shape[-1], None, samples=timing.rounds, threads=threads, bases=(first,))
+        timed = bench(runners, timing.feeds, settings, versions())["contestants"]
+    return {name: 1 / timed[name]["speedup"][first] - 1 for name in left_out}
+
+
+def _engine_without(canonical: onnx.ModelProto, left_out: Collection[str], folder: Path, timing: Timing) -> Runner:
     from engines.opening import Opening, open_runner
     from export.lint.removal import without_points
     from export.passes import lower
@@ -83,36 +100,19 @@ def with_latency(found: Search, units: Sequence[Unit], graph: Path, timing: Timi
 
     `graph`: canonical, with every point of `units`. Raises Unavailable.
     """
-    import onnx
-
-    from engines.bench import BenchSettings, Contestant, bench
-    from qdq.base.versions import versions
-
     members = {unit.name: unit.points for unit in units}
-    layers = {layer_of(point) for points in members.values() for point in points} - {None}
-    canonical, chosen = onnx.load(graph), spread_over(found)
-    with tempfile.TemporaryDirectory(prefix="qdq-search-") as folder:
-        runners = []
-        for index in chosen:
-            gone = [name for name, _, _ in found.ranking[: found.curve[index].dropped]]
-            points = {point for name in gone for point in members[name]}
-            runner = engine_without(canonical, points, Path(folder) / str(index), timing)
-            runners.append(Contestant(str(index), timing.target, runner))
-        settings = BenchSettings(
-            timing.shape[0], timing.shape[-1], None, samples=ROUNDS, threads=timing.threads, bases=("0",)
-        )
-        report = bench(runners, timing.feeds, settings, versions())
-    slower = {index: 1 / report["contestants"][str(index)]["speedup"]["0"] - 1 for index in chosen}
-    curve = (
-        replace(tried, measured=slower[index] * len(layers)) if index in slower else tried
-        for index, tried in enumerate(found.curve)
-    )
-    return replace(found, curve=tuple(curve))
+    layers = {layer_of(point) for unit in units for point in unit.points}
+    left_out = {
+        str(index): [point for ranked in found.ranking[:index] for point in members[ranked.unit]]
+        for index in spread_over(found)
+    }
+    added = {index: share * len(layers) for index, share in added_latency(graph, left_out, timing).items()}
+    return replace(found, curve=tuple(replace(t, measured=added.get(str(t.dropped))) for t in found.curve))
 
 
-def spread_over(found: Search, count: int = MEASURED) -> list[int]:
+def spread_over(found: Search) -> list[int]:
     """Indices of placements on the curve: the first, the best, and others at evenly spaced predicted costs."""
     costs = [tried.cost for tried in found.curve]
-    wanted = [costs[-1] * step / (count - 1) for step in range(count)]
+    wanted = [costs[-1] * step / (MEASURED - 1) for step in range(MEASURED)]
     nearest = {min(range(len(costs)), key=lambda index: abs(costs[index] - cost)) for cost in wanted}
     return sorted({0, *nearest} | ({found.best} if found.best is not None else set()))

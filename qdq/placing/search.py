@@ -1,33 +1,47 @@
-"""`--search`: every unit ranked, every prefix of the ranking run, the cheapest within the allowed drop chosen.
+"""Decide which units stay in floating point: `choose` within a counted number of checks, `search` over everything.
 
-Decisions are made on training rows only; what the chosen placement loses on evaluation rows is `verify`'s to say.
+`choose` is `--placement auto`. The same model and text give the same answer on every machine: the budget is counted in
+multiplications, never in seconds. At `FLOPS` a second, which two cores of a current server reach, it is at most
+`SECONDS`. `search` is `--search`. Its decisions are made on training rows only; the loss on evaluation rows is measured
+by `verify`.
+
+Both rank units by what leaving out that one alone takes off the divergence of the whole, not by their damage when only
+they are quantized: errors of the two operands of a residual add cancel or amplify one another. On minilm-mrpc no
+feed-forward residual hurts alone, and together they do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qdq.base.picture import new_figure, save_figure
-from qdq.placing.auto import BOUND, Choice, Step, gain_reason
-from qdq.placing.costs import cost_of
+from qdq.base.types import Progress
 from qdq.placing.sensitivity.probe import Probe
 from qdq.placing.units import Unit
 
-LONGEST = 32  # units left out at most; a placement without more than that is better asked for by name
+SECONDS = 20.0
+FLOPS = 4.0e10  # fake-quantized, on two cores of a current server
+# Mean divergence (nats per answer) up to which a placement is kept as it is, and the factor of what quantizing the
+# linears alone costs below which nothing can be gained by leaving out anything else.
+BOUND = 0.001
+FLOOR_FACTOR = 2.0
+WORTHLESS = 0.01  # a unit that takes off less than this share of the whole is not worth leaving out
+MOST = 16  # units that `choose` leaves out at most
+LONGEST = 32  # units that `search` leaves out at most; a placement with fewer points is better asked for by name
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One point of the trade-off curve: `dropped` leading units of the ranking in floating point.
+    """One placement that was run: the first `dropped` units of a ranking in floating point.
 
     Attributes:
         cost: predicted latency it adds, in shares of one layer with everything quantized.
-        divergence: from floating point, on the search rows.
-        drop_points: of the task metric on the search rows, in points; None without labels.
-        within: whether it is within what was asked for.
+        divergence: from floating point.
+        drop_points: of the task metric, in points; None where that was not measured.
+        within: True when it is within what was asked for.
         measured: as `cost`, by an engine that was built and timed; None where none was.
     """
 
@@ -40,11 +54,52 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """The units that stay in floating point.
+
+    Attributes:
+        dropped: unit -> reason, in the order they were dropped.
+        before, after: divergence of everything, and of what is left.
+        bound: what was asked for; `after` may be above it when dropping more would not help.
+        curve: the placements tried on the way.
+        checks: divergence checks made.
+    """
+
+    dropped: Mapping[str, str]
+    before: float
+    after: float
+    bound: float
+    curve: tuple[Tried, ...]
+    checks: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The ``auto`` object of placement.json."""
+        return {
+            "divergence_all": self.before,
+            "divergence": self.after,
+            "bound": self.bound,
+            "met": self.after <= self.bound,
+            "checks": self.checks,
+            "dropped_units": dict(self.dropped),
+            "curve": [{"dropped": t.dropped, "cost": t.cost, "divergence": t.divergence} for t in self.curve],
+        }
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One unit of the ranking: what leaving it out alone takes off the divergence, and its predicted cost."""
+
+    unit: str
+    gain: float
+    cost: float
+
+
+@dataclass(frozen=True)
 class Search:
     """The whole curve; `best` is None when nothing is within `limit`, `closest` is then what comes nearest."""
 
     curve: tuple[Tried, ...]
-    ranking: tuple[tuple[str, float, float], ...]
+    ranking: tuple[Ranked, ...]
     limit: float
     by: str
     samples: int
@@ -53,90 +108,187 @@ class Search:
 
     def as_json(self) -> dict[str, Any]:
         """The content of search.json."""
-        return {
-            "by": self.by,
-            "limit": self.limit,
-            "samples": self.samples,
-            "best": self.best,
-            "closest": self.closest,
-            "curve": [vars(tried) for tried in self.curve],
-            "ranking": [{"unit": name, "gain": gain, "cost": cost} for name, gain, cost in self.ranking],
-        }
+        return asdict(self)
 
 
-def search(
+def by_gain(units: Iterable[Unit], gains: Mapping[str, float]) -> list[Unit]:
+    """Order units by the divergence that leaving out each takes off, over its cost; best first."""
+    return sorted(units, key=lambda unit: (-gains[unit.name] / unit.cost, unit.name))
+
+
+def without(points: Iterable[str], gone: Iterable[Unit]) -> frozenset[str]:
+    """The points that are left when the units `gone` are floating point."""
+    return frozenset(points).difference(*(unit.points for unit in gone))
+
+
+def reasons(gone: Iterable[Unit], whole: float, gains: Mapping[str, float]) -> dict[str, str]:
+    """Unit -> why it is left out, for placement.json."""
+    return {
+        unit.name: f"auto: leaving it out alone takes the divergence of all points from {whole:.2g} to "
+        f"{whole - gains[unit.name]:.2g}; {unit.loses}"
+        for unit in gone
+    }
+
+
+def affordable_checks(parameters: int, tokens: int) -> int:
+    """Runs of the model over `tokens` positions that the budget allows; at least 12."""
+    return max(12, int(SECONDS * FLOPS / (2.0 * parameters * max(tokens, 1))))
+
+
+@dataclass
+class _Budget:
+    """Divergence checks, counted in texts: a run over all `samples` of them is one check."""
+
+    allowed: int
+    samples: int
+    progress: Progress | None
+    texts: int = 0
+
+    def divergence(self, probe: Probe, enabled: Collection[str], runs: int = 1) -> float:
+        """Divergence with exactly `enabled` quantized, at the price of `runs` runs of `probe`."""
+        self.texts += runs * probe.samples
+        if self.progress is not None:
+            self.progress(min(self.checks, self.allowed), self.allowed)
+        return probe.trial(enabled).divergence
+
+    @property
+    def checks(self) -> int:
+        """Checks made so far."""
+        return -(-self.texts // self.samples)
+
+    @property
+    def left(self) -> int:
+        """Checks that may still be made."""
+        return self.allowed - self.checks
+
+
+def choose(
     probe: Probe,
     units: Sequence[Unit],
-    costs: Mapping[str, float],
-    max_drop: float | None,
-    progress: Callable[[int, int], None],
-) -> tuple[Search, Choice]:
+    checks: int,
+    progress: Progress | None = None,
+    fewer: Callable[[], Probe] | None = None,
+) -> Decision:
+    """Choose the units to leave out so that the divergence of the rest is within the bound, least cost first.
+
+    Linears stay: what they cost is the floor that the rest is judged by (`search` tries them, too). The shortest prefix
+    of the ranking within the bound is taken, or the one with the least divergence when none is, and units it turns out
+    not to need are taken back, dearest first. Every placement that is judged was run. Where `checks` do not reach for
+    every unit, `fewer` makes a probe of fewer texts that ranks more of them.
+    """
+    budget = _Budget(checks, probe.samples, progress)
+    before = budget.divergence(probe, probe.names)
+    linears = [unit for unit in units if unit.kind.startswith("linear")]
+    others = [unit for unit in units if unit not in linears]
+    bound = BOUND
+    if before > BOUND:
+        floor = budget.divergence(probe, [point for unit in linears for point in unit.points])
+        bound = max(BOUND, FLOOR_FACTOR * floor)
+    # Rank, unless everything can stay quantized.
+    gains: dict[str, float] = {}
+    ranked: list[Unit] = []
+    if before > bound:
+        gains = _gains(budget, probe, others, before, fewer)
+        worthwhile = [unit for unit in others if gains.get(unit.name, 0.0) > WORTHLESS * before]
+        ranked = by_gain(worthwhile, gains)[:MOST]
+    # Leave out one more at a time until the bound is met or the budget is spent.
+    curve = [Tried(0, 0.0, before, None, before <= bound)]
+    while not curve[-1].within and len(curve) <= len(ranked) and budget.left > 0:
+        gone = ranked[: len(curve)]
+        left = budget.divergence(probe, without(probe.names, gone))
+        curve.append(Tried(len(gone), sum(unit.cost for unit in gone), left, None, left <= bound))
+    # Take the best of these, and quantize again what it does not need.
+    best = min(curve, key=lambda tried: (max(tried.divergence, bound), tried.dropped))
+    kept, after = ranked[: best.dropped], best.divergence
+    if best.within:
+        kept, after = _taken_back(budget, probe, kept, after, bound)
+    return Decision(reasons(kept, before, gains), before, after, bound, tuple(curve), budget.checks)
+
+
+def _gains(
+    budget: _Budget, probe: Probe, units: Sequence[Unit], before: float, fewer: Callable[[], Probe] | None
+) -> dict[str, float]:
+    """Gain of the units with the worst signal-to-noise ratios; a third of the budget is left for what follows.
+
+    Gains over fewer texts are stated in shares of `before`.
+    """
+    judged, whole, room = probe, before, max(4, 2 * budget.left // 3)
+    if room < len(units) and fewer is not None:
+        judged = fewer()
+        whole = budget.divergence(judged, judged.names, runs=3)  # with the two that it starts with
+        room = max(4, int((room - 3 * judged.samples / probe.samples) * probe.samples / judged.samples))
+    noise = judged.signal_to_noise()
+    worst = sorted(units, key=lambda unit: (min(noise[point] for point in unit.points), unit.name))[:room]
+    gains = {unit.name: whole - budget.divergence(judged, without(judged.names, [unit])) for unit in worst}
+    return {name: gain * before / whole for name, gain in gains.items()} if whole > 0 else {}
+
+
+def _taken_back(
+    budget: _Budget, probe: Probe, gone: Sequence[Unit], divergence: float, bound: float
+) -> tuple[list[Unit], float]:
+    """Quantize units again that the bound does not need, dearest first, while checks last."""
+    kept = list(gone)
+    for unit in sorted(gone, key=lambda unit: (-unit.cost, unit.name)):
+        if budget.left <= 0:
+            break
+        rest = [other for other in kept if other is not unit]
+        again = budget.divergence(probe, without(probe.names, rest))
+        if again <= bound:
+            kept, divergence = rest, again
+    return kept, divergence
+
+
+def search(probe: Probe, units: Sequence[Unit], max_drop: float | None, progress: Progress) -> tuple[Search, Decision]:
     """Run the curve. `max_drop` in points of the task metric; None (no labels) bounds the divergence instead.
 
-    The returned choice is the best one's, or the closest one's.
+    The returned decision is the best one's, or the closest one's.
     """
-    everything = frozenset(probe.names)
-    probe.remember(everything)
+    by_metric, limit = max_drop is not None, BOUND if max_drop is None else max_drop
     total = len(units) + min(LONGEST, len(units)) + 1
-    whole = probe.trial(everything).divergence
+    # Rank by what leaving out each unit alone brings.
+    whole = probe.trial(probe.names).divergence
     gains: dict[str, float] = {}
     for done, unit in enumerate(units, start=1):
-        gains[unit.name] = whole - probe.trial(everything - frozenset(unit.points)).divergence
+        gains[unit.name] = whole - probe.trial(without(probe.names, [unit])).divergence
         progress(done, total)
-    ranked = sorted(units, key=lambda unit: (-gains[unit.name] / cost_of(unit.kind, costs), unit.name))[:LONGEST]
-    floating = probe.trial((), metric=True).metric if max_drop is not None else None
+    ranked = by_gain(units, gains)[:LONGEST]
+    # Leave out one more at a time.
+    floating = probe.trial((), metric=True).metric if by_metric else None
     curve: list[Tried] = []
     for count in range(len(ranked) + 1):
-        gone = {point for unit in ranked[:count] for point in unit.points}
-        trial = probe.trial(everything - gone, metric=max_drop is not None)
+        gone = ranked[:count]
+        trial = probe.trial(without(probe.names, gone), by_metric)
         drop = None if floating is None or trial.metric is None else 100 * (floating - trial.metric)
-        within = trial.divergence <= BOUND if drop is None or max_drop is None else drop <= max_drop
-        cost = sum(cost_of(unit.kind, costs) for unit in ranked[:count])
-        curve.append(Tried(count, cost, trial.divergence, drop, within))
+        within = (trial.divergence if drop is None else drop) <= limit
+        curve.append(Tried(count, sum(unit.cost for unit in gone), trial.divergence, drop, within))
         progress(len(units) + count + 1, total)
-    fitting = [tried for tried in curve if tried.within]
-    best = min(fitting, key=lambda tried: (tried.cost, tried.divergence)) if fitting else None
-    closest = min(curve, key=lambda tried: (_distance(tried), tried.cost))
+    # Take the cheapest that is within the limit.
+    best = min((t for t in curve if t.within), key=lambda t: (t.cost, t.divergence), default=None)
+    closest = min(curve, key=lambda t: (t.divergence if t.drop_points is None else t.drop_points, t.cost))
     chosen = best or closest
-    found = Search(
-        curve=tuple(curve),
-        ranking=tuple((unit.name, gains[unit.name], cost_of(unit.kind, costs)) for unit in ranked),
-        limit=BOUND if max_drop is None else max_drop,
-        by="divergence" if max_drop is None else "metric",
-        samples=probe.samples,
-        best=None if best is None else best.dropped,
-        closest=closest.dropped,
-    )
-    reasons = {unit.name: gain_reason(unit, whole, gains[unit.name]) for unit in ranked[: chosen.dropped]}
-    steps = tuple(Step(tried.dropped, tried.cost, tried.divergence) for tried in curve)
-    bound = max(BOUND, chosen.divergence)
-    return found, Choice(reasons, whole, chosen.divergence, bound, steps, total)
-
-
-def _distance(tried: Tried) -> float:
-    return tried.divergence if tried.drop_points is None else tried.drop_points
+    ranking = tuple(Ranked(unit.name, gains[unit.name], unit.cost) for unit in ranked)
+    by, dropped = "metric" if by_metric else "divergence", None if best is None else best.dropped
+    found = Search(tuple(curve), ranking, limit, by, probe.samples, dropped, closest.dropped)
+    why, bound = reasons(ranked[: chosen.dropped], whole, gains), max(BOUND, chosen.divergence)
+    return found, Decision(why, whole, chosen.divergence, bound, found.curve, total)
 
 
 def plot_curve(found: Search, path: Path) -> Path:
     """PNG of accuracy against predicted and, where engines were timed, measured latency: a dot per placement tried."""
-    panels: list[tuple[str, Callable[[Tried], float | None], bool]]
-    panels = [("divergence, search rows", lambda tried: tried.divergence, found.by == "divergence")]
+    losses: list[tuple[str, list[float | None], bool]]
+    losses = [("divergence, search rows", [tried.divergence for tried in found.curve], found.by == "divergence")]
     if found.by == "metric":
-        panels.insert(0, ("drop in points, search rows", lambda tried: tried.drop_points, True))
-    figure = new_figure(5.5 * len(panels), 4.5)
-    for axes, (label, loss, limited) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        axes.plot([t.cost for t in found.curve], [loss(t) for t in found.curve], ".-", label="predicted latency")
-        timed = [tried for tried in found.curve if tried.measured is not None]
-        if timed:
-            label_of_timed = "measured latency, the same placements"
-            axes.plot(
-                [t.measured for t in timed], [loss(t) for t in timed], "s", color="tab:orange", label=label_of_timed
-            )
+        losses.insert(0, ("drop in points, search rows", [tried.drop_points for tried in found.curve], True))
+    predicted, measured = ([getattr(tried, name) for tried in found.curve] for name in ("cost", "measured"))
+    figure = new_figure(5.5 * len(losses), 4.5)
+    for axes, (label, loss, limited) in zip(figure.subplots(1, len(losses), squeeze=False)[0], losses, strict=True):
+        axes.plot(predicted, loss, ".-", label="predicted latency")
+        if any(added is not None for added in measured):
+            axes.plot(measured, loss, "s", color="tab:orange", label="measured latency, the same placements")
         if limited:
             axes.axhline(found.limit, color="tab:red", linestyle="--", label="limit")
         if found.best is not None:
-            best = found.curve[found.best]
-            axes.plot(best.cost, loss(best), "o", color="tab:green", label="best")
+            axes.plot(predicted[found.best], loss[found.best], "o", color="tab:green", label="best")
         axes.set_xlabel("latency added, in layers with everything quantized")
         axes.set_ylabel(label)
         axes.set_ylim(top=axes.get_ylim()[1] * 1.45)  # room for the legend above every dot

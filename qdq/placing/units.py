@@ -1,30 +1,89 @@
-"""Units: the points that are quantized together or not at all, because half of them is worth nothing on the target."""
+"""Points by name: their kinds, layers and groups, and the units that a target computes in INT8 only together.
+
+`python -m qdq.studies.placement_costs` writes the costs: what leaving out one unit of one layer adds to the latency, as
+a share of that layer's with everything quantized. On a CPU they are measured, engine against engine; for TensorRT they
+are the estimator's, from the fusion map with the unit taken away.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from qdq.placing.sensitivity.groups import kind_of, layer_of, part_of
+from qdq.base.artifacts import read_json
+
+TABLE = Path(__file__).resolve().parent / "data" / "costs.json"
+SMALLEST = 0.002  # of a layer: smaller differences cannot be measured; above zero, because gains are divided by costs
+# Point attribute -> the kind its group is called by.
+KINDS = {
+    "matmul_q_input_quantizer": "matmul q",
+    "matmul_k_input_quantizer": "matmul k",
+    "matmul_a_input_quantizer": "matmul a",
+    "matmul_v_input_quantizer": "matmul v",
+    "add_local_input_quantizer": "residual local",
+    "add_residual_input_quantizer": "residual skip",
+    "input_quantizer": "linear input",
+    "weight_quantizer": "linear weight",
+}
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def kind_of(point: str) -> str:
+    """Readable kind of a point, by its attribute."""
+    attribute = point.rpartition(".")[2]
+    return KINDS.get(attribute, attribute)
+
+
+def layer_of(point: str) -> int | None:
+    """Index of the encoder layer a point is in; None outside the layers."""
+    found = _LAYER.search(point)
+    return int(found.group(1)) if found else None
+
+
+def part_of(point: str) -> str:
+    """Path of the owner inside its layer, such as ``attention.output.dense``."""
+    owner = point.rpartition(".")[0]
+    found = _LAYER.search(point)
+    return owner[found.end() :] if found and found.end() <= len(owner) else owner
+
+
+def groups(points: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Name -> points: every layer, every kind of a part of the block, each with at least two points."""
+    found: dict[str, list[str]] = {}
+    for point in points:
+        layer = layer_of(point)
+        if layer is not None:
+            found.setdefault(f"layer {layer}", []).append(point)
+        found.setdefault(kind_of(point), []).append(point)
+        found.setdefault(f"{part_of(point)} {kind_of(point)}", []).append(point)
+    unique: dict[tuple[str, ...], str] = {}
+    for name, members in found.items():
+        if len(members) > 1:
+            unique.setdefault(tuple(members), name)
+    return {name: members for members, name in unique.items()}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Points that stand or fall together.
+    """Points that are quantized together or not at all.
 
     Attributes:
         name: readable, unique in a model.
         kind: key of the cost tables.
         loses: what the target loses when this unit is floating point, for the reason in placement.json.
+        cost: latency added when this unit is floating point, as a share of one layer's.
     """
 
     name: str
     points: tuple[str, ...]
     kind: str
     loses: str
+    cost: float
 
 
-# What a target does with half of a unit, and so what leaving it out loses; keys are `_family`'s.
+# Consequence of leaving a unit out, by target and `_family`.
 LOSSES: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {
         "linear": "its GEMM then runs in FP16",
@@ -43,44 +102,40 @@ LOSSES: Mapping[str, Mapping[str, str]] = {
 
 
 def units(points: Iterable[str], target: str) -> tuple[Unit, ...]:
-    """Every point in its unit, in model order.
+    """Group points into units, in model order.
 
-    A linear's input and weight go together: with one of them in floating point the multiplication is. So do the
+    A linear's input and weight belong together: with one of them in floating point the multiplication is. So do the
     operands of one attention multiplication on a CPU, and of both on TensorRT. Residual operands stand alone.
     """
     losses = LOSSES[decided_for(target)]
-    members: dict[str, list[str]] = {}
-    families: dict[str, str] = {}
+    costs = read_json(TABLE).get(decided_for(target), {}).get("shares", {})  # kind -> share of a layer's latency
+    members: dict[tuple[str, str], list[str]] = {}
     for point in points:
-        family = _family(point, target)
-        owner = point.rpartition(".")[0]
-        name = f"{owner} ({family})"
-        members.setdefault(name, []).append(point)
-        families[name] = family
-    return tuple(
-        Unit(name, tuple(found), _cost_kind(found[0], families[name]), losses[families[name]])
-        for name, found in members.items()
-    )
+        members.setdefault((point.rpartition(".")[0], _family(point, target)), []).append(point)
+    found = []
+    for (owner, family), inside in members.items():
+        alike = family.startswith("attention") or layer_of(inside[0]) is None
+        kind = family if alike else f"{family} {part_of(inside[0])}"  # the same in every layer
+        found.append(Unit(f"{owner} ({family})", tuple(inside), kind, losses[family], cost_of(kind, costs)))
+    return tuple(found)
 
 
 def _family(point: str, target: str) -> str:
     kind = kind_of(point)
-    if kind.startswith("linear"):
-        return "linear"
-    if kind.startswith("residual"):
-        return kind
+    if not kind.startswith("matmul"):
+        return "linear" if kind.startswith("linear") else kind
     if target == "tensorrt":
         return "attention"
     return "attention scores" if kind in ("matmul q", "matmul k") else "attention context"
 
 
-def _cost_kind(point: str, family: str) -> str:
-    """``linear intermediate.dense``, ``residual local attention.output``, ``attention``: the same in every layer."""
-    if family.startswith("attention") or layer_of(point) is None:
-        return family
-    return f"{family} {part_of(point)}"
-
-
 def decided_for(target: str) -> str:
-    """What `--placement auto` depends on: both CPU engines get the same, so that they can share a work directory."""
+    """Key of the tables, ``tensorrt`` or ``cpu``: both CPU engines share decisions, and so a work directory."""
     return "tensorrt" if target == "tensorrt" else "cpu"
+
+
+def cost_of(kind: str, costs: Mapping[str, float]) -> float:
+    """Cost of a kind, else the mean of its family's: other model families name their parts otherwise."""
+    family = kind.split(" ")[0]
+    found = [costs[kind]] if kind in costs else [share for name, share in costs.items() if name.split(" ")[0] == family]
+    return max(sum(found) / len(found), SMALLEST) if found else SMALLEST

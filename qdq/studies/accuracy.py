@@ -134,7 +134,7 @@ def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -
 
 def _kept(placement: Mapping[str, Any]) -> list[int]:
     """Points placed, and candidates, of the encoder's twenty points per layer."""
-    from qdq.placing.sensitivity.groups import layer_of
+    from qdq.placing.units import layer_of
 
     points = [point for point in placement["points"] if layer_of(point["name"]) is not None]
     return [sum(point["placed"] for point in points), len(points)]

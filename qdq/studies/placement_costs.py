@@ -1,4 +1,4 @@
-"""`python -m qdq.studies.placement_costs WORK`: what leaving a unit in floating point costs, for `--placement auto`.
+"""`python -m qdq.studies.placement_costs WORK`: the cost of leaving a unit in floating point, for `--placement auto`.
 
 WORK is a work directory compiled with placement qdqbert, for example of the bundled model:
 ``qdq compile --target tensorrt --placement qdqbert --out build/costs``.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,7 @@ from typing import Any
 from qdq.base.artifacts import read_json, write_json
 from qdq.errors import DeployError
 from qdq.pipeline.run import CANONICAL
-from qdq.placing.costs import TABLE
-from qdq.placing.sensitivity.groups import layer_of
-from qdq.placing.units import units
+from qdq.placing.units import TABLE, layer_of, units
 
 DEVICE, BATCH, SEQUENCE = "t4", 40, 128
 WHOLE = "cpu placement"  # the engine that every other one is compared with
@@ -35,24 +32,16 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
 
     Raises DeployError for a work directory without a graph.
     """
-    import onnx
-
-    from engines.bench import BenchSettings, Contestant, bench
-    from qdq.base.versions import versions
     from qdq.calibrate.checkpoint import load_checkpoint
     from qdq.inject import decided
     from qdq.inject.spec import named_spec
     from qdq.pipeline.options import available_cores
     from qdq.placing import WIDEST
-    from qdq.placing.latency import Timing, engine_without
+    from qdq.placing.latency import Timing, added_latency
     from qdq.text.data import bundled, read_records
     from qdq.text.encode import workload_of_shape
 
-    if not (work / CANONICAL).is_file():
-        raise DeployError(
-            f"{work / CANONICAL} does not exist; run 'qdq compile --placement qdqbert --out {work}' first"
-        )
-    canonical = onnx.load(work / CANONICAL)
+    _require(work / CANONICAL, f"qdq compile --placement qdqbert --out {work}")
     loaded, _, placement = load_checkpoint(work / "checkpoint")
     records = read_records(bundled(), batch)[0]
     feeds = workload_of_shape(loaded.tokenizer, records, loaded.inputs, (batch, sequence), 2)
@@ -61,17 +50,9 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
     for unit in units(inside, "openvino"):
         kinds.setdefault(unit.kind, set()).update(unit.points)
     own = {point.name for point in decided(loaded.model, named_spec(WIDEST["openvino"])).placed} & set(inside)
-    timing = Timing("openvino", available_cores(), feeds)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = engine_without(canonical, set(inside) - own, Path(folder) / "whole", timing)
-        runners = [Contestant(WHOLE, "openvino", whole)]
-        for number, (kind, points) in enumerate(kinds.items()):
-            left_out = set(inside) - (own ^ points)
-            engine = engine_without(canonical, left_out, Path(folder) / str(number), timing)
-            runners.append(Contestant(kind, "openvino", engine))
-        settings = BenchSettings(batch, sequence, None, samples=rounds, threads=available_cores(), bases=(WHOLE,))
-        report = bench(runners, feeds, settings, versions())
-    slower = {kind: 1 / report["contestants"][kind]["speedup"][WHOLE] - 1 for kind in kinds}
+    # A kind that the CPU's own placement quantizes is left out, any other is added.
+    left_out = {WHOLE: set(inside) - own} | {kind: set(inside) - (own ^ points) for kind, points in kinds.items()}
+    slower = added_latency(work / CANONICAL, left_out, Timing("openvino", available_cores(), feeds, rounds))
     return {kind: round(slower[kind] if points <= own else -slower[kind], 4) for kind, points in kinds.items()}
 
 
@@ -84,8 +65,7 @@ def tensorrt_shares(work: Path) -> dict[str, float]:
     from export.lint.removal import layers_without
 
     graph = work / "tensorrt" / "model.onnx"
-    if not graph.is_file():
-        raise DeployError(f"{graph} does not exist; run 'qdq compile --target tensorrt --placement qdqbert' first")
+    _require(graph, "qdq compile --target tensorrt --placement qdqbert")
     model = onnx.load(graph, load_external_data=False)
     points = [point["name"] for point in read_json(work / "placement.json")["points"] if point["placed"]]
     layers = sorted({index for point in points if (index := layer_of(point)) is not None})
@@ -96,12 +76,16 @@ def tensorrt_shares(work: Path) -> dict[str, float]:
         return float(estimate(network, DEVICE, BATCH, SEQUENCE).estimate_ms["lowered"])
 
     whole = milliseconds(fusion_map(model, sm, SEQUENCE))
-    inside = [point for point in points if layer_of(point) == middle]
     shares = {}
-    for unit in units(inside, "tensorrt"):
+    for unit in units([point for point in points if layer_of(point) == middle], "tensorrt"):
         added = milliseconds(layers_without(model, unit.points, sm, SEQUENCE)) - whole
         shares[unit.kind] = round(added * len(layers) / whole, 4)
     return shares
+
+
+def _require(file: Path, command: str) -> None:
+    if not file.is_file():
+        raise DeployError(f"{file} does not exist; run '{command}' first")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--target", choices=("tensorrt", "cpu"), default="tensorrt")
     typed = parser.parse_args(arguments)
-    content = read_json(TABLE) if TABLE.is_file() else {}
     shape = f"batch {BATCH} x sequence {SEQUENCE}"
     if typed.target == "cpu":
         from engines.bench.machine import machine
@@ -120,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         part = {"about": f"measured with OpenVINO at {shape} on {machine()['cpu']}", "shares": cpu_shares(typed.work)}
     else:
         part = {"about": f"estimated for {DEVICE}, {shape}", "shares": tensorrt_shares(typed.work)}
-    write_json(TABLE, {**content, typed.target: part})
+    write_json(TABLE, {**(read_json(TABLE) if TABLE.is_file() else {}), typed.target: part})
     return 0
 
 

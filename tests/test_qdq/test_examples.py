@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qdq.base.screen import Screen
-from qdq.compress.deploy import DeploySettings, deploy
+from qdq.compress.deploy import deploy
 from qdq.errors import ConfigError, DataError, DeployError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -112,7 +112,7 @@ def test_windows_hold_the_answer_they_are_labelled_with(
 
 def test_deploy_needs_a_finished_compression(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="has no compression"):
-        deploy(tmp_path, DeploySettings(), Screen())
+        deploy(tmp_path, ["auto"], Screen())
 
 
 def test_a_missing_split_is_named(example: Load, tmp_path: Path) -> None:

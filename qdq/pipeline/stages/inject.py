@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qdq.inject import Placement
     from qdq.inject.spec import QuantSpec
     from qdq.load.model import LoadedModel
-    from qdq.placing.auto import Choice
+    from qdq.placing.search import Decision
 
 
 def requested_spec(run: Run) -> QuantSpec:
@@ -44,7 +44,7 @@ def inject(run: Run, stage: Stage, loaded: LoadedModel) -> tuple[LoadedModel, Pl
     return loaded, placement
 
 
-def write_placement(run: Run, placement: Placement, auto: Choice | None = None) -> Path:
+def write_placement(run: Run, placement: Placement, auto: Decision | None = None) -> Path:
     """placement.json: every candidate point with its reason, and how `--placement auto` decided."""
     decision = {} if auto is None else {"auto": auto.as_json()}
     return write_json(run.work.path / "placement.json", {**placement.as_json(), **decision})

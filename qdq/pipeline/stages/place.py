@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from qdq.inject import Placement
     from qdq.inject.spec import QuantSpec
     from qdq.load.model import LoadedModel
-    from qdq.placing.auto import Choice
     from qdq.placing.latency import Timing
-    from qdq.placing.search import Search
+    from qdq.placing.search import Decision, Search
 
 SEARCH_REPORT, SEARCH_PLOT = "search.json", "search.png"
 
 
-def decided(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> tuple[QuantSpec, Placement, Choice]:
+def decided(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> tuple[QuantSpec, Placement, Decision]:
     """`--placement auto`: leave out, in place, what costs the answers too much on the calibration texts.
 
     Returns the spec and the placement of what is left, and how that was decided.
@@ -38,7 +37,7 @@ def decided(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> tup
     return decide_placement(loaded, spec, run.calibration.records, options.target, options.sequence, stage.progress)
 
 
-def left_out(placement: Placement, spec: QuantSpec, auto: Choice) -> str:
+def left_out(placement: Placement, spec: QuantSpec, auto: Decision) -> str:
     """The decision of `--placement auto` for the screen."""
     quantized = len(placement.placed)
     return (
@@ -47,7 +46,7 @@ def left_out(placement: Placement, spec: QuantSpec, auto: Choice) -> str:
     )
 
 
-def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> tuple[QuantSpec, Placement, Choice]:
+def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> tuple[QuantSpec, Placement, Decision]:
     """`--search`: the curve over training rows, on a CPU target with measured latencies, to search.json and search.png.
 
     Raises CalibrationError when no placement on it is within the allowed drop; the curve is written all the same.

@@ -1,1 +1,1 @@
-"""Which quantization points cost accuracy: one point or group at a time, quantized alone or left out alone."""
+"""Sensitivity: the accuracy that each quantization point or group costs, quantized alone or left out alone."""

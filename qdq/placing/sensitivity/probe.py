@@ -1,15 +1,16 @@
-"""Run an injected, calibrated model with any set of its points quantized, and say how far its answers move.
+"""Run an injected, calibrated model with any set of its points quantized, and measure how far its answers move.
 
-Switching a point is a flag. Layers before the first point that differs from a run whose layer outputs are kept (nothing
-quantized, everything quantized, or any run named with `remember`) are not computed again.
+Switching a point is a flag. The layer outputs with nothing and with everything quantized are kept; layers before the
+first point that differs from one of these runs are not computed again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,28 +22,31 @@ from qdq.inject.families import family_of
 from qdq.inject.quantizer import TensorQuantizer, broadcast_mask
 from qdq.inject.scale import scale_of
 from qdq.load.model import EncoderModule
-from qdq.placing.sensitivity.divergence import Divergence
-from qdq.tasks.evaluation import Evaluation, Scores
+from qdq.placing.units import layer_of
+from qdq.tasks.evaluation import Evaluation
 
-Batch = Mapping[str, Tensor]
+Outputs = tuple[Tensor, ...]  # of one batch, in the order of the task's
+TOKEN_LEVEL = ("token-classification", "fill-mask", "language-modeling")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What quantizing one set of points did."""
+    """Distance of the answers with one set of points quantized from those in floating point.
+
+    Attributes:
+        divergence: mean over answers (texts, tokens, or spans); 0 for equal outputs.
+        kind: what one answer contributes: ``kl`` nats, Kullback-Leibler from floating point's probabilities, at the
+            temperature that gives floating point's logits a standard deviation of 1 (arXiv 1503.02531): a fine-tuned
+            model is certain of its own training texts, and at temperature 1 hardly any error would show there;
+            ``cosine``, 1 - cosine of embeddings; ``squared``, squared error of a single logit.
+        mse: mean squared error of the outputs' elements, padding left out.
+        metric: of the task; None where it was not asked for.
+    """
 
     divergence: float
     kind: str
     mse: float
     metric: float | None = None
-
-
-@dataclass
-class _Kept:
-    """Layer outputs of one run: per batch, per layer."""
-
-    enabled: frozenset[str]
-    layers: list[list[Any]] = field(default_factory=list)
 
 
 class Probe:
@@ -55,108 +59,137 @@ class Probe:
 
     def __init__(self, module: EncoderModule, evaluation: Evaluation) -> None:
         self._module, self._evaluation = module, evaluation
-        self.points = quantizers(module.model)
+        self._points = quantizers(module.model)
+        self.names = tuple(self._points)  # in model order
+        self.samples, self.labelled = evaluation.samples, evaluation.labelled
         self._batches = [{n: torch.from_numpy(a) for n, a in feed.items()} for feed in evaluation.feeds]
+        self.tokens = sum(int(batch["attention_mask"].sum()) for batch in self._batches)  # without padding
         self._layers = encoder_layers(module)
-        self._reference: list[tuple[Tensor, ...]] = []
-        self._kept: list[_Kept] = []
-        self.forwards = 0  # batches run so far, in whole models
-        self._reference = self._remembered(frozenset())
+        self._kept: dict[frozenset[str], list[list[Any]]] = {}  # layer outputs of a run: per layer, per batch
+        self._reference = self._remembered(())
+        self._remembered(self.names)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every point, in model order."""
-        return tuple(self.points)
-
-    @property
-    def samples(self) -> int:
-        """Texts, sentences or questions that are run."""
-        return self._evaluation.samples
-
-    def remember(self, enabled: Collection[str]) -> None:
+    def _remembered(self, enabled: Collection[str]) -> list[Outputs]:
         """Run with `enabled` and keep its layer outputs for later trials that share its first layers."""
-        self._remembered(frozenset(enabled))
+        layers: list[list[Any]] = [[] for _ in self._layers]
+        with ExitStack() as hooks:
+            for layer, seen in zip(self._layers, layers, strict=True):
+                hooks.enter_context(layer.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output)))
+            outputs = self._run(frozenset(enabled))
+        # A layer that is called more than once (ALBERT's) cannot be skipped.
+        if all(len(seen) == len(self._batches) for seen in layers):
+            self._kept[frozenset(enabled)] = layers
+        return outputs
 
     def trial(self, enabled: Collection[str], metric: bool = False) -> Trial:
         """Quantize exactly `enabled` and compare with floating point; `metric` scores the answers too."""
         outputs = self._run(frozenset(enabled))
-        divergence = Divergence()
-        for reference, candidate, batch in zip(self._reference, outputs, self._batches, strict=True):
-            divergence.add(self._evaluation.task, reference, candidate, batch["attention_mask"])
-        scores = self._scores(outputs) if metric and self._evaluation.labelled else None
-        return Trial(divergence.value(), divergence.kind, divergence.mse(), None if scores is None else scores.value)
+        masks = [batch["attention_mask"] for batch in self._batches]
+        trial = compare(self._evaluation.task, self._reference, outputs, masks)
+        return replace(trial, metric=self._score(outputs)) if metric and self.labelled else trial
 
-    def scores(self, enabled: Collection[str]) -> Scores:
-        """The task metrics with exactly `enabled` quantized."""
-        return self._scores(self._run(frozenset(enabled)))
-
-    def _scores(self, outputs: Sequence[tuple[Tensor, ...]]) -> Scores:
+    def _score(self, outputs: Sequence[Outputs]) -> float:
         turn = iter(outputs)
 
         def runner(feeds: Feeds) -> dict[str, Any]:
             return {n: value.numpy() for n, value in zip(self._module.outputs, next(turn), strict=True)}
 
-        return self._evaluation.score(runner)
+        return self._evaluation.score(runner).value
 
-    def _remembered(self, enabled: frozenset[str]) -> list[tuple[Tensor, ...]]:
-        kept = _Kept(enabled)
-        outputs = self._run(enabled, kept)
-        if kept.layers and all(len(layers) == len(self._layers) for layers in kept.layers):
-            self._kept.append(kept)  # a layer that is called more than once (ALBERT's) cannot be skipped
-        return outputs
-
-    def _run(self, enabled: frozenset[str], keep: _Kept | None = None) -> list[tuple[Tensor, ...]]:
+    def _run(self, enabled: frozenset[str]) -> list[Outputs]:
+        """Outputs of every batch with exactly `enabled` quantized."""
+        # Start from the kept run that agrees with `enabled` on the most layers.
+        first, source = 0, list[list[Any]]()
+        for kept, layers in self._kept.items():
+            agree = min(map(self._layer_of, kept ^ enabled), default=len(self._layers))
+            if agree > first:
+                first, source = agree, layers
+        results = []
         with torch.inference_mode(), self._switched(enabled):
-            source, first = self._start(enabled)
-            results = []
             for number, batch in enumerate(self._batches):
-                seen: list[Any] = []
-                before = source.layers[number] if source else []
-                with _skipping(self._layers[:first], before), _noting(self._layers if keep else [], seen):
+                with _skipped(self._layers[:first], [outputs[number] for outputs in source]):
                     results.append(self._module(**batch))
-                if keep is not None:
-                    keep.layers.append(seen)
-                self.forwards += 1
         return results
 
-    def _start(self, enabled: frozenset[str]) -> tuple[_Kept | None, int]:
-        """The kept run that agrees with `enabled` on most layers, and the first layer to compute."""
-        found: tuple[_Kept | None, int] = (None, 0)
-        for kept in self._kept:
-            first = min((self._layer_of(name) for name in kept.enabled ^ enabled), default=len(self._layers))
-            if first > found[1]:
-                found = (kept, first)
-        return found
-
     def _layer_of(self, point: str) -> int:
-        """Index of the layer a point is in; the first one for a point before the layers, none for one behind."""
-        for index, (path, _) in enumerate(self._layers):
-            if point.startswith(f"{path}."):
-                return index
-        return 0 if "embeddings" in point else len(self._layers)
+        """Index of the layer a point is in; the first one's before the layers, one too many behind them."""
+        index = layer_of(point)
+        if index is None:
+            return 0 if "embeddings" in point else len(self._layers)
+        return index
 
     @contextmanager
     def _switched(self, enabled: frozenset[str]) -> Iterator[None]:
-        before = {name: point._disabled for name, point in self.points.items()}
+        before = {name: point._disabled for name, point in self._points.items()}
         try:
-            for name, point in self.points.items():
+            for name, point in self._points.items():
                 point._disabled = name not in enabled
             yield
         finally:
-            for name, point in self.points.items():
+            for name, point in self._points.items():
                 point._disabled = before[name]
 
     def signal_to_noise(self) -> dict[str, float]:
         """Decibels of each point's tensor over its own rounding and clipping error, padding left out (FP32 run)."""
-        sums = {name: [0.0, 0.0] for name in self.points}
-        with torch.inference_mode(), self._switched(frozenset()), _listening(self.points, sums):
+        sums = {name: [0.0, 0.0] for name in self.names}
+
+        def listen(point: TensorQuantizer, arguments: tuple[Tensor, ...], mask: Tensor) -> None:
+            x = arguments[0]
+            error = x - point._fake_quantize(x, scale_of(point.current_amax(x), point._num_bits))
+            counts = broadcast_mask(mask, x, point.layout)
+            for index, tensor in enumerate((x, error)):
+                counted = tensor if counts is None else torch.where(counts, tensor, 0.0)
+                sums[point.point][index] += float(counted.double().square().sum())
+
+        with torch.inference_mode(), self._switched(frozenset()):
             for batch in self._batches:
-                for point in self.points.values():
-                    point.token_mask = batch["attention_mask"].bool().flatten(0, -2)
-                self._module(**batch)
-            for point in self.points.values():
-                point.token_mask = None
+                mask = batch["attention_mask"].bool().flatten(0, -2)
+                with ExitStack() as stack:
+                    for point in self._points.values():
+                        stack.enter_context(point.register_forward_pre_hook(partial(listen, mask=mask)))
+                    self._module(**batch)
         return {name: decibels(signal, noise) for name, (signal, noise) in sums.items()}
+
+
+def compare(task: str, expected: Sequence[Outputs], actual: Sequence[Outputs], masks: Sequence[Tensor]) -> Trial:
+    """Compare the outputs of all batches, in the order of the task's; attention masks are [B, S] (or [B, N, S])."""
+    kind, divergence, answers, squared, elements = "kl", 0.0, 0, 0.0, 0
+    for batch, others, mask in zip(expected, actual, masks, strict=True):
+        for one, other in zip(batch, others, strict=True):
+            kind, each, error = _divergences(task, one, other, mask.bool())
+            divergence += float(each.double().clamp(min=0).sum())
+            answers += each.numel()
+            squared += float(error.double().square().sum())
+            elements += error.numel()
+    return Trial(divergence / max(answers, 1), kind, squared / max(elements, 1))
+
+
+def _divergences(task: str, expected: Tensor, actual: Tensor, keep: Tensor) -> tuple[str, Tensor, Tensor]:
+    """Kind, divergence of each answer, and error of each element of one output, padding left out."""
+    if task == "question-answering":
+        floor = torch.where(keep, 0.0, -1.0e4)  # padding has no probability
+        mean = (expected * keep).sum(1, keepdim=True) / keep.sum(1, keepdim=True)
+        scale = _spread((expected - mean)[keep])
+        return "kl", _kullback_leibler(expected / scale + floor, actual / scale + floor), (expected - actual)[keep]
+    if task in TOKEN_LEVEL or (task == "feature-extraction" and expected.dim() == 3):
+        expected, actual = expected[keep], actual[keep]
+    error = expected - actual
+    if task == "feature-extraction":
+        return "cosine", 1 - torch.nn.functional.cosine_similarity(expected, actual, dim=-1), error
+    if expected.shape[-1] == 1:
+        return "squared", error.square().flatten(), error
+    scale = _spread(expected - expected.mean(-1, keepdim=True))
+    return "kl", _kullback_leibler(expected / scale, actual / scale), error
+
+
+def _kullback_leibler(expected: Tensor, actual: Tensor) -> Tensor:
+    log_p, log_q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _spread(centered: Tensor) -> float:
+    """Standard deviation of logits centered per answer, 1 when there is none."""
+    return float(centered.double().square().mean().sqrt()) or 1.0
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -164,54 +197,20 @@ def decibels(signal: float, noise: float) -> float:
     return 200.0 if noise <= 0 or signal <= 0 else float(10 * torch.log10(torch.tensor(signal / noise).double()))
 
 
-def encoder_layers(module: EncoderModule) -> list[tuple[str, nn.Module]]:
-    """(path, module) of the encoder's blocks, in order."""
+def encoder_layers(module: EncoderModule) -> list[nn.Module]:
+    """The encoder's blocks, in order."""
     family = family_of(module.model.config.model_type)
     pattern = re.compile(rf"{re.escape(base_path(module.model) + family.layers)}\.\d+")
-    return [(path, layer) for path, layer in module.model.named_modules() if pattern.fullmatch(path)]
+    return [layer for path, layer in module.model.named_modules() if pattern.fullmatch(path)]
 
 
 @contextmanager
-def _skipping(layers: Sequence[tuple[str, nn.Module]], outputs: Sequence[Any]) -> Iterator[None]:
+def _skipped(layers: Sequence[nn.Module], outputs: Sequence[Any]) -> Iterator[None]:
     """Let `layers` return what they returned before instead of computing it."""
-    skipped = []
     try:
-        for (_, layer), output in zip(layers, outputs, strict=False):
+        for layer, output in zip(layers, outputs, strict=False):
             layer.forward = lambda *_, output=output, **__: output
-            skipped.append(layer)
         yield
     finally:
-        for layer in skipped:
-            del layer.forward
-
-
-@contextmanager
-def _noting(layers: Sequence[tuple[str, nn.Module]], seen: list[Any]) -> Iterator[None]:
-    handles = [layer.register_forward_hook(lambda _, __, output: seen.append(output)) for _, layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _listening(points: Mapping[str, TensorQuantizer], sums: dict[str, list[float]]) -> Iterator[None]:
-    """Add up signal and noise of every tensor that reaches a point."""
-
-    def listen(point: TensorQuantizer, arguments: tuple[Tensor, ...]) -> None:
-        x = arguments[0]
-        mask = broadcast_mask(point.token_mask, x, point.layout)
-        error = x - point._fake_quantize(x, scale_of(point.current_amax(x), point._num_bits))
-        if mask is not None:
-            x, error = torch.where(mask, x, 0.0), torch.where(mask, error, 0.0)
-        both = sums[point.point]
-        both[0] += float(x.double().square().sum())
-        both[1] += float(error.double().square().sum())
-
-    handles = [point.register_forward_pre_hook(listen) for point in points.values()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers:
+            vars(layer).pop("forward", None)

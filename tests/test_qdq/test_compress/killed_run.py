@@ -15,9 +15,9 @@ import torch
 from transformers import TrainerCallback
 
 from qdq.compress.arguments import CompressionArguments
-from qdq.compress.step import CompressionResult
+from qdq.compress.method import CompressionResult
 from qdq.compress.trainer import CompressionTrainer
-from qdq.compress.training import StepTrainer
+from qdq.compress.training import LossTrainer
 from qdq.load.model import load_model
 
 STEPS = 6  # of each of the two trainings
@@ -63,13 +63,13 @@ def main() -> None:
     """The command line above."""
     checkpoint, out, step = sys.argv[1:]
     torch.set_num_threads(1)  # as the tests run: sums in one order
-    original = StepTrainer.__init__
+    original = LossTrainer.__init__
 
-    def watched(self: StepTrainer, *arguments: Any) -> None:
+    def watched(self: LossTrainer, *arguments: Any) -> None:
         original(self, *arguments)
         self.add_callback(Kill(int(step)))
 
-    StepTrainer.__init__ = watched  # type: ignore[method-assign]  # of this process
+    LossTrainer.__init__ = watched  # type: ignore[method-assign]  # of this process
     compress(checkpoint, str(Path(out)))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import HfArgumentParser
 
 from qdq.compress.arguments import CompressionArguments
-from qdq.compress.strategy import STEPS, parse_strategy
+from qdq.compress.strategy import METHODS, parse_strategy
 from qdq.errors import ConfigError
 
 # Every parameter the API documents, with its documented default.
@@ -145,14 +145,14 @@ def test_bad_values_are_named(typed: list[str], message: str) -> None:
         parse(*typed)
 
 
-@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5))
+@given(st.lists(st.sampled_from(sorted(METHODS)), min_size=1, max_size=5))
 def test_strategies_run_in_one_order(typed: list[str]) -> None:
     exclusive = len({"ptq", "qat", "dynamic"} & set(typed)) > 1
     if exclusive or len(set(typed)) < len(typed):
         with pytest.raises(ConfigError, match="strategy"):
             parse_strategy("+".join(typed))
     else:
-        assert parse_strategy("+".join(typed)).steps == tuple(step for step in STEPS if step in typed)
+        assert parse_strategy("+".join(typed)).methods == tuple(method for method in METHODS if method in typed)
 
 
 @pytest.mark.parametrize(

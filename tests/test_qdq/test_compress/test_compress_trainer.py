@@ -22,7 +22,8 @@ from qdq.calibrate.treatments.order import treatment_tensors
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, LengthGrouped
 from qdq.compress.evaluators import answer_scores, builtin_evaluator
-from qdq.compress.trainer import CompressionTrainer
+from qdq.compress.strategy import METHODS as STRATEGY_METHODS
+from qdq.compress.trainer import METHODS, CompressionTrainer
 from qdq.errors import ConfigError, DataError
 from qdq.load.model import LoadedModel
 
@@ -46,6 +47,10 @@ def samples(loaded: LoadedModel, encode: Encode, count: int = 12) -> list[dict[s
 def tuples(data: list[dict[str, torch.Tensor]]) -> TensorDataset:
     order = ("input_ids", "attention_mask", "token_type_ids", "labels")
     return TensorDataset(*(torch.stack([row[name] for row in data]) for name in order))
+
+
+def test_methods_run_in_the_order_of_the_strategy() -> None:
+    assert [method.name for method in METHODS] == list(STRATEGY_METHODS)
 
 
 def test_ptq_writes_a_checkpoint_that_computes_the_same(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from qdq.calibrate.checkpoint import load_checkpoint
 from qdq.compress.arguments import CompressionArguments
-from qdq.compress.step import CompressionResult
+from qdq.compress.method import CompressionResult
 from qdq.compress.trainer import CompressionTrainer
 from qdq.compress.training import newest_checkpoint
 from qdq.errors import ConfigError, DataError

@@ -16,10 +16,9 @@ from qdq.calibrate.calibrate import calibrate
 from qdq.inject import inject, quantizers
 from qdq.inject.spec import named_spec
 from qdq.load.model import LoadedModel
-from qdq.placing.sensitivity.divergence import Divergence
-from qdq.placing.sensitivity.groups import groups, kind_of, layer_of, part_of
-from qdq.placing.sensitivity.probe import Probe, decibels
-from qdq.placing.sensitivity.study import Journal, study
+from qdq.placing.sensitivity.probe import Probe, Trial, compare, decibels
+from qdq.placing.sensitivity.report import Journal, study
+from qdq.placing.units import groups, kind_of, layer_of, part_of
 from qdq.tasks.loading import EvaluationSettings, evaluation_of
 from qdq.text.data import Record
 
@@ -48,9 +47,9 @@ def test_skipped_layers_change_nothing(
     probe = probe_of(loaded, sentences)
     last = [name for name in probe.names if layer_of(name) == 1] or list(probe.names[-3:])
     rest = [name for name in probe.names if name not in last]
-    plain = [probe_of(loaded, sentences).trial(chosen) for chosen in (last, rest)]
-    probe.remember(probe.names)
-    assert [probe.trial(chosen) for chosen in (last, rest)] == plain
+    found = [probe.trial(chosen) for chosen in (last, rest)]
+    probe._kept.clear()
+    assert [probe.trial(chosen) for chosen in (last, rest)] == found
     kept = {id(module): module for module in loaded.model.modules() if "forward" in vars(module)}
     assert not kept, "a skipped layer's forward was not given back"
 
@@ -62,10 +61,7 @@ def test_a_damaged_point_is_found_by_every_measure(
     culprit = next(name for name in quantizers(loaded.model) if name.endswith("1.output.add_local_input_quantizer"))
     point = quantizers(loaded.model)[culprit]
     point.set_amax(torch.as_tensor(point.amax) * 60)  # two codes instead of a hundred
-    found = study(
-        probe_of(loaded, sentences), Journal(tmp_path / "j", {}), True, (12, "texts"), lambda done, total: None
-    )
-    report = found.as_json()
+    report = study(probe_of(loaded, sentences), Journal(tmp_path / "j", {}), True, "texts", lambda done, total: None)
     assert report["points"][0]["name"] == culprit
     assert max(report["points"], key=lambda row: row["gain"])["name"] == culprit
     assert min(report["points"], key=lambda row: row["snr_db"])["name"] == culprit
@@ -75,30 +71,40 @@ def test_a_damaged_point_is_found_by_every_measure(
 
 
 def test_an_interrupted_study_goes_on_and_ends_the_same(
-    load_tiny: Load, encode: Callable[..., Any], sentences: tuple[str, ...], tmp_path: Path
+    load_tiny: Load,
+    encode: Callable[..., Any],
+    sentences: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded = injected(load_tiny, encode)
-    journal = tmp_path / "study.jsonl"
+    journal = tmp_path / "study.json"
 
     def run(stop: int | None = None) -> tuple[dict[str, Any], int]:
-        probe = probe_of(loaded, sentences)
+        trials = 0
+        before = Probe.trial
+
+        def counted(*arguments: Any) -> Trial:
+            nonlocal trials
+            trials += 1
+            return before(*arguments)
 
         def progress(done: int, total: int) -> None:
             if stop is not None and done >= stop:
                 raise KeyboardInterrupt
 
-        report = study(probe, Journal(journal, {"a": 1}), False, (12, "texts"), progress).as_json()
-        return report, probe.forwards
+        with monkeypatch.context() as patch:
+            patch.setattr(Probe, "trial", counted)
+            report = study(probe_of(loaded, sentences), Journal(journal, {"a": 1}), False, "texts", progress)
+        return report, trials
 
     with pytest.raises(KeyboardInterrupt):
-        run(stop=30)
-    with journal.open("a") as handle:
-        handle.write('{"trial": "alone cut')  # killed in the middle of a line
+        run(stop=15)
     resumed, fewer = run()
     journal.unlink()
-    whole, all_forwards = run()
-    assert resumed == whole and fewer < all_forwards
-    assert Journal(journal, {"a": 2})._done == {}  # another study's trials are not taken
+    whole, every = run()
+    assert resumed == whole and fewer < every
+    assert Journal(journal, {"a": 2})._trials == {}  # another study's trials are not taken
 
 
 @pytest.mark.parametrize(
@@ -116,24 +122,20 @@ def test_divergence_ignores_padding_and_is_zero_for_equal_outputs(task: str, sha
     generator = torch.Generator().manual_seed(1)
     one, other = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    same, apart = Divergence(), Divergence()
-    same.add(task, [one], [one], mask)
-    apart.add(task, [one], [other], mask)
-    assert (same.value(), same.mse(), apart.kind) == (pytest.approx(0, abs=1e-7), 0, kind)
-    assert apart.value() > 0.01
+    same, apart = (compare(task, [(one,)], [(answer,)], [mask]) for answer in (one, other))
+    assert (same.divergence, same.mse, apart.kind) == (pytest.approx(0, abs=1e-7), 0, kind)
+    assert apart.divergence > 0.01
     if len(shape) > 1 and shape[1] == 4:
         padded = one.clone()
         padded[1, 2:] = 50.0
-        hidden = Divergence()
-        hidden.add(task, [one], [padded], mask)
-        assert hidden.value() == pytest.approx(0, abs=1e-7)
+        assert compare(task, [(one,)], [(padded,)], [mask]).divergence == pytest.approx(0, abs=1e-7)
 
 
 def test_kl_is_its_definition_with_logits_of_deviation_one() -> None:
-    found = Divergence()
-    found.add("text-classification", [torch.tensor([[0.0, 1.0]])], [torch.tensor([[2.0, 0.0]])], torch.ones(1, 2))
+    expected, actual = torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]])
+    found = compare("text-classification", [(expected,)], [(actual,)], [torch.ones(1, 2)])
     p, q = (np.exp(v) / np.exp(v).sum() for v in (np.array([0.0, 2.0]), np.array([4.0, 0.0])))
-    assert found.value() == pytest.approx(float((p * np.log(p / q)).sum()))
+    assert found.divergence == pytest.approx(float((p * np.log(p / q)).sum()))
 
 
 def test_names_of_groups() -> None:
@@ -155,7 +157,7 @@ def test_the_command_writes_table_json_and_plot(
     report = json.loads((out / "sensitivity.json").read_text())
     assert len(report["points"]) >= 12
     first = (out / "sensitivity.json").read_bytes(), (out / "sensitivity.png").read_bytes()
-    assert first[1].startswith(b"\x89PNG") and not (out / "sensitivity.partial.jsonl").exists()
+    assert first[1].startswith(b"\x89PNG") and not (out / "sensitivity.partial.json").exists()
     assert qdq("sensitivity", compiled / "work", *options).code == 0
     assert ((out / "sensitivity.json").read_bytes(), (out / "sensitivity.png").read_bytes()) == first
     unlabelled = tmp_path / "plain.txt"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qdq.compress.strategy import STEPS
+from qdq.compress.strategy import METHODS
 from qdq.errors import ConfigError, DataError
 from qdq.studies.compression import Places, chosen, measure, training_command
 from qdq.studies.compression_page import sections
@@ -26,7 +26,7 @@ def test_named_files_exist_and_every_step_is_listed() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name in re.findall(r"examples/[a-z_.]+", page):
         assert (ROOT / name.rstrip(".")).is_file(), name
-    for step in STEPS:
+    for step in METHODS:
         assert f"| `{step}` |" in page
 
 

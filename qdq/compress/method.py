@@ -1,4 +1,4 @@
-"""What the steps of a strategy share: the session, the candidates they turn into one another, and the result."""
+"""Terms that the methods of a strategy share: the session, the models they turn into one another, and the result."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdq.calibrate.rebatch import Batch
 from qdq.calibrate.table import CalibrationTable
 from qdq.inject.spec import QuantSpec
 
@@ -20,21 +21,20 @@ if TYPE_CHECKING:
     from qdq.compress.arguments import CompressionArguments
     from qdq.compress.datasets import Batches
 
-Batch = Mapping[str, Tensor]
 Evaluate = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CompressedModel:
     """One model on its way through a strategy.
 
     Attributes:
         name: folder name below the output folder; "" is the model that was given.
         model: a PreTrainedModel, injected with calibrated quantizers when `spec` is set; for an ONNX file its module.
         spec, table: what was quantized and with which amax; None while everything is floating point.
-        notes: what made it, for the table and compression.json: {"width": "3/4", "algorithm": "mse"}.
+        notes: its making, for the table and compression.json: {"width": "3/4", "algorithm": "mse"}.
         metric: of the evaluator, None while it was not evaluated.
-        save: writes the candidate to a folder in a form of its own; None is a checkpoint of ours.
+        save: writes the model to a folder in a form of its own; None is a checkpoint of ours.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Candidate:
     metric: float | None = None
     save: Callable[[Path], None] | None = None
 
-    def evolve(self, suffix: str, notes: Mapping[str, Any] | None = None, **changes: Any) -> Candidate:
-        """A new candidate whose name and notes continue this one's; its metric is unknown again unless given."""
+    def evolve(self, suffix: str, notes: Mapping[str, Any] | None = None, **changes: Any) -> CompressedModel:
+        """A new one whose name and notes continue this one's; its metric is unknown again unless given."""
         name = f"{self.name}-{suffix}" if self.name else suffix
         return replace(self, **{"name": name, "notes": {**self.notes, **(notes or {})}, "metric": None, **changes})
 
-    def scored(self, metric: float) -> Candidate:
-        """The same candidate with its metric."""
+    def scored(self, metric: float) -> CompressedModel:
+        """The same model with its metric."""
         return replace(self, metric=metric)
 
 
@@ -84,17 +84,17 @@ class Session:
     baseline: float = float("nan")
 
 
-class Step(Protocol):
-    """One step of a strategy; see `qdq.compress`."""
+class Method(Protocol):
+    """One method of a strategy; see `qdq.compress`."""
 
     name: str
 
     def check(self, session: Session) -> None:
-        """Raise ConfigError or DataError for what cannot work. Runs before any step does."""
+        """Raise ConfigError or DataError for what cannot work. Runs before any method does."""
         ...
 
-    def run(self, session: Session, candidate: Candidate) -> list[Candidate]:
-        """One candidate to one or more."""
+    def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
+        """Turn one model into one or more."""
         ...
 
 
@@ -111,36 +111,36 @@ def weights_mb(model: nn.Module) -> float | None:
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """What `compress()` made.
+    """The models that `compress()` made.
 
     Attributes:
         baseline: metric of the model as it was given.
-        candidates: every final candidate with its metric, best first.
-        folders: candidate name -> its folder, for those that were written.
+        candidates: every final model with its metric, best first.
+        folders: name of a model -> its folder, for those that were written.
     """
 
     baseline: float
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CompressedModel, ...]
     folders: Mapping[str, Path]
 
     @property
-    def best(self) -> Candidate:
-        """The candidate with the highest metric."""
+    def best(self) -> CompressedModel:
+        """The model with the highest metric."""
         return self.candidates[0]
 
     def as_json(self) -> dict[str, Any]:
         """The content of compression.json."""
         rows = [
             {
-                "name": candidate.name,
-                "metric": candidate.metric,
-                "metrics": getattr(candidate.metric, "metrics", {}),  # of a built-in evaluator
-                "drop": None if candidate.metric is None else self.baseline - candidate.metric,
-                "notes": dict(candidate.notes),
-                "folder": str(self.folders[candidate.name].name) if candidate.name in self.folders else None,
-                "parameters": sum(parameter.numel() for parameter in candidate.model.parameters()),
-                "weights_mb": None if candidate.save is not None else weights_mb(candidate.model),
+                "name": made.name,
+                "metric": made.metric,
+                "metrics": getattr(made.metric, "metrics", {}),  # of a built-in evaluator
+                "drop": None if made.metric is None else self.baseline - made.metric,
+                "notes": dict(made.notes),
+                "folder": str(self.folders[made.name].name) if made.name in self.folders else None,
+                "parameters": sum(parameter.numel() for parameter in made.model.parameters()),
+                "weights_mb": None if made.save is not None else weights_mb(made.model),
             }
-            for candidate in self.candidates
+            for made in self.candidates
         ]
         return {"baseline": self.baseline, "best": self.best.name, "candidates": rows}
