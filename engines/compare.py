@@ -16,7 +16,7 @@ Batches are streamed; only running sums are kept, and float64 copies exist for o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.metrics import ErrorSum, Share, Vector, cosine
-from engines.types import Feeds, Outputs, Runner
+from engines.types import Runner
 from qdq.base.config import choice
+from qdq.base.types import Feeds, Outputs, Progress
 from qdq.errors import DataError, ParityError
 
 # Task -> what one answer is given for; None: the task gives no answers.
@@ -52,7 +53,7 @@ def compare(
     batches: Sequence[Feeds],
     task: str,
     labels: Sequence[int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run both on every batch and return the accuracy.json object.
 

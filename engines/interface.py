@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.types import Feeds, TensorInfo
+from engines.types import TensorInfo
+from qdq.base.types import Feeds
 from qdq.errors import BuildError
 
 

@@ -1,4 +1,4 @@
-"""Types that every engine shares: feeds, runners, tensors, and what a build leaves behind."""
+"""Types that every engine shares: runners, tensors, and what a build leaves behind."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-Feeds = Mapping[str, NDArray[Any]]  # input name -> array, every model input present
-Outputs = dict[str, NDArray[np.float32]]  # output name -> float32 array
+from qdq.base.types import Feeds, Outputs
 
 
 class Runner(Protocol):

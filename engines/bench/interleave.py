@@ -30,11 +30,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engines.types import Feeds, Outputs, Runner
+from engines.types import Runner
+from qdq.base.types import Feeds, Outputs, Progress
 from qdq.errors import BuildError, ConfigError
 
 Clock = Callable[[], int]  # nanoseconds, monotonic
-Progress = Callable[[int, int], None]  # (done, total)
 
 MIN_SAMPLES = 3  # fewest that give a median which one outlier cannot move
 WARMUP_SHARE = 0.25  # of the budget

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from engines.bench.interleave import BenchSettings, Clock, Contestant, Progress, Timings, interleave
+from engines.bench.interleave import BenchSettings, Clock, Contestant, Timings, interleave
 from engines.bench.machine import machine
 from engines.bench.workload import check_workload, describe_workload
-from engines.types import Feeds
+from qdq.base.types import Feeds, Progress
 from qdq.errors import ConfigError
 
 BASE_SUFFIX = "-fp32"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from engines.types import Feeds, Outputs, Runner
+from engines.types import Runner
+from qdq.base.types import Feeds, Outputs
 
 
 class InFlight:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.types import Feeds
+from qdq.base.types import Feeds
 from qdq.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engines.bench_gpu.device import Device, DeviceClock, Replay
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.bench_gpu.timing import GpuContestant, Lane
-from engines.types import Feeds, Outputs
+from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError, ConfigError
 
 Shape = tuple[int, ...]

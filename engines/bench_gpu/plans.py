@@ -8,7 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engines.bench.interleave import Progress
 from engines.bench.workload import check_workload
 from engines.bench_gpu.device import Device
 from engines.bench_gpu.nvml import telemetry
@@ -19,7 +18,7 @@ from engines.bench_gpu.settings import GpuBenchSettings
 from engines.bench_gpu.timing import race
 from engines.bench_gpu.trtexec import MAJORS, trtexec_line
 from engines.tensorrt.availability import probe
-from engines.types import Feeds
+from qdq.base.types import Feeds, Progress
 from qdq.errors import ConfigError, Unavailable
 
 FLOATS = ("fp32", "fp16", "bf16")  # plans of these names become the contestants tensorrt-fp32, …

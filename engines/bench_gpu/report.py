@@ -19,7 +19,7 @@ from engines.bench.report import paired_speedup, summarize
 from engines.bench.workload import describe_workload
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.bench_gpu.timing import Samples
-from engines.types import Feeds
+from qdq.base.types import Feeds
 
 BASE_SUFFIXES = ("-fp32", "-fp16", "-bf16")
 

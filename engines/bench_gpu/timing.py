@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engines.bench.interleave import Clock, Progress, balanced_order, check_outputs, garbage_collection_paused
+from engines.bench.interleave import Clock, balanced_order, check_outputs, garbage_collection_paused
 from engines.bench_gpu.settings import GpuBenchSettings
-from engines.types import Feeds, Outputs
+from qdq.base.types import Feeds, Outputs, Progress
 
 SETTLE_LAUNCHES = 4  # before each block, not counted
 LOAD_LAUNCHES = 4  # after each block, not counted: reading the device's state takes the host about a millisecond

@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.interface import feeds_for
 from engines.onnxruntime.build import OnnxRuntimeSettings, failures, open_session, reason
-from engines.types import Feeds, Outputs
+from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from engines.cores import available_cores
 from engines.interface import feeds_for
 from engines.openvino.build import OpenVINOSettings, open_core, reason
-from engines.types import Feeds, Outputs
+from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
 
 PIECE_TOKENS = 1280  # of a batch that is cut: the activations of one block then stay near a core's own cache

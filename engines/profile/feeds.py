@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.types import Feeds
+from qdq.base.types import Feeds
 
 SEED = 0
 PADDED_ROWS, PADDED_SHARE = 2, 3  # every second row is padding in its last third, as real batches have some

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from engines.types import Feeds
+from qdq.base.types import Feeds
 
 # In the order of the table and the picture. A fused block counts where its multiplications belong.
 GROUPS = {

@@ -15,7 +15,7 @@ from typing import Any
 from engines.onnxruntime.build import INT8_OPERATORS, OnnxRuntimeSettings, failures, open_session, reason
 from engines.onnxruntime.runner import SessionInputs
 from engines.profile.layers import Layer, Profiled
-from engines.types import Feeds
+from qdq.base.types import Feeds
 from qdq.errors import BuildError
 
 KERNEL = "_kernel_time"  # how ONNX Runtime's profile ends the name of a node's own time

@@ -14,7 +14,7 @@ from engines.interface import feeds_for
 from engines.openvino.build import OpenVINOSettings, open_core, reason
 from engines.openvino.precision import INT8_TYPES, information, operand_types, origins, weight_origins
 from engines.profile.layers import Layer, Profiled
-from engines.types import Feeds
+from qdq.base.types import Feeds
 from qdq.errors import BuildError
 
 REORDERS = frozenset({"Broadcast", "Concatenation", "Convert", "Reorder", "Reshape", "Split", "Transpose"})

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from engines.interface import feeds_for
-from engines.types import Feeds, Outputs
+from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
 
 

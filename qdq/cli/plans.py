@@ -18,7 +18,7 @@ from qdq.pipeline.stages.build import PLAN
 
 if TYPE_CHECKING:
     from engines.bench_gpu import GpuBenchSettings
-    from engines.types import Feeds
+    from qdq.base.types import Feeds
 
 Answer = tuple[str, int]  # text for standard output, exit code
 

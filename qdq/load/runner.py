@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from qdq.base.types import Feeds, Outputs
     from qdq.load.model import EncoderModule
 
 
@@ -22,7 +19,7 @@ class TorchRunner:
             torch.set_num_threads(threads)
         self._module = module
 
-    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    def __call__(self, feeds: Feeds) -> Outputs:
         """Feeds as the module names them, on the module's device; returns float32 arrays."""
         import torch
 

@@ -20,7 +20,8 @@ from qdq.placing.units import Unit, layer_of
 if TYPE_CHECKING:
     import onnx
 
-    from engines.types import Feeds, Runner
+    from engines.types import Runner
+    from qdq.base.types import Feeds
     from qdq.load.model import LoadedModel
 
 MEASURED = 6  # placements of the curve: the first, the best, and others evenly spaced by predicted cost

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qdq.base.artifacts import atomic_folder
 
 if TYPE_CHECKING:
-    from engines.types import Feeds
+    from qdq.base.types import Feeds
     from qdq.calibrate.rebatch import MicroBatches
     from qdq.load.model import LoadedModel
     from qdq.text.data import Record

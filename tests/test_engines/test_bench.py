@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from engines.bench import BenchSettings, Contestant, bench, render_table
 from engines.bench.interleave import MIN_SAMPLES, balanced_order, interleave, plan_strides
 from engines.bench.report import paired_speedup, summarize
-from engines.types import Feeds, Outputs
+from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError, ConfigError
 
 MS = 1_000_000

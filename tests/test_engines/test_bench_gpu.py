@@ -20,7 +20,7 @@ from engines.bench_gpu.nvml import Telemetry
 from engines.bench_gpu.report import Measured, benchmark
 from engines.bench_gpu.timing import EventClock, GpuContestant, Lane, Meter, Samples, block_sizes, race
 from engines.bench_gpu.trtexec import trtexec_line
-from engines.types import Feeds, Outputs
+from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError, ConfigError
 
 US = 1_000

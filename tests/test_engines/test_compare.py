@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from engines.compare import compare, relate
 from engines.metrics import cosine
-from engines.types import Feeds, Outputs, Runner
+from engines.types import Runner
+from qdq.base.types import Feeds, Outputs
 from qdq.errors import ConfigError, DataError, ParityError
 
 TASKS = {

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from engines.bench import BenchSettings, Contestant
 from engines.bench.interleave import interleave
 from engines.tensorrt import probe
-from engines.types import Feeds, Outputs, Runner
+from engines.types import Runner
+from qdq.base.types import Feeds, Outputs
 
 WORDS = 400  # in the vocabulary of a random checkpoint
 TEXTS = 48

@@ -15,7 +15,8 @@ from qdq.pipeline.run import CANONICAL, Run
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from engines.types import Feeds, Runner
+    from engines.types import Runner
+    from qdq.base.types import Feeds
     from qdq.inject.quantizer import TensorQuantizer
     from qdq.load.model import LoadedModel
 

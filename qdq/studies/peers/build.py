@@ -29,7 +29,8 @@ from qdq.studies.models import batches, run_stages
 from qdq.studies.peers.tools import FLOAT, TOOLS, build_artifact
 
 if TYPE_CHECKING:
-    from engines.types import Feeds, Runner
+    from engines.types import Runner
+    from qdq.base.types import Feeds
     from qdq.load.model import EncoderModule, LoadedModel
     from qdq.text.data import Record
 

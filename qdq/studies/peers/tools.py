@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.opening import Opening
-from engines.types import Feeds
+from qdq.base.types import Feeds
 from qdq.errors import BuildError, Unavailable
 
 Calibration = Sequence[Feeds]  # of real text, int64 [b, S]
