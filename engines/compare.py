@@ -73,17 +73,11 @@ def compare(
 
 @dataclass
 class Comparison:
-    """Running statistics over batches.
-
-    Attributes:
-        task: name of the task. Raises ConfigError for an unknown one.
-        labels: one class index per text, or None.
-        sides: names of the reference and of the other execution, for messages.
-    """
+    """Running statistics over batches. Raises ConfigError for an unknown task."""
 
     task: str
-    labels: Sequence[int] | None = None
-    sides: tuple[str, str] = ("the FP32 model", "the engine")
+    labels: Sequence[int] | None = None  # one class index per text
+    sides: tuple[str, str] = ("the FP32 model", "the engine")  # the reference and the other one, for messages
     _batches: int = 0
     _cosines: list[float] = field(default_factory=list)
     _errors: dict[str, ErrorSum] = field(default_factory=dict)

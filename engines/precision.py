@@ -10,17 +10,11 @@ from engines.types import Int8Report, MatmulNames, NotInt8
 
 @dataclass(frozen=True)
 class Verdict:
-    """Precision an engine reports for one multiplication.
+    """Precision an engine reports for one multiplication."""
 
-    Attributes:
-        int8: it multiplies INT8 operands.
-        inferred: concluded from a fused block that reports one precision for several operations.
-        says: the engine's own words, given as the reason when it is not INT8.
-    """
-
-    int8: bool
-    inferred: bool
-    says: str
+    int8: bool  # it multiplies INT8 operands
+    inferred: bool  # concluded from a fused block that reports one precision for several operations
+    says: str  # the engine's own words, given as the reason when it is not INT8
 
 
 def assemble(names: MatmulNames, verdict: Callable[[str], Verdict]) -> Int8Report:

@@ -20,27 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Everything a caller can ask of an engine; each target takes what means something to it.
+    """Everything a caller can ask of an engine; each target takes what means something to it."""
 
-    Attributes:
-        threads: of one request; 0 is every core.
-        precision_hint: what a CPU engine computes its floating-point part in, where it has the choice.
-        shape: of every input, when the engine is opened for one shape; None is any.
-        streams: requests that callers run at once, each on `threads` threads; 0 is one at a time.
-        nodes: CPUs by NUMA node; with several, the threads of a request stay on one. Empty leaves that to the kernel.
-        group: inputs of a linear that share a run-time scale, one of `Target.groups`; 0 is none.
-        defaults: everything else as the runtime has it by default, for a fair rival.
-        plan: settings of a TensorRT build; None is their defaults.
-    """
-
-    threads: int = 0
-    precision_hint: str = "f32"
-    shape: tuple[int, ...] | None = None
-    streams: int = 0
-    nodes: tuple[tuple[int, ...], ...] = ()
-    group: int = 0
-    defaults: bool = False
-    plan: TensorRTSettings | None = None
+    threads: int = 0  # of one request; 0 is every core
+    precision_hint: str = "f32"  # what a CPU engine computes its floating-point part in, where it has the choice
+    shape: tuple[int, ...] | None = None  # of every input, when the engine is opened for one shape
+    streams: int = 0  # requests that callers run at once, each on `threads` threads; 0 is one at a time
+    nodes: tuple[tuple[int, ...], ...] = ()  # CPUs by NUMA node; with several, the threads of a request stay on one
+    group: int = 0  # inputs of a linear that share a run-time scale, one of `Target.groups`; 0 is none
+    defaults: bool = False  # everything else as the runtime has it by default, for a fair rival
+    plan: TensorRTSettings | None = None  # settings of a TensorRT build; None is their defaults
 
 
 class Runtime(NamedTuple):
@@ -54,34 +43,25 @@ class Runtime(NamedTuple):
 class Target:
     """One runtime.
 
-    Attributes:
-        name: also the folder of its files in a work directory.
-        files: of a built engine in that folder; the first one is opened, and its suffix is this target's alone.
-        runtime: its two functions, told the options; importing the runtime is left to it.
-        backends: Triton backends that can serve its files, the default first.
-        platform: of the Triton backend of its name, as Triton's own table has it.
-        batches: whether that backend forms batches of requests.
-        placement: what `--placement auto` decides for: targets of one kind get the same placement.
-        gpu: an NVIDIA GPU runs it. The types in the graph then decide what its floating-point part computes in, a
-            profile bounds its shapes, and a build takes minutes.
-        probe: looks for what it needs beside a Python package of its name; None for a target that needs no more.
-        dynamic: whether it can compute scales at run time.
-        groups: numbers of inputs that can share such a scale, the fastest first; empty when the graph computes them.
-        static: whether it runs one shape faster when it is opened for it.
+    `gpu`: an NVIDIA GPU runs it. The types in the graph then decide what its floating-point part computes in, a profile
+    bounds its shapes, and a build takes minutes. `batches`: the Triton backend of its name forms batches of requests.
+    Triton's openvino backend does not: it fixes the batch to ``max_batch_size`` and refuses (or zero-pads, into a
+    buffer that a dynamic sequence leaves unsized) anything smaller, so the client's own batch dimension is passed
+    through (github.com/triton-inference-server/openvino_backend, src/openvino.cc, ValidateInputs, SetInputTensors).
     """
 
-    name: str
-    files: tuple[str, ...]
-    runtime: Callable[[EngineOptions], Runtime]
-    backends: tuple[str, ...]
-    platform: str = ""
+    name: str  # also the folder of its files in a work directory
+    files: tuple[str, ...]  # of a built engine in that folder; the first is opened, its suffix is this target's alone
+    runtime: Callable[[EngineOptions], Runtime]  # its two functions, told the options; imports the runtime
+    backends: tuple[str, ...]  # Triton backends that can serve its files, the default first
+    platform: str = ""  # of the Triton backend of its name, as Triton's own table has it
     batches: bool = True
-    placement: str = "cpu"
+    placement: str = "cpu"  # what `--placement auto` decides for: targets of one kind get the same placement
     gpu: bool = False
-    probe: Callable[[], Probe] | None = None
-    dynamic: bool = True
-    groups: tuple[int, ...] = ()
-    static: bool = False
+    probe: Callable[[], Probe] | None = None  # looks for what it needs beside a Python package of its name
+    dynamic: bool = True  # it can compute scales at run time
+    groups: tuple[int, ...] = ()  # inputs that can share such a scale, fastest first; () when the graph computes them
+    static: bool = False  # it runs one shape faster when it is opened for it
 
     def build(self, lowered: Path, folder: Path, options: EngineOptions, names: MatmulNames | None) -> BuiltEngine:
         """Build the graph `lowered` into `folder` and report `names`, None for a floating-point engine.
@@ -146,7 +126,7 @@ TARGETS: Mapping[str, Target] = {
             ("model.xml", "model.bin"),
             _openvino,
             backends=("onnxruntime", "openvino"),
-            batches=False,  # its batches are the client's (docs/triton.md says why)
+            batches=False,
             groups=(128, 64, 32),  # 128 was fastest on a BERT-base shape
             static=True,
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from engines.estimate.devices import Device, find_device
@@ -23,91 +23,42 @@ VARIANTS = ("lowered", "float16", "float32")  # the graph as it is, and the same
 DIGITS = 6  # decimals of a millisecond kept: picoseconds are noise
 
 
-@dataclass(frozen=True)
-class LayerEstimate:
-    """One kernel (or a layer riding in the next one) and what limits it: compute, memory or overhead."""
-
-    name: str
-    kind: str
-    precision: str
-    estimate_ms: float
-    bound: str
-
-
-@dataclass(frozen=True)
-class QuantizerEstimate:
-    """Cost of losing the quantizers of one layer, all others kept."""
-
-    name: str
-    kind: str
-    if_lost: str
-    estimate_cost_ms: float
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Errors of estimates for this device on published latencies never fitted, in percent."""
-
-    validated: bool
-    rows: int
-    mean_error_percent: float | None
-    worst_error_percent: float | None
-    range_ms: tuple[float, float] | None  # unvalidated only: without and with a power limit like the T4's
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class EstimateReport:
-    """The whole estimate. `layers` add up to `estimate_ms["lowered"]`; `estimate_ms` has the keys of VARIANTS."""
-
-    device: Device
-    batch: int
-    sequence: int
-    estimate_ms: dict[str, float]
-    layers: tuple[LayerEstimate, ...]
-    quantizers: tuple[QuantizerEstimate, ...]
-    validation: Validation
-
-    def as_json(self) -> dict[str, Any]:
-        """A JSON object; every latency key says `estimate`."""
-        lowered = self.estimate_ms["lowered"]
-        return {
-            "estimate": True,
-            "device": asdict(self.device),
-            "batch": self.batch,
-            "sequence": self.sequence,
-            "estimate_ms": self.estimate_ms,
-            "estimate_sequences_per_s": {name: 1e3 * self.batch / ms for name, ms in self.estimate_ms.items()},
-            "estimate_speedup": {name: self.estimate_ms[name] / lowered for name in VARIANTS[1:]},
-            "layers": [asdict(layer) for layer in self.layers],
-            "quantizers": [asdict(point) for point in self.quantizers],
-            "validation": asdict(self.validation),
-        }
-
-
-def estimate(layers: Sequence[Layer], device: str, batch: int, sequence: int) -> EstimateReport:
+def estimate(layers: Sequence[Layer], device: str, batch: int, sequence: int) -> dict[str, Any]:
     """Estimate the latency of the network `layers` describes, for `batch` texts of `sequence` tokens on `device`.
 
-    Raises ConfigError for an unknown device, kind or precision, an empty network, or a batch or sequence below 1.
+    Returns a JSON object in which every latency key says `estimate`. ``estimate_ms`` has the keys of VARIANTS;
+    ``layers`` (a kernel, or a layer riding in the next one) add up to its ``lowered``; ``quantizers`` says what losing
+    those of one layer costs, all others kept; ``validation`` has the errors on published latencies never fitted. Raises
+    ConfigError for an unknown device, kind or precision, an empty network, or a batch or sequence below 1.
     """
     found, network = find_device(device), records(layers)
     on = setting(found, load_coefficients())
     ops = graph_ops(network, batch, sequence)
-    rows = tuple(
-        LayerEstimate(op.name, op.kind, op.precision, round(op_ms(op, on), DIGITS), bound(op, on)) for op in ops
-    )
+    # The graph as it is, and the same network without INT8.
     totals = {"lowered": _rounded_ms(ops, on)}
     for precision in VARIANTS[1:]:
         totals[precision] = _rounded_ms(graph_ops(in_precision(network, precision), batch, sequence), on)
-    quantizers = _quantizers(network, batch, sequence, on)
-    return EstimateReport(
-        found, batch, sequence, totals, rows, quantizers, _validation(found, network, batch, sequence)
-    )
+    return {
+        "estimate": True,
+        "device": asdict(found),
+        "batch": batch,
+        "sequence": sequence,
+        "estimate_ms": totals,
+        "estimate_sequences_per_s": {name: 1e3 * batch / ms for name, ms in totals.items()},
+        "estimate_speedup": {name: totals[name] / totals["lowered"] for name in VARIANTS[1:]},
+        "layers": [_layer(op, on) for op in ops],
+        "quantizers": _quantizers(network, batch, sequence, on),
+        "validation": _validation(found, network, batch, sequence),
+    }
 
 
-def _quantizers(
-    network: tuple[LayerRecord, ...], batch: int, sequence: int, on: Setting
-) -> tuple[QuantizerEstimate, ...]:
+def _layer(op: Op, on: Setting) -> dict[str, Any]:
+    """One kernel and what limits it: compute, memory or overhead."""
+    known = {"name": op.name, "kind": op.kind, "precision": op.precision}
+    return {**known, "estimate_ms": round(op_ms(op, on), DIGITS), "bound": bound(op, on)}
+
+
+def _quantizers(network: tuple[LayerRecord, ...], batch: int, sequence: int, on: Setting) -> list[dict[str, Any]]:
     """One row per way of losing INT8 in one layer; the costliest first."""
     whole = total_ms(graph_ops(network, batch, sequence), on)
     body = next((layer.precision for layer in network if layer.precision != "int8"), "float16")
@@ -116,8 +67,9 @@ def _quantizers(
         for if_lost, kind in _without_int8(layer):
             changed = replace(layer, kind=kind, precision=body)
             ops = graph_ops((*network[:index], changed, *network[index + 1 :]), batch, sequence)
-            found.append(QuantizerEstimate(layer.name, layer.kind, if_lost, round(total_ms(ops, on) - whole, DIGITS)))
-    return tuple(sorted(found, key=lambda point: -point.estimate_cost_ms))
+            cost = round(total_ms(ops, on) - whole, DIGITS)
+            found.append({"name": layer.name, "kind": layer.kind, "if_lost": if_lost, "estimate_cost_ms": cost})
+    return sorted(found, key=lambda point: -point["estimate_cost_ms"])
 
 
 def _without_int8(layer: LayerRecord) -> tuple[tuple[str, str], ...]:
@@ -131,7 +83,8 @@ def _without_int8(layer: LayerRecord) -> tuple[tuple[str, str], ...]:
     return (("float residual", "residual"),) if layer.kind == "residual" else ()
 
 
-def _validation(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> Validation:
+def _validation(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> dict[str, Any]:
+    """Errors of estimates for this device on published latencies, in percent, or the range without such rows."""
     notes = []
     if sequence != PUBLISHED_SEQUENCE:
         notes.append(f"every published row has sequence {PUBLISHED_SEQUENCE}: sequence {sequence} is extrapolated")
@@ -143,18 +96,20 @@ def _validation(device: Device, network: Sequence[LayerRecord], batch: int, sequ
     if device.name != "t4":
         notes.append("FP32 has published rows on the T4 alone: its estimate here is unvalidated")
     score = read_json(VALIDATION)["devices"].get(device.name)
-    if score is None:
-        return Validation(False, 0, None, None, _power_range(device, network, batch, sequence), tuple(notes))
-    return Validation(
-        True, score["rows"], score["mean_error_percent"], score["worst_error_percent"], None, tuple(notes)
-    )
+    return {
+        "validated": score is not None,
+        "rows": score["rows"] if score else 0,
+        "mean_error_percent": score["mean_error_percent"] if score else None,
+        "worst_error_percent": score["worst_error_percent"] if score else None,
+        "range_ms": None if score else _power_range(device, network, batch, sequence),
+        "notes": notes,
+    }
 
 
-def _power_range(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> tuple[float, float]:
+def _power_range(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> list[float]:
     """Estimate without a power limit and with the T4's: no published row tells which is nearer to this device."""
     ops, fitted = graph_ops(network, batch, sequence), load_coefficients()
-    low, high = (_rounded_ms(ops, setting(device, fitted, limited)) for limited in (False, True))
-    return low, high
+    return [_rounded_ms(ops, setting(device, fitted, limited)) for limited in (False, True)]
 
 
 def _rounded_ms(ops: Sequence[Op], on: Setting) -> float:

@@ -16,11 +16,10 @@ from engines.types import BuiltEngine, MatmulNames
 from qdq.base.artifacts import PARTIAL_PREFIX
 from qdq.errors import BuildError, Unavailable
 
-# Operators whose CPU kernels multiply 8-bit operands. MatMul, Gemm and the Fused* ones multiply floats.
 ENGINE = "engine.onnx"
 ATTENTION = "MultiHeadAttention"  # multiplies floats and keeps the scores in the cache
 LARGEST_FILE = 3 << 29  # bytes of weights that go into the file itself; protobuf ends at 2 GiB
-
+# Operators whose CPU kernels multiply 8-bit operands. MatMul, Gemm and the Fused* ones multiply floats.
 INT8_OPERATORS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "QGemm", "DynamicQuantizeMatMul"})
 
 
@@ -28,17 +27,13 @@ INT8_OPERATORS = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "MatMulInte
 class OnnxRuntimeSettings:
     """Settings that sessions are opened with.
 
-    Attributes:
-        threads: intra-op threads; 0 lets ONNX Runtime use all physical cores.
-        defaults: everything else as ONNX Runtime has it, for a fair rival: waiting threads spin after a call.
-        streams: requests that callers run at once, each on `threads` threads of its own session; 0 is one.
-        nodes: CPUs by NUMA node. With several, the worker threads of a session stay on one (the calling thread is the
-            caller's to place).
+    `nodes`: CPUs by NUMA node. With several, the worker threads of a session stay on one (the calling thread is the
+    caller's to place).
     """
 
-    threads: int = 0
-    defaults: bool = False
-    streams: int = 0
+    threads: int = 0  # intra-op; 0 lets ONNX Runtime use all physical cores
+    defaults: bool = False  # everything else as ONNX Runtime has it, for a fair rival: waiting threads spin
+    streams: int = 0  # requests that callers run at once, each on `threads` threads of its own session; 0 is one
     nodes: tuple[tuple[int, ...], ...] = ()
 
     def session_options(self, stream: int = 0) -> Any:

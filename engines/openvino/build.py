@@ -23,26 +23,19 @@ BOILERPLATE = ("Exception from ", "Check '", "FrontEnd API failed", "Loading inp
 class OpenVINOSettings:
     """Settings the engine is compiled with.
 
-    Attributes:
-        threads: inference threads; 0 lets OpenVINO use all cores.
-        precision_hint: precision of what is not INT8. Always set: OpenVINO's own default is bf16 on CPUs that have
-            it, which changes both speed and numbers behind the user's back.
-        dynamic_group: how many inputs of a linear with INT8 weights share one run-time scale; 0 leaves the graph as it
-            is. Written into the IR, so that every reader of it computes the same.
-        shape: of every input, that a runner compiles a second, static variant for: OpenVINO's kernels for a known
-            shape are faster, and a large batch can be cut into pieces (see `OpenVINORunner`). Other shapes run in the
-            dynamic variant. None: no such variant. The IR is the same.
-        streams: requests that callers run at once, each on `threads` threads (throughput mode); 0 is latency mode.
-        pinned: threads stay on their cores; for machines of several NUMA nodes, where OpenVINO then keeps the threads
-            of a stream on one.
+    `precision_hint` is always set: OpenVINO's own default is bf16 on CPUs that have it, which changes both speed and
+    numbers behind the user's back. `dynamic_group` is written into the IR, so that every reader computes the same.
+    `shape`, of every input, has a runner compile a second, static variant: OpenVINO's kernels for a known shape are
+    faster, and a large batch can be cut into pieces (see `OpenVINORunner`). Other shapes run in the dynamic variant.
+    `pinned` is for machines of several NUMA nodes: OpenVINO then keeps the threads of a stream on one.
     """
 
-    threads: int = 0
-    precision_hint: str = "f32"
-    dynamic_group: int = 0
+    threads: int = 0  # inference threads; 0 lets OpenVINO use all cores
+    precision_hint: str = "f32"  # precision of what is not INT8
+    dynamic_group: int = 0  # inputs of a linear with INT8 weights that share a run-time scale; 0 leaves the graph
     shape: tuple[int, ...] | None = None
-    streams: int = 0
-    pinned: bool = False
+    streams: int = 0  # requests that callers run at once, each on `threads` threads; 0 is latency mode
+    pinned: bool = False  # threads stay on their cores
 
     def __post_init__(self) -> None:
         choice(self.precision_hint, PRECISION_HINTS, "precision hint")

@@ -24,23 +24,14 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """One primitive of the engine.
-
-    Attributes:
-        name: the engine's name of it.
-        kind: the engine's own type, such as FullyConnected or MatMulIntegerToFloat.
-        group: a key of GROUPS.
-        int8: for multiplications, whether both factors are 8-bit.
-        milliseconds: median over the profiled runs.
-        multiply_adds: of the multiplications by weights; 0 for everything else.
-    """
+    """One primitive of the engine, under the engine's name of it."""
 
     name: str
-    kind: str
-    group: str
-    int8: bool
-    milliseconds: float
-    multiply_adds: int = 0
+    kind: str  # the engine's own type, such as FullyConnected or MatMulIntegerToFloat
+    group: str  # a key of GROUPS
+    int8: bool  # of a multiplication: both factors are 8-bit
+    milliseconds: float  # median over the profiled runs
+    multiply_adds: int = 0  # of the multiplications by weights; 0 for everything else
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from engines.triton.interface import (
     LABELS_FILE,
     VERSION,
     WARMUP_FOLDER,
-    batches,
     data_type,
     dims,
     label_output,
@@ -71,7 +70,7 @@ def _check_model(model: Path, engine: BuiltEngine) -> Any:
 
 
 def _check_batching(path: Path, config: Any) -> None:
-    if not batches(config.backend):
+    if not TARGETS[config.backend].batches:
         _same(path, f"max_batch_size (the {config.backend} backend takes the client's batch)", config.max_batch_size, 0)
         _same(path, "dynamic_batching present", config.HasField("dynamic_batching"), False)
         return
@@ -89,7 +88,7 @@ def _check_tensors(path: Path, config: Any, kind: Literal["input", "output"], ex
     for info in expected:
         tensor, where = by_name[info.name], f"of {kind} '{info.name}'"
         _same(path, f"data_type {where}", _type_name(tensor.data_type), data_type(info.name, info.dtype))
-        _same(path, f"dims {where}", list(tensor.dims), dims(info, batched=batches(config.backend)))
+        _same(path, f"dims {where}", list(tensor.dims), dims(info, batched=TARGETS[config.backend].batches))
 
 
 def _check_instances(path: Path, config: Any) -> None:

@@ -35,16 +35,6 @@ def data_type(name: str, dtype: str) -> str:
     return DATA_TYPES[dtype]
 
 
-def batches(backend: str) -> bool:
-    """Return whether Triton's batcher may form batches for `backend`.
-
-    Triton's openvino backend fixes the batch to ``max_batch_size`` and refuses (or zero-pads, into a buffer that a
-    dynamic sequence leaves unsized) anything smaller, so there the client's own batch dimension is passed through.
-    Source: github.com/triton-inference-server/openvino_backend, src/openvino.cc, ValidateInputs and SetInputTensors.
-    """
-    return TARGETS[backend].batches
-
-
 def dims(info: TensorInfo, *, batched: bool) -> list[int]:
     """``dims`` of a tensor: -1 for dynamic, and no batch dimension when Triton adds it itself (`batched`)."""
     sizes = [size if isinstance(size, int) else -1 for size in info.shape]

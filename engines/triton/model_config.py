@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.targets import TARGETS
-from engines.triton.interface import LABELS_FILE, batches, data_type, dims, label_output
+from engines.triton.interface import LABELS_FILE, data_type, dims, label_output
 from engines.triton.settings import PLATFORMS, TritonSettings
 from engines.triton.warmup import WarmupSample
 from engines.types import BuiltEngine, TensorInfo
@@ -40,7 +40,7 @@ def build_config(
     `resource` of Triton's rate limiter is shared by models that must not run at once on the CPU.
     """
     pb2, _ = schema()
-    batched = batches(settings.backend)
+    batched = TARGETS[settings.backend].batches
     config = pb2.ModelConfig(
         name=settings.name,
         platform=PLATFORMS[settings.backend],

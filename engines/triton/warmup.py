@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.triton.interface import batches, spell
+from engines.targets import TARGETS
+from engines.triton.interface import spell
 from engines.triton.settings import TritonSettings, is_safe_name
 from engines.types import BuiltEngine, TensorInfo
 from qdq.errors import DeployError
@@ -45,7 +46,7 @@ def warmup_samples(
     """
     arrays = _samples(engine.inputs, feeds)
     sizes = sorted({1, settings.max_batch_size})
-    if batches(settings.backend):
+    if TARGETS[settings.backend].batches:
         # Triton sends `batch_size` requests of one sample each and batches them, so all sizes share one file.
         inputs = tuple(_input(name, array, f"{name}.bin") for name, array in arrays.items())
         return [WarmupSample(f"batch_{size}", size, inputs) for size in sizes]

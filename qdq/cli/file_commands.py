@@ -45,7 +45,7 @@ def _estimate(typed: Mapping[str, Any]) -> Answer:
     device = find_device(typed["device"])
     layers = _fusion_map(Path(typed["file"]), device.compute_capability, typed["sequence"])
     report = estimate(layers, device.name, typed["batch"], typed["sequence"])
-    return (to_json(report.as_json()) if typed["json"] else render_estimate(report)), 0
+    return (to_json(report) if typed["json"] else render_estimate(report)), 0
 
 
 def _inspect(typed: Mapping[str, Any]) -> Answer:

@@ -31,18 +31,14 @@ TARGET_STAGES = ("lower", "variants", "build", "verify", "bench", "deploy")
 class Run:
     """One run in one work directory.
 
-    Attributes:
-        options: resolved.
-        name: short name of the model; Triton serves it under this name.
-        source: the model's folder; None in a run that starts from the calibrated checkpoint.
-        versions: of everything installed that shapes a file, our own sources included; every stage depends on them.
+    `versions` are of everything installed that shapes a file, our own sources included; every stage depends on them.
     """
 
-    options: CompileOptions
+    options: CompileOptions  # resolved
     work: WorkDirectory
     screen: Screen
-    name: str
-    source: Path | None = None
+    name: str  # short name of the model; Triton serves it under this name
+    source: Path | None = None  # the model's folder; None in a run that starts from the calibrated checkpoint
     versions: Mapping[str, str] = field(default_factory=versions)
 
     @property

@@ -39,11 +39,6 @@ class WorkDirectory:
 
     When a run fails before it has completed anything, whatever this run created is removed again, unless `keep` was
     called. Raises DeployError when the folder cannot be written, WorkError when another run holds it.
-
-    Attributes:
-        path: the folder.
-        manifest: the content of manifest.json.
-        found: the stages' records as this run found them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,8 +46,8 @@ class WorkDirectory:
         self._lock: int | None = None
         self._created: list[Path] = []  # folders, innermost first
         self._kept = False
-        self.manifest: dict[str, Any] = {}
-        self.found: dict[str, Any] = {}
+        self.manifest: dict[str, Any] = {}  # the content of manifest.json
+        self.found: dict[str, Any] = {}  # the stages' records as this run found them
 
     def __enter__(self) -> Self:
         try:

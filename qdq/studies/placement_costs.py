@@ -73,7 +73,7 @@ def tensorrt_shares(work: Path) -> dict[str, float]:
     sm = find_device(DEVICE).compute_capability
 
     def milliseconds(network: Any) -> float:
-        return float(estimate(network, DEVICE, BATCH, SEQUENCE).estimate_ms["lowered"])
+        return float(estimate(network, DEVICE, BATCH, SEQUENCE)["estimate_ms"]["lowered"])
 
     whole = milliseconds(fusion_map(model, sm, SEQUENCE))
     shares = {}
