@@ -11,23 +11,14 @@ from engines.types import Runner
 
 @dataclass(frozen=True)
 class Opening:
-    """An engine file and its options.
+    """An engine file and its options."""
 
-    Attributes:
-        engine: a target; qdq/studies/peers/build.py knows torch's, too.
-        model: file (torch: checkpoint folder).
-        threads: inference threads.
-        hint: what OpenVINO computes in outside INT8.
-        static: OpenVINO compiles for exactly the shape it is fed, as `qdq bench` has it.
-        defaults: ONNX Runtime with its own session options.
-    """
-
-    engine: str
-    model: str
+    engine: str  # a target; qdq/studies/peers/build.py knows torch's, too
+    model: str  # file (torch: checkpoint folder)
     threads: int
-    hint: str = "f32"
-    static: bool = False
-    defaults: bool = False
+    hint: str = "f32"  # what OpenVINO computes in outside INT8
+    static: bool = False  # OpenVINO compiles for exactly the shape it is fed, as `qdq bench` has it
+    defaults: bool = False  # ONNX Runtime with its own session options
 
 
 def open_runner(opening: Opening, shape: tuple[int, ...]) -> Runner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 from engines.bench.workload import check_workload
 from engines.bench_gpu.device import Device
 from engines.bench_gpu.nvml import telemetry
-from engines.bench_gpu.opening import open_device
 from engines.bench_gpu.plan import LoadedPlan, contestant
 from engines.bench_gpu.report import Measured, benchmark
 from engines.bench_gpu.settings import GpuBenchSettings
@@ -22,6 +22,9 @@ from qdq.base.types import Feeds, Progress
 from qdq.errors import ConfigError, Unavailable
 
 FLOATS = ("fp32", "fp16", "bf16")  # plans of these names become the contestants tensorrt-fp32, …
+INSTALL = (
+    "pip install pycuda (needs the CUDA toolkit's headers) or pip install 'cuda-bindings>=12' (needs the driver only)"
+)
 
 
 def bench_plans(
@@ -50,6 +53,28 @@ def require_gpu() -> None:
     if missing := probe().missing:
         obstacles = "".join(f"\n  - {sentence}" for sentence in missing)
         raise Unavailable(f"this machine cannot time a TensorRT plan:{obstacles}")
+
+
+def open_device(index: int = 0, spin: bool = True) -> AbstractContextManager[Device]:
+    """GPU `index` of those this process may see, through pycuda or else cuda-python, until the `with` block ends.
+
+    `spin`: waiting polls, otherwise it blocks the thread. Raises Unavailable when neither binding can be imported or
+    there is no such GPU, BuildError when a CUDA call fails inside the block.
+    """
+    try:
+        from engines.bench_gpu import device_pycuda
+
+        return device_pycuda.opened(index, spin)
+    except ImportError as error:
+        no_pycuda = str(error)
+    try:
+        from engines.bench_gpu import device_cudart
+
+        return device_cudart.opened(index, spin)
+    except ImportError as error:
+        raise Unavailable(
+            f"no Python binding of CUDA can be imported (pycuda: {no_pycuda}; cuda-python: {error}); {INSTALL}"
+        ) from error
 
 
 def _race_on(

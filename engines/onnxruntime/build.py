@@ -86,7 +86,7 @@ def _write_engine(lowered: Path, engine: Path) -> dict[str, Any]:
     import onnx
 
     try:
-        model, fusions = fuse(lowered)
+        model, fused = fuse(lowered)
     except (OSError, onnx.checker.ValidationError) as error:
         raise BuildError(f"ONNX Runtime cannot load {lowered}: {error}; run the lower stage again") from error
     data = engine.with_name(f"{engine.name}.data")
@@ -98,7 +98,7 @@ def _write_engine(lowered: Path, engine: Path) -> dict[str, Any]:
         for file in (data, engine):  # the model last: it is whole when it has its name
             if (Path(scratch) / file.name).exists():
                 os.replace(Path(scratch) / file.name, file)
-    return fusions.as_json()
+    return fused
 
 
 def open_session(model: Path, options: Any) -> Any:

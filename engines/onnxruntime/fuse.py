@@ -8,48 +8,26 @@ recognise, and says what and why.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.onnxruntime.fuse_attention import DOMAIN, LINEAR, fuse_attention
 
 
-@dataclass(frozen=True)
-class Fusions:
-    """Record of what `fuse` did, by the names of the multiplications.
+def fuse(lowered: Path) -> tuple[Any, dict[str, Any]]:
+    """Return a lowered file's ModelProto with its weights, and the ``fused`` object of build.json's settings.
 
-    Attributes:
-        linears: multiplications that became one INT8 operator with scale and bias.
-        attention: first multiplications of the attention blocks that became one floating-point operator.
-        dropped: quantizers inside those blocks, which do not run any more.
-        declined: (name, reason) of what looked like one and was left alone.
+    The object counts multiplications that became one INT8 operator with scale and bias, and attention blocks that
+    became one floating-point operator; it names the quantizers inside those, which do not run any more, and what looked
+    like either and was left alone, with the reason.
     """
-
-    linears: tuple[str, ...]
-    attention: tuple[str, ...]
-    dropped: tuple[str, ...]
-    declined: tuple[tuple[str, str], ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """The ``fused`` object of build.json's settings."""
-        return {
-            "linears": len(self.linears),
-            "attention": len(self.attention),
-            "dropped_quantizers": list(self.dropped),
-            "declined": [{"name": name, "reason": reason} for name, reason in self.declined],
-        }
-
-
-def fuse(lowered: Path) -> tuple[Any, Fusions]:
-    """(ModelProto with its weights, what was fused) of a lowered file."""
     import onnx
     import onnx_graphsurgeon as gs
 
     model = onnx.load(lowered)
     graph = gs.import_onnx(model)
     declined: list[tuple[str, str]] = []
-    linears = tuple(_fuse_linears(graph, declined))
+    linears = _fuse_linears(graph, declined)
     attention, dropped = fuse_attention(graph, declined)
     graph.cleanup().toposort()
     if linears:
@@ -57,14 +35,19 @@ def fuse(lowered: Path) -> tuple[Any, Fusions]:
     fused = gs.export_onnx(graph)
     fused.ir_version = model.ir_version  # graphsurgeon would write the newest
     del fused.graph.value_info[:]
-    return fused, Fusions(linears, attention, dropped, tuple(declined))
+    return fused, {
+        "linears": linears,
+        "attention": attention,
+        "dropped_quantizers": dropped,
+        "declined": [{"name": name, "reason": reason} for name, reason in declined],
+    }
 
 
-def _fuse_linears(graph: Any, declined: list[tuple[str, str]]) -> list[str]:
-    """``DQ(u8 codes) x DQ(s8 weight) -> MatMul -> Add bias`` becomes MatMulIntegerToFloat, in place; their names."""
+def _fuse_linears(graph: Any, declined: list[tuple[str, str]]) -> int:
+    """``DQ(u8 codes) x DQ(s8 weight) -> MatMul -> Add bias`` becomes MatMulIntegerToFloat, in place; how many."""
     import onnx_graphsurgeon as gs
 
-    done = []
+    done = 0
     for node in [node for node in graph.nodes if node.op == "MatMul"]:
         pair: list[Any] = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
         if len(pair) != 2 or any(producer.op != "DequantizeLinear" for producer in pair):
@@ -75,7 +58,7 @@ def _fuse_linears(graph: Any, declined: list[tuple[str, str]]) -> list[str]:
             declined.append((node.name, reason))
             continue
         _replace_linear(graph, node, *pair)
-        done.append(node.name)
+        done += 1
     return done
 
 

@@ -44,9 +44,9 @@ class _Block:
     dropped: list[str] = field(default_factory=list)
 
 
-def fuse_attention(graph: Any, declined: list[tuple[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Fuse every attention block of `graph` in place; (names of the first multiplications, quantizers dropped)."""
-    done: list[str] = []
+def fuse_attention(graph: Any, declined: list[tuple[str, str]]) -> tuple[int, list[str]]:
+    """Fuse every attention block of `graph` in place; (how many, names of the quantizers dropped)."""
+    done = 0
     dropped: list[str] = []
     masks: dict[str, Any] = {}
     for softmax in [node for node in graph.nodes if node.op == "Softmax"]:
@@ -60,10 +60,10 @@ def fuse_attention(graph: Any, declined: list[tuple[str, str]]) -> tuple[tuple[s
             continue
         _widen(block.query, block.heads, scale=1.0, bias=1.0)  # one more output per head that is 1
         _extend_key(graph, block, codes, low)
-        done.append(block.scores.name)
+        done += 1
         dropped += block.dropped
         _replace(graph, block)
-    return tuple(done), tuple(dropped)
+    return done, dropped
 
 
 def _find(graph: Any, softmax: Any) -> _Block:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -51,13 +50,9 @@ def _openvino(model: Path) -> tuple[list[str], int]:
     names = [port.get_any_name() for port in network.inputs]
     carried: set[str] = {"input_ids"}
     for operation in network.get_ordered_ops():
-        sources = [value.get_node() for value in operation.input_values()]
-        if operation.get_type_name() in ("Convert", "Reshape") and _carries(sources[0], carried):
+        sources = [value.get_node().get_friendly_name() for value in operation.input_values()]
+        if operation.get_type_name() in ("Convert", "Reshape") and sources[0] in carried:
             carried.add(operation.get_friendly_name())
-        elif operation.get_type_name() == "Gather" and _carries(sources[1], carried):
+        elif operation.get_type_name() == "Gather" and sources[1] in carried:
             return names, int(operation.input(0).get_partial_shape()[0].get_length())
     return names, 2
-
-
-def _carries(node: Any, carried: set[str]) -> bool:
-    return node.get_friendly_name() in carried

@@ -8,11 +8,10 @@ from typing import Any
 
 from engines.bench.machine import machine
 from engines.profile.layers import GROUPS, Layer, Profiled
-from engines.profile.peak import Peak
 
 
 def profile_report(
-    profiles: Mapping[str, tuple[str, Profiled]], peak: Peak, setting: Mapping[str, Any]
+    profiles: Mapping[str, tuple[str, Profiled]], peak: Mapping[str, float], setting: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The profile.json object (times in milliseconds).
 
@@ -21,7 +20,7 @@ def profile_report(
     """
     return {
         **setting,
-        "peak": asdict(peak),
+        "peak": dict(peak),
         "machine": machine(),
         "profiles": [_entry(label, engine, profiled, peak) for label, (engine, profiled) in profiles.items()],
     }
@@ -32,7 +31,7 @@ def layer_report(profiles: Mapping[str, tuple[str, Profiled]]) -> dict[str, Any]
     return {label: [asdict(layer) for layer in profiled.layers] for label, (_, profiled) in profiles.items()}
 
 
-def _entry(label: str, engine: str, profiled: Profiled, peak: Peak) -> dict[str, Any]:
+def _entry(label: str, engine: str, profiled: Profiled, peak: Mapping[str, float]) -> dict[str, Any]:
     groups = {group: sum(x.milliseconds for x in profiled.layers if x.group == group) for group in GROUPS}
     return {
         "label": label,
@@ -41,8 +40,8 @@ def _entry(label: str, engine: str, profiled: Profiled, peak: Peak) -> dict[str,
         "layers_ms": sum(groups.values()),
         "groups": groups,
         "gemm": {
-            "int8": _gemm([layer for layer in profiled.layers if layer.int8], peak.int8),
-            "float": _gemm([layer for layer in profiled.layers if not layer.int8], peak.fp32),
+            "int8": _gemm([layer for layer in profiled.layers if layer.int8], peak["int8"]),
+            "float": _gemm([layer for layer in profiled.layers if not layer.int8], peak["fp32"]),
         },
     }
 

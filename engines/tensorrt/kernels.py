@@ -28,7 +28,7 @@ FLOAT_TACTIC = re.compile(r"(?<![a-z0-9])(t?f32|b?f16|e4m3)[a-z0-9]*_(t?f32|b?f1
 ATTENTION = re.compile(r"mha|fused_attention|flash_?attention|iattention", re.IGNORECASE)
 MULTIPLICATION_NODE = re.compile(r"(matmul|gemm|einsum)(_\d+)?$", re.IGNORECASE)
 MULTIPLIES = ("gemm", "matmul", "matrixmultiply", "matrix_multiply", "mha", "conv")
-MOVES_DATA = frozenset({"reformat", "noop", "constant", "shuffle"})
+MOVES_DATA = frozenset({"reformat", "noop", "constant", "shuffle"})  # layer types that compute nothing
 SPELLINGS = {"half": "fp16", "float": "fp32", "bfloat16": "bf16"}
 FLOATS = frozenset({"fp16", "bf16", "fp32"})
 
@@ -75,21 +75,12 @@ class Kernel:
         return tuple(tensor.datatype for tensor in self.inputs)
 
     @property
-    def moves_data(self) -> bool:
-        """True when, by its type, it copies or rearranges and computes nothing."""
-        return self.kind.lower() in MOVES_DATA
-
-    @property
-    def multiplications(self) -> tuple[str, ...]:
-        """The multiplications among its ONNX nodes, by name."""
-        return tuple(node for node in self.nodes if MULTIPLICATION_NODE.search(node))
-
-    @property
     def is_attention(self) -> bool:
         """True for one fused attention: it says so, or both multiplications of an attention are in it."""
         named = ATTENTION.search(f"{self.name} {self.tactic}") is not None
         softmax = any("softmax" in node.lower() for node in self.nodes)
-        return named or (softmax and len(self.multiplications) > 1)
+        multiplications = sum(MULTIPLICATION_NODE.search(node) is not None for node in self.nodes)
+        return named or (softmax and multiplications > 1)
 
     def says(self) -> str:
         """Quote the inspector, for a reason."""
@@ -169,7 +160,7 @@ def kernel_of(node: str, kernels: Iterable[Kernel]) -> Kernel | None:
 
 def _multiplies(kernel: Kernel) -> int:
     text = f"{kernel.kind} {kernel.tactic} {kernel.name}".lower()
-    return sum(word in text for word in MULTIPLIES) - (2 if kernel.moves_data else 0)
+    return sum(word in text for word in MULTIPLIES) - (2 if kernel.kind.lower() in MOVES_DATA else 0)
 
 
 def missing(node: str, kernels: Sequence[Kernel]) -> str:

@@ -74,17 +74,15 @@ def _parse(trt: Any, model: Path) -> tuple[Any, Any, Any]:
     trt.init_libnvinfer_plugins(get_trt_logger(), "")
     parser = trt.OnnxParser(network, get_trt_logger())
     if not parser.parse_from_file(str(model)) or parser.num_errors:
-        refused = [_refusal(parser.get_error(index)) for index in range(min(parser.num_errors, MAX_REFUSALS))]
+        errors = [parser.get_error(index) for index in range(min(parser.num_errors, MAX_REFUSALS))]
+        refused = [
+            f"{rejected.node_operator()} node '{rejected.node_name()}': {rejected.desc()}" for rejected in errors
+        ]
         more = parser.num_errors - len(refused)
         refused += [f"and {more} more"] if more else []
         listed = "".join(f"\n  {line}" for line in refused) or " (it gives no reason; is this an ONNX file?)"
         raise BuildError(f"TensorRT {trt.__version__} cannot parse {model}; 'qdq check' explains most reasons:{listed}")
     return builder, network, parser
-
-
-def _refusal(rejected: Any) -> str:
-    """One parser message: operator, node name and the parser's text."""
-    return f"{rejected.node_operator()} node '{rejected.node_name()}': {rejected.desc()}"
 
 
 def _configuration(trt: Any, inputs: Sequence[TensorInfo], settings: TensorRTSettings) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from engines.bench_gpu import GpuBenchSettings, bench_plans, plans
 from engines.bench_gpu.device import DeviceInfo, Stream
-from engines.bench_gpu.opening import open_device
+from engines.bench_gpu.plans import open_device
 from engines.tensorrt.availability import Probe
 from qdq.base.artifacts import read_json, to_json
 from qdq.errors import BuildError, ConfigError, Unavailable
