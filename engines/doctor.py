@@ -19,8 +19,8 @@ from typing import Any
 from engines.bench.machine import machine
 from engines.targets import BASELINE, TARGETS
 from engines.tensorrt.availability import Probe
+from qdq.base.screen import WIDTH
 
-WIDTH = 80  # the report fits a plain terminal
 FREE_DISK_GIB = 4.0  # an installation takes about 2.5 GiB, a base-size model with its engines under 1
 
 SETUP = "make setup"
@@ -129,6 +129,7 @@ def warnings(isa: Iterable[str], free_gib: float) -> list[str]:
 def render(report: Mapping[str, Any]) -> str:
     """The report as plain text, at most 80 columns wide."""
     hardware = report["machine"]
+    # The machine, and a table of what every target can do on it.
     lines = [
         *_field("Python", report["python"]),
         *_field("CPU", f"{hardware['cpu']}, {hardware['cores']} cores usable"),
@@ -142,6 +143,7 @@ def render(report: Mapping[str, Any]) -> str:
     for name, target in report["targets"].items():
         marks = "".join(f"{MARKS[target[can]]:<8}" for can in ("build", "run", "benchmark"))
         lines.append(f"{name:<20}{marks}".rstrip())
+    # The command for everything that is missing.
     for name, target in report["targets"].items():
         if target["missing"]:
             lines += ["", f"{name} lacks:"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.types import TensorInfo
 from qdq.base.types import Feeds
 from qdq.errors import BuildError
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def interface(model: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
@@ -16,18 +19,23 @@ def interface(model: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ..
 
     Raises BuildError when the file cannot be read or holds no graph.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load(model, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise BuildError(f"{model} cannot be read as ONNX ({error}); run the lower stage again") from error
+    graph = read_model(model).graph
     if not graph.output:  # an empty file parses as an empty model
         raise BuildError(f"{model} holds no graph; run the lower stage again")
     weights = {initializer.name for initializer in graph.initializer}
     inputs = tuple(_tensor_info(value) for value in graph.input if value.name not in weights)
     return inputs, tuple(_tensor_info(value) for value in graph.output)
+
+
+def read_model(model: Path) -> onnx.ModelProto:
+    """An ONNX file without its external data. Raises BuildError when it cannot be read."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(model, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise BuildError(f"{model} cannot be read as ONNX ({error}); run the lower stage again") from error
 
 
 def feeds_for(ranks: Mapping[str, int], feeds: Feeds) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def merge_qkv(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
     for layer in layers:
         if layer.kind in ATTENTIONS and len(merged) >= 3:
             last = merged[-3:]
-            if all(gemm.kind in GEMMS and _alike(gemm, last[0]) for gemm in last):
+            if all(gemm.kind in GEMMS and replace(gemm, name=last[0].name) == last[0] for gemm in last):
                 name = _shared_name(last)
                 merged[-3:] = [replace(last[0], name=name, n=3 * last[0].n)]
         merged.append(layer)
@@ -188,7 +188,3 @@ def _shared_name(gemms: Sequence[LayerRecord]) -> str:
     """encoder.layer.0.attention.self.qkv for three projections whose names begin alike."""
     columns = zip(*(gemm.name.split(".") for gemm in gemms), strict=False)
     return ".".join([column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)] + ["qkv"])
-
-
-def _alike(left: LayerRecord, right: LayerRecord) -> bool:
-    return (left.kind, left.precision, left.k, left.n) == (right.kind, right.precision, right.k, right.n)

@@ -26,25 +26,15 @@ def verdicts(runtime_model: Any) -> Callable[[str], Verdict]:
     for node in runtime_model.get_ordered_ops():
         kind = information(node, "layerType")
         if kind in MULTIPLICATIONS:
-            found |= dict.fromkeys(_multiplied(node), _of_operands(node, kind))
+            first, second = operand_types(node)
+            verdict = Verdict({first, second} <= INT8_TYPES, False, f"OpenVINO's {kind} takes {first} and {second}")
+            found |= dict.fromkeys(_multiplied(node), verdict)
         elif kind in BLOCKS:
-            blocks |= dict.fromkeys(origins(node), _of_block(node, kind))
+            precision = information(node, "runtimePrecision")
+            verdict = Verdict(precision in INT8_TYPES, True, f"OpenVINO runs it inside a {kind} in {precision}")
+            blocks |= dict.fromkeys(origins(node), verdict)
     absent = Verdict(False, False, "OpenVINO's compiled model has no multiplication of this name")
     return lambda name: found.get(name) or blocks.get(name, absent)
-
-
-def _of_operands(node: Any, kind: str) -> Verdict:
-    first, second = operand_types(node)
-    return Verdict(
-        int8=first in INT8_TYPES and second in INT8_TYPES,
-        inferred=False,
-        says=f"OpenVINO's {kind} takes {first} and {second}",
-    )
-
-
-def _of_block(node: Any, kind: str) -> Verdict:
-    precision = information(node, "runtimePrecision")
-    return Verdict(precision in INT8_TYPES, inferred=True, says=f"OpenVINO runs it inside a {kind} in {precision}")
 
 
 def _multiplied(node: Any) -> Iterator[str]:

@@ -27,12 +27,10 @@ def token_feeds(model: Path, batch: int, sequence: int) -> Feeds:
 
 def _onnx(model: Path) -> tuple[list[str], int]:
     """Input names, and the rows of the table that the first look-up of ids reads."""
-    import onnx
-
-    from engines.interface import interface
+    from engines.interface import interface, read_model
 
     inputs, _ = interface(model)
-    graph = onnx.load(model, load_external_data=False).graph
+    graph = read_model(model).graph
     sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     carried = {"input_ids"}
     for node in graph.node:

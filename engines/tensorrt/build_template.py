@@ -42,6 +42,7 @@ def parse_options() -> argparse.Namespace:
     arguments.add_argument("--model", type=Path, default=HERE / MODEL, help="ONNX file (default: %(default)s)")
     arguments.add_argument("--output", type=Path, default=HERE / "model.plan", help="engine file to write")
     arguments.add_argument("--layer-info", type=Path, default=HERE / "layer_info.json", help="layer information file")
+    # Shape ranges and build settings.
     for axis, sizes in RANGES.items():
         names = ("MIN", "OPT", "MAX")
         arguments.add_argument(f"--{axis}", type=int, nargs=3, metavar=names, default=sizes, help=f"default: {sizes}")
@@ -62,6 +63,7 @@ def parse_options() -> argparse.Namespace:
         default=HARDWARE_COMPATIBILITY,
         help="other GPUs that may load the plan; may be slower. ampere_plus excludes the T4 (default: %(default)s)",
     )
+    # Refuse what TensorRT would only refuse after minutes.
     options = arguments.parse_args()
     for axis in RANGES:
         low, best, high = getattr(options, axis)
@@ -139,7 +141,7 @@ def configure(trt: Any, builder: Any, options: argparse.Namespace) -> Any:
 
 
 def set_portability(trt: Any, config: Any, options: argparse.Namespace) -> None:
-    """Which TensorRT versions and GPUs may load the plan, and whether its weights can be replaced or are left out."""
+    """Set the TensorRT versions and GPUs that may load the plan, and weights that can be replaced or are left out."""
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatibility == "ampere_plus":

@@ -45,6 +45,9 @@ class PredictedLayer(Protocol):
     def precision(self) -> str: ...
 
 
+Judge = Callable[[PredictedLayer, Kernel], str | None]  # the engine's layer where it is not what was predicted
+
+
 @dataclass(frozen=True)
 class Difference:
     """One place where the engine is not what was predicted.
@@ -97,60 +100,56 @@ def verdict(layer_info: Mapping[str, Any], predicted: Sequence[PredictedLayer]) 
     kernels = kernels_of(layer_info)
     coverage: list[Coverage] = []
     differences: list[Difference] = []
-    for title, kinds, compare in COMPARISONS:
-        layers = [layer for layer in predicted if layer.kind in kinds]
-        found = [difference for layer in layers if (difference := compare(layer, kernels)) is not None]
+    for title, kind, judge in COMPARISONS:
+        layers = [layer for layer in predicted if layer.kind in PREDICTIONS[kind]]
+        found = [difference for layer in layers if (difference := _difference(kind, judge, layer, kernels))]
         differing = {difference.name for difference in found}
-        in_int8 = [layer.name for layer in layers if layer.kind == kinds[0] and layer.precision == "int8"]
+        int8_kind = next(iter(PREDICTIONS[kind]))
+        in_int8 = [layer.name for layer in layers if layer.kind == int8_kind and layer.precision == "int8"]
         coverage.append(Coverage(title, sum(name not in differing for name in in_int8), len(in_int8)))
         differences += found
     return Verdict(tuple(coverage), (*differences, *_copies(kernels, io_names(layer_info))))
 
 
-def _gemm(layer: PredictedLayer, kernels: Sequence[Kernel]) -> Difference | None:
-    predicted = f"{layer.precision.upper()} GEMM"
-    kernel = kernel_of(layer.name, kernels)
-    if kernel is None:
-        return Difference("gemm", layer.name, predicted, missing(layer.name, kernels))
-    runs = multiplication_precision(kernel)
-    if runs == layer.precision or (runs == "float" and layer.precision in FLOATS):
-        return None
-    return Difference("gemm", layer.name, predicted, f"runs in {runs.upper()}: {kernel.says()}")
-
-
-ATTENTION_PREDICTIONS = {
-    "int8_fused_attention": "one fused attention in INT8",
-    "float_fused_attention": "one fused attention in float",
-    "unfused": "an attention of separate kernels",
+PREDICTIONS = {  # by kind of difference: kinds of predicted layers, the INT8 one first, and what each says
+    "gemm": {"int8_gemm": "{} GEMM", "float_gemm": "{} GEMM"},
+    "attention": {
+        "int8_fused_attention": "one fused attention in INT8",
+        "float_fused_attention": "one fused attention in float",
+        "unfused": "an attention of separate kernels",
+    },
+    "residual": {"residual_add": "an add on INT8 operands"},
 }
 
 
-def _attention(layer: PredictedLayer, kernels: Sequence[Kernel]) -> Difference | None:
-    def differs(found: str) -> Difference:
-        return Difference("attention", layer.name, ATTENTION_PREDICTIONS[layer.kind], found)
-
+def _difference(kind: str, judge: Judge, layer: PredictedLayer, kernels: Sequence[Kernel]) -> Difference | None:
+    if layer.kind == "residual_add" and layer.precision != "int8":
+        return None
     kernel = kernel_of(layer.name, kernels)
-    if kernel is None:
-        return differs(missing(layer.name, kernels))
+    found = missing(layer.name, kernels) if kernel is None else judge(layer, kernel)
+    predicted = PREDICTIONS[kind][layer.kind].format(layer.precision.upper())
+    return None if found is None else Difference(kind, layer.name, predicted, found)
+
+
+def _gemm(layer: PredictedLayer, kernel: Kernel) -> str | None:
+    runs = multiplication_precision(kernel)
+    if runs == layer.precision or (runs == "float" and layer.precision in FLOATS):
+        return None
+    return f"runs in {runs.upper()}: {kernel.says()}"
+
+
+def _attention(layer: PredictedLayer, kernel: Kernel) -> str | None:
     if not kernel.is_attention:
-        found = f"separate kernels, the softmax in engine layer '{kernel.name}'"
-        return None if layer.kind == "unfused" else differs(found)
+        return None if layer.kind == "unfused" else f"separate kernels, the softmax in engine layer '{kernel.name}'"
     int8 = attention_is_int8(kernel)
-    found = f"fused in {'INT8' if int8 else 'float'}: {kernel.says()}"
     expected = {"int8_fused_attention": int8, "float_fused_attention": not int8, "unfused": False}
-    return None if expected[layer.kind] else differs(found)
+    return None if expected[layer.kind] else f"fused in {'INT8' if int8 else 'float'}: {kernel.says()}"
 
 
-def _residual(layer: PredictedLayer, kernels: Sequence[Kernel]) -> Difference | None:
+def _residual(_layer: PredictedLayer, kernel: Kernel) -> str | None:
     """A float activation beside the INT8 ones: an operand of the add stayed float, or was converted back before it."""
-    if layer.precision != "int8":
-        return None
-    kernel = kernel_of(layer.name, kernels)
-    if kernel is None:
-        return Difference("residual", layer.name, "an add on INT8 operands", missing(layer.name, kernels))
-    if not any(tensor.is_activation and tensor.precision in FLOATS for tensor in kernel.inputs):
-        return None
-    return Difference("residual", layer.name, "an add on INT8 operands", f"a float residual: {kernel.says()}")
+    floats = any(tensor.is_activation and tensor.precision in FLOATS for tensor in kernel.inputs)
+    return f"a float residual: {kernel.says()}" if floats else None
 
 
 def _copies(kernels: Sequence[Kernel], outside: frozenset[str]) -> list[Difference]:
@@ -173,9 +172,8 @@ def _only_moves(kernel: Kernel) -> bool:
     return by_type or only_quantizers or MOVE_KERNEL.match(kernel.name) is not None
 
 
-Compare = Callable[[PredictedLayer, Sequence[Kernel]], Difference | None]
-COMPARISONS: tuple[tuple[str, tuple[str, ...], Compare], ...] = (  # title, kinds with the INT8 one first, comparison
-    ("INT8 GEMM", ("int8_gemm", "float_gemm"), _gemm),
-    ("INT8 fused attention", ("int8_fused_attention", "float_fused_attention", "unfused"), _attention),
-    ("INT8 residual add", ("residual_add",), _residual),
+COMPARISONS: tuple[tuple[str, str, Judge], ...] = (  # title of the coverage, kind of difference, comparison
+    ("INT8 GEMM", "gemm", _gemm),
+    ("INT8 fused attention", "attention", _attention),
+    ("INT8 residual add", "residual", _residual),
 )

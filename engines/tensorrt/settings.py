@@ -27,19 +27,14 @@ class TensorRTSettings:
     project measures. The minimum is 1 x 1, because a server also sends single short texts, and a low minimum costs
     nothing at `opt`. `choices` is the middle axis of multiple-choice inputs [batch, choices, sequence], from 1 to this.
 
-    Attributes:
-        workspace_gib: limit of scratch memory a kernel may ask for, GiB; encoders need far less.
-        timing_cache: kernel timings, read when the file exists and written after the build: the next build with the
-            same TensorRT on the same GPU model does not measure them again.
-        optimization_level: 0..5, TensorRT's own default is 3; higher tries more kernels.
-        version_compatible: the plan also loads in later TensorRT versions; it grows by the lean runtime it carries,
-            may be slower, and whoever loads it must allow it to run host code.
-        hardware_compatibility: none: the plan runs on this GPU model only. same_compute_capability: on all GPUs of
-            this one's compute capability (Turing and later, TensorRT 10.9 and later). ampere_plus: on Ampere and every
-            later GPU, so neither built nor loaded on a T4; at most 48 KiB shared memory, some fusions are lost. Both
-            give up cuBLAS and cuDNN kernels and may be slower.
-        refit: the weights of the plan can be replaced. Not with Q/DQ, see `check_weights`.
-        strip_weights: the plan carries no weights and must be refitted before it runs. Not with Q/DQ either.
+    timing_cache: kernel timings, read when the file exists and written after the build: the next build with the same
+        TensorRT on the same GPU model does not measure them again.
+    version_compatible: the plan also loads in later TensorRT versions; it grows by the lean runtime it carries, may be
+        slower, and whoever loads it must allow it to run host code.
+    hardware_compatibility: none: the plan runs on this GPU model only. same_compute_capability: on all GPUs of this
+        one's compute capability (Turing and later, TensorRT 10.9 and later). ampere_plus: on Ampere and every later
+        GPU, so neither built nor loaded on a T4; at most 48 KiB shared memory, some fusions are lost. Both give up
+        cuBLAS and cuDNN kernels and may be slower.
     """
 
     batch_min: int = 1
@@ -49,13 +44,13 @@ class TensorRTSettings:
     sequence_opt: int = 128
     sequence_max: int = 128
     choices: int = 4
-    workspace_gib: float = 4.0
+    workspace_gib: float = 4.0  # limit of scratch memory a kernel may ask for; encoders need far less
     timing_cache: Path | None = None
-    optimization_level: int = 3
+    optimization_level: int = 3  # 0..5, TensorRT's own default is 3; higher tries more kernels
     version_compatible: bool = False
     hardware_compatibility: str = "none"
-    refit: bool = False
-    strip_weights: bool = False
+    refit: bool = False  # the weights of the plan can be replaced; not with Q/DQ, see `check_weights`
+    strip_weights: bool = False  # the plan carries no weights and must be refitted before it runs; not with Q/DQ
 
     def validate(self) -> None:
         """Raise ConfigError naming the first impossible value."""

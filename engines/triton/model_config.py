@@ -112,6 +112,6 @@ def _add_warmup(pb2: Any, config: Any, sample: WarmupSample) -> None:
     message = config.model_warmup.add(name=sample.name, batch_size=sample.batch_size)
     for item in sample.inputs:
         entry = message.inputs[item.name]
-        entry.data_type = pb2.DataType.Value(data_type(item.name, item.dtype))
-        entry.dims.extend(item.dims)
+        entry.data_type = pb2.DataType.Value(data_type(item.name, item.array.dtype.name))
+        entry.dims.extend(item.array.shape)
         entry.input_data_file = item.file

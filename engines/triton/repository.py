@@ -71,7 +71,7 @@ def _write_model(
         shutil.copyfile(source, model / VERSION / name)
     for sample in samples:
         for item in sample.inputs:
-            (model / WARMUP_FOLDER / item.file).write_bytes(item.data)
+            (model / WARMUP_FOLDER / item.file).write_bytes(item.array.tobytes())
     if settings.labels:
         (model / LABELS_FILE).write_text("\n".join(settings.labels) + "\n", encoding="utf-8")
     (model / CONFIG_FILE).write_text(render(config), encoding="utf-8")

@@ -18,13 +18,11 @@ from qdq.errors import DeployError
 
 @dataclass(frozen=True)
 class WarmupInput:
-    """One input of one sample. `dims` follow the configuration (no batch dimension where Triton adds it)."""
+    """One input of one sample and its data file."""
 
     name: str
-    dtype: str
-    dims: tuple[int, ...]
     file: str
-    data: bytes  # little-endian, row-major
+    array: NDArray[Any]  # little-endian; no batch dimension where Triton adds it
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def warmup_samples(
     sizes = sorted({1, settings.max_batch_size})
     if TARGETS[settings.backend].batches:
         # Triton sends `batch_size` requests of one sample each and batches them, so all sizes share one file.
-        inputs = tuple(_input(name, array, f"{name}.bin") for name, array in arrays.items())
+        inputs = tuple(WarmupInput(name, f"{name}.bin", array) for name, array in arrays.items())
         return [WarmupSample(f"batch_{size}", size, inputs) for size in sizes]
     return [
         WarmupSample(f"batch_{size}", 1, tuple(_repeated(name, array, size) for name, array in arrays.items()))
@@ -78,16 +76,11 @@ def _sample(info: TensorInfo, feed: NDArray[Any]) -> NDArray[Any]:
             f"warm-up feed '{info.name}' has shape {spell(feed.shape)}; expected one sample of {spell(expected)}, "
             "alone or as [1, ...]"
         )
-    converted = sample.astype(np.dtype(info.dtype))
+    converted = sample.astype(np.dtype(info.dtype).newbyteorder("<"))
     if sample.dtype != converted.dtype and not np.array_equal(converted, sample):
         raise DeployError(f"warm-up feed '{info.name}' ({sample.dtype}) does not fit the engine's {info.dtype} input")
     return converted
 
 
 def _repeated(name: str, sample: NDArray[Any], size: int) -> WarmupInput:
-    return _input(name, np.repeat(sample[np.newaxis], size, axis=0), f"batch_{size}.{name}.bin")
-
-
-def _input(name: str, array: NDArray[Any], file: str) -> WarmupInput:
-    little_endian = array.astype(array.dtype.newbyteorder("<"))
-    return WarmupInput(name, array.dtype.name, array.shape, file, little_endian.tobytes())
+    return WarmupInput(name, f"batch_{size}.{name}.bin", np.repeat(sample[np.newaxis], size, axis=0))

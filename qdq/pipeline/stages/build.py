@@ -15,10 +15,8 @@ from qdq.load.kinds import CHOICES
 from qdq.pipeline.run import Run
 
 if TYPE_CHECKING:
-    import onnx
-
     from engines.tensorrt import TensorRTSettings
-    from engines.types import BuiltEngine, MatmulNames, Runner
+    from engines.types import MatmulNames, Runner
 
 PLAN = TARGETS["tensorrt"].engine
 
@@ -28,7 +26,9 @@ def build(run: Run, stage: Stage) -> Sequence[Path]:
     from engines.precision import summary
 
     group = dynamic_group(run)
-    engine = build_engine(run, multiplications(run.lowered, group), group)
+    names = multiplications(run.lowered, group)
+    options = replace(engine_options(run), group=group, streams=0)
+    engine = TARGETS[run.options.target].build(run.lowered, run.target, options, names)
     if engine.int8 is None:
         raise BuildError(f"{run.target}: the engine reported no precisions; build it again")
     files = [file.relative_to(run.target).as_posix() for file in engine.files]
@@ -43,20 +43,15 @@ def dynamic_group(run: Run) -> int:
 
     0 where nothing is quantized at run time, or the graph does it itself.
     """
+    from engines.interface import read_model
     from export.inventory import reduction_sizes
     from qdq.pipeline.stages.lower import is_dynamic
 
     groups = TARGETS[run.options.target].groups
     if not groups or not is_dynamic(run):
         return 0
-    sizes = reduction_sizes(_graph(run.lowered))
+    sizes = reduction_sizes(read_model(run.lowered))
     return next((group for group in groups if all(size % group == 0 for size in sizes)), 0)
-
-
-def build_engine(run: Run, names: MatmulNames, group: int = 0) -> BuiltEngine:
-    """Build the lowered graph for the run's target; `group` as `dynamic_group` gives it."""
-    options = replace(engine_options(run), group=group, streams=0)
-    return TARGETS[run.options.target].build(run.lowered, run.target, options, names)
 
 
 def open_engine(run: Run, shape: tuple[int, ...] | None = None) -> Runner:
@@ -118,23 +113,13 @@ def check_weights(stage: str, typed: Mapping[str, Any]) -> None:
         )
 
 
-def _graph(model: Path) -> onnx.ModelProto:
-    """A graph without its external data. Raises BuildError."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        return onnx.load(model, load_external_data=False)
-    except DecodeError as error:
-        raise BuildError(f"{model}: cannot be read as ONNX ({error}); run 'qdq lower' again") from error
-
-
 def multiplications(model: Path, group: int = 0) -> MatmulNames:
     """The matrix multiplications of a graph, by what the INT8 report counts them as. Raises BuildError."""
+    from engines.interface import read_model
     from engines.types import MatmulNames, NotInt8
     from export.inventory import inventory
 
-    found = inventory(_graph(model))
+    found = inventory(read_model(model))
     unquantized = [
         NotInt8(name, _float_operands(found.quantized[name], group))
         for name in (*found.encoder_linear, *found.attention_matmul)

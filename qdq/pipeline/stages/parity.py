@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import write_json
 from qdq.errors import ParityError
-from qdq.load.kinds import CHOICES
 from qdq.pipeline.run import CANONICAL, Run
+from qdq.pipeline.stages.ranges import feeds_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,11 +42,8 @@ def write_parity(run: Run, loaded: LoadedModel) -> Path:
     from export.parity import point_parity
     from qdq.inject import quantizers
     from qdq.load.runner import TorchRunner
-    from qdq.text.encode import encode_batch, encode_choices
 
-    encode = encode_choices if loaded.task.choices else encode_batch
-    records = run.evaluation.records[: max(TEXTS, CHOICES)]
-    feeds = encode(loaded.tokenizer, records, loaded.inputs, run.options.sequence, pad_to="longest")
+    (feeds,) = feeds_of(run, loaded, run.evaluation.records[:TEXTS], TEXTS)
     canonical = run.work.path / CANONICAL
     points = point_parity(canonical, feeds, {n: _on_arrays(point) for n, point in quantizers(loaded.model).items()})
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from qdq.calibrate.treatments.sweep import Score, Swept
     from qdq.inject.spec import QuantSpec
     from qdq.load.model import EncoderModule, LoadedModel
+    from qdq.text.data import Record
+    from qdq.text.encode import Feed
 
 ENCODED_AT_ONCE = 64  # texts; bounds the padding of one array
 SCORED = ("text-classification", "next-sentence-prediction", "multiple-choice")
@@ -66,17 +68,22 @@ def encoded(run: Run, loaded: LoadedModel) -> list[dict[str, Tensor]]:
     """The calibration texts as tensors, in their order."""
     import torch
 
+    records = run.calibration.records
+    # The other texts are a question's wrong answers, so all of them at once.
+    size = len(records) if loaded.task.choices else ENCODED_AT_ONCE
+    feeds = feeds_of(run, loaded, records, size)
+    return [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
+
+
+def feeds_of(run: Run, loaded: LoadedModel, records: Sequence[Record], size: int) -> list[Feed]:
+    """Feeds of up to `size` records each as the model's task takes them, padded to their longest."""
     from qdq.text.encode import encode_batch, encode_choices
 
-    records, sequence = run.calibration.records, run.options.sequence
-    if loaded.task.choices:  # the other texts are a text's wrong answers, so all of them at once
-        feeds = [encode_choices(loaded.tokenizer, records, loaded.inputs, sequence, CHOICES, pad_to="longest")]
-    else:
-        feeds = [
-            encode_batch(loaded.tokenizer, records[i : i + ENCODED_AT_ONCE], loaded.inputs, sequence, pad_to="longest")
-            for i in range(0, len(records), ENCODED_AT_ONCE)
-        ]
-    return [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
+    encode = encode_choices if loaded.task.choices else encode_batch
+    return [
+        encode(loaded.tokenizer, records[i : i + size], loaded.inputs, run.options.sequence, pad_to="longest")
+        for i in range(0, len(records), size)
+    ]
 
 
 def _swept(
@@ -111,20 +118,9 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
     from engines.compare import compare
     from qdq.load.runner import TorchRunner
     from qdq.tasks.labels import class_indices
-    from qdq.text.encode import encode_batch, encode_choices
 
     texts, threads = run.evaluation, run.options.threads
-    encode = encode_choices if loaded.task.choices else encode_batch
-    feeds = [
-        encode(
-            loaded.tokenizer,
-            texts.records[i : i + SCORE_BATCH],
-            loaded.inputs,
-            run.options.sequence,
-            pad_to="longest",
-        )
-        for i in range(0, len(texts.records), SCORE_BATCH)
-    ]
+    feeds = feeds_of(run, loaded, texts.records, SCORE_BATCH)
     labels = None
     if len(loaded.labels) != 1 and loaded.task.name in SCORED:
         labels, _ = class_indices(texts.records, loaded.labels, len(loaded.labels) or CHOICES, required=False)

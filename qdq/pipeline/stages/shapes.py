@@ -37,6 +37,7 @@ def bench_shapes(run: Run, stage: Stage) -> Sequence[Path]:
         raise ConfigError("qdq shapes: multiple choice has no single sequence per text; use 'qdq bench'")
     texts = run.evaluation.records
     streams = run.options.streams if run.options.mode == "throughput" else 1
+    # Race the contestants at every shape; one that the model or the texts cannot fill is skipped with its reason.
     shapes: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     grid = [(batch, sequence) for sequence in SEQUENCES for batch in BATCHES]
@@ -53,6 +54,7 @@ def bench_shapes(run: Run, stage: Stage) -> Sequence[Path]:
         shapes.append({key: report[key] for key in ("batch", "sequence", "workload", "contestants")})
     if not shapes:
         raise ConfigError(f"no serving shape fits: {skipped[0]['reason']}")
+    # Whole texts by batching policy.
     policies = bench_policies(run, open_engine(run))
     stage.say(f"{len(shapes)} shapes; bucketed batching {policies['bucketed']['speedup']:.2f} x fixed padding")
     found = {"shapes": shapes, "skipped": skipped, "batching": policies, "machine": report["machine"]}
