@@ -25,7 +25,7 @@ import gc
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,45 +79,11 @@ class BenchSettings:
             raise ConfigError(f"benchmark budget is {self.budget_s} s; give a positive number of seconds or none")
 
 
-@dataclass(frozen=True)
-class Timings:
-    """Results of a run. `samples` maps contestant name to {round: nanoseconds}."""
+class Race:
+    """One run by the scheme above, and its results by contestant name.
 
-    samples: Mapping[str, Mapping[int, int]]
-    warmup: Mapping[str, int]  # calls per contestant
-    every: Mapping[str, int]  # the contestant ran every n-th round
-    rounds: int
-    elapsed_ns: int  # warm-up included
-
-
-def interleave(
-    contestants: Sequence[Contestant],
-    workload: Sequence[Feeds],
-    settings: BenchSettings,
-    clock: Clock,
-    progress: Progress | None = None,
-) -> Timings:
-    """Time all contestants by the scheme above.
-
-    `progress` counts milliseconds of the budget, or rounds when there is none. Raises BuildError naming the
-    contestant whose outputs are empty or not finite.
+    `progress` counts milliseconds of the budget, or rounds when there is none.
     """
-    race = _Race(contestants, workload, settings, clock, progress)
-    # Warm-up calls also tell what each contestant costs, by which `count` plans the samples.
-    with garbage_collection_paused():
-        race.warm_up()
-        race.count()
-    return Timings(
-        samples=dict(zip(race.names, race.timed, strict=True)),
-        warmup=dict(zip(race.names, map(len, race.warm), strict=True)),
-        every=dict(zip(race.names, race.strides, strict=True)),
-        rounds=race.rounds,
-        elapsed_ns=race.elapsed(),
-    )
-
-
-class _Race:
-    """The state of one run; contestants are indexed by position."""
 
     def __init__(
         self,
@@ -125,37 +91,44 @@ class _Race:
         workload: Sequence[Feeds],
         settings: BenchSettings,
         clock: Clock,
-        progress: Progress | None,
+        progress: Progress | None = None,
     ) -> None:
-        self.contestants, self.workload, self.settings = contestants, workload, settings
-        self.clock, self.progress = clock, progress
-        self.names = [contestant.name for contestant in contestants]
+        self.workload, self.settings, self.clock, self.progress = workload, settings, clock, progress
+        self.runners = {contestant.name: contestant.run for contestant in contestants}
         self.budget_ns = math.inf if settings.budget_s is None else settings.budget_s * 1e9
-        self.warm: list[list[int]] = [[] for _ in contestants]
-        self.timed: list[dict[int, int]] = [{} for _ in contestants]
-        self.strides = [1] * len(contestants)
+        self.warm: dict[str, list[int]] = {name: [] for name in self.runners}  # nanoseconds of the warm-up calls
+        self.samples: dict[str, dict[int, int]] = {name: {} for name in self.runners}  # round -> nanoseconds
+        self.every = dict.fromkeys(self.runners, 1)  # the contestant ran every n-th round
         self.rounds = 0
         self.start = clock()
 
+    def run(self) -> Race:
+        """Time all contestants. Raises BuildError naming the one whose outputs are empty or not finite."""
+        with garbage_collection_paused():
+            self.warm_up()  # which also tells what each contestant costs, by which `count` plans the samples
+            self.count()
+        return self
+
     def elapsed(self) -> int:
+        """Nanoseconds so far, warm-up included."""
         return self.clock() - self.start
 
     def warm_up(self) -> None:
-        share = WARMUP_SHARE * self.budget_ns / len(self.contestants)
+        share = WARMUP_SHARE * self.budget_ns / len(self.runners)
         for turn in range(self.settings.warmup):
-            for index, contestant in enumerate(self.contestants):
-                spent = self.warm[index]
+            for name, spent in self.warm.items():
                 if turn and sum(spent) + min(spent) > share:
                     continue
-                duration, outputs = self._time(index, turn)
-                check_outputs(contestant.name, outputs)
+                duration, outputs = self._time(name, turn)
+                check_outputs(name, outputs)
                 spent.append(duration)
             self._show(turn + 1)
 
     def count(self) -> None:
         remaining = self.budget_ns - self.elapsed()
-        self.strides = plan_strides([min(spent) for spent in self.warm], remaining, self.settings.samples)
-        turns: Counter[tuple[int, ...]] = Counter()
+        strides = plan_strides([min(spent) for spent in self.warm.values()], remaining, self.settings.samples)
+        self.every = dict(zip(self.runners, strides, strict=True))
+        turns: Counter[tuple[str, ...]] = Counter()
         while self.rounds < self.settings.samples:
             field = self._field()
             if not self._fits(field) and self._everyone_has_enough():
@@ -165,29 +138,28 @@ class _Race:
             turn = turns[field]
             turns[field] += 1
             for place in balanced_order(len(field), turn):
-                self.timed[field[place]][self.rounds], outputs = self._time(field[place], turn)
+                self.samples[field[place]][self.rounds], outputs = self._time(field[place], turn)
                 del outputs  # freed here, not inside the next timed call
             self.rounds += 1
             self._show(self.settings.warmup + self.rounds)
         self._show(self.settings.warmup + self.settings.samples, finished=True)
 
-    def _field(self) -> tuple[int, ...]:
+    def _field(self) -> tuple[str, ...]:
         """Contestants of this round: by stride; everyone when only the minimum keeps the race going."""
-        everyone = range(len(self.contestants))
         if self.elapsed() >= self.budget_ns:
-            return tuple(everyone)
-        return tuple(index for index in everyone if self.rounds % self.strides[index] == 0)
+            return tuple(self.runners)
+        return tuple(name for name, every in self.every.items() if self.rounds % every == 0)
 
-    def _fits(self, field: Sequence[int]) -> bool:
+    def _fits(self, field: Sequence[str]) -> bool:
         # By the slowest call so far: ending a round early costs little, overrunning the budget breaks a promise.
-        slowest = [max(self.timed[index].values() or self.warm[index]) for index in field]
+        slowest = [max(self.samples[name].values() or self.warm[name]) for name in field]
         return self.elapsed() + sum(slowest) <= self.budget_ns
 
     def _everyone_has_enough(self) -> bool:
-        return min(map(len, self.timed)) >= MIN_SAMPLES
+        return min(map(len, self.samples.values())) >= MIN_SAMPLES
 
-    def _time(self, index: int, turn: int) -> tuple[int, Outputs]:
-        run, feeds = self.contestants[index].run, self.workload[turn % len(self.workload)]
+    def _time(self, name: str, turn: int) -> tuple[int, Outputs]:
+        run, feeds = self.runners[name], self.workload[turn % len(self.workload)]
         if self.settings.pause_s:
             time.sleep(self.settings.pause_s)
         begin = self.clock()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.bench.interleave import BenchSettings, Clock, Contestant, Timings, interleave
+from engines.bench.interleave import BenchSettings, Clock, Contestant, Race
 from engines.bench.machine import machine
 from engines.bench.workload import check_workload, describe_workload
 from qdq.base.types import Feeds, Progress
@@ -46,8 +46,8 @@ def bench(
     # Refuse what cannot be compared before minutes are spent on it.
     _check_line_up(contestants)
     check_workload(workload, settings.batch, settings.sequence)
-    timings = interleave(contestants, workload, settings, clock, progress)
-    elapsed_s = timings.elapsed_ns / 1e9
+    race = Race(contestants, workload, settings, clock, progress).run()
+    elapsed_s = race.elapsed() / 1e9
     return {
         "batch": settings.batch,
         "sequence": settings.sequence,
@@ -56,9 +56,9 @@ def bench(
         "budget_s": settings.budget_s,
         "budget_exceeded": settings.budget_s is not None and elapsed_s > settings.budget_s,
         "elapsed_s": elapsed_s,
-        "rounds": timings.rounds,
+        "rounds": race.rounds,
         "workload": describe_workload(workload),
-        "contestants": {c.name: _entry(c, timings, settings) for c in contestants},
+        "contestants": {c.name: _entry(c, race) for c in contestants},
         "machine": machine(),
         "versions": dict(versions),
     }
@@ -75,18 +75,18 @@ def _check_line_up(contestants: Sequence[Contestant]) -> None:
         )
 
 
-def _entry(contestant: Contestant, timings: Timings, settings: BenchSettings) -> dict[str, Any]:
-    own = timings.samples[contestant.name]
+def _entry(contestant: Contestant, race: Race) -> dict[str, Any]:
+    own, settings = race.samples[contestant.name], race.settings
     latency_ms = summarize([ns / 1e6 for ns in own.values()])
-    bases = [name for name in timings.samples if name.endswith(BASE_SUFFIX) or name in settings.bases]
+    bases = [name for name in race.samples if name.endswith(BASE_SUFFIX) or name in settings.bases]
     return {
         "engine": contestant.engine,
         "samples": len(own),
-        "every": timings.every[contestant.name],
-        "warmup": timings.warmup[contestant.name],
+        "every": race.every[contestant.name],
+        "warmup": len(race.warm[contestant.name]),
         "latency_ms": latency_ms,
         "sequences_per_s": settings.streams * settings.batch / (sum(own.values()) / len(own) / 1e9),
-        "speedup": {base: paired_speedup(timings.samples[base], own) for base in bases},
+        "speedup": {base: paired_speedup(race.samples[base], own) for base in bases},
     }
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.bench import BenchSettings, Contestant, bench, render_table
-from engines.bench.interleave import MIN_SAMPLES, balanced_order, interleave, plan_strides
+from engines.bench.interleave import MIN_SAMPLES, Race, balanced_order, plan_strides
 from engines.bench.report import paired_speedup, summarize
 from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError, ConfigError
@@ -110,7 +110,7 @@ def test_a_sampled_contestant_still_sees_every_batch_and_every_rival_beside_it()
     track = Track()
     entries = [track.contestant("fast", 10), track.contestant("slow-fp32", 400)]
     options = BenchSettings(batch=2, sequence=4, budget_s=8.0, samples=64, warmup=1)
-    timings = interleave(entries, [feeds(i) for i in range(4)], options, track.clock)
+    timings = Race(entries, [feeds(i) for i in range(4)], options, track.clock).run()
     assert timings.every["slow-fp32"] > 1 and timings.every["fast"] == 1
     assert timings.samples["slow-fp32"].keys() <= timings.samples["fast"].keys()
     assert {tag for name, tag in track.calls if name == "slow-fp32"} == {0, 100, 200, 300}

@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.bench import BenchSettings, Contestant
-from engines.bench.interleave import interleave
+from engines.bench.interleave import Race
 from engines.tensorrt import probe
 from engines.types import Runner
 from qdq.base.types import Feeds, Outputs
@@ -181,7 +181,7 @@ def medians(runs: Mapping[str, Runner], feeds: Feeds, rounds: int) -> dict[str, 
     contestants = [Contestant(name, "tensorrt", run) for name, run in runs.items()]
     batch, sequence = feeds["input_ids"].shape
     settings = BenchSettings(batch, sequence, budget_s=None, warmup=max(3, rounds // 10), samples=rounds)
-    timed = interleave(contestants, [feeds], settings, time.perf_counter_ns).samples
+    timed = Race(contestants, [feeds], settings, time.perf_counter_ns).run().samples
     return {name: float(np.median(list(samples.values()))) / 1e6 for name, samples in timed.items()}
 
 
