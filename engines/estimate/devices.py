@@ -32,11 +32,6 @@ class Device:
         """True when FP32 matrix products run on tensor cores (Ampere and later)."""
         return self.compute_capability >= 80
 
-    @property
-    def small_board(self) -> bool:
-        """True when the power limit is that of a slot-powered board."""
-        return self.board_w <= SMALL_BOARD_W
-
     def peak(self, precision: str) -> float:
         """Operations per second at the boost clock, for int8, float16 (or bfloat16) and float32."""
         tera = {"int8": self.int8_tops, "float32": self.float32_tflops}.get(precision, self.float16_tflops)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from engines.estimate.devices import Device
+from engines.estimate.devices import SMALL_BOARD_W, Device
 from engines.estimate.workload import ATTENTIONS, GEMMS, Op
 from qdq.base.artifacts import read_json
 
@@ -72,7 +72,7 @@ class Setting:
 
 def setting(device: Device, fitted: Coefficients, power_limited: bool | None = None) -> Setting:
     """The coefficients for `device`. `power_limited` overrides the rule that small boards are, larger ones are not."""
-    limited = device.small_board if power_limited is None else power_limited
+    limited = device.board_w <= SMALL_BOARD_W if power_limited is None else power_limited
     overhead = fitted.overhead_ampere_us if device.compute_capability >= 80 else fitted.overhead_turing_us
     return Setting(
         device,

@@ -132,12 +132,12 @@ def served_files(engine: BuiltEngine, backend: str) -> dict[str, Path]:
 def external_data(model: Path) -> list[str]:
     """Names of the external-data files an ONNX file refers to; they keep their names, the model holds them."""
     import onnx  # lazy: only a repository with an ONNX model needs it
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     if not model.is_file():
         raise DeployError(f"engine file {model} is missing; build the engine again")
     tensors = onnx.load(str(model), load_external_data=False).graph.initializer
-    external = (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
-    names = sorted({entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"})
+    names = sorted({ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)})
     for name in names:
         if Path(name).name != name or name == model.name:
             raise DeployError(f"{model}: external data '{name}' does not lie beside the model; export it again")

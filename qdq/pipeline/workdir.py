@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from qdq.base.artifacts import (
@@ -85,9 +84,7 @@ class WorkDirectory:
             os.close(self._lock)
             self._lock = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if error is not None and not self.manifest["stages"] and not self._kept:
             self._withdraw()
         self._release()

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engines.targets import TARGETS
 from qdq.base.artifacts import PARTIAL_PREFIX
@@ -36,7 +36,8 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         buckets=options.buckets,
     )
     names = [bucket_model(run.name, width) for width in options.buckets] or [run.name]
-    samples = [_sample(run, width) for width in options.buckets or (options.sequence,)]
+    feeds = (workload(run, 1, width)[0] for width in options.buckets or (options.sequence,))
+    samples = [{name: array[:1] for name, array in batch.items()} for batch in feeds]  # one text of each length
     folder = run.target / "model_repository"
     # A repository is never replaced by one of another model, unless that was ours too.
     for earlier in run.work.written(run.record("deploy")):
@@ -47,11 +48,6 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         write_repository(served, settings, samples, folder)
     stage.say(f"Triton repository for the {backend} backend, {len(names)} model(s), read back")
     return tuple(folder / name for name in names)
-
-
-def _sample(run: Run, sequence: int) -> dict[str, Any]:
-    """One text as feeds of `sequence` tokens."""
-    return {name: array[:1] for name, array in workload(run, 1, sequence)[0].items()}
 
 
 def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:

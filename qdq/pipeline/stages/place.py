@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,12 +53,16 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> t
     from qdq.inject import quantizers
     from qdq.pipeline.texts import search_records
     from qdq.placing.decide import SearchRequest, encoder_units, search_placement
-    from qdq.placing.latency import with_latency
+    from qdq.placing.latency import exported, with_latency
 
     options = run.options
     records = search_records(options, run.calibration)
     request = SearchRequest(options.target, options.sequence, options.max_drop)
-    with _graph_to_time(run, loaded) as graph:
+    # The graph with every point, for a target whose engines this machine builds in seconds.
+    timed: AbstractContextManager[Path | None] = (
+        nullcontext() if TARGETS[options.target].gpu else exported(loaded, export_example(loaded))
+    )
+    with timed as graph:
         points = encoder_units(quantizers(loaded.model), options.target)
         spec, placement, choice, found = search_placement(loaded, spec, records, request, stage.progress)
         path = _write_search(run, found)  # before engines are timed: the search took minutes
@@ -86,18 +89,6 @@ def _write_search(run: Run, found: Search) -> Path:
     path = write_json(run.work.path / SEARCH_REPORT, found.as_json())
     plot_curve(found, run.work.path / SEARCH_PLOT)
     return path
-
-
-@contextmanager
-def _graph_to_time(run: Run, loaded: LoadedModel) -> Iterator[Path | None]:
-    """The graph with every point, for a target whose engines this machine builds in seconds."""
-    from qdq.placing.latency import exported
-
-    if TARGETS[run.options.target].gpu:
-        yield None
-    else:
-        with exported(loaded, export_example(loaded)) as graph:
-            yield graph
 
 
 def _timing(run: Run, loaded: LoadedModel) -> Timing:
