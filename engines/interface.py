@@ -38,6 +38,12 @@ def read_model(model: Path) -> onnx.ModelProto:
         raise BuildError(f"{model} cannot be read as ONNX ({error}); run the lower stage again") from error
 
 
+def graph_files(graph: Path) -> tuple[Path, ...]:
+    """An ONNX file, and its external data when it has some."""
+    data = graph.with_name(graph.name + ".data")
+    return (graph, data) if data.is_file() else (graph,)
+
+
 def feeds_for(ranks: Mapping[str, int], feeds: Feeds) -> dict[str, Any]:
     """The inputs of a model out of `feeds`: by name with their rank, all of one shape as every encoder's are.
 

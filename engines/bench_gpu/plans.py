@@ -87,10 +87,18 @@ def _race_on(
     """Time the plans on an opened device. Engines and contexts die with this function, before the device is closed."""
     import tensorrt as trt
 
-    # All plans are loaded before the first is timed, because they take turns.
+    # All plans are loaded before the first is timed, because they take turns; float ones are named as on the CPU.
     began = time.perf_counter_ns()
-    loaded = {contestant_name(name): LoadedPlan(path, trt) for name, path in plans.items()}
+    loaded = {f"tensorrt-{name}" if name in FLOATS else name: LoadedPlan(path, trt) for name, path in plans.items()}
     contestants = [contestant(name, plan, device, workload[0], settings) for name, plan in loaded.items()]
+    # The equivalent commands, with the plan's file name only: paths differ by machine.
+    trtexec = {
+        name: {
+            str(major): trtexec_line(Path(plan.path.name), plan.shapes_for(workload[0]), settings, major)
+            for major in MAJORS
+        }
+        for name, plan in loaded.items()
+    }
     # The last reading of clocks and temperature is taken right after the last launch.
     with telemetry(device.info.pci_bus_id) as readings:
         blocks = race(contestants, workload, settings, readings.observe, progress)
@@ -100,18 +108,7 @@ def _race_on(
             device=device.info.name,
             nvml=readings.report(),
             elapsed_s=(time.perf_counter_ns() - began) / 1e9,
-            trtexec={name: trtexec_lines(plan, workload[0], settings) for name, plan in loaded.items()},
+            trtexec=trtexec,
         )
     versions = {"tensorrt": trt.__version__, "numpy": metadata.version("numpy"), **device.info.versions}
     return benchmark(measured, workload, settings, versions)
-
-
-def contestant_name(plan: str) -> str:
-    """Float plans are the engine's baselines and named as on the CPU; everything else keeps its name."""
-    return f"tensorrt-{plan}" if plan in FLOATS else plan
-
-
-def trtexec_lines(plan: LoadedPlan, feeds: Feeds, settings: GpuBenchSettings) -> dict[str, str]:
-    """The equivalent command for each major version. Only the plan's file name: paths differ by machine."""
-    shapes = plan.shapes_for(feeds)
-    return {str(major): trtexec_line(Path(plan.path.name), shapes, settings, major) for major in MAJORS}

@@ -37,7 +37,8 @@ def estimate(layers: Sequence[Layer], device: str, batch: int, sequence: int) ->
     # The graph as it is, and the same network without INT8.
     totals = {"lowered": _rounded_ms(ops, on)}
     for precision in VARIANTS[1:]:
-        totals[precision] = _rounded_ms(graph_ops(in_precision(network, precision), batch, sequence), on)
+        plain = [in_precision(layer, precision) for layer in network]
+        totals[precision] = _rounded_ms(graph_ops(plain, batch, sequence), on)
     return {
         "estimate": True,
         "device": asdict(found),

@@ -139,27 +139,26 @@ def records(layers: Iterable[Layer]) -> tuple[LayerRecord, ...]:
 
     Raises ConfigError for an unknown kind or precision, and for a GEMM or attention whose sizes are not known.
     """
-    return tuple(_record(layer) for layer in layers)
+    found = []
+    for layer in layers:
+        where = f"estimate: layer {layer.name}"
+        kind = choice(KIND_SPELLINGS.get(layer.kind, layer.kind), KINDS, f"{where}: kind")
+        precision = SPELLINGS.get(layer.precision.lower(), layer.precision.lower())
+        choice(precision, ELEMENT_BYTES, f"{where}: precision")
+        # Sizes that the kernels of a kind cannot be counted without.
+        if kind in GEMMS and not (layer.k and layer.n):
+            raise ConfigError(f"{where}: k and n are not known; give the graph's weight a fixed shape")
+        if kind in ATTENTIONS and not (layer.heads and layer.head_size):
+            raise ConfigError(
+                f"{where}: heads and head size are not known; give the graph's head dimensions fixed sizes"
+            )
+        sizes = layer.k or 0, layer.n or 0, layer.heads or 0, layer.head_size or 0
+        found.append(LayerRecord(kind, layer.name, precision, *sizes))
+    return tuple(found)
 
 
-def _record(layer: Layer) -> LayerRecord:
-    where = f"estimate: layer {layer.name}"
-    kind = choice(KIND_SPELLINGS.get(layer.kind, layer.kind), KINDS, f"{where}: kind")
-    precision = SPELLINGS.get(layer.precision.lower(), layer.precision.lower())
-    choice(precision, ELEMENT_BYTES, f"{where}: precision")
-    if kind in GEMMS and not (layer.k and layer.n):
-        raise ConfigError(f"{where}: k and n are not known; give the graph's weight a fixed shape")
-    if kind in ATTENTIONS and not (layer.heads and layer.head_size):
-        raise ConfigError(f"{where}: heads and head size are not known; give the graph's head dimensions fixed sizes")
-    return LayerRecord(kind, layer.name, precision, layer.k or 0, layer.n or 0, layer.heads or 0, layer.head_size or 0)
-
-
-def in_precision(layers: Sequence[LayerRecord], precision: str) -> tuple[LayerRecord, ...]:
-    """The same network with every layer in float16, bfloat16 or float32, fused as TensorRT fuses that precision."""
-    return tuple(_in_precision(layer, precision) for layer in layers)
-
-
-def _in_precision(layer: LayerRecord, precision: str) -> LayerRecord:
+def in_precision(layer: LayerRecord, precision: str) -> LayerRecord:
+    """The same layer in float16, bfloat16 or float32, fused as TensorRT fuses that precision."""
     kind = "float_gemm" if layer.kind in GEMMS else layer.kind
     if layer.kind in ATTENTIONS:
         # Without Q/DQ nothing is left to break the FP16 fusion but the head size; FP32 has no fused kernel.

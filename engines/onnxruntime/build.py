@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.interface import interface
+from engines.interface import graph_files, interface
 from engines.onnxruntime.fuse import fuse
 from engines.precision import Verdict, assemble
 from engines.types import BuiltEngine, MatmulNames
@@ -64,10 +64,10 @@ def build(lowered: Path, folder: Path, settings: OnnxRuntimeSettings, names: Mat
     """
     inputs, outputs = interface(lowered)
     recorded: dict[str, Any] = {"threads": settings.threads, "onnxruntime": _runtime().__version__}
-    files = _files(lowered)
+    files = graph_files(lowered)
     if names is not None:
         recorded |= {"fused": _write_engine(lowered, folder / ENGINE)}
-        files = _files(folder / ENGINE)
+        files = graph_files(folder / ENGINE)
     report = None
     with tempfile.TemporaryDirectory(prefix="qdq-ort-") as scratch:
         optimized = Path(scratch) / "optimized.onnx"
@@ -130,11 +130,6 @@ def _runtime() -> Any:
     except ImportError as error:
         raise Unavailable("onnxruntime is not installed; run: pip install '.[cpu]'") from error
     return onnxruntime
-
-
-def _files(lowered: Path) -> tuple[Path, ...]:
-    data = lowered.with_name(lowered.name + ".data")
-    return (lowered, data) if data.is_file() else (lowered,)
 
 
 def _verdicts(optimized: Path) -> Callable[[str], Verdict]:

@@ -164,9 +164,3 @@ def fingerprint(path: Path) -> str:
     if not digest:
         raise WorkError(f"{path} does not exist; run the stage that writes it first ('qdq --help' lists the stages)")
     return digest
-
-
-def graph_files(graph: Path) -> tuple[Path, ...]:
-    """An ONNX file, and its external data when it has some."""
-    data = graph.with_name(graph.name + ".data")
-    return (graph, data) if data.is_file() else (graph,)

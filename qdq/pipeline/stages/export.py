@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.interface import graph_files
 from qdq.base.screen import Stage
 from qdq.load.kinds import CHOICES
 from qdq.pipeline.run import CANONICAL, FLOAT, Run, load_float, prepare_torch
-from qdq.pipeline.workdir import graph_files
 
 if TYPE_CHECKING:
     from qdq.load.model import LoadedModel

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.interface import graph_files
 from engines.targets import CPU_TARGETS, TARGETS
 from qdq.base.screen import Stage
 from qdq.errors import ConfigError, Unavailable
 from qdq.load.kinds import CHOICES
 from qdq.pipeline.run import CANONICAL, Run
-from qdq.pipeline.workdir import graph_files
 
 if TYPE_CHECKING:
     from export.passes import LowerOptions

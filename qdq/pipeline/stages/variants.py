@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.interface import graph_files, interface
 from engines.targets import TARGETS
 from qdq.base.artifacts import read_json, sha256_file
 from qdq.base.screen import Stage
@@ -14,7 +15,6 @@ from qdq.errors import ConfigError, Unavailable
 from qdq.pipeline.run import FLOAT, Run
 from qdq.pipeline.stages.build import PLAN, engine_options, tensorrt_settings
 from qdq.pipeline.stages.lower import ranges
-from qdq.pipeline.workdir import graph_files
 
 if TYPE_CHECKING:
     from engines.tensorrt import TensorRTSettings
@@ -35,7 +35,6 @@ def variants(run: Run, stage: Stage) -> Sequence[Path]:
     GPU is missing.
     """
     from engines import tensorrt
-    from engines.interface import interface
 
     if not TARGETS[run.options.target].gpu:
         raise ConfigError(f"--target: variants are for tensorrt, this run is for {run.options.target}")
