@@ -147,7 +147,9 @@ def render(report: Mapping[str, Any]) -> str:
     for name, target in report["targets"].items():
         if target["missing"]:
             lines += ["", f"{name} lacks:"]
-            lines += [line for what, command in target["missing"] for line in _item(f"{what}: {command}")]
+            for what, command in target["missing"]:
+                text = f"{what}: {command}"
+                lines += textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ")
     for sentence in report["warnings"]:
         lines += ["", *textwrap.wrap(f"Warning: {sentence}", WIDTH)]
     return "\n".join(lines) + "\n"
@@ -155,10 +157,6 @@ def render(report: Mapping[str, Any]) -> str:
 
 def _field(name: str, value: str) -> list[str]:
     return textwrap.wrap(value, WIDTH, initial_indent=f"{name:<10}", subsequent_indent=" " * 10)
-
-
-def _item(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ")
 
 
 def _split(sentence: str) -> tuple[str, str]:

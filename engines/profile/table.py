@@ -19,7 +19,8 @@ def render_profile(report: Mapping[str, Any]) -> str:
     lines.append(_row("all layers", [f"{entry['layers_ms']:.2f}" for entry in profiles]))
     lines.append(_row("whole call", [f"{entry['call_ms']:.2f}" for entry in profiles]))
     for kind, title in (("int8", "INT8 gemm"), ("float", "float gemm")):
-        cells = [_share(entry["gemm"][kind]) for entry in profiles]
+        counted = [entry["gemm"][kind] for entry in profiles]
+        cells = ["-" if gemm is None else f"{gemm['of_peak']:.0%}" for gemm in counted]
         if any(cell != "-" for cell in cells):
             lines.append(_row(f"{title}, peak", cells))
     peak = report["peak"]
@@ -32,7 +33,3 @@ def render_profile(report: Mapping[str, Any]) -> str:
 
 def _row(title: str, cells: list[str]) -> str:
     return f"{title:<{GROUP_WIDTH}}" + "".join(f"{cell[: CELL_WIDTH - 1]:>{CELL_WIDTH}}" for cell in cells)
-
-
-def _share(gemm: Mapping[str, float] | None) -> str:
-    return "-" if gemm is None else f"{gemm['of_peak']:.0%}"

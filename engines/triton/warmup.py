@@ -42,7 +42,10 @@ def warmup_samples(
     Random or zero data, the alternatives Triton offers, would give token ids outside the vocabulary or an empty
     attention mask. Raises DeployError when `feeds` do not match the engine's inputs.
     """
-    arrays = _samples(engine.inputs, feeds)
+    names = [info.name for info in engine.inputs]
+    if set(names) != set(feeds):
+        raise DeployError(f"warm-up feeds {sorted(feeds)} are not the engine's inputs {sorted(names)}")
+    arrays = {info.name: _sample(info, feeds[info.name]) for info in engine.inputs}
     sizes = sorted({1, settings.max_batch_size})
     if TARGETS[settings.backend].batches:
         # Triton sends `batch_size` requests of one sample each and batches them, so all sizes share one file.
@@ -52,13 +55,6 @@ def warmup_samples(
         WarmupSample(f"batch_{size}", 1, tuple(_repeated(name, array, size) for name, array in arrays.items()))
         for size in sizes
     ]
-
-
-def _samples(infos: tuple[TensorInfo, ...], feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    names = [info.name for info in infos]
-    if set(names) != set(feeds):
-        raise DeployError(f"warm-up feeds {sorted(feeds)} are not the engine's inputs {sorted(names)}")
-    return {info.name: _sample(info, feeds[info.name]) for info in infos}
 
 
 def _sample(info: TensorInfo, feed: NDArray[Any]) -> NDArray[Any]:
