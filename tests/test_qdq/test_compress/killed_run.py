@@ -40,6 +40,7 @@ class Kill(TrainerCallback):
 
 def compress(checkpoint: str, out: str) -> CompressionResult:
     """Prune, train quantized, quantize the tables; the checkpoint has dropout, so the random state counts."""
+    torch.set_num_threads(1)  # sums in one order, however busy the machine is: weights are compared bit by bit
     loaded = load_model(checkpoint)
     rows = [{**loaded.tokenizer(text), "labels": index % 2} for index, text in enumerate(TEXTS)]
     args = CompressionArguments(

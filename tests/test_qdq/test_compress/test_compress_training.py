@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -151,12 +151,14 @@ def test_qat_writes_a_checkpoint_that_computes_the_same(
 
 
 @pytest.fixture(scope="module")
-def worker() -> ModuleType:
+def worker() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("killed_run", Path(__file__).with_name("killed_run.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    threads = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(threads)
 
 
 def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(
@@ -166,7 +168,7 @@ def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(
     whole = worker.compress(str(checkpoint), str(tmp_path / "whole"))
     step = random.randint(4, 2 * worker.STEPS)  # of both trainings together; the first checkpoint is behind step 2
     command = [sys.executable, worker.__file__, str(checkpoint), str(tmp_path / "killed"), str(step)]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     torn = [newest_checkpoint(folder) for folder in (tmp_path / "killed" / "training").iterdir()]
     assert any(torn), f"killed at step {step}"
