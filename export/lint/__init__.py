@@ -10,7 +10,7 @@ from export.lint.command import check_command
 from export.lint.findings import Finding, LintReport
 from export.lint.fusion import FusedLayer, fusion_map
 from export.lint.removal import broken_fusions, layers_without
-from export.lint.run import lint
+from export.lint.rules import lint
 
 __all__ = [
     "Finding",

@@ -13,9 +13,8 @@ from onnx import TensorProto
 from export.lint.findings import LintReport
 from export.lint.graph import LARGE
 from export.lint.limits import MIN_SM
-from export.lint.render import as_text
-from export.lint.run import lint
-from export.lint.sarif import as_sarif
+from export.lint.render import as_sarif, as_text
+from export.lint.rules import lint
 from qdq.base.artifacts import to_json
 from qdq.base.config import choice
 from qdq.errors import ConfigError, ExportError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -115,15 +115,6 @@ class LintReport:
             "findings": [{**vars(finding), "nodes": list(finding.nodes)} for finding in self.findings],
             "fusion_map": [layer.as_json() for layer in self.layers],
         }
-
-
-def run_rules(rules: Sequence[Rule], subject: Subject) -> tuple[Finding, ...]:
-    """Every finding of every rule, in the order of `rules`."""
-    return tuple(
-        Finding(rule.id, rule.severity, rule.title, hit.nodes, hit.tensor, hit.reason, rule.fix, rule.source.text)
-        for rule in rules
-        for hit in rule.find(subject)
-    )
 
 
 def names(*nodes: NodeProto) -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""All patterns of a graph, and the role of each linear in its encoder block."""
+"""All patterns of a graph, and the role of each linear in its encoder block.
+
+GELU and LayerNorm are found as a single op or written out in primitive ops, also with Q/DQ pairs inside; attention as a
+Softmax between two multiplications of computed tensors, whatever lies in between.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,33 @@ from dataclasses import replace
 
 from onnx import NodeProto
 
-from export.lint.attention import find_attentions
-from export.lint.chains import find_gelus, find_norms
+from export.inventory import MULTIPLICATIONS
 from export.lint.graph import LintGraph
 from export.lint.patterns import (
     Attention,
+    Gelu,
     Linear,
+    Norm,
     Patterns,
     Residual,
     ancestors,
+    before,
     find_linears,
     find_residuals,
     linears_behind,
+    next_reader,
 )
 from export.names import PAIR
 
 PROJECTIONS = {"q": "query", "k": "key", "v": "value"}
+GELU_OPS = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
+NORM_OPS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"})
+
+Crossed = tuple[NodeProto, ...]
+# Between the first multiplication and the softmax: masks, scaling, clipping, casts, Q/DQ.
+SCORES = frozenset(("Add", "Cast", "Clip", "Div", "Max", "Mul", "Sub", "Where", *PAIR))
+# Between the softmax and the second multiplication: dropout, head masks, NaN guards, casts, Q/DQ.
+PROBABILITIES = frozenset(("Cast", "Dropout", "Mul", "Where", *PAIR))
 
 
 def recognize(graph: LintGraph) -> Patterns:
@@ -82,3 +97,176 @@ def _branch_ends(
             roles[linear.node.output[0]] = "ffn_down"
             roles |= {up.node.output[0]: "ffn_up" for up in ups}
     return roles
+
+
+def find_gelus(graph: LintGraph) -> tuple[Gelu, ...]:
+    """Every GELU: one op, x·(1+erf(x/√2))/2, or the tanh approximation."""
+    found = []
+    for node in graph.nodes:
+        if node.op_type in GELU_OPS:
+            found.append(Gelu(node, node.input[0], node.output[0]))
+        elif node.op_type in ("Erf", "Tanh"):
+            gelu = _written_gelu(graph, node)
+            if gelu is not None:
+                found.append(gelu)
+    return tuple(found)
+
+
+def _written_gelu(graph: LintGraph, node: NodeProto) -> Gelu | None:
+    """The chain around an Erf or Tanh; None when it is not followed by +1 and a product with the input."""
+    plus_one, crossed_one = next_reader(graph, node.output[0], ("Add",), constant=True)
+    if plus_one is None:
+        return None
+    product, crossed_two = next_reader(graph, plus_one.output[0], ("Mul",))
+    if product is None:
+        return None
+    if len(graph.computed_inputs(product)) == 1:  # ½·(1+erf) first, then ·x
+        product, crossed_half = next_reader(graph, product.output[0], ("Mul",), constant=False)
+        crossed_two += crossed_half
+        if product is None:
+            return None
+    source, crossed_in = _chain_input(graph, node, product)
+    output: str = product.output[0]
+    crossed_out: Crossed = ()
+    half, crossed_half = next_reader(graph, output, ("Mul",), constant=True)
+    if half is not None:
+        output, crossed_out = half.output[0], crossed_half
+    return Gelu(node, source, output, (*crossed_in, *crossed_one, *crossed_two, *crossed_out))
+
+
+def _chain_input(graph: LintGraph, node: NodeProto, product: NodeProto) -> tuple[str, Crossed]:
+    """Return x of the chain: the tensor that the product and the Erf or Tanh both come from."""
+    tensor: str = node.input[0]
+    crossed: list[NodeProto] = []
+    while True:
+        maker, passed = before(graph, tensor)
+        scales = maker is not None and maker.op_type in ("Add", "Div", "Mul", "Pow")
+        if maker is None or not scales or _bias_like(graph, maker):
+            return tensor, tuple(crossed)
+        crossed += passed
+        computed = graph.computed_inputs(maker)
+        tensor = _common(graph, computed) if computed else tensor
+        if not computed or tensor in product.input:
+            return tensor, tuple(crossed)
+
+
+def _common(graph: LintGraph, computed: list[str]) -> str:
+    """The earliest of the computed operands: in the tanh form x + c·x³ that is x."""
+    return min(computed, key=lambda tensor: graph.order.get(getattr(graph.producer(tensor), "output", [""])[0], -1))
+
+
+def _bias_like(graph: LintGraph, node: NodeProto) -> bool:
+    """Return whether an Add adds a vector: the linear's bias, in front of the chain."""
+    if node.op_type != "Add":
+        return False
+    return any(graph.constant(tensor) and (graph.size(tensor) or 1) > 1 for tensor in node.input)
+
+
+def find_norms(graph: LintGraph) -> tuple[Norm, ...]:
+    """Every LayerNorm: one op, or ReduceMean → Sub → Pow → ReduceMean → Add → Sqrt → Div."""
+    found = []
+    for node in graph.nodes:
+        if node.op_type in NORM_OPS:
+            found.append(Norm(node, node.input[0]))
+        elif node.op_type == "Sub":
+            norm = _written_norm(graph, node)
+            if norm is not None:
+                found.append(norm)
+    return tuple(found)
+
+
+def _written_norm(graph: LintGraph, node: NodeProto) -> Norm | None:
+    """The chain behind x - mean(x); None when it does not end in a division by a square root."""
+    mean, crossed_mean = before(graph, node.input[1])
+    if mean is None or mean.op_type != "ReduceMean" or mean.input[0] != node.input[0]:
+        return None
+    crossed = list(crossed_mean)
+    tensor = node.output[0]
+    for ops in (("Pow", "Mul"), ("ReduceMean",), ("Add",), ("Sqrt",), ("Div", "Reciprocal")):
+        reader, passed = next_reader(graph, tensor, ops)
+        if reader is None:
+            return None
+        crossed += passed
+        tensor = reader.output[0]
+    scale, passed = next_reader(graph, tensor, ("Mul",), constant=True)
+    if scale is not None:
+        shift, passed_shift = next_reader(graph, scale.output[0], ("Add",), constant=True)
+        crossed += (*passed, *(passed_shift if shift is not None else ()))
+    return Norm(node, node.input[0], tuple(crossed))
+
+
+def find_attentions(graph: LintGraph) -> tuple[Attention, ...]:
+    """Every attention block, in graph order; a Softmax that is not between two such products is none."""
+    found = []
+    for node in graph.nodes:
+        if node.op_type != "Softmax":
+            continue
+        bmm1 = _first_product(graph, node.input[0])
+        second = _second_product(graph, node.output[0])
+        if bmm1 is None or second is None:
+            continue
+        bmm2, a_index = second
+        heads, head_size, sequence = _sizes(graph, bmm1, bmm2.input[1 - a_index])
+        scalings = _scalings(graph, node.input[0], bmm1)
+        found.append(Attention(node, bmm1, bmm2, a_index, scalings, heads, head_size, sequence))
+    return tuple(found)
+
+
+def _is_product(graph: LintGraph, node: NodeProto | None) -> bool:
+    """Return whether a node multiplies two computed tensors."""
+    return node is not None and node.op_type in MULTIPLICATIONS and len(graph.computed_inputs(node)) == 2
+
+
+def _first_product(graph: LintGraph, scores: str) -> NodeProto | None:
+    for tensor in ancestors(graph, scores, lambda node: node.op_type in SCORES or graph.moves(node)):
+        node = graph.producer(tensor)
+        if _is_product(graph, node):
+            return node
+    return None
+
+
+def _second_product(graph: LintGraph, probabilities: str) -> tuple[NodeProto, int] | None:
+    pending, seen = [probabilities], {probabilities}
+    while pending:
+        tensor = pending.pop(0)
+        for node in graph.readers(tensor):
+            if _is_product(graph, node):
+                return node, list(node.input).index(tensor)
+            if (node.op_type in PROBABILITIES or graph.moves(node)) and node.output[0] not in seen:
+                seen.add(node.output[0])
+                pending.append(node.output[0])
+    return None
+
+
+def _scalings(graph: LintGraph, scores: str, bmm1: NodeProto) -> tuple[NodeProto, ...]:
+    """Mul and Div by one number on the way from the first product to the softmax."""
+    path: list[NodeProto] = []
+    for tensor in ancestors(graph, scores, lambda node: node is not bmm1 and node.op_type in SCORES):
+        node = graph.producer(tensor)
+        if node is not None and node.op_type in ("Mul", "Div") and _carries(graph, node, bmm1):
+            path.append(node)
+    return tuple(path)
+
+
+def _carries(graph: LintGraph, node: NodeProto, bmm1: NodeProto) -> bool:
+    """Return whether a Mul or Div multiplies the scores by a single number."""
+    product = bmm1.output[0]
+
+    def passes(inner: NodeProto) -> bool:
+        return inner is not bmm1 and (inner.op_type in SCORES or graph.moves(inner))
+
+    reached = [product in ancestors(graph, tensor, passes) for tensor in node.input[:2]]
+    if reached[0] == reached[1]:
+        return False
+    return graph.size(node.input[reached.index(False)]) == 1
+
+
+def _sizes(graph: LintGraph, bmm1: NodeProto, value: str) -> tuple[int | None, int | None, int | None]:
+    """Return (heads, head size, sequence of keys), each from the first operand that states it."""
+    query, key = (graph.shapes.get(tensor) or () for tensor in bmm1.input[:2])
+    values = graph.shapes.get(value) or ()
+    heads = next((shape[1] for shape in (query, key, values) if len(shape) == 4 and shape[1] is not None), None)
+    sizes = [shape[position] for shape, position in ((query, -1), (key, -2), (values, -1)) if len(shape) >= 3]
+    lengths = [shape[position] for shape, position in ((key, -1), (values, -2)) if len(shape) >= 3]
+    size = next((size for size in sizes if size is not None), None)
+    return heads, size, next((length for length in lengths if length is not None), None)

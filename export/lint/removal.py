@@ -21,8 +21,7 @@ from export.inventory import LAYOUT, GraphIndex
 from export.lint.fusion import FusedLayer, fusion_map
 from export.lint.graph import without_weights
 from export.lint.limits import MIN_SM
-from export.names import DEQUANTIZE, QUANTIZE
-from export.points import consumers
+from export.names import DEQUANTIZE, QUANTIZE, consumers
 from export.reading import attribute
 from qdq.errors import ConfigError
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from export.passes.base import Pass, PassResult, load_graph, save_graph
-from export.passes.half_types import Body
+from export.passes.element_types import Body
 from export.passes.pipeline import LowerOptions, float_passes, passes_for
 from export.to_onnx import EXTERNAL_DATA_BYTES
 from qdq.base.artifacts import sha256_file, write_json

@@ -1,5 +1,7 @@
 """Element types of a graph by ONNX's own operator schemas, and the rules of a strongly typed network.
 
+`Half` describes the 16-bit types that the body of a TensorRT graph (everything that is not quantized) may have.
+
 TensorRT runs every node in the types written in the graph; no builder flag changes them afterwards. ONNX's shape
 inference would need the weights in memory and stops at 2 GiB; element types need neither.
 """
@@ -7,10 +9,13 @@ inference would need the weights in memory and stops at 2 GiB; element types nee
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.defs import OpSchema
 
@@ -18,6 +23,51 @@ from export.inventory import LAYOUT, MULTIPLICATIONS
 from export.names import DEQUANTIZE, QUANTIZE
 from export.reading import FLOATS, type_name
 from qdq.errors import PassError
+
+Body = Literal["fp16", "bf16", "fp32"]
+MARGIN = 2  # between the largest measured value and the largest one of the type
+
+
+@dataclass(frozen=True)
+class Half:
+    """A 16-bit floating-point type."""
+
+    name: str  # fp16 | bf16, as in options and tensor names
+    element: int  # onnx.TensorProto element type
+    largest: float  # finite value
+    smallest: float  # normal value; below it precision is lost bit by bit
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of numpy arrays that hold it."""
+        return helper.tensor_dtype_to_np_dtype(self.element)
+
+    @property
+    def title(self) -> str:
+        """Spelling in messages."""
+        return self.name.upper()
+
+    @property
+    def limit(self) -> float:
+        """Largest measured value that is trusted to fit."""
+        return self.largest / MARGIN
+
+    @property
+    def holds(self) -> str:
+        """Clause for messages: "FP16 holds 65504"."""
+        return f"{self.title} holds {self.largest:.6g}"
+
+    def array(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Round `values` to this type; infinite beyond its range."""
+        with np.errstate(over="ignore"):
+            return values.astype(self.dtype)
+
+
+HALVES: Mapping[str, Half] = {
+    "fp16": Half("fp16", TensorProto.FLOAT16, 65504.0, 2.0**-14),
+    "bf16": Half("bf16", TensorProto.BFLOAT16, (2 - 2.0**-7) * 2.0**127, 2.0**-126),
+}
+
 
 # Ops that pass values on unchanged: a type their input needs, their output needs too.
 MOVING = (LAYOUT - {"Cast"}) | {"Concat", "Expand", "Gather", "Slice", "Split", "Tile"}

@@ -15,8 +15,7 @@ from onnx import TensorProto
 
 from export.inventory import LAYOUT
 from export.names import DEQUANTIZE, PAIR
-from export.passes.element_types import MOVING, Types, allowed_types, formals, schema_of
-from export.passes.half_types import Half
+from export.passes.element_types import MOVING, Half, Types, allowed_types, formals, schema_of
 from export.reading import FLOATS
 
 CAST = "Cast"

@@ -11,11 +11,10 @@ import onnx_graphsurgeon as gs
 from export.passes.base import Pass, PassResult
 from export.passes.compact_weights import compact_weights
 from export.passes.dynamic_inputs import dynamic_inputs
-from export.passes.element_types import check_strong_types
+from export.passes.element_types import Body, check_strong_types
 from export.passes.fold_types import fold_types
 from export.passes.gather_codes import float_tables, gather_codes
 from export.passes.half_body import half_body
-from export.passes.half_types import Body
 from export.passes.narrow_inputs import narrow_inputs
 from export.passes.needed_rows import needed_rows
 from export.passes.recode_unsigned import recode_unsigned
