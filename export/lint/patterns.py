@@ -44,21 +44,12 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Gelu:
-    """A GELU, as one op or as an erf or tanh chain. `crossed` are Q/DQ nodes inside the chain."""
+class Chain:
+    """A GELU or a LayerNormalization, as one op or written out. `crossed` are Q/DQ nodes inside the chain."""
 
     node: NodeProto
     input: str
     output: str
-    crossed: tuple[NodeProto, ...] = ()
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A LayerNormalization, as one op or written out. `crossed` are Q/DQ nodes inside the chain."""
-
-    node: NodeProto
-    input: str
     crossed: tuple[NodeProto, ...] = ()
 
 
@@ -105,8 +96,8 @@ class Patterns:
     """
 
     linears: tuple[Linear, ...]
-    gelus: tuple[Gelu, ...]
-    norms: tuple[Norm, ...]
+    gelus: tuple[Chain, ...]
+    norms: tuple[Chain, ...]
     residuals: tuple[Residual, ...]
     attentions: tuple[Attention, ...]
     roles: dict[str, str]

@@ -6,6 +6,7 @@ Softmax between two multiplications of computed tensors, whatever lies in betwee
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from onnx import NodeProto
@@ -14,9 +15,8 @@ from export.inventory import MULTIPLICATIONS
 from export.lint.graph import LintGraph
 from export.lint.patterns import (
     Attention,
-    Gelu,
+    Chain,
     Linear,
-    Norm,
     Patterns,
     Residual,
     ancestors,
@@ -31,8 +31,6 @@ from export.names import PAIR
 PROJECTIONS = {"q": "query", "k": "key", "v": "value"}
 GELU_OPS = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
 NORM_OPS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"})
-
-Crossed = tuple[NodeProto, ...]
 # Between the first multiplication and the softmax: masks, scaling, clipping, casts, Q/DQ.
 SCORES = frozenset(("Add", "Cast", "Clip", "Div", "Max", "Mul", "Sub", "Where", *PAIR))
 # Between the softmax and the second multiplication: dropout, head masks, NaN guards, casts, Q/DQ.
@@ -43,9 +41,11 @@ def recognize(graph: LintGraph) -> Patterns:
     """Find every pattern of `graph`."""
     linears = find_linears(graph)
     residuals = find_residuals(graph, linears)
-    attentions = tuple(_with_heads(graph, attention, linears) for attention in find_attentions(graph))
+    attentions = tuple(_with_heads(graph, attention, linears) for attention in _find_attentions(graph))
     roles = _projections(graph, linears, attentions) | _branch_ends(graph, linears, residuals, attentions)
-    return Patterns(linears, find_gelus(graph), find_norms(graph), residuals, attentions, roles)
+    gelus = _find_chains(graph, GELU_OPS, ("Erf", "Tanh"), _written_gelu)
+    norms = _find_chains(graph, NORM_OPS, ("Sub",), _written_norm)
+    return Patterns(linears, gelus, norms, residuals, attentions, roles)
 
 
 def _with_heads(graph: LintGraph, attention: Attention, linears: tuple[Linear, ...]) -> Attention:
@@ -99,21 +99,24 @@ def _branch_ends(
     return roles
 
 
-def find_gelus(graph: LintGraph) -> tuple[Gelu, ...]:
-    """Every GELU: one op, x·(1+erf(x/√2))/2, or the tanh approximation."""
+def _find_chains(
+    graph: LintGraph, ops: Iterable[str], starts: Iterable[str], written: Callable[[LintGraph, NodeProto], Chain | None]
+) -> tuple[Chain, ...]:
+    """Every op of `ops`, and what `written` makes of every op of `starts`, in graph order."""
     found = []
     for node in graph.nodes:
-        if node.op_type in GELU_OPS:
-            found.append(Gelu(node, node.input[0], node.output[0]))
-        elif node.op_type in ("Erf", "Tanh"):
-            gelu = _written_gelu(graph, node)
-            if gelu is not None:
-                found.append(gelu)
+        if node.op_type in ops:
+            found.append(Chain(node, node.input[0], node.output[0]))
+        elif node.op_type in starts and (chain := written(graph, node)) is not None:
+            found.append(chain)
     return tuple(found)
 
 
-def _written_gelu(graph: LintGraph, node: NodeProto) -> Gelu | None:
-    """The chain around an Erf or Tanh; None when it is not followed by +1 and a product with the input."""
+def _written_gelu(graph: LintGraph, node: NodeProto) -> Chain | None:
+    """The chain around an Erf or Tanh, x·(1+erf(x/√2))/2 or the tanh approximation.
+
+    None when it is not followed by +1 and a product with the input.
+    """
     plus_one, crossed_one = next_reader(graph, node.output[0], ("Add",), constant=True)
     if plus_one is None:
         return None
@@ -127,14 +130,14 @@ def _written_gelu(graph: LintGraph, node: NodeProto) -> Gelu | None:
             return None
     source, crossed_in = _chain_input(graph, node, product)
     output: str = product.output[0]
-    crossed_out: Crossed = ()
+    crossed_out: tuple[NodeProto, ...] = ()
     half, crossed_half = next_reader(graph, output, ("Mul",), constant=True)
     if half is not None:
         output, crossed_out = half.output[0], crossed_half
-    return Gelu(node, source, output, (*crossed_in, *crossed_one, *crossed_two, *crossed_out))
+    return Chain(node, source, output, (*crossed_in, *crossed_one, *crossed_two, *crossed_out))
 
 
-def _chain_input(graph: LintGraph, node: NodeProto, product: NodeProto) -> tuple[str, Crossed]:
+def _chain_input(graph: LintGraph, node: NodeProto, product: NodeProto) -> tuple[str, tuple[NodeProto, ...]]:
     """Return x of the chain: the tensor that the product and the Erf or Tanh both come from."""
     tensor: str = node.input[0]
     crossed: list[NodeProto] = []
@@ -162,21 +165,11 @@ def _bias_like(graph: LintGraph, node: NodeProto) -> bool:
     return any(graph.constant(tensor) and (graph.size(tensor) or 1) > 1 for tensor in node.input)
 
 
-def find_norms(graph: LintGraph) -> tuple[Norm, ...]:
-    """Every LayerNorm: one op, or ReduceMean → Sub → Pow → ReduceMean → Add → Sqrt → Div."""
-    found = []
-    for node in graph.nodes:
-        if node.op_type in NORM_OPS:
-            found.append(Norm(node, node.input[0]))
-        elif node.op_type == "Sub":
-            norm = _written_norm(graph, node)
-            if norm is not None:
-                found.append(norm)
-    return tuple(found)
+def _written_norm(graph: LintGraph, node: NodeProto) -> Chain | None:
+    """The chain behind x - mean(x): ReduceMean → Sub → Pow → ReduceMean → Add → Sqrt → Div.
 
-
-def _written_norm(graph: LintGraph, node: NodeProto) -> Norm | None:
-    """The chain behind x - mean(x); None when it does not end in a division by a square root."""
+    None when it does not end in a division by a square root.
+    """
     mean, crossed_mean = before(graph, node.input[1])
     if mean is None or mean.op_type != "ReduceMean" or mean.input[0] != node.input[0]:
         return None
@@ -190,12 +183,16 @@ def _written_norm(graph: LintGraph, node: NodeProto) -> Norm | None:
         tensor = reader.output[0]
     scale, passed = next_reader(graph, tensor, ("Mul",), constant=True)
     if scale is not None:
-        shift, passed_shift = next_reader(graph, scale.output[0], ("Add",), constant=True)
-        crossed += (*passed, *(passed_shift if shift is not None else ()))
-    return Norm(node, node.input[0], tuple(crossed))
+        tensor = scale.output[0]
+        shift, passed_shift = next_reader(graph, tensor, ("Add",), constant=True)
+        crossed += passed
+        if shift is not None:
+            tensor = shift.output[0]
+            crossed += passed_shift
+    return Chain(node, node.input[0], tensor, tuple(crossed))
 
 
-def find_attentions(graph: LintGraph) -> tuple[Attention, ...]:
+def _find_attentions(graph: LintGraph) -> tuple[Attention, ...]:
     """Every attention block, in graph order; a Softmax that is not between two such products is none."""
     found = []
     for node in graph.nodes:

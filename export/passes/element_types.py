@@ -21,6 +21,7 @@ from onnx.defs import OpSchema
 
 from export.inventory import LAYOUT, MULTIPLICATIONS
 from export.names import DEQUANTIZE, QUANTIZE
+from export.passes.base import PassResult
 from export.reading import FLOATS, type_name
 from qdq.errors import PassError
 
@@ -155,8 +156,8 @@ def onnx_type(tensor: gs.Tensor) -> int:
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
 
 
-def check_strong_types(graph: gs.Graph) -> None:
-    """Prove that a strongly typed network can be made of the graph.
+def check_strong_types(graph: gs.Graph) -> PassResult:
+    """Pass: prove, changing nothing, that a strongly typed network can be made of the graph.
 
     Every node's float operands share one type that its operator takes, a QuantizeLinear's scale has its input's type,
     a DequantizeLinear makes its scale's type, outputs have the types they state, and no Cast stands between a
@@ -174,6 +175,7 @@ def check_strong_types(graph: gs.Graph) -> None:
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
         raise PassError(f"the graph breaks {len(problems)} rule(s) of a strongly typed network:\n{listed}")
+    return PassResult()
 
 
 def _node_problems(node: gs.Node, opset: int, types: Types) -> list[str]:

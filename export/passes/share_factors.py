@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from export.passes.base import PassResult
-from export.passes.equal_nodes import EqualNodes, content
+from export.passes.share_quantizers import EqualNodes, content
 
 Key = tuple[int, bytes]  # input tensor, factor
 
