@@ -34,7 +34,12 @@ def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
             _bypass(graph, node, next(value for value in node.inputs if not _is_factor(value)))
     for name, value in list(graph.initializers.items()):
         if value.uses() and name in parameters:
-            _give(value, parameters[name])
+            array = parameters[name]
+            if value.shape is not None and tuple(value.shape) != array.shape:
+                raise ExportError(
+                    f"{name}: {array.shape} in the floating-point model, {value.shape} in the quantized one"
+                )
+            value.const_value = ir.tensor(array, name=name)
     onnxscript.optimizer.optimize_ir(model)  # as `ONNXProgram.optimize` does
     left = [str(node.name) for node in graph if node.op_type in PAIR]
     if left:
@@ -57,11 +62,3 @@ def _bypass(graph: ir.Graph, node: ir.Node, source: ir.Value | None) -> None:
         raise ExportError(f"{node.name}: reads nothing; this is an error of ours, please report it")
     ir.convenience.replace_all_uses_with(node.outputs[0], source)
     graph.remove(node, safe=True)
-
-
-def _give(value: ir.Value, array: NDArray[Any]) -> None:
-    if value.shape is not None and tuple(value.shape) != array.shape:
-        raise ExportError(
-            f"{value.name}: {array.shape} in the floating-point model, {value.shape} in the quantized one"
-        )
-    value.const_value = ir.tensor(array, name=value.name)

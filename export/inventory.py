@@ -53,12 +53,6 @@ class GraphIndex:
             node = self.producers.get(node.input[0])
         return layout, node if node is not None and node.op_type == DEQUANTIZE else None
 
-    def quantized_operands(self, node: onnx.NodeProto) -> tuple[int, ...]:
-        """Indices of the factors of a multiplication that are INT8, here or behind a DequantizeLinear."""
-        if node.op_type == "MatMulInteger":
-            return (0, 1)
-        return tuple(index for index, tensor in enumerate(node.input[:2]) if self.dequantizer(tensor) is not None)
-
 
 @dataclass(frozen=True)
 class Inventory:
@@ -87,7 +81,8 @@ def inventory(model: onnx.ModelProto) -> Inventory:
     for node in model.graph.node:
         if node.op_type not in MULTIPLICATIONS:
             continue
-        quantized[node.name] = index.quantized_operands(node)
+        int8 = [node.op_type == "MatMulInteger" or index.dequantizer(tensor) is not None for tensor in node.input[:2]]
+        quantized[node.name] = tuple(position for position, found in enumerate(int8) if found)
         constants = sum(index.is_constant(tensor) for tensor in node.input[:2])
         if not in_encoder(node.name) or constants == 2:
             others[node.name] = _reason(node.name, constants, quantized[node.name])

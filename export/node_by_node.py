@@ -49,7 +49,13 @@ class NodeByNode:
         wanted = [value.name for value in self._graph.output]
         for node in self._graph.node:
             inputs = {name: values[name] for name in node.input if name}
-            outputs = self._run(node, inputs)
+            outputs = self.alone(node, inputs)
+            for name, value in outputs.items():
+                # An FP32 infinity is the graph's own, such as the logarithm of a 0 that a Where discards.
+                if value.dtype == np.float16 and not np.isfinite(value).all():
+                    raise ParityError(
+                        f"{node.name}: its FP16 result '{name}' overflows or is NaN; measure ranges on such text"
+                    )
             values.update(outputs)
             if observe is not None:
                 observe(node, inputs, outputs)
@@ -57,16 +63,6 @@ class NodeByNode:
                 if self._last_reader[name] == node.name and name not in wanted:
                     values.pop(name, None)
         return {name: values[name] for name in wanted}
-
-    def _run(self, node: NodeProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        outputs = self.alone(node, inputs)
-        for name, value in outputs.items():
-            # An FP32 infinity is the graph's own, such as the logarithm of a 0 that a Where discards.
-            if value.dtype == np.float16 and not np.isfinite(value).all():
-                raise ParityError(
-                    f"{node.name}: its FP16 result '{name}' overflows or is NaN; measure ranges on such text"
-                )
-        return outputs
 
     def alone(self, node: NodeProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Results of one node, in the types its inputs imply."""

@@ -45,7 +45,9 @@ def _name_nodes(graph: ir.Graph) -> None:
     finals = {id(value) for value in graph.outputs}
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "['']"))
-        module = next((scope for scope in reversed(scopes[:-1]) if _is_module_path(scope)), "")
+        # "_empty_nn_module_stack…" is torch's name for "no module".
+        paths = [scope for scope in scopes[:-1] if scope and not scope.startswith("_empty_nn_module_stack")]
+        module = paths[-1] if paths else ""
         module = module.removeprefix("model").removeprefix(".") or "graph"
         stem = f"{_point(module)}.{OPERATIONS.get(node.op_type, node.op_type)}"
         node.name = stem if not seen[stem] else f"{stem}_{seen[stem]}"
@@ -53,10 +55,6 @@ def _name_nodes(graph: ir.Graph) -> None:
         for index, value in enumerate(node.outputs):
             if id(value) not in finals:
                 value.name = node.name if not index else f"{node.name}:{index}"
-
-
-def _is_module_path(scope: str) -> bool:
-    return bool(scope) and not scope.startswith("_empty_nn_module_stack")  # torch's name for "no module"
 
 
 def _point(module: str) -> str:
@@ -177,7 +175,9 @@ def _name_initializers(graph: ir.Graph) -> None:
             reader, index = next(iter(value.uses()))
             renamed = f"{reader.name}.input_{index}"
         if renamed != name:
-            _rename(graph, value, renamed)
+            del graph.initializers[name]
+            value.name = renamed
+            graph.register_initializer(value)
 
 
 def _own_parameter(graph: ir.Graph, node: ir.Node, index: int, name: str) -> None:
@@ -189,12 +189,6 @@ def _own_parameter(graph: ir.Graph, node: ir.Node, index: int, name: str) -> Non
     node.replace_input_with(index, existing or _initializer(graph, name, np.asarray(_constant(node, index))))
     if not value.uses() and value.name in graph.initializers:
         del graph.initializers[str(value.name)]
-
-
-def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    del graph.initializers[str(value.name)]
-    value.name = name
-    graph.register_initializer(value)
 
 
 def _strip_metadata(model: ir.Model) -> None:

@@ -96,10 +96,6 @@ class LintReport:
         """The findings of one severity."""
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
-    def rules(self) -> tuple[str, ...]:
-        """Ids of the rules that fired, each once, in order."""
-        return tuple(dict.fromkeys(finding.rule for finding in self.findings))
-
     def counts(self) -> dict[Severity, int]:
         """Number of findings per severity."""
         counted = Counter(finding.severity for finding in self.findings)

@@ -159,7 +159,12 @@ class Retyping:
     def _as_type(self, tensor: gs.Tensor, wanted: int, reader: gs.Node) -> gs.Tensor:
         if isinstance(tensor, gs.Constant):
             return self._constant(tensor, wanted, reader)
-        return self._casts.get((tensor.name, wanted)) or self._cast(tensor, wanted, f"{tensor.name}.{FLOATS[wanted]}")
+        key = tensor.name, wanted
+        if key not in self._casts:
+            dtype = helper.tensor_dtype_to_np_dtype(wanted)
+            self._casts[key] = gs.Variable(f"{tensor.name}.{FLOATS[wanted]}", dtype=dtype)
+            self._append_cast(tensor, self._casts[key], wanted)
+        return self._casts[key]
 
     def _constant(self, tensor: gs.Constant, wanted: int, reader: gs.Node) -> gs.Constant:
         key = (id(tensor), wanted)
@@ -182,12 +187,6 @@ class Retyping:
                 "INT8 codes belong to the scale they were made with; export again"
             )
         self.rounding = max(self.rounding, rounding)
-
-    def _cast(self, source: gs.Variable, wanted: int, name: str) -> gs.Variable:
-        output = gs.Variable(name, dtype=helper.tensor_dtype_to_np_dtype(wanted))
-        self._casts[source.name, wanted] = output
-        self._append_cast(source, output, wanted)
-        return output
 
     def _append_cast(self, source: gs.Variable, output: gs.Variable, wanted: int) -> None:
         name = f"{source.name}.{FLOATS[wanted]}"

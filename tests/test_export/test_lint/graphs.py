@@ -27,6 +27,11 @@ NORM = f"{L0}output.LayerNorm.LayerNormalization"
 HEAD = "classifier.Gemm"
 
 
+def fired(report: LintReport) -> tuple[str, ...]:
+    """Ids of the rules that fired, each once, in order."""
+    return tuple(dict.fromkeys(finding.rule for finding in report.findings))
+
+
 def edit(*steps: Edit) -> Edit:
     """Several edits as one."""
 
