@@ -29,7 +29,9 @@ def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
     graph = model.graph
     for node in list(graph):
         if node.op_type == QUANTIZE:
-            _bypass_pair(graph, node)
+            for dequantize, _ in list(node.outputs[0].uses()):
+                _bypass(graph, dequantize, node.inputs[0])
+            graph.remove(node, safe=True)
         elif node.op_type in ("Mul", "Div") and any(_is_factor(value) for value in node.inputs):
             _bypass(graph, node, next(value for value in node.inputs if not _is_factor(value)))
     for name, value in list(graph.initializers.items()):
@@ -49,12 +51,6 @@ def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
 
 def _is_factor(value: ir.Value | None) -> bool:
     return value is not None and str(value.name).endswith(FACTORS)
-
-
-def _bypass_pair(graph: ir.Graph, quantize: ir.Node) -> None:
-    for dequantize, _ in list(quantize.outputs[0].uses()):
-        _bypass(graph, dequantize, quantize.inputs[0])
-    graph.remove(quantize, safe=True)
 
 
 def _bypass(graph: ir.Graph, node: ir.Node, source: ir.Value | None) -> None:

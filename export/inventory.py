@@ -56,19 +56,12 @@ class GraphIndex:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Every MatMul and Gemm of a graph, in graph order.
+    """Names of every MatMul and Gemm of a graph, in graph order."""
 
-    Attributes:
-        encoder_linear: names of multiplications by a constant inside an encoder block.
-        attention_matmul: names of multiplications of two computed tensors inside an encoder block.
-        other: all others (pooler, task head, embedding projection…), name to reason.
-        quantized: for every name above, the indices of the operands behind a DequantizeLinear; () is float.
-    """
-
-    encoder_linear: tuple[str, ...]
-    attention_matmul: tuple[str, ...]
-    other: Mapping[str, str]
-    quantized: Mapping[str, tuple[int, ...]]
+    encoder_linear: tuple[str, ...]  # multiplications by a constant inside an encoder block
+    attention_matmul: tuple[str, ...]  # multiplications of two computed tensors inside an encoder block
+    other: Mapping[str, str]  # all others (pooler, task head, embedding projection…), name to reason
+    quantized: Mapping[str, tuple[int, ...]]  # of every name above, the operands behind a DequantizeLinear; () is float
 
 
 def inventory(model: onnx.ModelProto) -> Inventory:

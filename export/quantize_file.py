@@ -22,19 +22,12 @@ OLDEST_OPSET = 13  # QuantizeLinear's axis
 
 @dataclass(frozen=True)
 class FileLinear:
-    """A linear of a float graph.
+    """A linear of a float graph."""
 
-    Attributes:
-        node: its name.
-        activation: the tensor it reads.
-        weight: name of the initializer.
-        axis: the output channels' dimension of the weight: 1 for MatMul and Gemm, 0 for Gemm with transB.
-    """
-
-    node: str
-    activation: str
-    weight: str
-    axis: int
+    node: str  # its name
+    activation: str  # the tensor it reads
+    weight: str  # name of the initializer
+    axis: int  # the output channels' dimension of the weight: 1 for MatMul and Gemm, 0 for Gemm with transB
 
 
 def find_linears(model: ModelProto) -> list[FileLinear]:

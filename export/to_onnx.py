@@ -27,15 +27,10 @@ EXTERNAL_DATA_BYTES = 2 * 1024**3 - 64 * 1024**2  # protobuf's 2 GiB limit, less
 
 @dataclass(frozen=True)
 class FloatGraph:
-    """The same model in floating point, written beside the quantized one.
+    """The same model in floating point, written beside the quantized one."""
 
-    Attributes:
-        path: file to write, as `export_onnx` writes its own.
-        parameters: the floating-point module's parameters and buffers by their names in the exported module.
-    """
-
-    path: Path
-    parameters: Parameters
+    path: Path  # file to write, as `export_onnx` writes its own
+    parameters: Parameters  # the floating-point module's parameters and buffers by their names in the exported module
 
 
 def export_onnx(

@@ -63,25 +63,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finding:
-    """One place where a rule fires.
+    """One place where a rule fires."""
 
-    Attributes:
-        rule: id such as QDQ-E101.
-        nodes: names of the nodes concerned, the culprit first; "Op -> tensor" for a node without a name.
-        tensor: name of the tensor concerned, "" when the nodes say it all.
-        reason: the fault here, and what TensorRT does about it.
-        fix: what to change.
-        source: the document the rule comes from.
-    """
-
-    rule: str
+    rule: str  # id such as QDQ-E101
     severity: Severity
     title: str
-    nodes: tuple[str, ...]
-    tensor: str
-    reason: str
-    fix: str
-    source: str
+    nodes: tuple[str, ...]  # names of the nodes concerned, the culprit first; "Op -> tensor" for a node without a name
+    tensor: str  # name of the tensor concerned, "" when the nodes say it all
+    reason: str  # the fault here, and what TensorRT does about it
+    fix: str  # what to change
+    source: str  # the document the rule comes from
 
 
 @dataclass(frozen=True)

@@ -27,31 +27,21 @@ OPERAND_NAMES = {
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """One layer of the engine as predicted.
+    """One layer of the engine as predicted."""
 
-    Attributes:
-        kind: int8_gemm, float_gemm, int8_fused_attention, float_fused_attention, unfused (attention), residual_add,
-            layer_norm, gelu or softmax (the last two only where they are a layer of their own).
-        name: label of the ONNX node: the MatMul or Gemm, the Softmax of an attention, the op itself otherwise.
-        precision: int8, fp16, bf16 or fp32, of the operands.
-        k, n: inner size and number of output channels of a GEMM; M is batch times sequence. None: unknown.
-        heads, head_size: of an attention; None elsewhere and where unknown.
-        reason: why it is not INT8, or not fused; "" when it is.
-        layer: index of the encoder layer, None outside the encoder.
-        role: query, key, value, qkv, attention_output, ffn_up, ffn_down of an encoder linear, "" elsewhere.
-        epilogue: what a GEMM computes on its result before writing it: bias, gelu, residual_add, quantize (INT8 out).
-    """
-
+    # int8_gemm, float_gemm, int8_fused_attention, float_fused_attention, unfused (attention), residual_add, layer_norm,
+    # gelu or softmax (the last two only where they are a layer of their own)
     kind: str
-    name: str
-    precision: str
-    k: int | None = None
-    n: int | None = None
-    heads: int | None = None
+    name: str  # label of the ONNX node: the MatMul or Gemm, the Softmax of an attention, the op itself otherwise
+    precision: str  # int8, fp16, bf16 or fp32, of the operands
+    k: int | None = None  # inner size of a GEMM, whose M is batch times sequence; None: unknown
+    n: int | None = None  # number of output channels of a GEMM
+    heads: int | None = None  # of an attention; None elsewhere and where unknown
     head_size: int | None = None
-    reason: str = ""
-    layer: int | None = None
-    role: str = ""
+    reason: str = ""  # why it is not INT8, or not fused; "" when it is
+    layer: int | None = None  # index of the encoder layer, None outside the encoder
+    role: str = ""  # query, key, value, qkv, attention_output, ffn_up, ffn_down of an encoder linear, "" elsewhere
+    # What a GEMM computes on its result before writing it: bias, gelu, residual_add, quantize (INT8 out).
     epilogue: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:

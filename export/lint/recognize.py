@@ -237,12 +237,9 @@ def _second_product(graph: LintGraph, probabilities: str) -> tuple[NodeProto, in
 
 def _scalings(graph: LintGraph, scores: str, bmm1: NodeProto) -> tuple[NodeProto, ...]:
     """Mul and Div by one number on the way from the first product to the softmax."""
-    path: list[NodeProto] = []
-    for tensor in ancestors(graph, scores, lambda node: node is not bmm1 and node.op_type in SCORES):
-        node = graph.producer(tensor)
-        if node is not None and node.op_type in ("Mul", "Div") and _carries(graph, node, bmm1):
-            path.append(node)
-    return tuple(path)
+    tensors = ancestors(graph, scores, lambda node: node is not bmm1 and node.op_type in SCORES)
+    makers = [node for tensor in tensors if (node := graph.producer(tensor)) is not None]
+    return tuple(node for node in makers if node.op_type in ("Mul", "Div") and _carries(graph, node, bmm1))
 
 
 def _carries(graph: LintGraph, node: NodeProto, bmm1: NodeProto) -> bool:

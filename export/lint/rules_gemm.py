@@ -131,7 +131,7 @@ RULES: tuple[Rule, ...] = (
         "QDQ-P201",
         "linear with one quantized operand",
         "quantize both operands, or neither: remove the Q/DQ pair it has",
-        sources.placement(1),
+        sources.PLACEMENT,
         _half_quantized,
     ),
     Rule(

@@ -155,7 +155,7 @@ RULES: tuple[Rule, ...] = (
         "QDQ-N303",
         "encoder linear in float",
         "quantize input and weight, unless accuracy asks for float here",
-        sources.placement(1),
+        sources.PLACEMENT,
         _float_linears,
     ),
     Rule(

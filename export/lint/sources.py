@@ -20,13 +20,7 @@ CODES = Source(
     "onnx-tensorrt 10.1 QuantDequantLinearHelper (UINT8); onnx-tensorrt issue 850 (INT32 bias)", f"{_PARSER}/issues/850"
 )
 AXIS = Source("NVIDIA/TensorRT issue 1604: axis of a weight's Q/DQ pair in front of a MatMul", f"{_ISSUE}/1604")
-
-
-def placement(item: int) -> Source:
-    """The developer guide's section on where Q/DQ pairs belong."""
-    return Source(f"TensorRT developer guide, Q/DQ Layer-Placement Recommendations, item {item}", _DOCS)
-
-
+PLACEMENT = Source("TensorRT developer guide, Q/DQ Layer-Placement Recommendations, item 1", _DOCS)
 PROPAGATION = Source("TensorRT developer guide, Q/DQ propagation: Q moves backward, DQ forward, to fuse", _DOCS)
 REFIT = Source("TensorRT developer guide, explicit quantization: refit disables rewrites that need equal scales", _DOCS)
 TYPED = Source("TensorRT developer guide, strongly typed networks: every float op runs in its ONNX type", _DOCS)

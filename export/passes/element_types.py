@@ -39,11 +39,6 @@ class Half:
     smallest: float  # normal value; below it precision is lost bit by bit
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of numpy arrays that hold it."""
-        return helper.tensor_dtype_to_np_dtype(self.element)
-
-    @property
     def title(self) -> str:
         """Spelling in messages."""
         return self.name.upper()
@@ -61,14 +56,13 @@ class Half:
     def array(self, values: NDArray[Any]) -> NDArray[Any]:
         """Round `values` to this type; infinite beyond its range."""
         with np.errstate(over="ignore"):
-            return values.astype(self.dtype)
+            return values.astype(helper.tensor_dtype_to_np_dtype(self.element))
 
 
 HALVES: Mapping[str, Half] = {
     "fp16": Half("fp16", TensorProto.FLOAT16, 65504.0, 2.0**-14),
     "bf16": Half("bf16", TensorProto.BFLOAT16, (2 - 2.0**-7) * 2.0**127, 2.0**-126),
 }
-
 
 # Ops that pass values on unchanged: a type their input needs, their output needs too.
 MOVING = (LAYOUT - {"Cast"}) | {"Concat", "Expand", "Gather", "Slice", "Split", "Tile"}

@@ -72,24 +72,17 @@ def _listed(graph: gs.Graph, kept: Kept, half: Half, rounding: float, measured: 
 
 @dataclass
 class Retyping:
-    """A topologically sorted graph under change, and what was made for it so far.
-
-    Attributes:
-        graph, types: the graph and the element types of its tensors, both edited.
-        half: the type of every node that is not in `kept`.
-        kept: names of the nodes that work in FP32.
-        clamped: names of scalar constants to clamp to the half type's limit.
-        changed: names of nodes whose types changed, in graph order, and of new ones.
-        rounding: largest relative change of a scale by its rounding to the half type.
-    """
+    """A topologically sorted graph under change, and what was made for it so far."""
 
     graph: gs.Graph
-    types: Types
-    half: Half
-    kept: Collection[str]
-    clamped: Collection[str]
-    changed: list[str] = field(default_factory=list)
-    rounding: float = 0.0
+    types: Types  # element types of the graph's tensors, edited as the graph is
+    half: Half  # the type of every node that is not in `kept`
+    kept: Collection[str]  # names of the nodes that work in FP32
+    clamped: Collection[str]  # names of scalar constants to clamp to the half type's limit
+    changed: list[str] = field(
+        default_factory=list
+    )  # names of nodes whose types changed, in graph order, and of new ones
+    rounding: float = 0.0  # largest relative change of a scale by its rounding to the half type
     _wanted: dict[int, int] = field(default_factory=dict)  # id of a node -> its float type
     _constants: dict[tuple[int, int], tuple[gs.Constant, gs.Constant]] = field(default_factory=dict)
     _casts: dict[tuple[str, int], gs.Variable] = field(default_factory=dict)

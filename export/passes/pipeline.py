@@ -111,19 +111,13 @@ PROVE = Pass(
 
 @dataclass(frozen=True)
 class LowerOptions:
-    """Properties of a lowered graph beyond its target; on CPU targets the engine's settings decide the float type.
+    """Properties of a lowered graph beyond its target; on CPU targets the engine's settings decide the float type."""
 
-    Attributes:
-        body: type of everything that is not quantized.
-        ranges: largest |x| per tensor on real data, from `export.ranges.measure_ranges`; None proves no tensor to fit.
-        dynamic: quantize the inputs of linears with INT8 weights at run time (ONNX Runtime).
-        narrow: INT32 inputs for a CPU target, too.
-    """
-
-    body: Body = "fp16"
+    body: Body = "fp16"  # type of everything that is not quantized
+    # Largest |x| per tensor on real data, from `export.ranges.measure_ranges`; None proves no tensor to fit.
     ranges: Mapping[str, float] | None = None
-    dynamic: bool = False
-    narrow: bool = False
+    dynamic: bool = False  # quantize the inputs of linears with INT8 weights at run time (ONNX Runtime)
+    narrow: bool = False  # INT32 inputs for a CPU target, too
 
 
 def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, ...]:
