@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qdq.inject.spec import QuantSpec, named_spec
 
 # The widest placement `auto` starts from: on TensorRT every point can pay; on a CPU, the default without `auto`.
-WIDEST = {"tensorrt": "qdqbert", "openvino": "linear+qk", "onnxruntime": "linear+qk"}
+# Its keys are the kinds of targets, `Target.placement` in engines.targets: both CPU engines share decisions.
+WIDEST = {"tensorrt": "qdqbert", "cpu": "linear+qk"}
 
 
-def base_spec(placement: str, target: str) -> QuantSpec:
-    """The spec of a named placement; ``auto`` is the widest one of `target`, under its own name."""
-    from dataclasses import replace
-
+def base_spec(placement: str, target_kind: str) -> QuantSpec:
+    """The spec of a named placement; ``auto`` is the widest one of `target_kind`, under its own name."""
     if placement != "auto":
         return named_spec(placement)
-    return replace(named_spec(WIDEST[target]), placement="auto")
+    return replace(named_spec(WIDEST[target_kind]), placement="auto")

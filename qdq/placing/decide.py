@@ -28,9 +28,9 @@ RANKING = 4  # every fourth of them ranks the units where the budget does not re
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """Limits of a `--search`: `max_drop` in points, for a target and a sequence length."""
+    """Limits of a `--search`: `max_drop` in points, for a kind of target and a sequence length."""
 
-    target: str
+    target_kind: str
     sequence: int
     max_drop: float
 
@@ -39,7 +39,7 @@ def decide_placement(
     loaded: LoadedModel,
     spec: QuantSpec,
     records: Sequence[Record],
-    target: str,
+    target_kind: str,
     sequence: int,
     progress: Progress | None = None,
 ) -> tuple[QuantSpec, Placement, Decision]:
@@ -49,7 +49,7 @@ def decide_placement(
     """
     texts = records[:: -(-len(records) // TEXTS)]
     probe = probe_of(loaded, texts, sequence, "calibration texts")
-    found = encoder_units(probe.names, target)
+    found = encoder_units(probe.names, target_kind)
     parameters = sum(p.numel() for n, p in loaded.model.named_parameters() if layer_of(n) is not None)
     checks = affordable_checks(parameters, probe.tokens)
     decision = choose(
@@ -67,7 +67,7 @@ def search_placement(
     the limit (`Search.best` is None).
     """
     probe = probe_of(loaded, records, request.sequence, "search rows")
-    found = encoder_units(probe.names, request.target)
+    found = encoder_units(probe.names, request.target_kind)
     curve, decision = search(probe, found, request.max_drop if probe.labelled else None, progress)
     if curve.best is None:
         return spec, decided(loaded.model, spec), decision, curve
@@ -80,9 +80,9 @@ def probe_of(loaded: LoadedModel, records: Sequence[Record], sequence: int, sour
     return Probe(loaded.module(), evaluation_of(records, loaded, settings, source))
 
 
-def encoder_units(points: Iterable[str], target: str) -> tuple[Unit, ...]:
+def encoder_units(points: Iterable[str], target_kind: str) -> tuple[Unit, ...]:
     """Units that are decided about: those inside encoder layers."""
-    return units([name for name in points if layer_of(name) is not None], target)
+    return units([name for name in points if layer_of(name) is not None], target_kind)
 
 
 def _apply(

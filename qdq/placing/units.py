@@ -83,7 +83,7 @@ class Unit:
     cost: float
 
 
-# Consequence of leaving a unit out, by target and `_family`.
+# Consequence of leaving a unit out, by kind of target and `_family`.
 LOSSES: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {
         "linear": "its GEMM then runs in FP16",
@@ -101,17 +101,17 @@ LOSSES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def units(points: Iterable[str], target: str) -> tuple[Unit, ...]:
-    """Group points into units, in model order.
+def units(points: Iterable[str], target_kind: str) -> tuple[Unit, ...]:
+    """Group points into units, in model order. `target_kind` is a key of `LOSSES`.
 
     A linear's input and weight belong together: with one of them in floating point the multiplication is. So do the
     operands of one attention multiplication on a CPU, and of both on TensorRT. Residual operands stand alone.
     """
-    losses = LOSSES[decided_for(target)]
-    costs = read_json(TABLE).get(decided_for(target), {}).get("shares", {})  # kind -> share of a layer's latency
+    losses = LOSSES[target_kind]
+    costs = read_json(TABLE).get(target_kind, {}).get("shares", {})  # kind -> share of a layer's latency
     members: dict[tuple[str, str], list[str]] = {}
     for point in points:
-        members.setdefault((point.rpartition(".")[0], _family(point, target)), []).append(point)
+        members.setdefault((point.rpartition(".")[0], _family(point, losses)), []).append(point)
     found = []
     for (owner, family), inside in members.items():
         alike = family.startswith("attention") or layer_of(inside[0]) is None
@@ -120,18 +120,13 @@ def units(points: Iterable[str], target: str) -> tuple[Unit, ...]:
     return tuple(found)
 
 
-def _family(point: str, target: str) -> str:
+def _family(point: str, losses: Mapping[str, str]) -> str:
     kind = kind_of(point)
     if not kind.startswith("matmul"):
         return "linear" if kind.startswith("linear") else kind
-    if target == "tensorrt":
+    if "attention" in losses:
         return "attention"
     return "attention scores" if kind in ("matmul q", "matmul k") else "attention context"
-
-
-def decided_for(target: str) -> str:
-    """Key of the tables, ``tensorrt`` or ``cpu``: both CPU engines share decisions, and so a work directory."""
-    return "tensorrt" if target == "tensorrt" else "cpu"
 
 
 def cost_of(kind: str, costs: Mapping[str, float]) -> float:

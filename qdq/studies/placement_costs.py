@@ -47,9 +47,9 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
     feeds = workload_of_shape(loaded.tokenizer, records, loaded.inputs, (batch, sequence), 2)
     inside = [point.name for point in placement.placed if layer_of(point.name) is not None]
     kinds: dict[str, set[str]] = {}
-    for unit in units(inside, "openvino"):
+    for unit in units(inside, "cpu"):
         kinds.setdefault(unit.kind, set()).update(unit.points)
-    own = {point.name for point in decided(loaded.model, named_spec(WIDEST["openvino"])).placed} & set(inside)
+    own = {point.name for point in decided(loaded.model, named_spec(WIDEST["cpu"])).placed} & set(inside)
     # A kind that the CPU's own placement quantizes is left out, any other is added.
     left_out = {WHOLE: set(inside) - own} | {kind: set(inside) - (own ^ points) for kind, points in kinds.items()}
     slower = added_latency(work / CANONICAL, left_out, Timing("openvino", available_cores(), feeds, rounds))

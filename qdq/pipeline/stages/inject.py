@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines.targets import TARGETS
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
 from qdq.pipeline.run import Run
@@ -26,7 +27,7 @@ def requested_spec(run: Run) -> QuantSpec:
     if run.options.spec is not None:
         spec = load_spec(Path(run.options.spec))
     elif run.options.placement is not None:
-        spec = base_spec(run.options.placement, run.options.target)
+        spec = base_spec(run.options.placement, TARGETS[run.options.target].placement)
     else:  # options.resolve names a placement for everything but a checkpoint of ours
         spec = read_spec(run.folder)[0]
     if run.options.weight_quantize_type is not None:

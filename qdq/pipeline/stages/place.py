@@ -33,7 +33,8 @@ def decided(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> tup
     options = run.options
     if options.search:
         return _searched(run, loaded, spec, stage)
-    return decide_placement(loaded, spec, run.calibration.records, options.target, options.sequence, stage.progress)
+    target_kind = TARGETS[options.target].placement
+    return decide_placement(loaded, spec, run.calibration.records, target_kind, options.sequence, stage.progress)
 
 
 def left_out(placement: Placement, spec: QuantSpec, auto: Decision) -> str:
@@ -57,13 +58,14 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> t
 
     options = run.options
     records = search_records(options, run.calibration)
-    request = SearchRequest(options.target, options.sequence, options.max_drop)
+    target_kind = TARGETS[options.target].placement
+    request = SearchRequest(target_kind, options.sequence, options.max_drop)
     # The graph with every point, for a target whose engines this machine builds in seconds.
     timed: AbstractContextManager[Path | None] = (
         nullcontext() if TARGETS[options.target].gpu else exported(loaded, export_example(loaded))
     )
     with timed as graph:
-        points = encoder_units(quantizers(loaded.model), options.target)
+        points = encoder_units(quantizers(loaded.model), target_kind)
         spec, placement, choice, found = search_placement(loaded, spec, records, request, stage.progress)
         path = _write_search(run, found)  # before engines are timed: the search took minutes
         if graph is not None and found.best is not None:

@@ -74,11 +74,11 @@ def test_two_runs_decide_the_same(load_tiny: Load, encode: Callable[..., Any], s
 def test_a_harmless_placement_is_kept_whole_after_one_check(
     load_tiny: Load, encode: Callable[..., Any], sentences: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, spec = load_tiny(), base_spec("auto", "openvino")
+    loaded, spec = load_tiny(), base_spec("auto", "cpu")
     inject(loaded.model, spec)
     calibrate(loaded.module(), [encode(loaded)], spec, algorithm_named("max"))
     monkeypatch.setattr("qdq.placing.search.BOUND", 1e9)
-    _, placement, decision = decide_placement(loaded, spec, [Record(t) for t in sentences], "openvino", 64)
+    _, placement, decision = decide_placement(loaded, spec, [Record(t) for t in sentences], "cpu", 64)
     assert decision.dropped == {} and decision.checks == 1
     assert [point.name for point in placement.placed] == [p.name for p in inject(load_tiny().model, spec).placed]
 
@@ -129,7 +129,7 @@ def test_points_stand_and_fall_with_those_that_make_them_worth_something(load_ti
     loaded = load_tiny()
     inject(loaded.model, named_spec("qdqbert"))
     names = list(quantizers(loaded.model))
-    for target, size in (("tensorrt", 4), ("openvino", 2)):
+    for target, size in (("tensorrt", 4), ("cpu", 2)):
         found = units(names, target)
         assert sorted(point for unit in found for point in unit.points) == sorted(names)
         attention = [unit for unit in found if unit.kind.startswith("attention")]
@@ -138,7 +138,7 @@ def test_points_stand_and_fall_with_those_that_make_them_worth_something(load_ti
         assert {len(unit.points) for unit in found if unit.kind.startswith("residual")} == {1}
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
 def test_every_kind_has_a_cost(load_tiny: Load, target: str) -> None:
     loaded = load_tiny("distilbert")
     inject(loaded.model, named_spec("qdqbert"))
@@ -156,7 +156,7 @@ def test_cpu_costs_are_measured_for_every_kind(load_tiny: Load, encode: Callable
         export_onnx(loaded.module(), export_example(loaded), loaded.outputs, tmp_path / CANONICAL)
     shares = cpu_shares(tmp_path, batch=2, sequence=16, rounds=3)
     inside = [name for name in quantizers(loaded.model) if layer_of(name) is not None]
-    assert shares.keys() == {unit.kind for unit in units(inside, "openvino")}
+    assert shares.keys() == {unit.kind for unit in units(inside, "cpu")}
     with pytest.raises(DeployError, match="does not exist; run 'qdq compile --placement qdqbert"):
         cpu_shares(tmp_path / "nothing")
 
