@@ -49,13 +49,9 @@ def named(dataset: Any, model: PreTrainedModel, what: str) -> Any:
         return dataset
     if not isinstance(first, (tuple, list)) or len(first) < 2:
         raise DataError(f"{what}: items are {type(first).__name__}; they must be mappings or tuples of tensors")
-    labels = _label_names(model)
+    labels = find_labels(type(model)) or ["labels"]  # type: ignore[no-untyped-call]
     inputs = [name for name in inspect.signature(model.forward).parameters if name not in labels]
     return NamedTensors(dataset, [*inputs[: len(first) - len(labels)], *labels])
-
-
-def _label_names(model: PreTrainedModel) -> list[str]:
-    return find_labels(type(model)) or ["labels"]  # type: ignore[no-untyped-call]
 
 
 def check_labels(dataset: Any, model: PreTrainedModel, what: str) -> None:

@@ -74,14 +74,6 @@ def recorded_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         yield states
 
 
-@contextmanager
-def recorded_output(model: nn.Module) -> Iterator[list[Any]]:
-    """The output of each forward of `model` in the block."""
-    outputs: list[Any] = []
-    with model.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
-        yield outputs
-
-
 def counted(batch: Mapping[str, Tensor]) -> Tensor | None:
     """[B, S] positions that are no padding, None when the batch does not say."""
     mask = batch.get("attention_mask")
@@ -108,9 +100,7 @@ class WidthDistillation(nn.Module):
         super().__init__()
         self.student = student
         self._switch, self._sizes = switch, sizes
-        teacher.train(False)
-        teacher.requires_grad_(False)
-        self._teacher = (teacher,)
+        self._teacher = (teacher.train(False).requires_grad_(False),)
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """The batch of the student model; labels only say which positions count."""

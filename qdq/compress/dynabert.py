@@ -17,7 +17,7 @@ from qdq.compress.best import KeepBest
 from qdq.compress.distillation import WidthDistillation
 from qdq.compress.elastic import Size, extract, make_elastic, sizes_at
 from qdq.compress.importance import measure_importance, read_importance, rewire, write_importance
-from qdq.compress.method import CompressedModel, Session
+from qdq.compress.method import CompressedModel, Method, Session
 from qdq.compress.reconstruct import reconstruct
 from qdq.compress.training import fingerprint, train
 from qdq.inject.widths import blocks
@@ -29,7 +29,7 @@ def _name(size: Size) -> str:
     return f"width-{float(size.width):.4g}"
 
 
-class DynaBert:
+class DynaBert(Method):
     """Width pruning with distillation."""
 
     name = "dynabert"
@@ -71,7 +71,7 @@ class DynaBert:
         count = -(-IMPORTANCE_SAMPLES // session.train.batch_size)
         batches = list(itertools.islice(session.train, count))
         with session.screen.stage("importance") as stage:
-            path = session.output / "training" / f"importance-{fingerprint(student)}.safetensors"
+            path = session.output / "training" / f"importance-{fingerprint(student)}-blocks.safetensors"
             importance = read_importance(path)
             if importance is None:
                 importance = measure_importance(student, batches, session.loss, stage.progress)

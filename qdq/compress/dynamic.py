@@ -6,46 +6,37 @@ It makes two models: torch.ao's dynamic Linear, the baseline, and our graph for 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdq.calibrate.calibrate import freeze_weights, summarise
-from qdq.compress.method import CompressedModel, Session
+from qdq.compress.method import CompressedModel, Method, Session
 from qdq.compress.torch_dynamic import quantize_linears, save_dynamic
 from qdq.inject import inject
-from qdq.inject.families import family_of
 from qdq.inject.quantizer import QuantLinear
 from qdq.inject.spec import named_spec
 
 
-class Dynamic:
+class Dynamic(Method):
     """INT8 weights now, input ranges at run time: no data, no training."""
 
     name = "dynamic"
-
-    def check(self, session: Session) -> None:
-        """Raise ModelError for an unsupported family."""
-        family_of(session.model.config.model_type)
 
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """The model for our engines, and torch.ao's baseline, both scored."""
         with session.screen.stage("dynamic") as stage:
             spec = named_spec("dynamic")
-            model = copy.deepcopy(before.model)
-            model.train(False)
+            model = copy.deepcopy(before.model).train(False)
             inject(model, spec)
             freeze_weights(model)
             table = summarise(model, "dynamic", None, 0, 0)
             ours = before.evolve("dynamic", {"inputs": "at run time"}, model=model, spec=spec, table=table)
             ours = ours.scored(session.evaluate(as_executed(model)))
             baseline = quantize_linears(before.model)
-
-            def save(folder: Path) -> None:
-                save_dynamic(baseline, folder)
-
+            save = partial(save_dynamic, baseline)
             torch_ao = before.evolve("dynamic-torch", {"inputs": "torch.ao"}, model=baseline, save=save)
             torch_ao = torch_ao.scored(session.evaluate(baseline))
             stage.say(f"{ours.metric:.4f}, torch.ao {torch_ao.metric:.4f}")

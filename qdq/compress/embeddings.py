@@ -6,23 +6,18 @@ import copy
 from dataclasses import replace
 
 from qdq.calibrate.calibrate import freeze_weights, summarise
-from qdq.compress.method import CompressedModel, Session
+from qdq.compress.method import CompressedModel, Method, Session
 from qdq.inject import inject
 from qdq.inject.embedding import QuantEmbedding, place_tables
-from qdq.inject.families import family_of
 from qdq.inject.spec import named_spec
 
 TABLES_ALONE = named_spec("linear", linear=False, embedding_tables=True)
 
 
-class Embeddings:
+class Embeddings(Method):
     """INT8 embedding tables, beside whatever is quantized already."""
 
     name = "embeddings"
-
-    def check(self, session: Session) -> None:
-        """Raise ModelError for an unsupported family."""
-        family_of(session.model.config.model_type)
 
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """The model with INT8 tables. torch.ao's baseline stays as it is: its files are not ours to change."""

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdq.compress.datasets import IGNORED_LABEL, Batches, labels_of, without_labels
+from qdq.compress.method import Evaluate
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import detect_scoring, score_answer
 from qdq.tasks.entities import entity_scores
 from qdq.tasks.extraction import ANSWER_TOKENS, Window, best_span
-from qdq.tasks.metrics import Metric, classification, mean_of
+from qdq.tasks.metrics import classification, mean_of
 
 CustomEvaluate = Callable[[nn.Module, Any], Any]
 Evaluator = Callable[[nn.Module, Batches], dict[str, float]]  # metrics by name, the one that decides first
@@ -34,6 +35,21 @@ class Score(float):
         score = cls(checked(next(iter(metrics.values())), what))
         score.metrics = metrics
         return score
+
+
+def evaluator_on(
+    batches: Batches, custom: CustomEvaluate | None, builtin: Callable[[], tuple[str, Evaluator]]
+) -> Evaluate:
+    """The caller's evaluator of a model on `batches`, else the one `builtin` names. Raises what `builtin` does."""
+    if custom is None:
+        name, function = builtin()
+        return lambda model: Score.of(function(model, batches), name)
+
+    def evaluate(model: nn.Module) -> float:
+        with evaluating(model), torch.no_grad():
+            return checked(custom(model, batches.loader()), "custom_evaluate")
+
+    return evaluate
 
 
 def builtin_evaluator(model: PreTrainedModel, tokenizer: Any = None) -> tuple[str, Evaluator]:
@@ -106,11 +122,8 @@ def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:
         predicted += logits.argmax(-1).tolist()
         gold += labels.tolist()
         classes = logits.shape[-1]
-    return _values(classification(np.array(predicted), np.array(gold), classes))
-
-
-def _values(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    return {name: metric() for name, metric in metrics.items()}
+    scores = classification(np.array(predicted), np.array(gold), classes)
+    return {name: score() for name, score in scores.items()}
 
 
 def entity_f1(model: nn.Module, batches: Batches, tags: list[str]) -> dict[str, float]:
@@ -124,7 +137,7 @@ def entity_f1(model: nn.Module, batches: Batches, tags: list[str]) -> dict[str, 
             kept = [(tags[label], tags[best]) for label, best in zip(row, guess, strict=True) if label != IGNORED_LABEL]
             expected.append([label for label, _ in kept])
             predicted.append([best for _, best in kept])
-    return _values(entity_scores(predicted, expected))
+    return {name: score() for name, score in entity_scores(predicted, expected).items()}
 
 
 def answer_evaluator(tokenizer: Any) -> Evaluator:

@@ -16,17 +16,13 @@ from qdq.inject.scale import scale_of
 class RangeSettings:
     """Rules by which activation ranges follow the training.
 
-    Attributes:
-        kind: moving_average_abs_max (decaying by `rate`), range_abs_max (the largest magnitude seen since the start),
-            abs_max (each batch's own in training, the largest of them afterwards: a graph has one scale).
-        rate: decay of the moving average.
-        pact: learn the range instead (PACT, arXiv 1805.06085), starting from the calibrated one; `kind` then has
-            nothing to choose.
+    `kind` is moving_average_abs_max (decaying by `rate`), range_abs_max (the largest magnitude seen since the start),
+    or abs_max (each batch's own in training, the largest of them afterwards: a graph has one scale).
     """
 
     kind: str = "moving_average_abs_max"
     rate: float = 0.9
-    pact: bool = True
+    pact: bool = True  # learn the range instead (arXiv 1805.06085), starting from the calibrated one
 
 
 class PactQuantize(torch.autograd.Function):

@@ -6,7 +6,7 @@ Source: DynaBERT (arXiv 2004.04037), section 3.1, after Michel et al. (arXiv 190
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,17 @@ from qdq.base.artifacts import atomic_path
 from qdq.base.types import Progress
 from qdq.calibrate.rebatch import Batch
 from qdq.compress.evaluators import evaluating
+from qdq.compress.method import Loss
 from qdq.inject.attention import HEAD_MASK, IMPLEMENTATION, register
-from qdq.inject.widths import Block, blocks
+from qdq.inject.widths import PROJECTIONS, Block, blocks
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Per encoder block: heads [heads] and neurons [neurons], float32, larger matters more."""
+    """Importance of heads [blocks, heads] and neurons [blocks, neurons], float32; larger matters more."""
 
-    heads: tuple[Tensor, ...]
-    neurons: tuple[Tensor, ...]
+    heads: Tensor
+    neurons: Tensor
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def masked_heads(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
 def measure_importance(
     model: PreTrainedModel,
     batches: Sequence[Batch],
-    loss: Callable[[nn.Module, Batch, Tensor | None], Tensor],
+    loss: Loss,
     progress: Progress | None = None,
 ) -> Importance:
     """Importance of every head and neuron, summed over batches.
@@ -68,7 +69,7 @@ def measure_importance(
     found = blocks(model)
     mask = torch.ones(len(found), found[0].heads, device=model.device, requires_grad=True)
     heads = torch.zeros_like(mask)
-    neurons = [torch.zeros(block.neurons, device=model.device) for block in found]
+    neurons = torch.zeros(len(found), found[0].neurons, device=model.device)
     with evaluating(model):
         for done, batch in enumerate(batches, start=1):
             model.zero_grad()
@@ -77,12 +78,11 @@ def measure_importance(
                 loss(model, batch, mask).backward()  # type: ignore[no-untyped-call]
             assert mask.grad is not None
             heads += mask.grad.abs()
-            for total, block in zip(neurons, found, strict=True):
-                total += _neurons(block)
+            neurons += torch.stack([_neurons(block) for block in found])
             if progress:
                 progress(done, len(batches))
     model.zero_grad()
-    return Importance(tuple(heads.detach().cpu()), tuple(total.cpu() for total in neurons))
+    return Importance(heads.cpu(), neurons.cpu())
 
 
 def _neurons(block: Block) -> Tensor:
@@ -108,7 +108,7 @@ def rewire(model: PreTrainedModel, importance: Importance) -> None:
         order = torch.argsort(heads, descending=True, stable=True)
         size = block.head_size
         features = (order[:, None] * size + torch.arange(size)).reshape(-1)
-        for role in ("query", "key", "value"):
+        for role in PROJECTIONS:
             _permute(block.linear(role), rows=features)
         _permute(block.linear("output"), columns=features)
         order = torch.argsort(neurons, descending=True, stable=True)
@@ -127,17 +127,10 @@ def _permute(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | No
 
 def write_importance(importance: Importance, path: Path) -> None:
     """Keep a measurement for a run that continues."""
-    tensors = {f"heads.{index}": row.clone() for index, row in enumerate(importance.heads)}
-    tensors |= {f"neurons.{index}": row.clone() for index, row in enumerate(importance.neurons)}
     with atomic_path(path) as partial:
-        save_file(tensors, str(partial))
+        save_file(vars(importance), str(partial))
 
 
 def read_importance(path: Path) -> Importance | None:
     """Read a measurement that `write_importance` kept; None when there is none."""
-    if not path.is_file():
-        return None
-    tensors = load_file(str(path))
-    count = sum(name.startswith("heads.") for name in tensors)
-    rows = {kind: tuple(tensors[f"{kind}.{index}"] for index in range(count)) for kind in ("heads", "neurons")}
-    return Importance(**rows)
+    return Importance(**load_file(str(path))) if path.is_file() else None

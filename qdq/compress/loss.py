@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,21 +14,19 @@ from qdq.compress.datasets import labels_of, without_labels
 from qdq.compress.evaluators import logits_of
 from qdq.errors import ConfigError
 
-Criterion = Callable[[Any, Any], Any]
-CalcLoss = Callable[[Any, nn.Module, Any, Any], Any]
+Criterion = Callable[[Any, Any], Any]  # of (logits, labels); for question answering both are (start, end)
+CalcLoss = Callable[[Any, nn.Module, Any, Any], Any]  # of (loss_fct, model, batch, head_mask), from the older API
 
 
+@dataclass(frozen=True)
 class TaskLoss:
     """``loss(model, batch, head_mask)`` to a scalar tensor.
 
-    Args:
-        criterion: function or module of (logits, labels); for question answering both are (start, end) tuples.
-        calc_loss: ``calc_loss(loss_fct, model, batch, head_mask)`` of the older API; it wins. The mask acts in our
-            attention function whether or not the function passes it on.
+    `calc_loss` wins over `criterion`. The head mask acts in our attention function whether or not it is passed on.
     """
 
-    def __init__(self, criterion: Criterion | None = None, calc_loss: CalcLoss | None = None) -> None:
-        self.criterion, self.calc_loss = criterion, calc_loss
+    criterion: Criterion | None = None
+    calc_loss: CalcLoss | None = None
 
     def __call__(self, model: nn.Module, batch: Any, head_mask: Tensor | None = None) -> Tensor:
         """Raises ConfigError naming the function that returned something else than a finite scalar tensor."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from qdq.calibrate.rebatch import Batch
 from qdq.calibrate.table import CalibrationTable
+from qdq.inject.families import family_of
 from qdq.inject.spec import QuantSpec
 
 if TYPE_CHECKING:
@@ -21,29 +22,24 @@ if TYPE_CHECKING:
     from qdq.compress.arguments import CompressionArguments
     from qdq.compress.datasets import Batches
 
-Evaluate = Callable[[nn.Module], float]
+Evaluate = Callable[[nn.Module], float]  # a model to its metric
+Loss = Callable[[nn.Module, Batch, Tensor | None], Tensor]  # (model, batch, head mask) to a scalar
 
 
 @dataclass(frozen=True)
 class CompressedModel:
-    """One model on its way through a strategy.
+    """One model on its way through a strategy: a PreTrainedModel, or the module of an ONNX file.
 
-    Attributes:
-        name: folder name below the output folder; "" is the model that was given.
-        model: a PreTrainedModel, injected with calibrated quantizers when `spec` is set; for an ONNX file its module.
-        spec, table: what was quantized and with which amax; None while everything is floating point.
-        notes: its making, for the table and compression.json: {"width": "3/4", "algorithm": "mse"}.
-        metric: of the evaluator, None while it was not evaluated.
-        save: writes the model to a folder in a form of its own; None is a checkpoint of ours.
+    With `spec` and `table` it has quantizers in these places with these ranges; both are None in floating point.
     """
 
-    name: str
+    name: str  # of its folder below the output folder; "" is the model that was given
     model: Any
     spec: QuantSpec | None = None
     table: CalibrationTable | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    metric: float | None = None
-    save: Callable[[Path], None] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)  # for compression.json: {"width": "3/4", "algorithm": "mse"}
+    metric: float | None = None  # of the evaluator; None while it was not evaluated
+    save: Callable[[Path], None] | None = None  # writes to a folder in a form of its own; None is a checkpoint of ours
 
     def evolve(self, suffix: str, notes: Mapping[str, Any] | None = None, **changes: Any) -> CompressedModel:
         """A new one whose name and notes continue this one's; its metric is unknown again unless given."""
@@ -57,31 +53,18 @@ class CompressedModel:
 
 @dataclass
 class Session:
-    """One call of `compress()`.
-
-    Attributes:
-        trainer: the trainer whose `compress` runs.
-        model: the model that was given.
-        args: its arguments.
-        evaluate: a model to its metric, a finite float, larger is better. Deterministic; every rank computes all of it.
-        loss: (model, batch) to a scalar, from the criterion, the caller's function or the model itself.
-        train: batches of the training data in data order, None without any.
-        eval: batches of the evaluation data in data order.
-        output: the output folder.
-        screen: where progress and tables are shown.
-        baseline: metric of the model as it was given.
-    """
+    """One call of `compress()`: the trainer it was called on, the model it was given, and what methods need."""
 
     trainer: Trainer
     model: PreTrainedModel
     args: CompressionArguments
-    evaluate: Evaluate
-    loss: Callable[[nn.Module, Batch, Tensor | None], Tensor]
-    train: Batches | None
-    eval: Batches
+    evaluate: Evaluate  # finite, larger is better; deterministic, and every rank computes all of it
+    loss: Loss
+    train: Batches | None  # in data order
+    eval: Batches  # in data order
     output: Path
     screen: Screen
-    baseline: float = float("nan")
+    baseline: float = float("nan")  # metric of the model as it was given
 
 
 class Method(Protocol):
@@ -90,8 +73,11 @@ class Method(Protocol):
     name: str
 
     def check(self, session: Session) -> None:
-        """Raise ConfigError or DataError for what cannot work. Runs before any method does."""
-        ...
+        """Raise ConfigError, DataError or ModelError for what cannot work. Runs before any method does.
+
+        Methods that quantize need a supported family and inherit this check of it.
+        """
+        family_of(session.model.config.model_type)
 
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """Turn one model into one or more."""
@@ -111,17 +97,11 @@ def weights_mb(model: nn.Module) -> float | None:
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """The models that `compress()` made.
+    """The models that `compress()` made."""
 
-    Attributes:
-        baseline: metric of the model as it was given.
-        candidates: every final model with its metric, best first.
-        folders: name of a model -> its folder, for those that were written.
-    """
-
-    baseline: float
-    candidates: tuple[CompressedModel, ...]
-    folders: Mapping[str, Path]
+    baseline: float  # metric of the model as it was given
+    candidates: tuple[CompressedModel, ...]  # every final model with its metric, best first
+    folders: Mapping[str, Path]  # name of a model -> its folder, for those that were written
 
     @property
     def best(self) -> CompressedModel:

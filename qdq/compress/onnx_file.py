@@ -14,19 +14,19 @@ import torch
 from google.protobuf.message import DecodeError
 from onnx import helper
 from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
 
 from export.names import IR_VERSION
 from export.passes.narrow_inputs import narrow_inputs
 from export.quantize_file import FileLinear, find_linears, quantize_linears, weight_of
 from export.to_onnx import save_proto
 from export.unoptimized import open_unoptimized, run
-from qdq.base.artifacts import write_json
 from qdq.calibrate.algorithms import Algorithm
 from qdq.calibrate.calibrators import HistogramCalibrator, amax_of
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches
-from qdq.compress.evaluators import CustomEvaluate, Score, accuracy, answer_evaluator, checked
-from qdq.compress.method import CompressedModel, CompressionResult, Evaluate
+from qdq.compress.evaluators import CustomEvaluate, Evaluator, accuracy, answer_evaluator, evaluator_on
+from qdq.compress.method import CompressedModel
 from qdq.compress.ptq import algorithms, treatments
 from qdq.errors import ConfigError, DataError, QdqError
 from qdq.inject.quantizer import weight_amax
@@ -44,22 +44,12 @@ class OnnxModule(nn.Module):
         self._types = {name: helper.tensor_dtype_to_np_dtype(kind) for name, kind in element_types.items()}
         self._session = open_unoptimized(model.SerializeToString(), Path())
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """The graph's inputs by name; other keys are ignored."""
+    def forward(self, **inputs: Tensor) -> ModelOutput:
+        """The graph's inputs by name, other keys are ignored; its outputs by name, as items and attributes."""
         feeds = {name: array.astype(self._types[name]) for name, array in feeds_of(inputs, self.inputs).items()}
         results = run(self._session, feeds, list(self.outputs))
-        return Outputs(
-            {name: torch.from_numpy(np.array(value)) for name, value in zip(self.outputs, results, strict=True)}
-        )
-
-
-class Outputs(dict[str, Tensor]):
-    """Named outputs that can also be read as attributes, as transformers' outputs can."""
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name not in self:
-            raise AttributeError(name)
-        return self[name]
+        tensors = (torch.from_numpy(np.array(value)) for value in results)
+        return ModelOutput(zip(self.outputs, tensors, strict=True))  # type: ignore[no-untyped-call]
 
 
 def feeds_of(batch: Mapping[str, Tensor], inputs: Iterable[str]) -> dict[str, Any]:
@@ -89,15 +79,12 @@ def with_int32_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def evaluator_for(graph: OnnxModule, batches: Batches, custom: CustomEvaluate | None, tokenizer: Any) -> Evaluate:
-    """The caller's evaluator, or accuracy or SQuAD's F1 by the graph's outputs. Raises ConfigError when none fits."""
-    if custom is not None:
-        return lambda model: checked(custom(model, batches.loader()), "custom_evaluate")
+def builtin_evaluator(graph: OnnxModule, sample: Mapping[str, Any], tokenizer: Any) -> tuple[str, Evaluator]:
+    """(metric name, evaluator) that fits the graph's outputs and the data. Raises ConfigError when none does."""
     if {"start_logits", "end_logits"} <= set(graph.outputs):
-        answers = answer_evaluator(tokenizer)
-        return lambda model: Score.of(answers(model, batches), "SQuAD F1")
-    if graph.outputs == ("logits",) and "labels" in batches.dataset[0] and np.ndim(batches.dataset[0]["labels"]) == 0:
-        return lambda model: Score.of(accuracy(model, batches), "accuracy")
+        return "SQuAD F1", answer_evaluator(tokenizer)
+    if graph.outputs == ("logits",) and "labels" in sample and np.ndim(sample["labels"]) == 0:
+        return "accuracy", accuracy
     raise ConfigError(
         f"input_infer_model_path: no built-in evaluator fits outputs {', '.join(graph.outputs)} and this data; pass "
         "custom_evaluate to compress()"
@@ -138,11 +125,11 @@ def quantized_graph(
 
 def compress_file(
     args: CompressionArguments, batches: Batches, custom: CustomEvaluate | None, tokenizer: Any = None
-) -> CompressionResult:
+) -> tuple[float, list[CompressedModel]]:
     """Quantize the file with every combination of the PTQ lists and write each as ``<output_dir>/<name>/model.onnx``.
 
-    `tokenizer` reads the answers of question answering. The result holds the quantized graphs as modules, best first.
-    Raises ConfigError when the strategy is not ptq or the file cannot be used.
+    `tokenizer` reads the answers of question answering. Returns the metric of the file as it is, and the quantized
+    graphs as modules. Raises ConfigError when the strategy is not ptq or the file cannot be used.
     """
     # Check what is asked for, and the file.
     if args.chosen_strategy.name != "ptq":
@@ -152,14 +139,15 @@ def compress_file(
         )
     if asked := treatments(args).asked:
         raise ConfigError(f"{asked[0]}: needs a module, not input_infer_model_path; leave it out, or give model")
-    path, output = Path(str(args.input_infer_model_path)), Path(str(args.output_dir))
+    path = Path(str(args.input_infer_model_path))
     model = read_graph(path)
     try:
         linears = find_linears(model)
     except QdqError as error:
         raise ConfigError(f"input_infer_model_path: {path}: {error}") from error
     # Score the file as it is.
-    evaluate = evaluator_for(module := OnnxModule(model), batches, custom, tokenizer)
+    module = OnnxModule(model)
+    evaluate = evaluator_on(batches, custom, lambda: builtin_evaluator(module, batches.dataset[0], tokenizer))
     baseline = evaluate(module)
     tensors = list(dict.fromkeys(linear.activation for linear in linears))
     # One quantized graph per combination; a pass over the data serves all algorithms.
@@ -171,11 +159,8 @@ def compress_file(
             name = f"{algorithm}-{size}x{'all' if count is None else count}"
             if args.input_dtype == "int32":
                 made = with_int32_inputs(made)
-            save_proto(made, output / name / "model.onnx")
-            module = OnnxModule(made)
+            save_proto(made, Path(str(args.output_dir)) / name / "model.onnx")
+            quantized = OnnxModule(made)
             notes = {"algorithm": algorithm, "batch_size": size, "batch_num": count, "linears": len(linears)}
-            models.append(CompressedModel(name, module, notes=notes, metric=evaluate(module)))
-    models.sort(key=lambda one: -(one.metric or 0.0))
-    result = CompressionResult(baseline, tuple(models), {one.name: output / one.name for one in models})
-    write_json(output / "compression.json", result.as_json() | {"strategy": "ptq", "input_dtype": args.input_dtype})
-    return result
+            models.append(CompressedModel(name, quantized, notes=notes, metric=evaluate(quantized)))
+    return baseline, models

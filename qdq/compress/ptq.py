@@ -26,34 +26,30 @@ from qdq.calibrate.treatments.order import finish, prepare
 from qdq.calibrate.treatments.settings import TreatmentOptions, Treatments
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, without_labels
-from qdq.compress.method import CompressedModel, Session
-from qdq.inject import inject
-from qdq.inject.families import family_of
+from qdq.compress.method import CompressedModel, Method, Session
+from qdq.inject import inject, quantizers
 from qdq.inject.spec import QuantSpec, named_spec
 
 
-class Ptq:
+class Ptq(Method):
     """Post-training quantization over `algo_list` x `batch_size_list` x `batch_num_list`."""
 
     name = "ptq"
-
-    def check(self, session: Session) -> None:
-        """Raise ModelError for an unsupported family."""
-        family_of(session.model.config.model_type)
 
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """Every combination of the lists, the best one first; one pass over the data serves all algorithms."""
         args, spec = session.args, quant_spec(session.args)
         found, treated = algorithms(args), treatments(args)
         made = []
+        # Collect statistics once per amount of data.
         for size, count in itertools.product(args.batch_size_list, args.batch_counts):
             batches = MicroBatches.as_given(calibration_batches(session.eval, size, count))
-            model = copy.deepcopy(before.model)
-            model.train(False)
+            model = copy.deepcopy(before.model).train(False)
             inject(model, spec)
             with session.screen.stage("calibrate") as stage:
                 prepared = prepare(model, batches, spec, list(found.values()), treated, stage.progress)
                 stage.say(f"{prepared.collected.samples} samples, {prepared.collected.tokens} tokens")
+            # Take each algorithm's ranges from them, and score the result.
             for label, algorithm in found.items():
                 name = f"{label}-{size}x{'all' if count is None else count}"
                 mine = replace(treated, clip_search=label == CLIP)
@@ -82,7 +78,7 @@ def algorithms(args: CompressionArguments) -> dict[str, Algorithm]:
 
 
 def treatments(args: CompressionArguments) -> Treatments:
-    """What the arguments ask for beside ranges; `clip_search` when any algorithm is `clip`."""
+    """Treatments that the arguments ask for; `clip_search` is set when any algorithm is `clip`."""
     return Treatments(**values_for(TreatmentOptions, args), clip_search=CLIP in algorithms(args))
 
 
@@ -93,17 +89,8 @@ def quant_spec(args: CompressionArguments) -> QuantSpec:
 
 def _detached(model: torch.nn.Module) -> torch.nn.Module:
     """Copy `model` without its calibration statistics, which the next algorithm still reads."""
-    from qdq.inject import quantizers
-
-    points = quantizers(model)
-    kept = {name: point.calibrator for name, point in points.items()}
-    for point in points.values():
-        point.calibrator = None  # type: ignore[assignment]  # for the copy only
-    try:
-        return copy.deepcopy(model)
-    finally:
-        for name, point in points.items():
-            point.calibrator = kept[name]
+    # deepcopy takes what its memo says of an object instead of copying it.
+    return copy.deepcopy(model, {id(point.calibrator): None for point in quantizers(model).values()})
 
 
 def calibration_batches(data: Batches, size: int, count: int | None) -> Sequence[dict[str, Tensor]]:

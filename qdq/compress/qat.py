@@ -13,17 +13,10 @@ from qdq.calibrate.calibrate import summarise
 from qdq.calibrate.treatments.order import drop_rounding
 from qdq.compress.best import KeepBest
 from qdq.compress.datasets import without_labels
-from qdq.compress.distillation import (
-    counted,
-    labelled,
-    logit_error,
-    recorded_output,
-    recorded_states,
-    squared_error,
-)
+from qdq.compress.distillation import counted, labelled, logit_error, recorded_states, squared_error
 from qdq.compress.evaluators import logits_of
 from qdq.compress.fake_quant import RangeSettings, finish, make_trainable, trained_quantizers
-from qdq.compress.method import CompressedModel, Session
+from qdq.compress.method import CompressedModel, Method, Session
 from qdq.compress.ptq import Ptq
 from qdq.compress.training import fingerprint, train
 
@@ -51,7 +44,9 @@ class QuantizedTraining(nn.Module):
             teacher = self._teacher[0]
             if teacher is None:
                 return {"loss": self._session.loss(self.student, batch, None)}
-            with recorded_states(self.student) as states, recorded_output(self.student) as outputs:
+            outputs: list[Any] = []
+            hook = self.student.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+            with recorded_states(self.student) as states, hook:
                 loss = self._session.loss(self.student, batch, None)
             distance = self._distance(teacher, batch, logits_of(outputs[0]), states)
         finally:
@@ -83,19 +78,15 @@ class FreezeRanges(TrainerCallback):
         self.module, self.share = module, share
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called before every step."""
+        """Freeze when the share is reached; transformers calls this before every step."""
         if state.global_step >= self.share * state.max_steps:
             self.module.freeze()
 
 
-class Qat:
+class Qat(Method):
     """Quantization-aware training from the best PTQ-calibrated model of the lists."""
 
     name = "qat"
-
-    def check(self, session: Session) -> None:
-        """Raise what PTQ raises; `compress` checks the training data."""
-        Ptq().check(session)
 
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """The trained quantized model."""
@@ -108,10 +99,9 @@ class Qat:
         settings = RangeSettings(kind, args.moving_rate, args.use_pact)
         drop_rounding(student)  # codes and bias shifts were made for weights that change now
         originals = make_trainable(student, settings)
-        teacher = copy.deepcopy(session.model) if args.distillation else None  # the given one, of full width
-        if teacher is not None:
-            teacher.train(False)
-            teacher.requires_grad_(False)
+        teacher = None
+        if args.distillation:  # from the given model, of full width
+            teacher = copy.deepcopy(session.model).train(False).requires_grad_(False)
         # Train, and take the best model that was passed through.
         module = QuantizedTraining(student, teacher, session)
         deciding = {"model": fingerprint(student), "ranges": settings, "distillation": args.distillation}

@@ -28,10 +28,7 @@ RIDGE = 0.01  # of the mean square of an input: how strongly weights stay as the
 
 
 def reconstruct(
-    model: PreTrainedModel,
-    sizes: Sequence[Size],
-    batches: Sequence[Batch],
-    progress: Progress | None = None,
+    model: PreTrainedModel, sizes: Sequence[Size], batches: Sequence[Batch], progress: Progress | None = None
 ) -> None:
     """Let the leading columns of every block's second linears stand for all of them at each of `sizes`, in place.
 
@@ -79,15 +76,13 @@ def solve(product: Tensor, weight: Tensor, counts: Sequence[int], always: int = 
 
 
 def _products(
-    model: PreTrainedModel,
-    linears: Sequence[nn.Linear],
-    batches: Sequence[Batch],
-    progress: Progress | None,
+    model: PreTrainedModel, linears: Sequence[nn.Linear], batches: Sequence[Batch], progress: Progress | None
 ) -> Mapping[nn.Linear, Tensor]:
     """X^T X of every linear's inputs, float32 [in, in], with a constant 1 behind them where it has a bias."""
     products = {linear: torch.zeros(0) for linear in linears}
-    mask: Tensor | None = None
+    mask: Tensor | None = None  # of the batch that runs
 
+    # Each forward adds its inputs, without padding.
     def add(linear: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(linear, nn.Linear)
         x = inputs[0].flatten(0, -2)

@@ -60,6 +60,7 @@ def load_dynamic(folder: Path) -> PreTrainedModel:
     if not (folder / DESCRIPTION).is_file():
         raise ModelError(f"{folder}: has no {DESCRIPTION}; give a folder that strategy=dynamic wrote for torch")
     expected = read_object(folder / DESCRIPTION)["linears"]
+    # Make the model that the configuration describes, and give it the weights.
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         task = TASKS[detect_task(config.architectures, str(folder)).name]
@@ -71,7 +72,9 @@ def load_dynamic(folder: Path) -> PreTrainedModel:
         if sorted(linears) != expected:
             raise ModelError(f"{folder}: its configuration has other linears than its weights; copy both again")
         for path, linear in linears.items():
-            _pack(linear, path, tensors)
+            codes, scale, zero = (tensors.pop(f"{path}.{part}") for part in ("weight", "scale", "zero_point"))
+            weight = torch._make_per_tensor_quantized_tensor(codes, float(scale), int(zero))
+            linear.set_weight_bias(weight, tensors.pop(f"{path}.bias", None))
         _load_rest(model, tensors, folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]}); copy it again") from error
@@ -84,12 +87,6 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         if type(module).__name__ == "Linear" and hasattr(module, "_packed_params"):
             yield path, module
-
-
-def _pack(linear: Any, path: str, tensors: dict[str, Tensor]) -> None:
-    codes, scale, zero = (tensors.pop(f"{path}.{part}") for part in ("weight", "scale", "zero_point"))
-    weight = torch._make_per_tensor_quantized_tensor(codes, float(scale), int(zero))
-    linear.set_weight_bias(weight, tensors.pop(f"{path}.bias", None))
 
 
 def _load_rest(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:

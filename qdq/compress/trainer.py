@@ -18,9 +18,9 @@ from qdq.compress.deploy import deploy
 from qdq.compress.dynabert import DynaBert
 from qdq.compress.dynamic import Dynamic
 from qdq.compress.embeddings import Embeddings
-from qdq.compress.evaluators import CustomEvaluate, Score, builtin_evaluator, checked, evaluating
+from qdq.compress.evaluators import CustomEvaluate, builtin_evaluator, evaluator_on
 from qdq.compress.loss import CalcLoss, Criterion, TaskLoss
-from qdq.compress.method import CompressedModel, CompressionResult, Evaluate, Method, Session
+from qdq.compress.method import CompressedModel, CompressionResult, Method, Session
 from qdq.compress.output import save, show
 from qdq.compress.ptq import Ptq
 from qdq.compress.qat import Qat
@@ -121,27 +121,14 @@ class CompressionTrainer(Trainer):
             raise DataError("eval_dataset: is a dictionary of datasets; give the one that decides")
         batches = self._batches(self.eval_dataset, "evaluation")
         train = None if self.train_dataset is None else self._batches(self.train_dataset, "training")
-        loss = TaskLoss(self.criterion, calc_loss)
-        output = Path(str(self.args.output_dir))
-        return Session(
-            self, self._given, self.args, self._evaluator(evaluate, batches), loss, train, batches, output, Screen()
-        )
+        scored = evaluator_on(batches, evaluate, lambda: builtin_evaluator(self._given, self.processing_class))
+        loss, output = TaskLoss(self.criterion, calc_loss), Path(str(self.args.output_dir))
+        return Session(self, self._given, self.args, scored, loss, train, batches, output, Screen())
 
     def _batches(self, dataset: Any, description: str) -> Batches:
         """`dataset` as Trainer would collate it, unused columns removed."""
         collate = self._get_collator_with_removed_columns(self.data_collator, description=description)
         return Batches(dataset, collate, self.args.per_device_eval_batch_size, self._given.device)
-
-    def _evaluator(self, custom: CustomEvaluate | None, batches: Batches) -> Evaluate:
-        if custom is None:
-            name, function = builtin_evaluator(self._given, self.processing_class)
-            return lambda model: Score.of(function(model, batches), name)
-
-        def evaluate(model: nn.Module) -> float:
-            with evaluating(model), torch.no_grad():
-                return checked(custom(model, batches.loader()), "custom_evaluate")
-
-        return evaluate
 
     def _check(self, session: Session, methods: list[Method], custom: bool) -> None:
         """Raise for everything that can be wrong, before any of it costs minutes."""
@@ -173,22 +160,26 @@ class CompressionTrainer(Trainer):
 
     def _finish(self, session: Session, models: list[CompressedModel]) -> CompressionResult:
         scored = [made if made.metric is not None else made.scored(session.evaluate(made.model)) for made in models]
-        ranked = sorted(scored, key=lambda made: -(made.metric or 0.0))
-        folders = {made.name: session.output / made.name for made in ranked}
-        result = CompressionResult(session.baseline, tuple(ranked), folders)
         if self.is_world_process_zero():
-            for made in ranked:
-                save(session, made, folders[made.name])
-            write_json(session.output / "compression.json", result.as_json() | self._asked())
-            show(session.screen, result)
-            if session.args.deploy:
-                deploy(session.output, session.args.deploy, session.screen, eval_data=session.args.deploy_data)
+            for made in scored:
+                save(session, made, session.output / made.name)
+        result = self._report(session.screen, session.baseline, scored)
+        if self.is_world_process_zero() and self.args.deploy:
+            deploy(session.output, self.args.deploy, session.screen, eval_data=self.args.deploy_data)
         self.accelerator.wait_for_everyone()
         return result
 
-    def _asked(self) -> dict[str, str]:
-        """The request as compression.json records it; deployment exports with this type of inputs."""
-        return {"strategy": self.args.chosen_strategy.name, "input_dtype": self.args.input_dtype}
+    def _report(self, screen: Screen, baseline: float, models: list[CompressedModel]) -> CompressionResult:
+        """Rank the models that were written, write compression.json and show it."""
+        output = Path(str(self.args.output_dir))
+        ranked = sorted(models, key=lambda made: -(made.metric or 0.0))
+        result = CompressionResult(baseline, tuple(ranked), {made.name: output / made.name for made in ranked})
+        if self.is_world_process_zero():
+            # Deployment exports with this type of inputs.
+            asked = {"strategy": self.args.chosen_strategy.name, "input_dtype": self.args.input_dtype}
+            write_json(output / "compression.json", result.as_json() | asked)
+            show(screen, result)
+        return result
 
     def _compress_file(self, evaluate: CustomEvaluate | None) -> CompressionResult:
         """PTQ of the ONNX file; the result holds the quantized graphs as callable modules."""
@@ -199,7 +190,4 @@ class CompressionTrainer(Trainer):
         batches = Batches(
             self.eval_dataset, self.data_collator, self.args.per_device_eval_batch_size, torch.device("cpu")
         )
-        result = compress_file(self.args, batches, evaluate, self.processing_class)
-        if self.is_world_process_zero():
-            show(Screen(), result)
-        return result
+        return self._report(Screen(), *compress_file(self.args, batches, evaluate, self.processing_class))

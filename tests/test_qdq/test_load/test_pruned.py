@@ -81,8 +81,8 @@ def test_rewiring_keeps_the_function_and_sorts(load_tiny: Load, encode: Encode) 
     before = model(**inputs).logits
     generator = torch.Generator().manual_seed(3)
     importance = Importance(
-        tuple(torch.rand(4, generator=generator) for _ in range(2)),
-        tuple(torch.rand(64, generator=generator) for _ in range(2)),
+        torch.rand(2, 4, generator=generator),
+        torch.rand(2, 64, generator=generator),
     )
     first = blocks(model)[0].linear("query").weight.detach().clone().view(4, 8, -1)
     rewire(model, importance)
