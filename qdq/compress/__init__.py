@@ -28,24 +28,9 @@ A `CompressedModel` is a model, and once it is quantized its QuantSpec and Calib
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import qdq.load.pruned  # noqa: F401  # transformers' Auto classes then load what the dynabert step saves
-
-if TYPE_CHECKING:
-    from qdq.compress.arguments import CompressionArguments
-    from qdq.compress.method import CompressedModel, CompressionResult, Method, Session
-    from qdq.compress.trainer import CompressionTrainer
+import qdq.load.pruned  # noqa: F401  # transformers' Auto classes then load what dynabert saves
+from qdq.compress.arguments import CompressionArguments
+from qdq.compress.method import CompressedModel, CompressionResult, Method, Session
+from qdq.compress.trainer import CompressionTrainer
 
 __all__ = ["CompressedModel", "CompressionArguments", "CompressionResult", "CompressionTrainer", "Method", "Session"]
-
-_HOMES = {"CompressionArguments": "arguments", "CompressionTrainer": "trainer"}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is asked for: the strategy parser needs no torch."""
-    import importlib
-
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'method')}"), name)

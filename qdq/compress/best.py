@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -73,20 +74,18 @@ class KeepBest(TrainerCallback):
             model = current()
             metrics[name] = metric = float(self._session.evaluate(model))
             if name not in self._found or metric >= self._found[name].metric:  # of equals the longer trained
-                state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
+                state = {
+                    key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                    for key, tensor in model.state_dict().items()
+                }
                 self._found[name] = Best(step, metric, state)
                 if self._session.trainer.is_world_process_zero():
-                    _write(self._found[name], self._path(name))
+                    with atomic_path(self._path(name)) as partial:
+                        save_file(state, str(partial), {"step": str(step), "metric": repr(metric)})
         self._session.screen.row(f"step {step}", ", ".join(f"{name} {metric:.4f}" for name, metric in metrics.items()))
 
     def _path(self, name: str) -> Path:
         return self._folder / f"best-{name}.safetensors"
-
-
-def _write(best: Best, path: Path) -> None:
-    state = {name: tensor.contiguous() for name, tensor in best.state.items()}
-    with atomic_path(path) as partial:
-        save_file(state, str(partial), {"step": str(best.step), "metric": repr(best.metric)})
 
 
 def _read(path: Path) -> Best:

@@ -128,7 +128,7 @@ class LengthGrouped(Sampler[int]):
     transformers' own sampler takes it from the global random state, and leaves every fiftieth of an epoch sorted.
     """
 
-    BATCHES_SORTED = 32  # at once: enough for little padding, few enough that a batch's company changes every epoch
+    BATCHES_SORTED = 32  # at once: enough for little padding, few enough that batches differ in every epoch
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0

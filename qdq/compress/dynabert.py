@@ -11,12 +11,14 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from qdq.base.artifacts import atomic_path
 from qdq.compress.best import KeepBest
 from qdq.compress.distillation import WidthDistillation
 from qdq.compress.elastic import Size, extract, make_elastic, sizes_at
-from qdq.compress.importance import measure_importance, read_importance, rewire, write_importance
+from qdq.compress.importance import Importance, measure_importance, rewire
 from qdq.compress.method import CompressedModel, Method, Session
 from qdq.compress.reconstruct import reconstruct
 from qdq.compress.training import fingerprint, train
@@ -67,15 +69,17 @@ class DynaBert(Method):
         return made
 
     def _rewire(self, session: Session, student: PreTrainedModel, sizes: Sequence[Size]) -> None:
-        assert session.train is not None  # checked before the first step
+        assert session.train is not None  # checked before any method runs
         count = -(-IMPORTANCE_SAMPLES // session.train.batch_size)
         batches = list(itertools.islice(session.train, count))
         with session.screen.stage("importance") as stage:
             path = session.output / "training" / f"importance-{fingerprint(student)}-blocks.safetensors"
-            importance = read_importance(path)
-            if importance is None:
+            if path.is_file():  # of a run that was interrupted
+                importance = Importance(**load_file(str(path)))
+            else:
                 importance = measure_importance(student, batches, session.loss, stage.progress)
-                write_importance(importance, path)
+                with atomic_path(path) as file:
+                    save_file(vars(importance), str(file))
             rewire(student, importance)
             found = blocks(student)
             stage.say(f"of {found[0].heads} heads and {found[0].neurons} neurons in {len(found)} blocks")

@@ -50,9 +50,9 @@ class DynamicInput(nn.Module):
         """Any shape, float32."""
         low, high = torch.aminmax(x)
         low, high = low.clamp(max=0), high.clamp(min=0)
-        step = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
-        zero = torch.round(-low / step).clamp(0, 255)
-        return ((torch.round(x / step) + zero).clamp(0, 255) - zero) * step
+        scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
+        zero = torch.round(-low / scale).clamp(0, 255)
+        return ((torch.round(x / scale) + zero).clamp(0, 255) - zero) * scale
 
 
 def as_executed(model: PreTrainedModel) -> PreTrainedModel:

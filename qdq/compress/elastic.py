@@ -36,15 +36,12 @@ def size_at(model: PreTrainedModel, width: Fraction) -> Size:
     if abs(float(block.heads * width) - heads) > WIDTH_TOLERANCE or heads < 1:
         shares = ", ".join(str(Fraction(count, block.heads)) for count in range(1, block.heads + 1))
         reason = "less than one head" if block.heads * width < 1 else "no whole number of them"
+        written = str(width) if width.denominator < 1000 else f"{float(width):g}"
         raise ConfigError(
-            f"width_mult_list: {_written(width)} of {block.heads} heads is {reason}; widths that divide: {shares}"
+            f"width_mult_list: {written} of {block.heads} heads is {reason}; widths that divide: {shares}"
         )
     share = Fraction(heads, block.heads)
     return Size(share, heads, max(1, round(block.neurons * share)))
-
-
-def _written(width: Fraction) -> str:
-    return str(width) if width.denominator < 1000 else f"{float(width):g}"
 
 
 class Switch:

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdq.base.artifacts import atomic_path
 from qdq.base.types import Progress
 from qdq.calibrate.rebatch import Batch
 from qdq.compress.evaluators import evaluating
@@ -123,14 +120,3 @@ def _permute(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | No
                 parameter.copy_(parameter[rows.to(parameter.device)])
         if columns is not None:
             linear.weight.copy_(linear.weight[:, columns.to(linear.weight.device)])
-
-
-def write_importance(importance: Importance, path: Path) -> None:
-    """Keep a measurement for a run that continues."""
-    with atomic_path(path) as partial:
-        save_file(vars(importance), str(partial))
-
-
-def read_importance(path: Path) -> Importance | None:
-    """Read a measurement that `write_importance` kept; None when there is none."""
-    return Importance(**load_file(str(path))) if path.is_file() else None

@@ -2,8 +2,8 @@
 
 Activation types for a graph with one scale per tensor: range_abs_max takes the algorithm's range;
 abs_max, which PaddleNLP measures anew on every batch, is the largest magnitude of the calibration data; and
-moving_average_abs_max is the moving average of the batches' largest magnitudes. The last two leave the algorithms of
-`algo_list` nothing to choose.
+moving_average_abs_max is the moving average of the batches' largest magnitudes. With the last two, `algo_list` has no
+effect.
 
 `algo_list` may name `clip` as well, and the treatments are those of `qdq compile` (docs/calibration.md).
 """
@@ -28,7 +28,7 @@ from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, without_labels
 from qdq.compress.method import CompressedModel, Method, Session
 from qdq.inject import inject, quantizers
-from qdq.inject.spec import QuantSpec, named_spec
+from qdq.inject.spec import named_spec
 
 
 class Ptq(Method):
@@ -38,7 +38,8 @@ class Ptq(Method):
 
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """Every combination of the lists, the best one first; one pass over the data serves all algorithms."""
-        args, spec = session.args, quant_spec(session.args)
+        args = session.args
+        spec = named_spec(args.placement, per_channel_weights=args.weight_quantize_type == "channel_wise_abs_max")
         found, treated = algorithms(args), treatments(args)
         made = []
         # Collect statistics once per amount of data.
@@ -80,11 +81,6 @@ def algorithms(args: CompressionArguments) -> dict[str, Algorithm]:
 def treatments(args: CompressionArguments) -> Treatments:
     """Treatments that the arguments ask for; `clip_search` is set when any algorithm is `clip`."""
     return Treatments(**values_for(TreatmentOptions, args), clip_search=CLIP in algorithms(args))
-
-
-def quant_spec(args: CompressionArguments) -> QuantSpec:
-    """The quantization that the arguments ask for."""
-    return named_spec(args.placement, per_channel_weights=args.weight_quantize_type == "channel_wise_abs_max")
 
 
 def _detached(model: torch.nn.Module) -> torch.nn.Module:

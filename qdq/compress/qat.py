@@ -21,7 +21,7 @@ from qdq.compress.ptq import Ptq
 from qdq.compress.training import fingerprint, train
 
 DISTILLED_SHARE = 0.9  # of the loss; the labels have the rest
-STATE_WEIGHT = 10.0  # of hidden states against logits, whose gradient is that of a few texts near a tie
+STATE_WEIGHT = 10.0  # of hidden states against logits, whose gradients come from few texts only
 RANGE_RATE = 30.0  # learning rate of learnable ranges, times that of the weights
 
 

@@ -24,7 +24,7 @@ from qdq.compress.elastic import Size
 from qdq.compress.evaluators import evaluating
 from qdq.inject.widths import blocks
 
-RIDGE = 0.01  # of the mean square of an input: how strongly weights stay as they were where text says little
+RIDGE = 0.01  # of the mean square of an input; keeps weights near their values where the text says little of them
 
 
 def reconstruct(

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
 from qdq.base.config import nearest
 from qdq.errors import ConfigError
 
-# Method -> what it does, in the order methods run whatever the order they are typed in: a narrower model is quantized,
-# not a quantized one narrowed, and embedding tables come last because nothing trains them.
-METHODS: Mapping[str, str] = {
-    "dynabert": "width pruning with distillation",
-    "ptq": "post-training quantization",
-    "qat": "quantization-aware training",
-    "dynamic": "dynamic quantization",
-    "embeddings": "INT8 embedding tables",
-}
+# In the order they run, whatever the order they are typed in: a narrower model is quantized, not a quantized one
+# narrowed, and embedding tables come last because nothing trains them. `qdq.compress` says what each does.
+METHODS = ("dynabert", "ptq", "qat", "dynamic", "embeddings")
 TRAINED = ("dynabert", "qat")
 LINEARS = ("ptq", "qat", "dynamic")  # each quantizes the linears, so at most one of them
 

@@ -14,7 +14,6 @@ from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches, check_labels, named
-from qdq.compress.deploy import deploy
 from qdq.compress.dynabert import DynaBert
 from qdq.compress.dynamic import Dynamic
 from qdq.compress.embeddings import Embeddings
@@ -165,6 +164,8 @@ class CompressionTrainer(Trainer):
                 save(session, made, session.output / made.name)
         result = self._report(session.screen, session.baseline, scored)
         if self.is_world_process_zero() and self.args.deploy:
+            from qdq.compress.deploy import deploy  # not above: `python -m qdq.compress.deploy` imports this module
+
             deploy(session.output, self.args.deploy, session.screen, eval_data=self.args.deploy_data)
         self.accelerator.wait_for_everyone()
         return result

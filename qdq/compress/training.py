@@ -39,7 +39,7 @@ class LossTrainer(Trainer):
         args.remove_unused_columns = False  # the collator does
         args.load_best_model_at_end = False
         args.save_total_limit = CHECKPOINTS_KEPT
-        assert session.train is not None  # checked before the first step
+        assert session.train is not None  # checked before any method runs
         super().__init__(module, args, session.train.collate, session.train.dataset)
         self.range_rate = range_rate
 

@@ -114,6 +114,6 @@ def with_latency(found: Search, units: Sequence[Unit], graph: Path, timing: Timi
 def spread_over(found: Search) -> list[int]:
     """Indices of placements on the curve: the first, the best, and others at evenly spaced predicted costs."""
     costs = [tried.cost for tried in found.curve]
-    wanted = [costs[-1] * step / (MEASURED - 1) for step in range(MEASURED)]
+    wanted = [costs[-1] * index / (MEASURED - 1) for index in range(MEASURED)]
     nearest = {min(range(len(costs)), key=lambda index: abs(costs[index] - cost)) for cost in wanted}
     return sorted({0, *nearest} | ({found.best} if found.best is not None else set()))

@@ -35,42 +35,26 @@ LONGEST = 32  # units that `search` leaves out at most; a placement with fewer p
 
 @dataclass(frozen=True)
 class Tried:
-    """One placement that was run: the first `dropped` units of a ranking in floating point.
-
-    Attributes:
-        cost: predicted latency it adds, in shares of one layer with everything quantized.
-        divergence: from floating point.
-        drop_points: of the task metric, in points; None where that was not measured.
-        within: True when it is within what was asked for.
-        measured: as `cost`, by an engine that was built and timed; None where none was.
-    """
+    """One placement that was run: the first `dropped` units of a ranking in floating point."""
 
     dropped: int
-    cost: float
-    divergence: float
-    drop_points: float | None
-    within: bool
-    measured: float | None = None
+    cost: float  # predicted latency it adds, in shares of one layer with everything quantized
+    divergence: float  # from floating point
+    drop_points: float | None  # of the task metric, in points; None where that was not measured
+    within: bool  # the limit that was asked for
+    measured: float | None = None  # as `cost`, by an engine that was built and timed; None where none was
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The units that stay in floating point.
+    """The units that stay in floating point."""
 
-    Attributes:
-        dropped: unit -> reason, in the order they were dropped.
-        before, after: divergence of everything, and of what is left.
-        bound: what was asked for; `after` may be above it when dropping more would not help.
-        curve: the placements tried on the way.
-        checks: divergence checks made.
-    """
-
-    dropped: Mapping[str, str]
-    before: float
-    after: float
-    bound: float
-    curve: tuple[Tried, ...]
-    checks: int
+    dropped: Mapping[str, str]  # unit -> reason, in the order they were dropped
+    before: float  # divergence with everything quantized
+    after: float  # divergence without the dropped units
+    bound: float  # on the divergence; `after` may be above it when dropping more would not help
+    curve: tuple[Tried, ...]  # the placements tried on the way
+    checks: int  # divergence checks made
 
     def as_json(self) -> dict[str, Any]:
         """The ``auto`` object of placement.json."""

@@ -67,20 +67,13 @@ def groups(points: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Unit:
-    """Points that are quantized together or not at all.
+    """Points that are quantized together or not at all."""
 
-    Attributes:
-        name: readable, unique in a model.
-        kind: key of the cost tables.
-        loses: what the target loses when this unit is floating point, for the reason in placement.json.
-        cost: latency added when this unit is floating point, as a share of one layer's.
-    """
-
-    name: str
+    name: str  # unique in a model
     points: tuple[str, ...]
-    kind: str
-    loses: str
-    cost: float
+    kind: str  # key of the cost tables
+    loses: str  # what the target loses when this unit is floating point, for the reason in placement.json
+    cost: float  # latency added when this unit is floating point, as a share of one layer's
 
 
 # Consequence of leaving a unit out, by kind of target and `_family`.

@@ -112,7 +112,7 @@ class Probe:
         return results
 
     def _layer_of(self, point: str) -> int:
-        """Index of the layer a point is in; the first one's before the layers, one too many behind them."""
+        """Index of the layer a point is in; 0 for one before all layers, the number of layers for one behind them."""
         index = layer_of(point)
         if index is None:
             return 0 if "embeddings" in point else len(self._layers)
