@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from qdq.inject.attention import attention_forward, attention_scores, weigh_values
-from qdq.inject.quantizer import Treated, quantize
+from qdq.inject.quantizer import TensorQuantizer, Treated, quantize
 
 
 def adopt(target: nn.Module, source: nn.Module) -> None:
@@ -34,12 +34,20 @@ class Residual(Treated):
     TREATMENTS = ("_channel_scale",)
     _channel_scale: Tensor | None
 
-    def __init__(self) -> None:
+    def __init__(self, source: nn.Module | None = None) -> None:
         super().__init__()
         self.add_local_input_quantizer: nn.Module | None = None
         self.add_residual_input_quantizer: nn.Module | None = None
         self.observer: Callable[[Tensor, Tensor], None] | None = None  # sees the operands of every add
         self.treat("_channel_scale", None)
+        if source is not None:
+            adopt(self, source)
+
+    @property
+    def quantized_operands(self) -> dict[str, TensorQuantizer]:
+        """The placed quantizers, by operand."""
+        points = {"local": self.add_local_input_quantizer, "residual": self.add_residual_input_quantizer}
+        return {name: point for name, point in points.items() if isinstance(point, TensorQuantizer)}
 
     def add(self, local: Tensor, residual: Tensor) -> Tensor:
         """[B, S, H] + [B, S, H]."""
@@ -65,10 +73,6 @@ class ResidualOutput(Residual):
     dense: nn.Module
     dropout: nn.Module
     LayerNorm: nn.Module
-
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        adopt(self, source)
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         """[B, S, in], [B, S, H] to [B, S, H]."""
@@ -110,8 +114,7 @@ class AlbertAttention(Residual):
     LayerNorm: nn.Module
 
     def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        adopt(self, source)
+        super().__init__(source)
         self.config = source.config
         self.attention_head_size: int = source.attention_head_size  # type: ignore[assignment]
         self.scaling: float = source.scaling  # type: ignore[assignment]
@@ -141,8 +144,7 @@ class AlbertLayer(Residual):
     full_layer_layer_norm: nn.Module
 
     def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        adopt(self, source)
+        super().__init__(source)
         self.chunk_size: int = source.chunk_size_feed_forward  # type: ignore[assignment]
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -201,10 +203,6 @@ class MPNetAttention(Residual):
     attn: nn.Module
     dropout: nn.Module
     LayerNorm: nn.Module
-
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        adopt(self, source)
 
     def forward(
         self,

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from qdq.calibrate.treatments.arithmetic import fake_quantize, mean_square, normalized, spread
-from qdq.calibrate.treatments.observe import Observed, Seen
+from qdq.calibrate.treatments.observe import Observed
 from qdq.inject.blocks import Residual
-from qdq.inject.quantizer import TensorQuantizer
 
 HALVINGS = 10  # residual operands are tried down to 1/1000 of their largest magnitude, in steps of sqrt(1/2)
 RESIDUAL_ROWS = 2048
+OPERANDS = ("local", "residual")  # of an add, in the order they are observed
 ROUNDS = 2  # each operand is chosen with the other one as found
 
 
@@ -29,28 +29,17 @@ def choose_clips(module: nn.Module, observed: Observed, maxima: Mapping[str, flo
     `maxima`: the largest magnitude of every point over all of the data.
     """
     rows: list[dict[str, Any]] = []
-    adds = {name: part for name, part in module.named_modules() if isinstance(part, Residual)}
-    for name, (local, residual) in observed.residuals.items():
-        rows += _residual_clips(adds[name], {"local": local, "residual": residual}, maxima)
+    parts = dict(module.named_modules())
+    for path, seen in observed.residuals.items():
+        add = parts[path]
+        assert isinstance(add, Residual)  # only those are observed as residuals
+        points = add.quantized_operands
+        operands = {name: spread(each.rows, RESIDUAL_ROWS) for name, each in zip(OPERANDS, seen, strict=True)}
+        largest = {name: maxima[point.point] for name, point in points.items()}
+        for name, (amax, error) in choose_ranges(operands, largest, add._channel_scale).items():
+            points[name].set_amax(torch.tensor(amax))
+            rows.append({"point": points[name].point, "largest": largest[name], "amax": amax, "error": error})
     return rows
-
-
-def _residual_clips(add: Residual, seen: Mapping[str, Seen], maxima: Mapping[str, float]) -> list[dict[str, Any]]:
-    points = quantized_operands(add)
-    operands = {name: spread(operand.rows, RESIDUAL_ROWS) for name, operand in seen.items()}
-    found = choose_ranges(operands, {name: maxima[point.point] for name, point in points.items()}, add._channel_scale)
-    for name, (amax, _) in found.items():
-        points[name].set_amax(torch.tensor(amax))
-    return [
-        {"point": points[name].point, "largest": maxima[points[name].point], "amax": amax, "error": error}
-        for name, (amax, error) in found.items()
-    ]
-
-
-def quantized_operands(add: Residual) -> dict[str, TensorQuantizer]:
-    """The placed quantizers of an add, by operand."""
-    points = {"local": add.add_local_input_quantizer, "residual": add.add_residual_input_quantizer}
-    return {name: point for name, point in points.items() if isinstance(point, TensorQuantizer)}
 
 
 def choose_ranges(

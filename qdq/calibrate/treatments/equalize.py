@@ -35,7 +35,7 @@ def equalize(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
             decisions.append(_row(path, "query/key", factor))
     for path, value, group in value_readers(module, observed):
         decision, wanted = choose_smoothing(group, worth_it=1.0)
-        factor = power_of_two(wanted / wanted.median()) if decision.alpha is not None else torch.ones_like(wanted)
+        factor = power_of_two(wanted / wanted.median()) if decision["alpha"] is not None else torch.ones_like(wanted)
         _scale_rows(value, factor)
         for linear in group.linears.values():
             linear.treat("_column_scale", 1 / factor)

@@ -7,7 +7,6 @@ D, the output is off by ``D V``; `qdq.calibrate.treatments.center` removes the p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,20 +45,16 @@ class Loss:
         return float((self.error - 2 * c * self.joint + c.square() * self.mass).sum()) / total if total else 1.0
 
 
-@contextmanager
-def watching_losses(module: nn.Module, losses: dict[str, Loss], mask: Callable[[], Tensor]) -> Iterator[None]:
+def watch_losses(module: nn.Module, losses: dict[str, Loss], mask: Callable[[], Tensor]) -> Iterator[RemovableHandle]:
     """Fill `losses`, by attention path, with the error INT8 probabilities would cause in forwards of `module`.
 
     Measures attentions whose probabilities are quantized. `mask()`: positions [B, S] of the forward that count.
+    Yields the hooks, which the caller removes.
     """
-    parts = dict(module.named_modules())
-    with ExitStack() as stack:
-        for path, (_, _, value) in attentions(module):
-            point = parts[path].matmul_a_input_quantizer
-            if isinstance(point, nn.Module):
-                for handle in _hooks(path, value, point, losses, mask):
-                    stack.callback(handle.remove)
-        yield
+    for path, (_, _, value) in attentions(module):
+        point = module.get_submodule(path).matmul_a_input_quantizer
+        if isinstance(point, nn.Module):
+            yield from _hooks(path, value, point, losses, mask)
 
 
 def _hooks(

@@ -8,16 +8,18 @@ a few tokens only must not be missed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qdq.base.types import Progress
 from qdq.calibrate.rebatch import MicroBatches
 from qdq.calibrate.treatments.attentions import attentions
-from qdq.calibrate.treatments.losses import Loss, watching_losses
+from qdq.calibrate.treatments.losses import Loss, watch_losses
 from qdq.inject import quantizers
 from qdq.inject.blocks import Residual
 from qdq.inject.quantizer import QuantLinear
@@ -103,10 +105,8 @@ class _Recorder:
         self._kept: dict[int, tuple[Tensor, Seen]] = {}
 
     def start(self, mask: Tensor) -> None:
-        self.mask, self._kept = mask, {}
-
-    def finish(self) -> None:
         self.offset += int(self.mask.sum())
+        self.mask, self._kept = mask, {}
 
     def record(self, name: str, x: Tensor) -> None:
         """[B, S, C] of the positions that count; a tensor seen before in this forward is not copied again."""
@@ -119,6 +119,11 @@ class _Recorder:
         seen = self.seen.setdefault(name, Seen(now.low, now.high))
         seen.low, seen.high = torch.minimum(seen.low, now.low), torch.maximum(seen.high, now.high)
         seen.parts += now.parts
+
+    def record_add(self, name: str, local: Tensor, residual: Tensor) -> None:
+        """Record both operands, though one of them may have no quantizer."""
+        self.record(f"{name}:local", local)
+        self.record(f"{name}:residual", residual)
 
 
 def observe(
@@ -133,39 +138,41 @@ def observe(
     with `probabilities` also the error of rounding those of attention.
     """
     # Points to record, and a stride over all real positions that keeps the wanted number of rows
-    linears = {name: m for name, m in module.named_modules() if isinstance(m, QuantLinear) and _both(m)}
-    residuals = {name: m for name, m in module.named_modules() if isinstance(m, Residual) and _any(m)}
+    parts = dict(module.named_modules())
+    linears = {name: part for name, part in parts.items() if isinstance(part, QuantLinear) and _both(part)}
+    residuals = {name: part for name, part in parts.items() if isinstance(part, Residual) and part.quantized_operands}
     tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in batches)
     recorder = _Recorder(max(1, -(-tokens // rows_to_keep([linear.in_features for linear in linears.values()]))))
     outputs: dict[str, Tensor] = {}
     losses: dict[str, Loss] = {}
-    groups: list[list[str]] = []
     # One floating-point pass with a hook on every point
     with ExitStack() as stack, torch.no_grad():
         for name, linear in linears.items():
-            stack.enter_context(_watching(linear, name, recorder, outputs))
+            stack.callback(_watch(linear, name, recorder, outputs).remove)
         for name, add in residuals.items():
-            stack.enter_context(_watching_add(add, name, recorder))
+            add.observer = partial(recorder.record_add, name)
+            stack.callback(setattr, add, "observer", None)
         if probabilities:
-            stack.enter_context(watching_losses(module, losses, lambda: recorder.mask))
+            for handle in watch_losses(module, losses, lambda: recorder.mask):
+                stack.callback(handle.remove)
         for point in quantizers(module).values():
             point.disable_quant()
         for done, (batch, _) in enumerate(batches, start=1):
             recorder.start(batch["attention_mask"].bool().flatten(0, -2))
             module(**batch)
-            if not groups:
-                groups = _by_source([name for name in linears if name in recorder.sources], recorder.sources)
-            recorder.finish()
             if progress:
                 progress(done, len(batches))
     # Linears that read one tensor share its statistics
-    found = [Group({name: linears[name] for name in names}, recorder.seen[names[0]]) for names in groups]
+    groups: dict[int, Group] = {}
+    for name in linears:
+        if name in recorder.sources:
+            groups.setdefault(recorder.sources[name], Group({}, recorder.seen[name])).linears[name] = linears[name]
     adds = {
         name: (recorder.seen[f"{name}:local"], recorder.seen[f"{name}:residual"])
         for name in residuals
         if f"{name}:local" in recorder.seen
     }
-    return Observed(found, outputs, adds, losses)
+    return Observed(list(groups.values()), outputs, adds, losses)
 
 
 def rows_to_keep(widths: Sequence[int]) -> int:
@@ -177,19 +184,7 @@ def _both(linear: QuantLinear) -> bool:
     return linear._input_quantizer is not None and linear._weight_quantizer is not None
 
 
-def _any(add: Residual) -> bool:
-    return add.add_local_input_quantizer is not None or add.add_residual_input_quantizer is not None
-
-
-def _by_source(names: Sequence[str], sources: Mapping[str, int]) -> list[list[str]]:
-    grouped: dict[int, list[str]] = {}
-    for name in names:
-        grouped.setdefault(sources[name], []).append(name)
-    return list(grouped.values())
-
-
-@contextmanager
-def _watching(linear: QuantLinear, name: str, recorder: _Recorder, outputs: dict[str, Tensor]) -> Iterator[None]:
+def _watch(linear: QuantLinear, name: str, recorder: _Recorder, outputs: dict[str, Tensor]) -> RemovableHandle:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if inputs[0].dim() < 3:  # a head that reads one pooled vector has no positions to sample
             return
@@ -197,26 +192,7 @@ def _watching(linear: QuantLinear, name: str, recorder: _Recorder, outputs: dict
         largest = output[recorder.mask].abs().amax(0)
         outputs[name] = torch.maximum(outputs[name], largest) if name in outputs else largest
 
-    handle = linear.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _watching_add(add: Residual, name: str, recorder: _Recorder) -> Iterator[None]:
-    """Record both operands, though one of them may have no quantizer."""
-
-    def record(local: Tensor, residual: Tensor) -> None:
-        recorder.record(f"{name}:local", local)
-        recorder.record(f"{name}:residual", residual)
-
-    add.observer = record
-    try:
-        yield
-    finally:
-        add.observer = None
+    return linear.register_forward_hook(hook)
 
 
 def value_readers(module: nn.Module, observed: Observed) -> Iterator[tuple[str, QuantLinear, Group]]:

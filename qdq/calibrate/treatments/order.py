@@ -86,9 +86,9 @@ def prepare(
 
 def _smooth(group: Group, weight_share: float) -> dict[str, Any]:
     decision, factor = choose_smoothing(group, weight_share=weight_share)
-    if decision.alpha is not None:
+    if decision["alpha"] is not None:
         apply_smoothing(group, factor)
-    return decision.as_json()
+    return decision
 
 
 def finish(
@@ -115,15 +115,11 @@ def finish(
         report["rounding"] = round_weights(observed, treatments.round_type, seed, progress)
     if observed is not None and treatments.bias_correction:
         report["bias_correction"] = correct_biases(observed)
-    return _updated(module, table, "clip_search" in report), report
-
-
-def _updated(module: nn.Module, table: CalibrationTable, searched: bool) -> CalibrationTable:
-    """Return `table` with the ranges as they are now."""
+    # The table of the ranges as they are now
     points = quantizers(module)
-    algorithm = "search" if searched else table.algorithm
     activations = {name: float(points[name].amax) for name in table.activations}
-    return replace(table, activations=activations, algorithm=algorithm)
+    name = "search" if "clip_search" in report else table.algorithm
+    return replace(table, activations=activations, algorithm=name), report
 
 
 def _softmax_scale(module: nn.Module) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from qdq.calibrate.treatments.arithmetic import spread
-from qdq.calibrate.treatments.clip import choose_ranges, quantized_operands
+from qdq.calibrate.treatments.clip import OPERANDS, choose_ranges
 from qdq.calibrate.treatments.observe import Observed, Seen
+from qdq.calibrate.treatments.smooth import best_factor
 from qdq.inject.blocks import Residual
 from qdq.inject.quantizer import QuantLinear
 
@@ -48,14 +49,11 @@ def scale_residuals(module: nn.Module, observed: Observed) -> list[dict[str, Any
             reason = "declined: what computes the local operand is not a quantized linear"
             rows.append({"point": name, "alpha": None, "reason": reason})
             continue
-        before = _error(add, seen, None)
-        tried = [(_error(add, seen, factor), alpha, factor) for alpha in ALPHAS for factor in [_factor(seen, alpha)]]
-        after, alpha, factor = min(tried, key=lambda entry: entry[:2])
-        row = {"point": name, "alpha": alpha, "before": before, "after": after, "reason": "applied"}
-        if after < WORTH_IT * before:
+        factors = {alpha: _factor(seen, alpha) for alpha in ALPHAS}
+        tried = [(_error(add, seen, factor), alpha, factor) for alpha, factor in factors.items()]
+        row, factor = best_factor(name, _error(add, seen, None), tried, WORTH_IT)
+        if row["alpha"] is not None:
             _apply(add, linear, seen, factor)
-        else:
-            row |= {"alpha": None, "reason": f"declined: the error would be {after / (before or 1):.2f} times as large"}
         rows.append(row)
     return rows
 
@@ -68,7 +66,7 @@ def drop_unused_scales(module: nn.Module) -> list[str]:
     """
     parts, dropped = dict(module.named_modules()), []
     for name, add in parts.items():
-        if not isinstance(add, Residual) or add._channel_scale is None or quantized_operands(add):
+        if not isinstance(add, Residual) or add._channel_scale is None or add.quantized_operands:
             continue
         linear = producer(name, parts)
         if linear is not None and _unscale(linear, add._channel_scale):
@@ -111,10 +109,10 @@ def _factor(seen: tuple[Seen, Seen], alpha: float) -> Tensor:
 def _error(add: Residual, seen: tuple[Seen, Seen], factor: Tensor | None) -> float:
     """The error that the best ranges leave."""
     divisor = torch.ones(1) if factor is None else factor
-    names = ("local", "residual")
-    operands = {name: spread(each.rows, TRIED_ROWS) / divisor for name, each in zip(names, seen, strict=True)}
-    reached = {name: float((each.largest / divisor).amax()) for name, each in zip(names, seen, strict=True)}
-    found = choose_ranges(operands, {name: reached[name] for name in quantized_operands(add)}, factor)
+    named = dict(zip(OPERANDS, seen, strict=True))
+    operands = {name: spread(each.rows, TRIED_ROWS) / divisor for name, each in named.items()}
+    largest = {name: float((named[name].largest / divisor).amax()) for name in add.quantized_operands}
+    found = choose_ranges(operands, largest, factor)
     return min(error for _, error in found.values())
 
 

@@ -11,7 +11,7 @@ Where a value projection feeds the input through attention, its rows absorb the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,29 +31,9 @@ COMPENSATED = 0.1
 FLOOR = 1e-3  # of the median channel: an almost silent channel must not be blown up to the others' range
 
 
-@dataclass(frozen=True)
-class Smoothed:
-    """The decision for one group: relative output error without and with smoothing, and alpha when it is applied."""
-
-    group: str
-    before: float
-    after: float
-    alpha: float | None
-
-    def as_json(self) -> dict[str, Any]:
-        """One row of the treatments in calibration.json."""
-        reason = (
-            "applied" if self.alpha is not None else f"declined: the error would be {self.ratio:.2f} times as large"
-        )
-        return {"point": self.group, "alpha": self.alpha, "before": self.before, "after": self.after, "reason": reason}
-
-    @property
-    def ratio(self) -> float:
-        """Error with smoothing over error without."""
-        return self.after / self.before if self.before else 1.0
-
-
-def choose_smoothing(group: Group, worth_it: float = WORTH_IT, weight_share: float = 1.0) -> tuple[Smoothed, Tensor]:
+def choose_smoothing(
+    group: Group, worth_it: float = WORTH_IT, weight_share: float = 1.0
+) -> tuple[dict[str, Any], Tensor]:
     """The decision for `group`, and the factor [in] its input is multiplied by: the best one, even if declined.
 
     `weight_share`: share of the error of rounding weights to nearest that will remain; `COMPENSATED` where a later
@@ -72,11 +52,24 @@ def choose_smoothing(group: Group, worth_it: float = WORTH_IT, weight_share: flo
         return (mean_square(of_inputs) + weight_share * mean_square(of_weights)) / power
 
     before = error(torch.ones_like(largest))
-    tried = [
-        (error(factor), alpha, factor) for alpha in ALPHAS for factor in [smoothing_factor(largest, weight, alpha)]
-    ]
+    factors = {alpha: smoothing_factor(largest, weight, alpha) for alpha in ALPHAS}
+    tried = [(error(factor), alpha, factor) for alpha, factor in factors.items()]
+    return best_factor(group.name, before, tried, worth_it)
+
+
+def best_factor(
+    point: str, before: float, tried: Iterable[tuple[float, float, Tensor]], worth_it: float
+) -> tuple[dict[str, Any], Tensor]:
+    """The factor with the least error of `tried` (error, alpha, factor), and the decision on it for calibration.json.
+
+    It is applied where its error is below `worth_it` times the error `before`; a declined one has the alpha None.
+    """
     after, alpha, factor = min(tried, key=lambda entry: entry[0])
-    return Smoothed(group.name, before, after, alpha if after < worth_it * before else None), factor
+    row = {"point": point, "alpha": alpha, "before": before, "after": after, "reason": "applied"}
+    if not after < worth_it * before:
+        ratio = after / before if before else 1.0
+        row |= {"alpha": None, "reason": f"declined: the error would be {ratio:.2f} times as large"}
+    return row, factor
 
 
 def smoothing_factor(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:

@@ -226,13 +226,13 @@ def test_smoothing_lowers_the_output_error_of_inputs_with_outliers(bert: LoadedM
     """And is declined where it does not pay."""
     observed = observe(injected(bert), MicroBatches.of(batches, 8))
     decisions = [choose_smoothing(group)[0] for group in observed.groups]
-    applied = [decision for decision in decisions if decision.alpha is not None]
+    applied = [decision for decision in decisions if decision["alpha"] is not None]
     assert applied
-    assert all(decision.after < 0.7 * decision.before for decision in applied)
-    assert min(decision.ratio for decision in applied) < 0.5
+    assert all(decision["after"] < 0.7 * decision["before"] for decision in applied)
+    assert min(decision["after"] / decision["before"] for decision in applied) < 0.5
     declined, _ = choose_smoothing(observed.groups[0], worth_it=0.0)
-    assert declined.alpha is None
-    assert declined.as_json()["reason"].startswith("declined: the error would be")
+    assert declined["alpha"] is None
+    assert declined["reason"].startswith("declined: the error would be")
 
 
 def test_residual_ranges_are_no_worse_than_the_largest_magnitude(bert: LoadedModel, batches: list[Batch]) -> None:
