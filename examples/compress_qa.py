@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     train, train_windows = cut("train", data.max_train_samples) if trains(args) else ([], [])
     # The score is of answers, not of windows, so it is computed here and handed to `compress`.
     scoring = detect_scoring([record.pair or "" for record in dev])
-    problem = Extraction(dev, dev_windows, scoring, scored=True, longest=data.max_answer_length)
+    problem = Extraction(dev, dev_windows, scoring, longest=data.max_answer_length)
     trainer = CompressionTrainer(
         model=loaded.model,
         args=args,

@@ -16,9 +16,9 @@ from qdq.compress.datasets import IGNORED_LABEL, Batches, labels_of, without_lab
 from qdq.compress.method import Evaluate
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import detect_scoring, score_answer
-from qdq.tasks.entities import entity_scores
 from qdq.tasks.extraction import ANSWER_TOKENS, Window, best_span
 from qdq.tasks.metrics import classification, mean_of
+from qdq.tasks.tagging import entity_scores
 
 CustomEvaluate = Callable[[nn.Module, Any], Any]
 Evaluator = Callable[[nn.Module, Batches], dict[str, float]]  # metrics by name, the one that decides first

@@ -41,11 +41,10 @@ def inject(model: PreTrainedModel, spec: QuantSpec) -> Placement:
     replace_gelus(model)
     _replace_blocks(model, family)
     _fold_attention_scale(model, family)
-    found = list(candidates(model, family))
-    points = tuple(decide(candidate, spec) for candidate in found)
-    placed = {candidate.name for candidate, point in zip(found, points, strict=True) if point.placed}
-    _place(model, [candidate for candidate in found if candidate.name in placed], spec)
-    return Placement(points)
+    placement = decided(model, spec)
+    placed = {point.name for point in placement.placed}
+    _place(model, [candidate for candidate in candidates(model, family) if candidate.name in placed], spec)
+    return placement
 
 
 def quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
@@ -115,7 +114,7 @@ def _replace_blocks(model: PreTrainedModel, family: Family) -> None:
     for path in sorted(paths, key=lambda path: -path.count(".")):
         if _zone(model, family, path) == "encoder":
             source = model.get_submodule(path)
-            _set(model, path, family.replacements[type(source).__name__](source))
+            model.set_submodule(path, family.replacements[type(source).__name__](source))
 
 
 def _fold_attention_scale(model: PreTrainedModel, family: Family) -> None:
@@ -139,14 +138,14 @@ def _place(model: PreTrainedModel, placed: list[Candidate], spec: QuantSpec) -> 
         elif candidate.kind == "embedding":
             table = model.get_submodule(candidate.module)
             assert isinstance(table, nn.Embedding)  # the candidate was found on it
-            _set(model, candidate.module, QuantEmbedding(table, quantizer))
+            model.set_submodule(candidate.module, QuantEmbedding(table, quantizer))
         else:
             setattr(model.get_submodule(candidate.module), candidate.attribute, quantizer)
     for path, pair in linears.items():
         linear = model.get_submodule(path)
         assert isinstance(linear, nn.Linear)  # a linear candidate was found on it
         scale = linear.output_scale if isinstance(linear, QuantLinear) else 1.0
-        _set(model, path, QuantLinear(linear, pair.get("linear_input"), pair.get("linear_weight"), scale))
+        model.set_submodule(path, QuantLinear(linear, pair.get("linear_input"), pair.get("linear_weight"), scale))
 
 
 def _quantizer(candidate: Candidate, spec: QuantSpec) -> TensorQuantizer:
@@ -159,8 +158,3 @@ def _quantizer(candidate: Candidate, spec: QuantSpec) -> TensorQuantizer:
     if candidate.zone in ("pooler", "head"):
         layout = "pooled"
     return TensorQuantizer(candidate.name, spec.activation_bits, None, layout)
-
-
-def _set(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)

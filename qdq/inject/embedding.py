@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdq.inject.quantizer import FakeQuantize, TensorQuantizer, weight_amax
+from qdq.inject.quantizer import TensorQuantizer, weight_amax
 from qdq.inject.scale import scale_of
 
 
@@ -39,9 +39,7 @@ class QuantEmbedding(nn.Embedding):
         if point._disabled or not point._if_quant:
             return rows
         amax = rows.detach().abs().amax(-1, keepdim=True) if point.amax is None else point.amax[input]
-        high = 2 ** (point._num_bits - 1) - 1
-        quantized: Tensor = FakeQuantize.apply(rows, scale_of(amax, point._num_bits), -high - 1, high)  # type: ignore[no-untyped-call]
-        return quantized
+        return point._fake_quantize(rows, scale_of(amax, point._num_bits))
 
 
 def place_tables(model: nn.Module) -> list[str]:
@@ -57,6 +55,5 @@ def place_tables(model: nn.Module) -> list[str]:
     for path, table in found:
         point = TensorQuantizer(f"{path}.weight_quantizer", 8, 0, "weight")
         point.set_amax(weight_amax(table.weight, 0))
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, QuantEmbedding(table, point))
+        model.set_submodule(path, QuantEmbedding(table, point))
     return [path for path, _ in found]

@@ -40,8 +40,7 @@ class Block:
 
     def replace(self, role: str, linear: nn.Linear) -> None:
         """Put another linear in a role's place."""
-        owner, _, name = self._paths[role].rpartition(".")
-        setattr(self.module.get_submodule(owner), name, linear)
+        self.module.set_submodule(self._paths[role], linear)
 
     @property
     def head_size(self) -> int:
@@ -93,10 +92,9 @@ def blocks(model: PreTrainedModel) -> list[Block]:
 
 
 def _is_block(module: nn.Module, names: Widths) -> bool:
-    for path in (names.attention, names.output, names.up, names.down):
-        inner: object = module
-        for name in path.split("."):
-            inner = getattr(inner, name, None)
-        if not isinstance(inner, nn.Module):
-            return False
+    try:
+        for path in (names.attention, names.output, names.up, names.down):
+            module.get_submodule(path)
+    except AttributeError:
+        return False
     return True

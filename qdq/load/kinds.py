@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qdq.base.config import nearest
-from qdq.errors import ConfigError, ModelError
+from qdq.base.config import choice
+from qdq.errors import ModelError
 
 CHOICES = 2  # answers per multiple-choice sample that is built from plain text
 
@@ -64,9 +64,7 @@ TASKS: Mapping[str, Task] = {
 
 def task_named(name: str) -> Task:
     """The task called `name`. Raises ConfigError naming the nearest one."""
-    if name not in TASKS:
-        raise ConfigError(f"task: unknown value '{name}'; {nearest(name, TASKS)}")
-    return TASKS[name]
+    return TASKS[choice(name, TASKS, "task")]
 
 
 def detect_task(architectures: list[str] | None, where: str) -> Task:

@@ -175,8 +175,9 @@ def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Pat
     # transformers fills missing weights with random values and only logs it
     _check_weights(folder, model, task, info)
     loaded: PreTrainedModel = model.eval()
-    if task.name == "feature-extraction":
-        _drop_pooler(loaded)
+    # The bare encoder returns token states or a sentence embedding; its pooler would be dead weight
+    if task.name == "feature-extraction" and getattr(loaded, "pooler", None) is not None:
+        setattr(loaded, "pooler", None)  # noqa: B010  # typed as a module by transformers, which also allows None
     return loaded
 
 
@@ -188,29 +189,19 @@ def _check_weights(folder: Path, model: PreTrainedModel, task: Task, info: Mappi
             f"{folder}: {key} is {list(stored)} in its weights and {list(expected)} by its config.json; "
             "copy both files again from one source"
         )
-    missing = sorted(key for key in info["missing_keys"] if not _unused(key, task))
+    bare = task.name == "feature-extraction"  # nothing it returns depends on the pooler
+    missing = sorted(key for key in info["missing_keys"] if not (bare and key.startswith("pooler.")))
     if not missing:
         return
     named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
     encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
-    if encoder or task.name == "feature-extraction":
+    if encoder or bare:
         advice = "its weights are incomplete: copy the checkpoint again"
     else:
         advice = f"it was not fine-tuned for {task.name}: choose another --task (TASK=), or another checkpoint"
     raise ModelError(
         f"{folder}: has no weights for {len(missing)} parameters of {type(model).__name__} ({named}); {advice}"
     )
-
-
-def _unused(key: str, task: Task) -> bool:
-    """Parameters that may be missing because nothing the task returns depends on them."""
-    return task.name == "feature-extraction" and key.startswith("pooler.")
-
-
-def _drop_pooler(model: PreTrainedModel) -> None:
-    """The bare encoder returns token states or a sentence embedding; its pooler would be dead weight."""
-    if getattr(model, "pooler", None) is not None:
-        setattr(model, "pooler", None)  # noqa: B010  # typed as a module by transformers, which also allows None
 
 
 def _tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdq.base.types import Outputs
-from qdq.tasks.batches import Runner
-from qdq.tasks.evaluation import Evaluation, Scores
+from qdq.tasks.evaluation import Evaluation, Runner, Scores
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from qdq.base.types import Feeds, Outputs, Progress
-from qdq.errors import ConfigError, DataError
-from qdq.tasks.batches import Batches, Runner, split
-from qdq.tasks.metrics import Interval, Metric, differences
-from qdq.tasks.problems import Answer, Problem
+from qdq.errors import ConfigError, DataError, ParityError
+from qdq.tasks.metrics import Interval, Metric, paired_difference
+from qdq.tasks.problems import Answer, Problem, RowOutputs
 from qdq.text.encode import Feed
+
+Runner = Callable[[Feeds], Outputs]  # a torch model or any engine
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Scores:
 
     def difference(self, reference: Scores) -> dict[str, Interval]:
         """This minus `reference` per metric, in points with a 95 % bootstrap interval over paired samples."""
-        return differences(self.metrics, reference.metrics)
+        pairs = ((name, metric, reference.metrics.get(name)) for name, metric in self.metrics.items())
+        return {name: paired_difference(metric, other) for name, metric, other in pairs if other is not None}
 
 
 @dataclass(frozen=True)
@@ -63,21 +67,21 @@ class Evaluation:
         task: task name.
         source: the sentence that names the data.
         samples: texts, sentences or questions.
-        batches: the feeds; a sample may have several rows.
+        batches: feeds, padded to their longest row, with the rows in each; a sample may have several rows.
         notes: counts of texts that were cut off or left out.
     """
 
     task: str
     source: str
     samples: int
-    batches: Batches
+    batches: tuple[tuple[Feed, tuple[int, ...]], ...]
     problem: Problem
     notes: tuple[str, ...] = ()
 
     @property
     def feeds(self) -> tuple[Feed, ...]:
         """int64 arrays by input name, one mapping per batch."""
-        return self.batches.feeds
+        return tuple(feed for feed, _ in self.batches)
 
     @property
     def labelled(self) -> bool:
@@ -116,7 +120,7 @@ class Reader:
         outputs = self._runner(feeds)
         problem = self._evaluation.problem
         rows = split(outputs, feeds, problem.token_level, f"batch {self._done}")
-        for row, values in zip(self._evaluation.batches.order[self._done], rows, strict=True):
+        for row, values in zip(self._evaluation.batches[self._done][1], rows, strict=True):
             self._kept[row] = problem.keep(row, values)
         self._done += 1
         return outputs
@@ -128,6 +132,32 @@ class Reader:
             raise DataError(
                 f"{evaluation.source}: {self._done} of {len(evaluation.feeds)} batches were run; run them all"
             )
-        kept = [self._kept[row] for row in range(evaluation.batches.rows)]
+        kept = [self._kept[row] for row in range(len(self._kept))]
         problem = evaluation.problem
-        return Scores(problem.metrics(kept), problem.main, evaluation.samples, tuple(problem.answers(kept)))
+        metrics = problem.metrics(kept) if problem.main else {}
+        return Scores(metrics, problem.main, evaluation.samples, tuple(problem.answers(kept)))
+
+
+def split(outputs: Outputs, feed: Feeds, token_level: Sequence[str], where: str) -> list[RowOutputs]:
+    """Outputs of a batch, row by row in float64; those named `token_level` without padding.
+
+    Raises ParityError naming the output that holds NaN or infinity, or does not have a row per text.
+    """
+    mask = feed["attention_mask"].astype(bool)
+    for name, array in outputs.items():
+        if array.shape[:1] != mask.shape[:1]:
+            raise ParityError(
+                f"{where}: output '{name}' has shape {list(array.shape)} for {len(mask)} texts; export again"
+            )
+        if not np.isfinite(array).all():
+            raise ParityError(
+                f"{where}: output '{name}' holds NaN or infinity, so nothing can be scored; look for a scale of 0 or "
+                "an overflow in FP16, then calibrate and build again"
+            )
+    return [
+        {
+            name: np.asarray(array[row][mask[row]] if name in token_level else array[row], dtype=np.float64)
+            for name, array in outputs.items()
+        }
+        for row in range(len(mask))
+    ]

@@ -10,9 +10,8 @@ import numpy as np
 
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import Scoring, score_answer
-from qdq.tasks.batches import RowOutputs
 from qdq.tasks.metrics import Metric, mean_of
-from qdq.tasks.problems import Answer, Problem, identity
+from qdq.tasks.problems import Answer, Problem, RowOutputs, identity
 from qdq.text.data import Record
 from qdq.text.encode import TokenRow
 
@@ -125,21 +124,20 @@ def best_span(window: Window, outputs: RowOutputs, longest: int) -> Span:
 class Extraction(Problem):
     """One span of the context per question: the best over its windows, or "" where the data allow no answer."""
 
-    token_level = ("start_logits", "end_logits")
+    decides, token_level = "f1", ("start_logits", "end_logits")
 
     def __init__(
         self,
         records: Sequence[Record],
         parts: Sequence[Window],
         scoring: Scoring,
-        scored: bool,
         reason: str = "",
         longest: int | None = None,
     ) -> None:
-        self._records, self._windows, self._scoring, self._scored = records, parts, scoring, scored
+        super().__init__(records, reason)
+        self._windows, self._scoring = parts, scoring
         self._longest = longest or ANSWER_TOKENS[scoring]
         self._may_be_empty = any(record.answers == () for record in records)  # SQuAD 2.0
-        self.main, self.reason = ("f1" if scored else ""), reason
 
     def keep(self, row: int, outputs: RowOutputs) -> Span:
         """The window's best span."""
@@ -161,8 +159,6 @@ class Extraction(Problem):
 
     def metrics(self, kept: Sequence[Span]) -> dict[str, Metric]:
         """exact_match and f1 by the official scorer."""
-        if not self._scored:
-            return {}
         pairs = [
             score_answer(text, [answer for answer, _ in record.answers or ()], self._scoring)
             for text, record in zip(self._texts(kept), self._records, strict=True)

@@ -13,14 +13,13 @@ from qdq.base.config import choice
 from qdq.errors import ConfigError, DataError
 from qdq.load.kinds import CHOICES
 from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
-from qdq.tasks.batches import batched
 from qdq.tasks.evaluation import Evaluation
 from qdq.tasks.extraction import Extraction, windows
 from qdq.tasks.labels import NO_CONSENSUS, check_tags, class_indices, numbers
 from qdq.tasks.problems import Classification, Problem, Regression, Similarity, Unscored
 from qdq.tasks.tagging import Tagging, tagged_rows, unseen
 from qdq.text.data import Record, TextSource, read_records
-from qdq.text.encode import TokenRow, choice_records, tokenize
+from qdq.text.encode import TokenRow, batched, choice_records, has_types, tokenize
 
 if TYPE_CHECKING:
     from qdq.load.model import LoadedModel
@@ -98,7 +97,7 @@ def evaluation_of(
     # Token rows and the problem that scores them, by task
     rows, problem, notes = _BUILDERS[name](records, loaded, settings)
     _check_metric(settings.metric, problem, loaded, name)
-    batches = batched(loaded.tokenizer, rows, loaded.inputs, settings.batch, loaded.task.choices)
+    batches = tuple(batched(loaded.tokenizer, rows, loaded.inputs, settings.batch, loaded.task.choices))
     if dropped:
         notes = (f"{len(dropped)} rows without consensus ('{NO_CONSENSUS}') left out", *notes)
     return Evaluation(name, source, len(records), batches, problem, tuple(note for note in notes if note))
@@ -146,7 +145,7 @@ def _any_label(records: Sequence[Record]) -> bool:
 def _pairs(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
     if not _any_label(records) or any(record.pair is None for record in records):
         rows = [[tokenize(loaded.tokenizer, record, loaded.inputs, settings.sequence)] for record in records]
-        return rows, Unscored("similarity needs text pairs with a score, and these are none"), ()
+        return rows, Unscored(records, "similarity needs text pairs with a score, and these are none"), ()
     sides = [Record(text) for record in records for text in (record.text, str(record.pair))]
     rows = [[tokenize(loaded.tokenizer, side, loaded.inputs, settings.sequence)] for side in sides]
     gold, reason = numbers(records, settings.required)
@@ -154,20 +153,20 @@ def _pairs(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationS
 
 
 def _tags(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
-    typed = "token_type_ids" in loaded.inputs and "token_type_ids" in loaded.tokenizer.model_input_names
+    typed = has_types(loaded.tokenizer, loaded.inputs)
     tagged = tagged_rows(loaded.tokenizer, records, settings.sequence, typed)
     if any(record.tags for record in records):
         reason = check_tags(records, loaded.labels, settings.required)
     else:
         reason = f"none of the {len(records)} texts has tags"
-    problem = Tagging(records, tagged, loaded.labels, not reason, reason)
+    problem = Tagging(records, tagged, loaded.labels, reason)
     return [[row.tokens] for row in tagged], problem, (unseen(tagged),)
 
 
 def _answers(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
     if any(record.pair is None for record in records):
         return _plain(records, loaded, settings)
-    typed = "token_type_ids" in loaded.inputs and "token_type_ids" in loaded.tokenizer.model_input_names
+    typed = has_types(loaded.tokenizer, loaded.inputs)
     parts = windows(loaded.tokenizer, records, settings.sequence, settings.overlap, typed)
     scoring: Scoring = settings.scoring or detect_scoring([record.pair or "" for record in records])  # type: ignore[assignment]
     bare = sum(record.answers is None for record in records)
@@ -177,12 +176,12 @@ def _answers(records: Sequence[Record], loaded: LoadedModel, settings: Evaluatio
         if settings.required and bare < len(records):
             raise DataError(f"{reason}; give a file with the answers of all, or of none")
     note = f"{len(parts)} windows for {len(records)} questions" if len(parts) > len(records) else ""
-    return [[part.tokens] for part in parts], Extraction(records, parts, scoring, not bare, reason), (note,)
+    return [[part.tokens] for part in parts], Extraction(records, parts, scoring, reason), (note,)
 
 
 def _plain(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
     rows = [[tokenize(loaded.tokenizer, record, loaded.inputs, settings.sequence)] for record in records]
-    return rows, Unscored(f"there is no metric for {loaded.task.name} on this kind of file"), ()
+    return rows, Unscored(records, f"there is no metric for {loaded.task.name} on this kind of file"), ()
 
 
 _BUILDERS: Mapping[str, Callable[[Sequence[Record], Any, EvaluationSettings], Built]] = {

@@ -6,7 +6,7 @@ per cent: GLUE's accuracy, F1 and correlations, seqeval's micro F1, SQuAD's and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,8 +149,3 @@ def paired_difference(candidate: Metric, reference: Metric, resamples: int = RES
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(differences), [tail, 1 - tail])
     return Interval(100 * (candidate() - reference()), 100 * float(low), 100 * float(high))
-
-
-def differences(candidate: Mapping[str, Metric], reference: Mapping[str, Metric]) -> dict[str, Interval]:
-    """`paired_difference` of every metric both have."""
-    return {name: paired_difference(metric, reference[name]) for name, metric in candidate.items() if name in reference}

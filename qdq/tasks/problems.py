@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.load.kinds import SENTENCE_EMBEDDING
-from qdq.tasks.batches import RowOutputs
 from qdq.tasks.metrics import Metric, classification, correlation
 from qdq.text.data import Record
 
+RowOutputs = dict[str, NDArray[np.float64]]
 Answer = dict[str, Any]  # one sample's prediction, as the predictions file has it
 STATES = "last_hidden_state"
 
@@ -22,14 +22,18 @@ class Problem(ABC):
     """Reads the outputs of one data set's rows.
 
     Attributes:
-        main: the metric that decides when one number must; "" when there is no gold to score with.
-        reason: of there being no metric, "" when there is one.
+        decides: the metric that decides when one number must, unless the user names another.
         token_level: outputs that have one value per token.
+        reason: of there being no metric, "" when there is one.
+        main: the metric that decides here; "" when there is no gold to score with.
     """
 
-    main: str
-    reason: str
+    decides: str
     token_level: tuple[str, ...] = ()
+
+    def __init__(self, records: Sequence[Record], reason: str = "") -> None:
+        self._records, self.reason = records, reason
+        self.main = "" if reason else self.decides
 
     @abstractmethod
     def keep(self, row: int, outputs: RowOutputs) -> Any:
@@ -37,7 +41,7 @@ class Problem(ABC):
 
     @abstractmethod
     def metrics(self, kept: Sequence[Any]) -> dict[str, Metric]:
-        """Metrics over all rows; empty without gold."""
+        """Metrics over all rows; asked for only where there is gold."""
 
     @abstractmethod
     def answers(self, kept: Sequence[Any]) -> list[Answer]:
@@ -52,12 +56,13 @@ def identity(records: Sequence[Record]) -> list[Answer]:
 class Classification(Problem):
     """One class per text (pair), sentence pair order, or choice."""
 
+    decides = "accuracy"
+
     def __init__(
         self, records: Sequence[Record], names: Sequence[str], gold: Sequence[int] | None, reason: str = ""
     ) -> None:
-        self._records, self._names = records, names
-        self._gold = None if gold is None else np.array(gold, dtype=np.int64)
-        self.main, self.reason = ("accuracy" if gold is not None else ""), reason
+        super().__init__(records, reason)
+        self._names, self._gold = names, np.array(gold or [], dtype=np.int64)
 
     def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.float64]:
         """The logits."""
@@ -65,8 +70,6 @@ class Classification(Problem):
 
     def metrics(self, kept: Sequence[NDArray[np.float64]]) -> dict[str, Metric]:
         """See `metrics.classification`."""
-        if self._gold is None:
-            return {}
         logits = np.stack(kept)
         return classification(logits.argmax(axis=1), self._gold, logits.shape[1])
 
@@ -87,9 +90,8 @@ class Regression(Problem):
     decides, answer = "pearson", "score"
 
     def __init__(self, records: Sequence[Record], gold: Sequence[float] | None, reason: str = "") -> None:
-        self._records = records
-        self._gold = None if gold is None else np.array(gold)
-        self.main, self.reason = (self.decides if gold is not None else ""), reason
+        super().__init__(records, reason)
+        self._gold = np.array(gold or [])
 
     def keep(self, row: int, outputs: RowOutputs) -> Any:
         """The single logit."""
@@ -101,7 +103,7 @@ class Regression(Problem):
 
     def metrics(self, kept: Sequence[Any]) -> dict[str, Metric]:
         """See `metrics.correlation`."""
-        return {} if self._gold is None else correlation(self.values(kept), self._gold)
+        return correlation(self.values(kept), self._gold)
 
     def answers(self, kept: Sequence[Any]) -> list[Answer]:
         """The number, as a score."""
@@ -133,8 +135,7 @@ class Similarity(Regression):
 class Unscored(Problem):
     """A task without a metric, such as fill-mask: its outputs are compared with FP32's only."""
 
-    def __init__(self, reason: str) -> None:
-        self.main, self.reason = "", reason
+    decides = ""
 
     def keep(self, row: int, outputs: RowOutputs) -> None:
         """Nothing."""

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.errors import DataError
-from qdq.tasks.batches import RowOutputs
-from qdq.tasks.entities import OUTSIDE, entity_scores
-from qdq.tasks.metrics import Metric
-from qdq.tasks.problems import Answer, Problem, identity
+from qdq.errors import ConfigError, DataError
+from qdq.tasks.metrics import Metric, micro_f1, ratio_of
+from qdq.tasks.problems import Answer, Problem, RowOutputs, identity
 from qdq.text.data import Record
 from qdq.text.encode import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+OUTSIDE = "O"
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def unseen(rows: Sequence[TaggedRow]) -> str:
 class Tagging(Problem):
     """One tag per word, from its first sub-token; entities are scored by seqeval's rule."""
 
-    token_level = ("logits",)
+    decides, token_level = "f1", ("logits",)
 
     def __init__(
-        self, records: Sequence[Record], rows: Sequence[TaggedRow], names: Sequence[str], scored: bool, reason: str = ""
+        self, records: Sequence[Record], rows: Sequence[TaggedRow], names: Sequence[str], reason: str = ""
     ) -> None:
-        self._records, self._rows, self._names, self._scored = records, rows, names, scored
-        self.main, self.reason = ("f1" if scored else ""), reason
+        super().__init__(records, reason)
+        self._rows, self._names = rows, names
 
     def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.int64]:
         """The class of every word; -1 where it has no token."""
@@ -102,10 +102,35 @@ class Tagging(Problem):
         return [[self._names[tag] if tag >= 0 else OUTSIDE for tag in classes.tolist()] for classes in kept]
 
     def metrics(self, kept: Sequence[NDArray[np.int64]]) -> dict[str, Metric]:
-        """See `entities.entity_scores`."""
-        return entity_scores(self._tags(kept), [record.tags for record in self._records]) if self._scored else {}
+        """See `entity_scores`."""
+        return entity_scores(self._tags(kept), [record.tags for record in self._records])
 
     def answers(self, kept: Sequence[NDArray[np.int64]]) -> list[Answer]:
         """Words and their tags."""
         tagged = zip(identity(self._records), self._rows, self._tags(kept), strict=True)
         return [{**who, "words": list(row.words), "tags": tags} for who, row, tags in tagged]
+
+
+def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, Metric]:
+    """f1 (micro, over entities: type, first and last word must be right) with precision, recall and token accuracy.
+
+    Args are tags per sentence, one per word, in any scheme seqeval reads (IOB1, IOB2, IOE, IOBES). f1 equals
+    ``seqeval.metrics.f1_score(gold, predicted)``, conlleval's rule. Raises ConfigError when seqeval is not installed.
+    """
+    try:
+        from seqeval.metrics.sequence_labeling import get_entities
+    except ImportError:
+        raise ConfigError("entity F1 needs the seqeval package; run pip install '.[train]'") from None
+    rows = []
+    for guess, truth in zip(predicted, gold, strict=True):
+        found, expected = set(get_entities(list(guess))), set(get_entities(list(truth)))
+        same = sum(one == other for one, other in zip(guess, truth, strict=True))
+        rows.append((len(found & expected), len(found), len(expected), same, len(truth)))
+    counts: NDArray[np.float64] = np.array(rows, dtype=np.float64).reshape(-1, 5)
+    correct, found_count, gold_count, same, words = counts.T
+    return {
+        "f1": micro_f1(correct, found_count, gold_count),
+        "precision": ratio_of(correct, found_count),
+        "recall": ratio_of(correct, gold_count),
+        "token_accuracy": ratio_of(same, words),
+    }

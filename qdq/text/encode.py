@@ -36,32 +36,27 @@ def encode_batch(
     inputs: Sequence[str],
     sequence: int,
     pad_to: PadTo = "max_length",
+    choices: int | None = None,
 ) -> Feed:
     """Feeds of shape [len(records), S] int64, one array for each name in `inputs`.
 
-    S is `sequence` for "max_length", else the longest record's length; longer records are truncated to `sequence`
-    (of a pair, the longer text first). `token_type_ids` are zeros when the tokenizer knows none.
+    With `choices` [len(records), choices, S] for multiple choice; see `choice_records` for the choices. S is `sequence`
+    for "max_length", else the longest record's length; longer records are truncated to `sequence` (of a pair, the
+    longer text first). `token_type_ids` are zeros when the tokenizer knows none.
     Raises ConfigError for an input name no tokenizer supplies or a `sequence` without room for text, DataError for no
     records or a tokenizer without padding token.
     """
     if not records:
         raise DataError("there are no records to tokenize; read at least one text")
-    rows = [tokenize(tokenizer, record, inputs, sequence) for record in records]
-    return pad(tokenizer, rows, inputs, sequence if pad_to == "max_length" else longest(rows))
-
-
-def encode_choices(
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
-    inputs: Sequence[str],
-    sequence: int,
-    choices: int = 2,
-    pad_to: PadTo = "max_length",
-) -> Feed:
-    """Feeds of shape [len(records), choices, S] int64 for multiple choice; see `choice_records` for the choices."""
-    flat = [record for sample in choice_records(records, choices) for record in sample]
-    feed = encode_batch(tokenizer, flat, inputs, sequence, pad_to)
+    texts = itertools.chain.from_iterable(samples_of(records, choices))
+    rows = [tokenize(tokenizer, text, inputs, sequence) for text in texts]
+    feed = pad(tokenizer, rows, inputs, sequence if pad_to == "max_length" else longest(rows))
     return _shaped(feed, len(records), choices)
+
+
+def samples_of(records: Sequence[Record], choices: int | None) -> list[list[Record]]:
+    """The texts of every sample: the record itself, or its `choice_records`."""
+    return [[record] for record in records] if choices is None else choice_records(records, choices)
 
 
 def choice_records(records: Sequence[Record], choices: int) -> list[list[Record]]:
@@ -93,13 +88,29 @@ def calibration_batches(
     """
     if micro_batch < 1:
         raise ConfigError(f"a calibration batch cannot hold {micro_batch} records; give at least one")
-    samples = [[record] for record in records] if choices is None else choice_records(records, choices)
-    encoded = [[tokenize(tokenizer, record, inputs, sequence) for record in sample] for sample in samples]
-    encoded.sort(key=longest)
-    for start in range(0, len(encoded), micro_batch):
-        group = encoded[start : start + micro_batch]
-        rows = list(itertools.chain.from_iterable(group))
-        yield _shaped(pad(tokenizer, rows, inputs, longest(rows)), len(group), choices)
+    samples = samples_of(records, choices)
+    rows = [[tokenize(tokenizer, record, inputs, sequence) for record in sample] for sample in samples]
+    for feed, _ in batched(tokenizer, rows, inputs, micro_batch, choices is not None):
+        yield feed
+
+
+def batched(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[TokenRow]],
+    inputs: Sequence[str],
+    batch: int,
+    choices: bool = False,
+) -> Iterator[tuple[Feed, tuple[int, ...]]]:
+    """Yield feeds of `batch` rows, sorted by length so that little is padding, each with the numbers of its rows.
+
+    A row is one token sequence, or several (`choices`); a feed is padded to its longest one.
+    """
+    by_length = sorted(range(len(rows)), key=lambda index: longest(rows[index]))
+    for start in range(0, len(rows), batch):
+        chosen = tuple(by_length[start : start + batch])
+        flat = [row for index in chosen for row in rows[index]]
+        feed = pad(tokenizer, flat, inputs, longest(flat))
+        yield _shaped(feed, len(chosen), len(rows[0]) if choices else None), chosen
 
 
 def workload_of_shape(
@@ -120,8 +131,8 @@ def workload_of_shape(
         raise ConfigError(f"a workload of {count} batches of {shape} is empty; give sizes of at least one")
     if not records:
         raise DataError("there are no records to benchmark with; read at least one text")
-    groups = [[record] for record in records] if choices is None else choice_records(records, choices)
-    samples = itertools.cycle(_distinct_samples(tokenizer, groups, inputs, sequence, batch * count))
+    distinct = _distinct_samples(tokenizer, samples_of(records, choices), inputs, sequence, batch * count)
+    samples = itertools.cycle(distinct)
     feeds = []
     for _ in range(count):
         rows = list(itertools.chain.from_iterable(itertools.islice(samples, batch)))
@@ -176,7 +187,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequenc
             f"sequence {sequence} leaves no room for {'a text pair' if texts == 2 else 'a text'} beside {special} "
             f"special tokens; give --sequence {special + texts} or more"
         )
-    typed = "token_type_ids" in inputs and "token_type_ids" in tokenizer.model_input_names
+    typed = has_types(tokenizer, inputs)
     encoding = tokenizer(
         record.text,
         record.pair,
@@ -190,6 +201,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequenc
     ids: list[int] = encoding["input_ids"]
     types: list[int] = encoding["token_type_ids"] if typed else [0] * len(ids)
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}
+
+
+def has_types(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[str]) -> bool:
+    """True when the model reads token types and the tokenizer makes them."""
+    return "token_type_ids" in inputs and "token_type_ids" in tokenizer.model_input_names
 
 
 def longest(rows: Sequence[TokenRow]) -> int:

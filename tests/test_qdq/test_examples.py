@@ -101,7 +101,7 @@ def test_windows_hold_the_answer_they_are_labelled_with(
     records = squad.records(example("task_data").read(str(tmp_path), "dev", "answers"))
     cut = windows(load_tiny().tokenizer, records, 14, 4, typed=True)
     assert len(cut) > len(records)  # more windows than questions
-    problem, kept = Extraction(records, cut, "squad", scored=True, longest=10), []
+    problem, kept = Extraction(records, cut, "squad", longest=10), []
     for number, window in enumerate(cut):
         label = squad.labelled(window, records[window.sample], ["input_ids"])
         logits = np.full((2, len(window.offsets)), -9.0)

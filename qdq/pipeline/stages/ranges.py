@@ -77,13 +77,12 @@ def encoded(run: Run, loaded: LoadedModel) -> list[dict[str, Tensor]]:
 
 def feeds_of(run: Run, loaded: LoadedModel, records: Sequence[Record], size: int) -> list[Feed]:
     """Feeds of up to `size` records each as the model's task takes them, padded to their longest."""
-    from qdq.text.encode import encode_batch, encode_choices
+    from qdq.text.encode import encode_batch
 
-    encode = encode_choices if loaded.task.choices else encode_batch
-    return [
-        encode(loaded.tokenizer, records[i : i + size], loaded.inputs, run.options.sequence, pad_to="longest")
-        for i in range(0, len(records), size)
-    ]
+    tokenizer, inputs, sequence = loaded.tokenizer, loaded.inputs, run.options.sequence
+    choices = CHOICES if loaded.task.choices else None
+    parts = (records[i : i + size] for i in range(0, len(records), size))
+    return [encode_batch(tokenizer, part, inputs, sequence, "longest", choices) for part in parts]
 
 
 def _swept(

@@ -27,7 +27,7 @@ from qdq.inject.quantizer import QuantLinear
 from qdq.inject.spec import QuantSpec, named_spec
 from qdq.load.model import LoadedModel, load_model
 from qdq.text.data import Record
-from qdq.text.encode import calibration_batches, encode_batch, encode_choices
+from qdq.text.encode import calibration_batches, encode_batch
 
 Batches = Sequence[Mapping[str, Tensor]]
 Checkpoint = Callable[..., Path]
@@ -134,7 +134,7 @@ def test_multiple_choice_masks(tiny_checkpoint: Checkpoint, records: list[Record
     loaded = load_model(str(tiny_checkpoint("bert", "multiple-choice")))
     tables = []
     for width in (44, 60):
-        feed = encode_choices(loaded.tokenizer, records[:6], loaded.inputs, width, 3)
+        feed = encode_batch(loaded.tokenizer, records[:6], loaded.inputs, width, choices=3)
         assert feed["input_ids"].shape == (6, 3, width)
         tables.append(run(loaded, tensors([feed]), MAX))
     assert tables[0].samples == 6

@@ -21,7 +21,7 @@ from qdq.inject import inject
 from qdq.inject.spec import named_spec
 from qdq.load.model import LoadedModel, load_model
 from qdq.text.data import Record
-from qdq.text.encode import encode_batch, encode_choices
+from qdq.text.encode import encode_batch
 
 Batches = Sequence[Mapping[str, Tensor]]
 Checkpoint = Callable[..., Path]
@@ -105,7 +105,8 @@ def test_rebatching_needs_samples_of_one_kind(bert: LoadedModel, records: list[R
 
 def test_choices_of_one_sample_stay_together(tiny_checkpoint: Checkpoint, records: list[Record]) -> None:
     loaded = load_model(str(tiny_checkpoint("bert", "multiple-choice")))
-    batches = tensors([encode_choices(loaded.tokenizer, records[i : i + 5], loaded.inputs, 64) for i in (0, 5, 10, 15)])
+    fives = [records[i : i + 5] for i in (0, 5, 10, 15)]
+    batches = tensors([encode_batch(loaded.tokenizer, five, loaded.inputs, 64, choices=2) for five in fives])
     one, two = tables(loaded, batches, 5), tables(loaded, batches, 10)
     assert one["mse"] == two["mse"]
     assert one["mse"].samples == 20

@@ -25,7 +25,7 @@ REQUIRED = EvaluationSettings(required=True)
 
 def oracle(evaluation: Evaluation, answers: Mapping[str, Any], tokens: bool = False) -> Any:
     """A runner that gives row n of the data the n-th of `answers`, cut to the feed's width when they are per token."""
-    calls = iter(evaluation.batches.order)
+    calls = iter([order for _, order in evaluation.batches])
 
     def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
         rows, width = list(next(calls)), feeds["input_ids"].shape[1]

@@ -11,8 +11,8 @@ from seqeval.metrics import f1_score as seqeval_f1
 from sklearn.metrics import f1_score
 
 from qdq.tasks.answers import detect_scoring, score_answer
-from qdq.tasks.entities import entity_scores
 from qdq.tasks.metrics import classification, correlation, mean_of, paired_difference
+from qdq.tasks.tagging import entity_scores
 
 TAGS = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "E-LOC", "S-PER"])
 

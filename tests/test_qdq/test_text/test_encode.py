@@ -23,7 +23,6 @@ from qdq.text.encode import (
     check_language,
     choice_records,
     encode_batch,
-    encode_choices,
     workload_of_shape,
 )
 
@@ -174,7 +173,7 @@ def test_choices_pair_a_text_with_its_own_and_the_following_endings() -> None:
 
 def test_multiple_choice_feeds_have_three_axes(tokenizer: BertTokenizer) -> None:
     records = read_records(bundled(pairs=True), limit=10)[0]
-    feed = encode_choices(tokenizer, records, ALL, 64, choices=3)
+    feed = encode_batch(tokenizer, records, ALL, 64, choices=3)
     assert all(array.shape == (10, 3, 64) for array in feed.values())
     for sample, rows in zip(choice_records(records, 3), feed["input_ids"], strict=True):
         np.testing.assert_array_equal(rows, encode_batch(tokenizer, sample, ALL, 64)["input_ids"])
