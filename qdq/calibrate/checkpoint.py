@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -47,40 +47,31 @@ def write_checkpoint(loaded: LoadedModel, spec: QuantSpec, table: CalibrationTab
                 loaded.model.save_pretrained(partial)
         except SafetensorError as error:  # safetensors raises it for a full disk
             raise write_failure(folder, OSError(str(error))) from error
-        _copy_tokenizer(loaded, partial)
+        # The source's own tokenizer: saving the object would store the truncation and padding of its last call
+        _copy(loaded.folder, partial, {*loaded.tokenizer.vocab_files_names.values(), *TOKENIZER_FILES})
         if loaded.pooling is not None:
-            _copy_pooling(loaded.folder, partial)
+            _copy(loaded.folder, partial, [*POOLING_FILES, *_pooling_modules(loaded.folder)])
         write_quant_spec(partial, spec, loaded.task.name, table)
 
 
 def write_quant_spec(folder: Path, spec: QuantSpec, task: str, table: CalibrationTable) -> None:
     """The file that makes a transformers checkpoint with amax one of ours."""
-    calibration = {
-        "algorithm": table.algorithm,
-        "percentile": table.percentile,
-        "samples": table.samples,
-        "tokens": table.tokens,
-    }
-    write_json(folder / QUANT_SPEC, {"spec": spec.as_json(), "task": task, "calibration": calibration})
+    write_json(folder / QUANT_SPEC, {"spec": spec.as_json(), "task": task, "calibration": table.source})
 
 
-def _copy_tokenizer(loaded: LoadedModel, target: Path) -> None:
-    """The source's own files: saving the tokenizer object would store the truncation and padding of its last call."""
-    for name in sorted({*loaded.tokenizer.vocab_files_names.values(), *TOKENIZER_FILES}):
-        if (loaded.folder / name).is_file():
-            shutil.copyfile(loaded.folder / name, target / name)
-
-
-def _copy_pooling(source: Path, target: Path) -> None:
-    """The files that describe a sentence-transformers head, where `read_pooling` looks for them."""
-    for name in POOLING_FILES:
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy the files that are there."""
+    for name in names:
         if (source / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, target / name)
-    for module in json.loads((source / "modules.json").read_text(encoding="utf-8")):
-        folder = str(module.get("path", ""))
-        if folder and Path(folder).name == folder and (source / folder / "config.json").is_file():
-            (target / folder).mkdir()
-            shutil.copyfile(source / folder / "config.json", target / folder / "config.json")
+
+
+def _pooling_modules(source: Path) -> list[str]:
+    """The configurations of a sentence-transformers head's modules, where `read_pooling` looks for them."""
+    modules = json.loads((source / "modules.json").read_text(encoding="utf-8"))
+    folders = [str(module.get("path", "")) for module in modules]
+    return [f"{folder}/config.json" for folder in folders if folder and Path(folder).name == folder]
 
 
 def read_spec(folder: Path) -> tuple[QuantSpec, dict[str, Any]]:

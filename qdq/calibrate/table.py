@@ -29,6 +29,11 @@ class CalibrationTable:
     samples: int
     tokens: int
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """The calibrator and the data that chose the ranges, as calibration.json and quant_spec.json name them."""
+        return {name: getattr(self, name) for name in ("algorithm", "percentile", "samples", "tokens")}
+
     def as_json(self) -> dict[str, Any]:
         """The content of calibration.json. Per-channel weight amax are summarised; checkpoint/ holds them all."""
         return {
@@ -42,8 +47,5 @@ class CalibrationTable:
                 }
                 for name, amax in self.weights.items()
             },
-            "algorithm": self.algorithm,
-            "percentile": self.percentile,
-            "samples": self.samples,
-            "tokens": self.tokens,
+            **self.source,
         }

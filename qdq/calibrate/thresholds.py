@@ -43,7 +43,7 @@ class Counts:
 
 
 def choose_thresholds(algorithm: str, counts: Counts, percentile: float) -> Tensor:
-    """The amax of every point, float64 [P]. `algorithm`: max, percentile, entropy, mse or emd.
+    """The amax of every point, float64 [P]. `algorithm`: percentile, entropy, mse or emd.
 
     Every point must have seen something larger than zero. A threshold is never above the largest magnitude.
     """
@@ -55,8 +55,6 @@ def choose_thresholds(algorithm: str, counts: Counts, percentile: float) -> Tens
 
 
 def _choose(algorithm: str, counts: Counts, percentile: float) -> Tensor:
-    if algorithm == "max":
-        return counts.largest
     if algorithm == "percentile":
         value = percentile_of(counts, percentile)
     elif algorithm == "entropy":

@@ -204,16 +204,9 @@ class MPNetAttention(Residual):
     dropout: nn.Module
     LayerNorm: nn.Module
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_bias: Tensor | None = None,
-        output_attentions: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, ...]:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, ...]:
         """[B, S, H] to ([B, S, H], …)."""
-        attended = self.attn(hidden_states, attention_mask, position_bias, output_attentions=output_attentions)
+        attended = self.attn(hidden_states, attention_mask, **kwargs)
         return (self.LayerNorm(self.add(self.dropout(attended[0]), hidden_states)), *attended[1:])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +16,6 @@ class Calibrator(Protocol):
 
     def update(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Add one tensor; elements where `mask` (broadcastable, bool) is False do not count."""
-        ...
-
-    def merge(self, other: Self) -> None:
-        """Add everything `other` has seen, as if this calibrator had seen it too."""
         ...
 
     def amax(self, point: str) -> float:

@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from typing import Literal
 
 from qdq.base.config import choice
@@ -20,7 +21,7 @@ _CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·�
 _HAN = re.compile(r"[\u4e00-\u9fa5]")
 # Where the official script calls nltk.word_tokenize on what is not Chinese: numbers with points and commas, words,
 # and every other character by itself. nltk also splits contractions and keeps abbreviations, which are rare in answers.
-_LATIN = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
+_SEGMENT = re.compile(r"[\u4e00-\u9fa5]|\d+(?:[.,]\d+)*|(?:(?![\u4e00-\u9fa5])\w)+|[^\w\s]")
 
 
 def score_answer(prediction: str, answers: Sequence[str], scoring: Scoring) -> tuple[float, float]:
@@ -31,8 +32,9 @@ def score_answer(prediction: str, answers: Sequence[str], scoring: Scoring) -> t
     """
     choice(scoring, SCORINGS, "scoring")
     golds = list(answers) or [""]
-    exact, f1 = _SCORERS[scoring]
-    return max(exact(prediction, gold) for gold in golds), max(f1(prediction, gold) for gold in golds)
+    plain, f1 = _SCORERS[scoring]
+    exact = any(plain(prediction) == plain(gold) for gold in golds)
+    return float(exact), max(f1(prediction, gold) for gold in golds)
 
 
 def detect_scoring(contexts: Sequence[str]) -> Scoring:
@@ -47,10 +49,6 @@ def _normalized(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", plain).split())
 
 
-def _squad_exact(prediction: str, gold: str) -> float:
-    return float(_normalized(prediction) == _normalized(gold))
-
-
 def _squad_f1(prediction: str, gold: str) -> float:
     predicted, expected = _normalized(prediction).split(), _normalized(gold).split()
     if not predicted or not expected:
@@ -59,48 +57,24 @@ def _squad_f1(prediction: str, gold: str) -> float:
     return 2 * common / (len(predicted) + len(expected))
 
 
-def _cmrc_exact(prediction: str, gold: str) -> float:
-    return float(_cmrc_plain(prediction) == _cmrc_plain(gold))
-
-
 def _cmrc_plain(text: str) -> str:
     return "".join(character for character in text.lower().strip() if character not in _CMRC_PUNCTUATION)
 
 
 def _cmrc_f1(prediction: str, gold: str) -> float:
     predicted, expected = _segments(prediction), _segments(gold)
-    common = _longest_common_run(predicted, expected)
+    matcher = SequenceMatcher(None, predicted, expected, autojunk=False)
+    common = matcher.find_longest_match().size  # find_lcs of the official script
     return 2 * common / (len(predicted) + len(expected)) if common else 0.0
 
 
 def _segments(text: str) -> list[str]:
     """Chinese characters one by one, everything between them in words; punctuation dropped (mixed_segmentation)."""
-    found: list[str] = []
-    pending = ""
-    for character in text.lower().strip():
-        if character in _CMRC_PUNCTUATION:
-            continue
-        if _HAN.match(character):
-            found += _LATIN.findall(pending)
-            found.append(character)
-            pending = ""
-        else:
-            pending += character
-    return found + _LATIN.findall(pending)
+    return _SEGMENT.findall(_cmrc_plain(text))
 
 
-def _longest_common_run(left: Sequence[str], right: Sequence[str]) -> int:
-    """Length of the longest common contiguous run (find_lcs of the official script)."""
-    best, above = 0, [0] * (len(right) + 1)
-    for one in left:
-        row = [0]
-        for column, other in enumerate(right):
-            row.append(above[column] + 1 if one == other else 0)
-        best, above = max(best, *row), row
-    return best
-
-
-_SCORERS: dict[str, tuple[Callable[[str, str], float], Callable[[str, str], float]]] = {
-    "squad": (_squad_exact, _squad_f1),
-    "cmrc": (_cmrc_exact, _cmrc_f1),
+# Texts that are the same after this count as an exact match; and F1.
+_SCORERS: dict[str, tuple[Callable[[str], str], Callable[[str, str], float]]] = {
+    "squad": (_normalized, _squad_f1),
+    "cmrc": (_cmrc_plain, _cmrc_f1),
 }

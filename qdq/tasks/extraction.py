@@ -150,12 +150,11 @@ class Extraction(Problem):
             if window.sample not in best or span.score > best[window.sample].score:
                 best[window.sample] = span
             null[window.sample] = min(span.null, null.get(window.sample, np.inf))
-        return [self._text(sample, best[sample], null[sample]) for sample in range(len(self._records))]
-
-    def _text(self, sample: int, span: Span, null: float) -> str:
-        if self._may_be_empty and null > span.score:
-            return ""
-        return (self._records[sample].pair or "")[span.first : span.last]
+        spans = [(record.pair or "", best[sample], null[sample]) for sample, record in enumerate(self._records)]
+        return [
+            "" if self._may_be_empty and nothing > span.score else context[span.first : span.last]
+            for context, span, nothing in spans
+        ]
 
     def metrics(self, kept: Sequence[Span]) -> dict[str, Metric]:
         """exact_match and f1 by the official scorer."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from qdq.errors import DataError
 from qdq.text.data import Record
 
+T = TypeVar("T")
 NO_CONSENSUS = "-"  # the gold label of cmnli, ocnli, mnli and snli rows their annotators disagreed on
 _UNNAMED = re.compile(r"LABEL_\d+")
 # Codes a CLUE file writes instead of class numbers, in the order of its label list. They count where the model's own
@@ -17,7 +19,6 @@ _CODES = (
     tuple(map(str, (100, 101, 102, 103, 104, 106, 107, 108, 109, 110, 112, 113, 114, 115, 116))),  # tnews
     ("true", "false"),  # cluewsc2020
 )
-WAY_OUT = "name another --label-column, or leave it out"
 
 
 def class_indices(
@@ -29,22 +30,25 @@ def class_indices(
     Raises DataError when `required` and a label is missing or unknown.
     """
     codes = _codes(records, names, classes)
-    indices: list[int] = []
-    for number, record in enumerate(records, start=1):
-        index = _class_index(record, names, classes, codes)
-        if index is None:
-            what = "has no label" if record.label is None else f"has label '{record.label}', unknown to the model"
-            known = ", ".join(names) if names else f"0 to {classes - 1}"
-            reason = f"evaluation text {number} {what} (it knows {known})"
-            _refuse(reason, required)
+    known = f" (it knows {', '.join(names) if names else f'0 to {classes - 1}'})"
+    indices = ((record, _class_index(record, names, classes, codes)) for record in records)
+    return _complete(indices, "unknown to the model", known, required)
+
+
+def _complete(
+    values: Iterable[tuple[Record, T | None]], wrong: str, known: str, required: bool
+) -> tuple[list[T] | None, str]:
+    """The values without None; where there is a None, None and the reason: no label, or one that is `wrong`."""
+    found: list[T] = []
+    for number, (record, value) in enumerate(values, start=1):
+        if value is None:
+            what = "has no label" if record.label is None else f"has label '{record.label}', {wrong}"
+            reason = f"evaluation text {number} {what}{known}"
+            if required:
+                raise DataError(f"{reason}; name another --label-column, or leave it out")
             return None, reason
-        indices.append(index)
-    return indices, ""
-
-
-def _refuse(reason: str, required: bool) -> None:
-    if required:
-        raise DataError(f"{reason}; {WAY_OUT}")
+        found.append(value)
+    return found, ""
 
 
 def _codes(records: Sequence[Record], names: Sequence[str], classes: int) -> Sequence[str]:
@@ -66,19 +70,15 @@ def _class_index(record: Record, names: Sequence[str], classes: int, codes: Sequ
 
 def numbers(records: Sequence[Record], required: bool) -> tuple[list[float] | None, str]:
     """The score of every record, or None and why. Raises DataError when `required` and one is no finite number."""
-    values: list[float] = []
-    for number, record in enumerate(records, start=1):
-        try:
-            value = float(record.label) if record.label is not None else math.nan
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            what = "has no label" if record.label is None else f"has label '{record.label}', which is no number"
-            reason = f"evaluation text {number} {what}"
-            _refuse(reason, required)
-            return None, reason
-        values.append(value)
-    return values, ""
+    return _complete(((record, _number(record)) for record in records), "which is no number", "", required)
+
+
+def _number(record: Record) -> float | None:
+    try:
+        value = float(record.label or math.nan)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def check_tags(records: Sequence[Record], names: Sequence[str], required: bool) -> str:

@@ -87,19 +87,17 @@ def evaluation_of(
     # Rows without a gold label by their annotators' own word do not count
     settings = settings or EvaluationSettings()
     name = task or loaded.task.name
-    dropped = [record for record in records if record.label == NO_CONSENSUS]
-    if name == "text-classification" and dropped:
+    given = len(records)
+    if name == "text-classification":
         records = [record for record in records if record.label != NO_CONSENSUS]
-    else:
-        dropped = []
     if not records:
         raise DataError(f"{source}: there is nothing to evaluate on; give at least one text")
     # Token rows and the problem that scores them, by task
     rows, problem, notes = _BUILDERS[name](records, loaded, settings)
     _check_metric(settings.metric, problem, loaded, name)
     batches = tuple(batched(loaded.tokenizer, rows, loaded.inputs, settings.batch, loaded.task.choices))
-    if dropped:
-        notes = (f"{len(dropped)} rows without consensus ('{NO_CONSENSUS}') left out", *notes)
+    if dropped := given - len(records):
+        notes = (f"{dropped} rows without consensus ('{NO_CONSENSUS}') left out", *notes)
     return Evaluation(name, source, len(records), batches, problem, tuple(note for note in notes if note))
 
 

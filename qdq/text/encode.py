@@ -88,8 +88,7 @@ def calibration_batches(
     """
     if micro_batch < 1:
         raise ConfigError(f"a calibration batch cannot hold {micro_batch} records; give at least one")
-    samples = samples_of(records, choices)
-    rows = [[tokenize(tokenizer, record, inputs, sequence) for record in sample] for sample in samples]
+    rows = [[tokenize(tokenizer, r, inputs, sequence) for r in sample] for sample in samples_of(records, choices)]
     for feed, _ in batched(tokenizer, rows, inputs, micro_batch, choices is not None):
         yield feed
 

@@ -6,8 +6,6 @@ Both minimize ``|X W' - X W|**2`` over the codes of W', where X are sampled inpu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -158,6 +156,8 @@ def _soft(variable: Tensor) -> Tensor:
 def correct_biases(observed: Observed) -> list[dict[str, Any]]:
     """Absorb the mean output error of every observed linear in its bias; returns rows for calibration.json.
 
+    Called once ranges are settled, with the weights' quantizers enabled.
+
     Source: Banner et al., "Post-training 4-bit quantization" (arXiv 1810.05723), and Nagel et al. (arXiv 1906.04721)
     with calibration data: rounding and clipping shift the mean of ``X W``; the shift on the sampled
     rows, ``E[X W - Q(X) Q(W)]``, is added to the bias.
@@ -167,22 +167,8 @@ def correct_biases(observed: Observed) -> list[dict[str, Any]]:
         exact, quantized = group.seen.rows.double().mean(0), quantized_inputs(group).double().mean(0)
         for name, linear in group.linears.items():
             weight = linear.effective_weight.detach().double()
-            with _quantizing(linear):
-                rounded = linear.quantized_weight.detach().double()
+            rounded = linear.quantized_weight.detach().double()
             shift = (weight @ exact - rounded @ quantized).float()
             linear.treat("_bias_shift", shift)
             rows.append({"point": name, "largest_shift": float(shift.abs().amax())})
     return rows
-
-
-@contextmanager
-def _quantizing(linear: QuantLinear) -> Iterator[None]:
-    """Enable the linear's weight quantizer while the block runs."""
-    point = linear._weight_quantizer
-    assert point is not None  # only quantized linears are observed
-    before = point._if_quant
-    point.enable_quant()
-    try:
-        yield
-    finally:
-        point._if_quant = before

@@ -46,12 +46,7 @@ class Trial:
 
     def as_json(self) -> dict[str, Any]:
         """One row of sweep.json."""
-        row = {
-            "algorithm": self.algorithm,
-            "batch_size": self.batch_size,
-            "batch_num": self.batch_num,
-            "samples": self.samples,
-        }
+        row = {name: getattr(self, name) for name in ("algorithm", "batch_size", "batch_num", "samples")}
         return row | dict(self.scores) | {"best": self.best} | ({"failure": self.failure} if self.failure else {})
 
 
@@ -172,11 +167,6 @@ def table_text(trials: Sequence[Trial]) -> str:
         values = [trial.scores.get(name) for name in names]
         shown = ["-" if value is None else f"{value:.4f}" for value in values]
         rows.append([trial.algorithm, batches, *shown, "best" if trial.best else trial.failure])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])] + [
-            cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:], strict=True)
-        ]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
