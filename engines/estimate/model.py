@@ -44,7 +44,7 @@ ATTENTION_SHARE = 0.35  # of the peak, in attention: short products with a softm
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Coefficients fitted on published rows (qdq.studies.estimate_fit); shares are of the datasheet peak."""
+    """Coefficients fitted on published rows (qdq.studies.estimate); shares are of the datasheet peak."""
 
     tensor_share: float  # reached by an endless tile at the boost clock
     sustained_share: float  # held by a small board's tensor cores under its power limit

@@ -26,10 +26,11 @@ from qdq.base.versions import versions
 from qdq.errors import ConfigError, QdqError
 from qdq.studies import pages
 from qdq.studies.command import add_places, exit_code, parser
-from qdq.studies.compression_recipes import CASES, PARTS, TRAININGS, Words
+from qdq.studies.compression_recipes import CASES, PARTS, TRAININGS
 from qdq.studies.results import RESULTS, ROOT
 
-Run = Callable[[Words], None]
+Words = tuple[str, ...]
+Run = Callable[[Words], None]  # a script or module of this repository, by its words behind python
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ def training_command(places: Places, model: str, part: str) -> Words:
         *("--model_name_or_path", str(places.shared / "models" / model)),
         *("--output_dir", str(places.output(model, part))),
         *("--per_device_train_batch_size", size, "--per_device_eval_batch_size", "32", "--report_to", "none"),
-        *TRAININGS[part],
-        *case.training.get(part, ()),
+        *f"{TRAININGS[part]} {case.flags.get(part, '')}".split(),
     )
 
 
@@ -75,8 +75,7 @@ def measure_training(places: Places, model: str, part: str, run: Run) -> dict[st
 
 def _cpu_seconds() -> float:
     """Of all commands run so far: what a training costs, whatever else the machine was doing meanwhile."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def measure_engines(places: Places, model: str, part: str, run: Run) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def _deployed(places: Places, model: str) -> dict[str, Path]:
 
 
 def measure(places: Places, model: str, part: str, run: Run) -> Path:
-    """Measure one part and write its JSON. `run`: a script or module of this repository, by its words behind python."""
+    """Measure one part and write its JSON. Raises QdqError."""
     report = (measure_engines if part == "engines" else measure_training)(places, model, part, run)
     return write_json(places.record(model, part), report)
 

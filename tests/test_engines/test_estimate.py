@@ -23,8 +23,7 @@ from engines.estimate.published import Row, fitted, held_out_groups, published_r
 from engines.estimate.workload import ENCODERS, Encoder, LayerRecord, Op, encoder_layers
 from qdq.base.artifacts import read_json, to_json
 from qdq.errors import ConfigError
-from qdq.studies.estimate_fit import coefficients_json, predicted_ms
-from qdq.studies.estimate_validate import validate
+from qdq.studies.estimate import coefficients_json, predicted_ms, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Encoder(2, 384, 12, 1536)
