@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from qdq.base.artifacts import atomic_path, read_json, write_json
+from qdq.errors import ConfigError
 from qdq.studies import pages
 from qdq.studies.accuracy_page import DECISIONS, MEASURED
-from qdq.studies.command import add_places, check_shared, exit_code, parser
+from qdq.studies.command import add_places, exit_code, parser
 from qdq.studies.models import run_stages
 
 CALIBRATION_TEXTS = 128
@@ -173,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = parser("accuracy", __doc__)
     add_places(command, "accuracy")
     options = command.parse_args(arguments)
-    check_shared(options.shared)
+    if not options.shared.is_dir():
+        raise ConfigError(f"{options.shared}: is not there; name the folder with models/ and data/ with --shared")
     for case in CASES:
         measure_figures(case, (*WAYS, *(NAMED if case is MRPC else ())), options.shared, options.work)
     measure_decisions(MRPC, options.shared, options.work)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from qdq.calibrate.algorithms import ALGORITHMS, algorithm_named
-from qdq.studies.command import add_calibration, exit_code, parser, publish
-from qdq.studies.models import micro_batches
+from qdq.studies.command import calibration_parser, exit_code, publish
+from qdq.studies.models import calibration_inputs
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -27,15 +27,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
     from qdq.load.model import load_model
-    from qdq.pipeline.options import available_cores
-    from qdq.pipeline.run import prepare_torch
 
     # The same model twice, floating-point and ready to calibrate, and one set of batches.
-    prepare_torch(options.threads or available_cores())
-    floating, injected = load_model(options.model), load_model(options.model)
+    floating, batches = calibration_inputs(options)
+    injected = load_model(options.model)
     spec = named_spec(options.placement)
     inject(injected.model, spec)
-    batches = micro_batches(floating, options.calibration, options.samples, options.sequence)
     algorithms = [algorithm_named(name) for name in ALGORITHMS]
     module, plain = injected.module(), floating.module()
     freeze_weights(module)
@@ -70,8 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the report as JSON and write it with --out."""
-    command = parser("calibration_cost", __doc__)
-    add_calibration(command)
+    command = calibration_parser("calibration_cost", __doc__)
     command.add_argument("--placement", default="qdqbert")
     command.add_argument("--rounds", type=int, default=5)
     options = command.parse_args(arguments)

@@ -29,13 +29,15 @@ def add_places(options: argparse.ArgumentParser, work: str) -> None:
     options.add_argument("--work", type=Path, default=Path("build") / work, help="work directories")
 
 
-def add_calibration(options: argparse.ArgumentParser) -> None:
-    """Add what calibrating one model in this process takes."""
+def calibration_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a study that calibrates one model in its own process; see `calibration_inputs`."""
+    options = parser(module, doc)
     for name in ("model", "calibration"):
         options.add_argument(f"--{name}", required=True)
     for name, default in (("samples", 128), ("sequence", 128), ("threads", 0)):
         options.add_argument(f"--{name}", type=int, default=default)
     options.add_argument("--out", type=Path, help="JSON file for the report, which is printed as well")
+    return options
 
 
 def publish(report: Mapping[str, Any], out: Path | None) -> None:
@@ -43,12 +45,6 @@ def publish(report: Mapping[str, Any], out: Path | None) -> None:
     if out is not None:
         write_json(out, report)
     sys.stdout.write(to_json(report))
-
-
-def check_shared(folder: Path) -> None:
-    """Raise ConfigError when the folder with models and data is not there."""
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: is not there; name the folder with models/ and data/ with --shared")
 
 
 def exit_code(main: Callable[[], None]) -> int:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from qdq.base.choices import PLACEMENTS
 from qdq.calibrate.algorithms import Algorithm, algorithm_named
 from qdq.calibrate.treatments.settings import PLAIN, Treatments
-from qdq.pipeline.options import CompileOptions, available_cores
-from qdq.studies.command import add_calibration, exit_code, parser, publish
-from qdq.studies.models import micro_batches
+from qdq.pipeline.options import CompileOptions
+from qdq.studies.command import calibration_parser, exit_code, publish
+from qdq.studies.models import calibration_inputs
 
 if TYPE_CHECKING:
     from qdq.tasks.closeness import Scored
@@ -48,16 +48,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from qdq.calibrate.treatments.order import finish, prepare
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
-    from qdq.load.model import load_model
     from qdq.load.runner import TorchRunner
-    from qdq.pipeline.run import prepare_torch
     from qdq.tasks.closeness import scored
     from qdq.tasks.loading import EvaluationSettings, load_evaluation
 
     # The floating-point model, and the texts that calibrate and score every variant of it.
-    prepare_torch(options.threads or available_cores())
-    floating = load_model(options.model)
-    batches = micro_batches(floating, options.calibration, options.samples, options.sequence)
+    floating, batches = calibration_inputs(options)
     settings = EvaluationSettings(options.sequence, overlap=options.overlap, required=True)
     evaluation = load_evaluation(options.eval_data, floating, settings, options.eval_samples)
     reference = scored(evaluation, TorchRunner(floating.module()))
@@ -91,8 +87,7 @@ def _row(found: Scored) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the report as JSON and write it with --out."""
-    command = parser("effects", __doc__)
-    add_calibration(command)
+    command = calibration_parser("effects", __doc__)
     command.add_argument("--eval-data", required=True)
     command.add_argument("--placements", default="linear+qk,qdqbert", help=f"of {', '.join(PLACEMENTS)}")
     command.add_argument("--only", help="names of variants that hold one of these words, separated by commas")

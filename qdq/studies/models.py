@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,16 +55,21 @@ def batches(
     return [encode_batch(loaded.tokenizer, part, loaded.inputs, sequence, pad_to) for part in parts]
 
 
-def micro_batches(loaded: LoadedModel, calibration: str, samples: int, sequence: int) -> MicroBatches:
-    """The first `samples` texts of a file as calibration runs them."""
+def calibration_inputs(options: Namespace) -> tuple[LoadedModel, MicroBatches]:
+    """The floating-point model of a `calibration_parser`, and its texts as calibration runs them; torch is prepared."""
     import torch
 
     from qdq.calibrate.rebatch import MicroBatches
+    from qdq.load.model import load_model
+    from qdq.pipeline.options import available_cores
+    from qdq.pipeline.run import prepare_torch
     from qdq.text.data import TextSource, read_records
 
-    records, _ = read_records(TextSource(calibration), samples)
-    (feed,) = batches(loaded, records, (len(records), sequence), "longest")
-    return MicroBatches.of([{name: torch.from_numpy(array) for name, array in feed.items()}], 4)
+    prepare_torch(options.threads or available_cores())
+    loaded = load_model(options.model)
+    records, _ = read_records(TextSource(options.calibration), options.samples)
+    (feed,) = batches(loaded, records, (len(records), options.sequence), "longest")
+    return loaded, MicroBatches.of([{name: torch.from_numpy(array) for name, array in feed.items()}], 4)
 
 
 def run_stages(names: Sequence[str], typed: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ CPU's own placement: without the kind in every layer where that placement quanti
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from qdq.base.artifacts import read_json, write_json
 from qdq.errors import DeployError
 from qdq.pipeline.run import CANONICAL
 from qdq.placing.units import TABLE, layer_of, units
+from qdq.studies.command import exit_code, parser
 
 DEVICE, BATCH, SEQUENCE = "t4", 40, 128
 WHOLE = "cpu placement"  # the engine that every other one is compared with
@@ -41,6 +41,7 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
     from qdq.text.data import bundled, read_records
     from qdq.text.encode import workload_of_shape
 
+    # Texts to time with, the encoder's points by kind of unit, and those of the CPU's own placement.
     _require(work / CANONICAL, f"qdq compile --placement qdqbert --out {work}")
     loaded, _, placement = load_checkpoint(work / "checkpoint")
     records = read_records(bundled(), batch)[0]
@@ -75,6 +76,7 @@ def tensorrt_shares(work: Path) -> dict[str, float]:
     def milliseconds(network: Any) -> float:
         return float(estimate(network, DEVICE, BATCH, SEQUENCE)["estimate_ms"]["lowered"])
 
+    # A middle layer stands for all: nothing of it borders on embedding or head.
     whole = milliseconds(fusion_map(model, sm, SEQUENCE))
     shares = {}
     for unit in units([point for point in points if layer_of(point) == middle], "tensorrt"):
@@ -88,14 +90,12 @@ def _require(file: Path, command: str) -> None:
         raise DeployError(f"{file} does not exist; run '{command}' first")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write one part of the table; the other stays."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qdq.studies.placement_costs", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("work", type=Path, metavar="WORK")
-    parser.add_argument("--target", choices=("tensorrt", "cpu"), default="tensorrt")
-    typed = parser.parse_args(arguments)
+    command = parser("placement_costs", __doc__)
+    command.add_argument("work", type=Path, metavar="WORK")
+    command.add_argument("--target", choices=("tensorrt", "cpu"), default="tensorrt")
+    typed = command.parse_args(arguments)
     shape = f"batch {BATCH} x sequence {SEQUENCE}"
     if typed.target == "cpu":
         from engines.bench.machine import machine
@@ -104,8 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         part = {"about": f"estimated for {DEVICE}, {shape}", "shares": tensorrt_shares(typed.work)}
     write_json(TABLE, {**(read_json(TABLE) if TABLE.is_file() else {}), typed.target: part})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

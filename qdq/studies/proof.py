@@ -17,6 +17,7 @@ from qdq.base.artifacts import read_json, write_json
 from qdq.base.config import choice
 from qdq.pipeline.run import CANONICAL
 from qdq.studies import pages
+from qdq.studies.accuracy import MRPC
 from qdq.studies.command import exit_code, parser
 from qdq.studies.models import batches, random_bert_base
 from qdq.studies.results import RESULTS, SHARED
@@ -25,12 +26,11 @@ from qdq.studies.tables import DEFAULT, FULL
 TARGET, SM, SEQUENCE = "trt11", 75, 128
 BATCH = 8  # texts whose nodes are compared one by one
 RANDOM = "bert-base-random"
-MRPC = {
-    "model": str(SHARED / "models" / "minilm-mrpc"),
-    "calibration": str(SHARED / "data" / "mrpc" / "train.tsv"),
-    "eval_data": str(SHARED / "data" / "mrpc" / "dev.tsv"),
+MODELS: Mapping[str, dict[str, Any]] = {
+    "all-MiniLM-L6-v2": {},
+    MRPC.model: MRPC.typed(SHARED),
+    RANDOM: {"samples": 16},
 }
-MODELS: Mapping[str, dict[str, Any]] = {"all-MiniLM-L6-v2": {}, "minilm-mrpc": MRPC, RANDOM: {"samples": 16}}
 
 
 def prove(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = MODELS[choice(name, MODELS, "model")]
         if name == RANDOM:
             options = {**options, "model": str(random_bert_base(typed.out / RANDOM / "model"))}
-        if options is not MRPC or SHARED.is_dir():  # else its result stays as it is
+        if name != MRPC.model or SHARED.is_dir():  # else its result stays as it is
             write_json(RESULTS / "tensorrt" / f"{name}.json", prove(typed.out / name / "work", options))
     pages.main()
 

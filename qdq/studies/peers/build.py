@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.opening import Opening, open_runner
 from engines.openvino import has_bf16
+from engines.targets import TARGETS
 from qdq.base.artifacts import atomic_path
 from qdq.errors import BuildError, ConfigError, Unavailable
 from qdq.studies.models import batches, run_stages
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 TASK = "text-classification"
 OURS = {"qdq-openvino": "openvino", "qdq-onnxruntime": "onnxruntime"}  # contestant: target
 TORCH = ("torch-fp32", "torch-dynamic")
-FILES = {"openvino": ("model.xml", "model.bin"), "onnxruntime": ("engine.onnx", "engine.onnx*")}  # engine, weights
 CALIBRATION_BATCH = 8
 OUT = "qdq"  # our work directory
 TYPED = ("model", "calibration", "eval_data", "samples", "eval_samples", "threads", "precision_hint")
@@ -52,25 +52,16 @@ NO_BF16 = "this CPU has no BF16 instructions, and OpenVINO's emulation is slower
 
 @dataclass(frozen=True)
 class Material:
-    """Inputs that every contestant is built from and checked on.
+    """Inputs that every contestant is built from and checked on."""
 
-    Attributes:
-        options, typed: of the command line of `race`, and of our compile run.
-        folder, loaded: the checkpoint and the FP32 model in it.
-        threads: inference threads of every contestant.
-        calibration: feeds of the calibration texts, int64 [8, S].
-        texts: for accuracy and latency; nothing was calibrated on them.
-        float_export_s: seconds of the plain FP32 export that every tool starts from.
-    """
-
-    options: Namespace
-    typed: Mapping[str, Any]
-    folder: Path
-    loaded: LoadedModel
+    options: Namespace  # of the command line of `race`
+    typed: Mapping[str, Any]  # options of our compile run
+    folder: Path  # of the checkpoint
+    loaded: LoadedModel  # in FP32
     threads: int
-    calibration: Sequence[Feeds]
-    texts: Sequence[Record]
-    float_export_s: float
+    calibration: Sequence[Feeds]  # int64 [8, S]
+    texts: Sequence[Record]  # for accuracy and latency; nothing was calibrated on them
+    float_export_s: float  # seconds of the plain FP32 export that every tool starts from
 
 
 @dataclass(frozen=True)
@@ -137,26 +128,24 @@ def _ours(material: Material, name: str, seconds: dict[str, float]) -> Peer:
     """Our engine; the first one also calibrates, exports and lowers for OpenVINO, which adds its `seconds`."""
     target, options = OURS[name], material.options
     out, lowered = options.work / OUT, target == "openvino"
-    engine, weights = FILES[target]
+    engine = out / target / TARGETS[target].engine
     if OUT not in seconds:
         seconds[OUT], _ = alone(run_stages, ("calibrate", "export", "lower"), material.typed)
-    opening = Opening(target, str(out / target / engine), material.threads, options.precision_hint, static=True)
+    opening = Opening(target, str(engine), material.threads, options.precision_hint, static=True)
     stages = ("build",) if lowered else ("lower", "build")
     building, _ = alone(run_stages, stages, {"out": str(out), "target": target})
-    size = sum(file.stat().st_size for file in (out / target).glob(weights))
     build_s = seconds[OUT] + building + _first_call(material, opening)
-    return Peer(opening, size, build_s, seconds[OUT] if lowered else None)
+    return Peer(opening, _weights(engine), build_s, seconds[OUT] if lowered else None)
 
 
 def _torch(material: Material, name: str) -> Peer:
     """The model in torch; its bytes are those of its state as torch saves it."""
     import torch
 
-    opening = Opening(name, str(material.folder), material.threads)
-    module, file = material.loaded.module(), io.BytesIO()
+    opening, file = Opening(name, str(material.folder), material.threads), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a quantized state is a TypedStorage, whose use warns
-        torch.save((dynamic(module) if name == "torch-dynamic" else module).state_dict(), file)
+        torch.save(_torch_module(opening).state_dict(), file)
     return Peer(opening, file.tell(), _first_call(material, opening))
 
 
@@ -169,8 +158,13 @@ def _tool(material: Material, name: str, seconds: dict[str, float]) -> Peer:
     if tool.model not in seconds:
         seconds[tool.model], _ = alone(build_artifact, options.work / FLOAT, material.calibration, path)
     opening = replace(tool, model=str(path), threads=material.threads, hint=tool.hint or options.precision_hint)
-    weights = path.with_suffix(".bin") if path.suffix == ".xml" else path
-    return Peer(opening, weights.stat().st_size, seconds[tool.model] + _first_call(material, opening))
+    return Peer(opening, _weights(path), seconds[tool.model] + _first_call(material, opening))
+
+
+def _weights(engine: Path) -> int:
+    """Bytes of OpenVINO's .bin, or of an ONNX file with its external data."""
+    pattern = f"{engine.stem}.bin" if engine.suffix == ".xml" else f"{engine.name}*"
+    return sum(file.stat().st_size for file in engine.parent.glob(pattern))
 
 
 def _first_call(material: Material, opening: Opening) -> float:
@@ -225,22 +219,24 @@ def open_peer(opening: Opening, shape: tuple[int, ...]) -> Runner:
     """Any contestant, for feeds of `shape` [batch, sequence]. Raises QdqError when it cannot be loaded."""
     if not opening.engine.startswith("torch"):
         return open_runner(opening, shape)
-    from qdq.load.model import load_model
     from qdq.load.runner import TorchRunner
 
-    module = load_model(opening.model, TASK).module()
-    return TorchRunner(dynamic(module) if opening.engine == "torch-dynamic" else module, opening.threads)
+    return TorchRunner(_torch_module(opening), opening.threads)
 
 
-def dynamic(module: EncoderModule) -> EncoderModule:
-    """torch's dynamic quantization of every linear."""
+def _torch_module(opening: Opening) -> EncoderModule:
+    """The model in FP32, or with torch's dynamic quantization of every linear."""
     import torch
 
-    quantize: Any = torch.ao.quantization.quantize_dynamic
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.ao is deprecated in favour of torchao
-        quantized: EncoderModule = quantize(module, {torch.nn.Linear}, dtype=torch.qint8)
-    return quantized
+    from qdq.load.model import load_model
+
+    module = load_model(opening.model, TASK).module()
+    if opening.engine == "torch-dynamic":
+        quantize: Any = torch.ao.quantization.quantize_dynamic
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.ao is deprecated in favour of torchao
+            module = quantize(module, {torch.nn.Linear}, dtype=torch.qint8)
+    return module
 
 
 def peak_memory(opening: Opening, feeds: Feeds) -> int:
