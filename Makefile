@@ -167,18 +167,7 @@ profile: setup
 	fi
 	@$(VENV)/bin/python -m qdq.studies.pages
 
-EFFECTS = $(VENV)/bin/python -m qdq.studies.effects --placements qdqbert
-EFFECTS_OUT = docs/results/accuracy/effects
 accuracy: setup
-	@set -e; if [ -d $(SHARED)/models ]; then \
-	  [ -f $(EFFECTS_OUT)/minilm-mrpc.json ] || $(EFFECTS) --model $(SHARED)/models/minilm-mrpc \
-	    --calibration $(SHARED)/data/mrpc/train.tsv --eval-data $(SHARED)/data/mrpc/dev.tsv \
-	    --out $(EFFECTS_OUT)/minilm-mrpc.json > /dev/null; \
-	  [ -f $(EFFECTS_OUT)/minilm-squad.json ] || $(EFFECTS) --model $(SHARED)/models/minilm-squad \
-	    --calibration $(SHARED)/data/squad/squadshifts_new_wiki_v1.0.json --eval-data $(SHARED)/data/squad/dev-v1.1.json \
-	    --sequence 384 --overlap -1 --eval-samples 2000 --only default,value_centering \
-	    --out $(EFFECTS_OUT)/minilm-squad.json > /dev/null; \
-	fi
 	@$(VENV)/bin/python -m qdq.studies.accuracy --shared $(SHARED)
 
 .PHONY: compression

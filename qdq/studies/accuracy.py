@@ -4,9 +4,9 @@ Results are JSON files in docs/results/accuracy/, one per run; what is there is 
 beside the repository are research-only; where they are absent their results stay.
 
 A figure goes the way of `qdq compile`: calibrate, decide, export, lower and build in a work directory, then score what
-came out of it on the development rows. For one model the folder decisions/ also has the points that hurt, by `qdq
-sensitivity --metric` over all twenty points per layer, and the placements that `qdq calibrate --search` finds for the
-CPU and for TensorRT, on training rows that did not calibrate.
+came out of it on the development rows. The folder effects/ has the worth of every treatment and algorithm. For one
+model decisions/ has the points that hurt, by `qdq sensitivity --metric` over all twenty points per layer, and the
+placements that `qdq calibrate --search` finds for the CPU and for TensorRT, on training rows that did not calibrate.
 """
 
 from __future__ import annotations
@@ -21,44 +21,14 @@ from typing import Any
 from qdq.base.artifacts import atomic_path, read_json, write_json
 from qdq.errors import ConfigError
 from qdq.studies import pages
-from qdq.studies.accuracy_page import DECISIONS, MEASURED
+from qdq.studies.accuracy_page import DECISIONS, EFFECTS, MEASURED
 from qdq.studies.command import add_places, exit_code, parser
-from qdq.studies.models import run_stages
+from qdq.studies.effects import measure_effects
+from qdq.studies.models import CONLL, MRPC, SQUAD, Case, run_stages, scored_in_fp32
 
-CALIBRATION_TEXTS = 128
 SAMPLES = 128  # rows that points and placements are judged on
 CHECKPOINT, GRAPH, OPENVINO = "torch, fake-quantized", "ONNX Runtime, exported graph", "OpenVINO engine"
 FILES = {CHECKPOINT: "checkpoint", GRAPH: "model.qdq.onnx", OPENVINO: "openvino/model.xml"}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One model with its data, relative to the shared folder; training rows calibrate and decide, dev rows score."""
-
-    model: str
-    train: str
-    dev: str
-    samples: int | None = None
-    sequence: int = 128
-    overlap: int | None = None
-
-    def typed(self, shared: Path) -> dict[str, Any]:
-        """The options of a compile run."""
-        return {
-            "model": str(shared / "models" / self.model),
-            "calibration": str(shared / "data" / self.train),
-            "eval_data": str(shared / "data" / self.dev),
-            "samples": CALIBRATION_TEXTS,
-            "sequence": self.sequence,
-        }
-
-
-MRPC = Case("minilm-mrpc", "mrpc/train.tsv", "mrpc/dev.tsv")
-CASES = (
-    MRPC,
-    Case("minilm-conll", "conll2003/train.txt", "conll2003/valid.txt"),
-    Case("minilm-squad", "squad/squadshifts_new_wiki_v1.0.json", "squad/dev-v1.1.json", 2000, 384, overlap=-1),
-)
 
 
 @dataclass(frozen=True)
@@ -96,20 +66,14 @@ def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -
     and agreement, and notes of what was cut off. Raises QdqError.
     """
     from qdq.cli.contestants import contestants
-    from qdq.load.model import load_model
-    from qdq.load.runner import TorchRunner
     from qdq.pipeline.options import available_cores
     from qdq.tasks.closeness import compared, scored
-    from qdq.tasks.loading import EvaluationSettings, load_evaluation
 
     missing = [way for way in ways if not all(way.file(case, engine).is_file() for engine in way.engines)]
     if not missing:
         return
     # Floating-point answers once, then every way beside them.
-    loaded = load_model(str(shared / "models" / case.model))
-    settings = EvaluationSettings(case.sequence, 32, case.overlap, required=True)
-    evaluation = load_evaluation(str(shared / "data" / case.dev), loaded, settings, case.samples)
-    floating = scored(evaluation, TorchRunner(loaded.module()))
+    _, evaluation, floating = scored_in_fp32(case, shared)
     for way in missing:
         out = work / f"{case.model}-{way.placement}-{way.target}".replace("+", "-")
         chosen = {"placement": way.placement, "target": way.target, "out": str(out)}
@@ -151,9 +115,9 @@ def measure_decisions(case: Case, shared: Path, work: Path) -> None:
     if not (DECISIONS / f"{name}.json").is_file():
         out = str(work / f"{case.model}-qdqbert-tensorrt")
         run_stages(("calibrate",), typed | {"placement": "qdqbert", "target": "tensorrt", "out": out})
-        rows = {"data": typed["calibration"], "skip": CALIBRATION_TEXTS, "samples": SAMPLES, "sequence": case.sequence}
+        rows = {"data": typed["calibration"], "skip": case.texts, "samples": SAMPLES, "sequence": case.sequence}
         _, folder = sensitivity(SensitivityOptions(out, **rows, metric=True, out=str(work / name)), Screen())
-        source = f"training rows {CALIBRATION_TEXTS + 1} to {CALIBRATION_TEXTS + SAMPLES}"
+        source = f"training rows {case.texts + 1} to {case.texts + SAMPLES}"
         _keep(folder / "sensitivity.json", name, {"source": source})
     for target in ("openvino", "tensorrt"):
         name = f"{case.model}-search-{target}"
@@ -176,8 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = command.parse_args(arguments)
     if not options.shared.is_dir():
         raise ConfigError(f"{options.shared}: is not there; name the folder with models/ and data/ with --shared")
-    for case in CASES:
+    for case in (MRPC, CONLL, SQUAD):
         measure_figures(case, (*WAYS, *(NAMED if case is MRPC else ())), options.shared, options.work)
+    for case, only in ((MRPC, None), (SQUAD, ("default", "without value_centering"))):
+        if not (EFFECTS / f"{case.model}.json").is_file():
+            write_json(EFFECTS / f"{case.model}.json", measure_effects(case, options.shared, only))
     measure_decisions(MRPC, options.shared, options.work)
     pages.main()
 

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qdq.base.artifacts import to_json, write_json
 from qdq.calibrate.algorithms import ALGORITHMS, algorithm_named
-from qdq.studies.command import calibration_parser, exit_code, publish
-from qdq.studies.models import calibration_inputs
+from qdq.studies.command import exit_code, parser
+from qdq.studies.models import micro_batches
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -27,10 +28,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
     from qdq.load.model import load_model
+    from qdq.pipeline.options import available_cores
+    from qdq.pipeline.run import prepare_torch
 
     # The same model twice, floating-point and ready to calibrate, and one set of batches.
-    floating, batches = calibration_inputs(options)
-    injected = load_model(options.model)
+    prepare_torch(options.threads or available_cores())
+    floating, injected = load_model(options.model), load_model(options.model)
+    batches = micro_batches(floating, options.calibration, options.samples, options.sequence)
     spec = named_spec(options.placement)
     inject(injected.model, spec)
     algorithms = [algorithm_named(name) for name in ALGORITHMS]
@@ -67,11 +71,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the report as JSON and write it with --out."""
-    command = calibration_parser("calibration_cost", __doc__)
+    command = parser("calibration_cost", __doc__)
+    for name in ("model", "calibration"):
+        command.add_argument(f"--{name}", required=True)
+    for name, default in (("samples", 128), ("sequence", 128), ("threads", 0), ("rounds", 5)):
+        command.add_argument(f"--{name}", type=int, default=default)
     command.add_argument("--placement", default="qdqbert")
-    command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--out", type=Path, help="JSON file for the report, which is printed as well")
     options = command.parse_args(arguments)
-    publish(measure(options), options.out)
+    report = measure(options)
+    if options.out is not None:
+        write_json(options.out, report)
+    sys.stdout.write(to_json(report))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from qdq.base.artifacts import to_json, write_json
 from qdq.errors import ConfigError, QdqError
 from qdq.studies.results import SHARED
 
@@ -27,24 +25,6 @@ def add_places(options: argparse.ArgumentParser, work: str) -> None:
     """Add --shared and --work."""
     options.add_argument("--shared", type=Path, default=SHARED, help="folder with models/ and data/")
     options.add_argument("--work", type=Path, default=Path("build") / work, help="work directories")
-
-
-def calibration_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a study that calibrates one model in its own process; see `calibration_inputs`."""
-    options = parser(module, doc)
-    for name in ("model", "calibration"):
-        options.add_argument(f"--{name}", required=True)
-    for name, default in (("samples", 128), ("sequence", 128), ("threads", 0)):
-        options.add_argument(f"--{name}", type=int, default=default)
-    options.add_argument("--out", type=Path, help="JSON file for the report, which is printed as well")
-    return options
-
-
-def publish(report: Mapping[str, Any], out: Path | None) -> None:
-    """Print a report as JSON, and write it to `out`."""
-    if out is not None:
-        write_json(out, report)
-    sys.stdout.write(to_json(report))
 
 
 def exit_code(main: Callable[[], None]) -> int:

@@ -1,29 +1,28 @@
-"""The worth of algorithms and treatments on one model: ``python -m qdq.studies.effects --model ... --eval-data ...``.
+"""The worth of algorithms and treatments on one model, for docs/accuracy.md.
 
 Every variant is built by fake quantization from the same calibration text and scored on the same labelled data: task
-metric, closeness of the outputs to FP32, agreement. The report is JSON; docs/accuracy.md is generated from such files.
+metric, closeness of the outputs to FP32, agreement.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.base.choices import PLACEMENTS
 from qdq.calibrate.algorithms import Algorithm, algorithm_named
 from qdq.calibrate.treatments.settings import PLAIN, Treatments
 from qdq.pipeline.options import CompileOptions
-from qdq.studies.command import calibration_parser, exit_code, publish
-from qdq.studies.models import calibration_inputs
+from qdq.studies.models import Case, micro_batches, scored_in_fp32
 
 if TYPE_CHECKING:
     from qdq.tasks.closeness import Scored
 
+PLACEMENT = "qdqbert"
 ALGORITHMS = ("max", "percentile:99.99", "percentile:99.999", "KL", "mse", "emd", "avg", "moving_average")
 
 
@@ -43,38 +42,37 @@ def variants() -> Iterator[tuple[str, Algorithm, Treatments]]:
         yield f"treated {algorithm.label}", algorithm, replace(default, clip_search=False)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole report."""
+def measure_effects(case: Case, shared: Path, only: Collection[str] | None = None) -> dict[str, Any]:
+    """The whole report: every variant, or those named in `only`. Raises QdqError."""
     from qdq.calibrate.treatments.order import finish, prepare
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
     from qdq.load.runner import TorchRunner
+    from qdq.pipeline.options import available_cores
+    from qdq.pipeline.run import prepare_torch
     from qdq.tasks.closeness import scored
-    from qdq.tasks.loading import EvaluationSettings, load_evaluation
 
     # The floating-point model, and the texts that calibrate and score every variant of it.
-    floating, batches = calibration_inputs(options)
-    settings = EvaluationSettings(options.sequence, overlap=options.overlap, required=True)
-    evaluation = load_evaluation(options.eval_data, floating, settings, options.eval_samples)
-    reference = scored(evaluation, TorchRunner(floating.module()))
+    prepare_torch(available_cores())
+    floating, evaluation, reference = scored_in_fp32(case, shared)
+    batches = micro_batches(floating, str(shared / "data" / case.train), case.texts, case.sequence)
+    spec = named_spec(PLACEMENT)
     rows: list[dict[str, Any]] = [{"placement": "–", "variant": "FP32", **_row(reference)}]
-    for placement in options.placements.split(","):
-        spec = named_spec(placement)
-        for name, algorithm, treatments in variants():
-            if options.only and not any(word in name for word in options.only.split(",")):
-                continue
-            loaded = replace(floating, model=copy.deepcopy(floating.model))
-            inject(loaded.model, spec)
-            started = time.process_time()
-            # Only calibrating counts as this variant's cost, not scoring it.
-            finish(prepare(loaded.module(), batches, spec, [algorithm], treatments), algorithm)
-            cost = {"algorithm": algorithm.label, "cpu_seconds": round(time.process_time() - started, 1)}
-            found = scored(evaluation, TorchRunner(loaded.module()), reference)
-            rows.append({"placement": placement, "variant": name, **cost, **_row(found)})
-            sys.stderr.write(f"{rows[-1]}\n")
+    for name, algorithm, treatments in variants():
+        if only is not None and name not in only:
+            continue
+        loaded = replace(floating, model=copy.deepcopy(floating.model))
+        inject(loaded.model, spec)
+        started = time.process_time()
+        # Only calibrating counts as this variant's cost, not scoring it.
+        finish(prepare(loaded.module(), batches, spec, [algorithm], treatments), algorithm)
+        cost = {"algorithm": algorithm.label, "cpu_seconds": round(time.process_time() - started, 1)}
+        found = scored(evaluation, TorchRunner(loaded.module()), reference)
+        rows.append({"placement": PLACEMENT, "variant": name, **cost, **_row(found)})
+        sys.stderr.write(f"{rows[-1]}\n")
     return {
         "model": floating.name,
-        "samples": options.samples,
+        "samples": case.texts,
         "source": evaluation.source,
         "evaluated": evaluation.samples,
         "rows": rows,
@@ -83,19 +81,3 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _row(found: Scored) -> dict[str, Any]:
     return {"metrics": found.scores.values, "metric": found.scores.main, **found.closeness}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the report as JSON and write it with --out."""
-    command = calibration_parser("effects", __doc__)
-    command.add_argument("--eval-data", required=True)
-    command.add_argument("--placements", default="linear+qk,qdqbert", help=f"of {', '.join(PLACEMENTS)}")
-    command.add_argument("--only", help="names of variants that hold one of these words, separated by commas")
-    command.add_argument("--eval-samples", type=int)
-    command.add_argument("--overlap", type=int, help="tokens neighbouring windows share; -1: one window")
-    options = command.parse_args(arguments)
-    publish(measure(options), options.out)
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main))

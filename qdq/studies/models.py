@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,37 @@ if TYPE_CHECKING:
     from qdq.base.types import Feeds
     from qdq.calibrate.rebatch import MicroBatches
     from qdq.load.model import LoadedModel
+    from qdq.tasks.closeness import Scored
+    from qdq.tasks.evaluation import Evaluation
     from qdq.text.data import Record
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model with its data, relative to the shared folder; training rows calibrate and decide, dev rows score."""
+
+    model: str
+    train: str
+    dev: str
+    samples: int | None = None  # development rows; None is all
+    sequence: int = 128
+    overlap: int | None = None  # tokens neighbouring windows share; -1 is one window
+    texts: int = 128  # training rows that calibrate
+
+    def typed(self, shared: Path) -> dict[str, Any]:
+        """The options of a compile run."""
+        return {
+            "model": str(shared / "models" / self.model),
+            "calibration": str(shared / "data" / self.train),
+            "eval_data": str(shared / "data" / self.dev),
+            "samples": self.texts,
+            "sequence": self.sequence,
+        }
+
+
+MRPC = Case("minilm-mrpc", "mrpc/train.tsv", "mrpc/dev.tsv")
+CONLL = Case("minilm-conll", "conll2003/train.txt", "conll2003/valid.txt")
+SQUAD = Case("minilm-squad", "squad/squadshifts_new_wiki_v1.0.json", "squad/dev-v1.1.json", 2000, 384, overlap=-1)
 
 
 def random_bert_base(folder: Path, classifier: bool = False) -> Path:
@@ -55,21 +85,29 @@ def batches(
     return [encode_batch(loaded.tokenizer, part, loaded.inputs, sequence, pad_to) for part in parts]
 
 
-def calibration_inputs(options: Namespace) -> tuple[LoadedModel, MicroBatches]:
-    """The floating-point model of a `calibration_parser`, and its texts as calibration runs them; torch is prepared."""
+def micro_batches(loaded: LoadedModel, calibration: str, samples: int, sequence: int) -> MicroBatches:
+    """The first `samples` texts of a file as calibration runs them."""
     import torch
 
     from qdq.calibrate.rebatch import MicroBatches
-    from qdq.load.model import load_model
-    from qdq.pipeline.options import available_cores
-    from qdq.pipeline.run import prepare_torch
     from qdq.text.data import TextSource, read_records
 
-    prepare_torch(options.threads or available_cores())
-    loaded = load_model(options.model)
-    records, _ = read_records(TextSource(options.calibration), options.samples)
-    (feed,) = batches(loaded, records, (len(records), options.sequence), "longest")
-    return loaded, MicroBatches.of([{name: torch.from_numpy(array) for name, array in feed.items()}], 4)
+    records, _ = read_records(TextSource(calibration), samples)
+    (feed,) = batches(loaded, records, (len(records), sequence), "longest")
+    return MicroBatches.of([{name: torch.from_numpy(array) for name, array in feed.items()}], 4)
+
+
+def scored_in_fp32(case: Case, shared: Path) -> tuple[LoadedModel, Evaluation, Scored]:
+    """The floating-point model of a case, its development rows, and its own answers to them. Raises QdqError."""
+    from qdq.load.model import load_model
+    from qdq.load.runner import TorchRunner
+    from qdq.tasks.closeness import scored
+    from qdq.tasks.loading import EvaluationSettings, load_evaluation
+
+    loaded = load_model(str(shared / "models" / case.model))
+    settings = EvaluationSettings(case.sequence, overlap=case.overlap, required=True)
+    evaluation = load_evaluation(str(shared / "data" / case.dev), loaded, settings, case.samples)
+    return loaded, evaluation, scored(evaluation, TorchRunner(loaded.module()))
 
 
 def run_stages(names: Sequence[str], typed: Mapping[str, Any]) -> None:

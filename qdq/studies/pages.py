@@ -1,21 +1,29 @@
 """README.md and the pages in docs/ with their generated parts: ``python -m qdq.studies.pages`` writes them anew.
 
 Everything comes from the JSON that is there, mostly in docs/results/, so this measures nothing; whatever measures ends
-with it, and a test checks that the pages are what it writes.
+with it, and a test checks that the pages are what it writes. The tables that need no page of their own are here, each
+from the JSON of one kind of run.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from engines.estimate.model import VALIDATION
 from qdq.base.artifacts import read_json, write_text
-from qdq.studies import accuracy_page, compression_page, tables
+from qdq.pipeline.outcome import int8_text
+from qdq.studies import accuracy_page, compression_page
 from qdq.studies.command import exit_code
-from qdq.studies.markdown import filled
+from qdq.studies.markdown import filled, named, table
 from qdq.studies.peers.table import render_peers
 from qdq.studies.results import DOCS, RESULTS, ROOT, load_results
+
+EXAMPLE = "all-MiniLM-L6-v2-openvino"  # the run that README.md shows
+FULL, DEFAULT = "qdqbert", "auto"  # placements: what is proved, and what a user gets
+SMALLEST = 0.05  # ms: groups below it in every column have no row of their own
 
 
 def pages() -> dict[Path, str]:
@@ -24,19 +32,154 @@ def pages() -> dict[Path, str]:
     compressed = load_results(RESULTS / "compression")
     profiles = sorted((RESULTS / "performance").glob("*/profile.json"))
     readme = {
-        "results": tables.results_table(compiled),
+        "results": results_table(compiled),
         "peers": "\n\n".join(render_peers(peers[name]) for name in sorted(peers, reverse=True)),
         "compression": compression_page.summary(compressed),
-        "example": tables.example_text(compiled[tables.EXAMPLE]),
+        "example": example_text(compiled[EXAMPLE]),
     }
     parts = {
         ROOT / "README.md": readme,
         DOCS / "compression.md": {"results": compression_page.sections(compressed)},
-        DOCS / "performance.md": {path.parent.name: tables.cost_table(read_json(path)) for path in profiles},
-        DOCS / "tensorrt.md": {"proof": tables.proof_table(load_results(RESULTS / "tensorrt"))},
-        DOCS / "estimate.md": {"validation": tables.estimate_tables(read_json(VALIDATION))},
+        DOCS / "performance.md": {path.parent.name: cost_table(read_json(path)) for path in profiles},
+        DOCS / "tensorrt.md": {"proof": proof_table(load_results(RESULTS / "tensorrt"))},
+        DOCS / "estimate.md": {"validation": estimate_tables(read_json(VALIDATION))},
     }
     return {page: filled(page, part) for page, part in parts.items()} | {DOCS / "accuracy.md": accuracy_page.page()}
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row per compiled model and target, then the machine and versions they were measured on."""
+    headers = ["model", "target", "INT8 linears, attention matmuls", "INT8 ms", "x ORT FP32", "x own FP32"]
+    headers += ["x torch FP32", "cosine to FP32", "accuracy FP32 → INT8"]
+    bench = results[EXAMPLE]["benchmark"]
+    machine = bench["machine"]
+    isa = ", ".join(name for name in machine["isa"] if "vnni" in name or "amx" in name)
+    return (
+        f"{table(headers, (_row(name, result) for name, result in results.items()))}\n\n"
+        f"Batch {bench['batch']} x sequence {bench['sequence']}, p50, {bench['threads']} threads, "
+        "contestants interleaved in one run; ratios are medians of per-round ratios. "
+        f"{machine['cpu']}, {machine['cores']} cores ({isa}); "
+        f"{named(bench['versions'], ('openvino', 'onnxruntime', 'torch', 'transformers'))}. "
+        "Cosine and accuracy on text that was not calibrated on."
+    )
+
+
+def _row(name: str, result: Mapping[str, Any]) -> list[str]:
+    int8, accuracy, target = result["build"]["int8"], result["accuracy"], result["target"]
+    entry, metric = result["benchmark"]["contestants"]["int8"], accuracy["metric"]
+    return [
+        name.removesuffix(f"-{target}"),
+        target,
+        ", ".join("/".join(map(str, int8[kind])) for kind in ("encoder_linear", "attention_matmul")),
+        f"{entry['latency_ms']['p50']:.0f}",
+        *(f"{entry['speedup'][base]:.2f}" for base in ("onnxruntime-fp32", f"{target}-fp32", "torch-fp32")),
+        f"{accuracy['cosine_mean']:.4f}",
+        f"{metric['fp32']:.4f} → {metric['int8']:.4f}" if metric else "–",
+    ]
+
+
+def example_text(result: Mapping[str, Any]) -> str:
+    """The end of what `make engine` prints."""
+    from engines.bench import render_table
+    from engines.compare import relate
+
+    parts = (int8_text(dict(result["build"])), relate(dict(result["accuracy"])), render_table(result["benchmark"]))
+    return "```\n" + "\n".join(parts) + "```"
+
+
+def cost_table(report: Mapping[str, Any]) -> str:
+    """One row per engine of a profile.json object, one column per group, and what it was measured on."""
+    profiles, machine, peak = report["profiles"], report["machine"], report["peak"]
+    groups = [name for name in profiles[0]["groups"] if any(entry["groups"][name] >= SMALLEST for entry in profiles)]
+    groups.sort(key=lambda name: -profiles[0]["groups"][name])
+    rows = []
+    for entry in profiles:
+        gemm = entry["gemm"]["int8"]
+        cells = [f"{entry['groups'][name]:.1f}" for name in groups]
+        rows.append([entry["label"], *cells, f"{entry['layers_ms']:.1f}", f"{gemm['of_peak']:.0%}" if gemm else "–"])
+    return (
+        f"{table(['ms', *groups, 'all', 'INT8 gemm of peak'], rows)}\n\n"
+        f"Batch {report['batch']} x sequence {report['sequence']}, {report['threads'] or machine['cores']} threads, "
+        f"precision hint {report['precision_hint']}; {machine['cpu']}, {machine['cores']} cores; measured peak "
+        f"{peak['int8']:.0f} Gop/s INT8 and {peak['fp32']:.0f} FP32."
+    )
+
+
+def proof_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Results of `qdq.studies.proof`: one row per fact, one column per model."""
+    columns = [_proof_column(result) for result in results.values()]
+    return table(["", *results], ([name, *(column[name] for column in columns)] for name in columns[0]))
+
+
+# Rows about the two bodies of one placement.
+BODIES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "accuracy: floating point, FP32 body, FP16 body": lambda m: (
+        f"{m['floating']:.4f}, {m['fp32_body']:.4f}, {m['fp16_body']:.4f} ({m['texts']} texts)"
+    ),
+    "equal answers of both": lambda m: f"{m['agreement']:.4f}",
+    "logit MSE to floating point: FP32 body, FP16 body": lambda m: (
+        f"{m['fp32_body_mse']:.4f}, {m['fp16_body_mse']:.4f}"
+    ),
+}
+
+
+def _proof_column(result: Mapping[str, Any]) -> dict[str, str]:
+    lint, removals, half = result["lint"], result["removals"], result["fp16"]
+    metrics = half.get("metric")
+    breaking = ", ".join(f"{count} break {n}" for n, count in removals["breaking"].items())
+    # The linter's predictions, the points one by one, the FP16 body, and what that body costs in accuracy.
+    return {
+        f"`qdq check --target {lint['target']} --sm {lint['sm']}`: errors, performance findings": (
+            f"{lint['findings']['error']}, {lint['findings']['performance']}"
+        ),
+        "predicted INT8 linears": "{} of {}".format(*lint["int8"]["linears"]),
+        "predicted INT8 fused attentions": f"{lint['fused_attentions']} of {lint['layers']} layers",
+        "residual adds on INT8": "{} of {}".format(*lint["int8"]["residual adds"]),
+        "points taken away one by one, fusions broken": f"{removals['points']}: {breaking}",
+        "FP16 nodes; worst error on identical inputs": (
+            f"{half['nodes']}; {half['worst_ulp']:.1f} ulp ({half['worst_op']})"
+        ),
+        "largest magnitude (FP16 holds 65504)": f"{half['largest']:.4g} ({half['largest_op']})",
+        "nodes kept in FP32": str(len(half["kept_in_fp32"])),
+        **{
+            f"{name} ({placement})": show(metrics[placement]) if metrics else "–"
+            for placement in (FULL, DEFAULT)
+            for name, show in BODIES.items()
+        },
+    }
+
+
+def estimate_tables(result: Mapping[str, Any]) -> str:
+    """The validation as Markdown: groups, coefficients, the target shape, then row by row."""
+    groups = [
+        [
+            group["name"],
+            group["rows"],
+            group["mean_error_percent"],
+            f"{group['worst_error_percent']:+}",
+            group["worst_row"],
+        ]
+        for group in result["groups"]
+    ]
+    rows = [
+        [row["row"], row["published_ms"], row["estimate_ms"], f"{row['error_percent']:+}", row["use"]]
+        for row in result["rows"]
+    ]
+    # Fitted values, and the one shape whose published latency is interpolated.
+    coefficients = [[f"`{name}`", value] for name, value in sorted(result["coefficients"].items())]
+    target = result["target"]
+    estimated, published = target["estimate_ms"], target["interpolated_ms"]
+    headers = ["estimate against published latency", "rows", "mean error %", "worst error %", "worst row"]
+    return "\n\n".join(
+        [
+            table(headers, groups),
+            table(["fitted coefficient", "value"], coefficients),
+            f"BERT-base, T4, batch 40 x sequence 128: estimated {estimated['int8']} ms INT8 and {estimated['float16']} "
+            f"ms FP16, ratio {target['ratio']} (published rows interpolated: {published['int8']} and "
+            f"{published['float16']} ms, ratio {published['float16'] / published['int8']:.2f}).",
+            table(["row", "published ms", "estimate ms", "error %", "use"], rows),
+        ]
+    )
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qdq.load.model import EncoderModule, LoadedModel
     from qdq.text.data import Record
 
+Built = tuple[Opening, dict[str, float]]  # bytes of its weights, seconds to its first answer: build_s, compile_s
 TASK = "text-classification"
 OURS = {"qdq-openvino": "openvino", "qdq-onnxruntime": "onnxruntime"}  # contestant: target
 TORCH = ("torch-fp32", "torch-dynamic")
@@ -62,16 +63,6 @@ class Material:
     calibration: Sequence[Feeds]  # int64 [8, S]
     texts: Sequence[Record]  # for accuracy and latency; nothing was calibrated on them
     float_export_s: float  # seconds of the plain FP32 export that every tool starts from
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A contestant that can be loaded; bytes of its weights, seconds to its first answer (compile_s: to our graph)."""
-
-    opening: Opening
-    bytes: int
-    build_s: float
-    compile_s: float | None = None
 
 
 def prepare(options: Namespace) -> Material:
@@ -106,7 +97,7 @@ def prepare(options: Namespace) -> Material:
     return Material(options, typed, folder, loaded, resolved.threads, calibration, texts, float_export_s)
 
 
-def build_all(material: Material, names: Sequence[str]) -> tuple[dict[str, Peer], dict[str, str]]:
+def build_all(material: Material, names: Sequence[str]) -> tuple[dict[str, Built], dict[str, str]]:
     """Build every contestant that can be built here; returns them, and the reason for every other.
 
     Ours must build: their errors are raised.
@@ -124,7 +115,7 @@ def build_all(material: Material, names: Sequence[str]) -> tuple[dict[str, Peer]
     return built, skipped
 
 
-def _ours(material: Material, name: str, seconds: dict[str, float]) -> Peer:
+def _ours(material: Material, name: str, seconds: dict[str, float]) -> Built:
     """Our engine; the first one also calibrates, exports and lowers for OpenVINO, which adds its `seconds`."""
     target, options = OURS[name], material.options
     out, lowered = options.work / OUT, target == "openvino"
@@ -135,10 +126,11 @@ def _ours(material: Material, name: str, seconds: dict[str, float]) -> Peer:
     stages = ("build",) if lowered else ("lower", "build")
     building, _ = alone(run_stages, stages, {"out": str(out), "target": target})
     build_s = seconds[OUT] + building + _first_call(material, opening)
-    return Peer(opening, _weights(engine), build_s, seconds[OUT] if lowered else None)
+    compiled = {"compile_s": seconds[OUT]} if lowered else {}
+    return opening, {"bytes": _weights(engine), "build_s": build_s, **compiled}
 
 
-def _torch(material: Material, name: str) -> Peer:
+def _torch(material: Material, name: str) -> Built:
     """The model in torch; its bytes are those of its state as torch saves it."""
     import torch
 
@@ -146,10 +138,10 @@ def _torch(material: Material, name: str) -> Peer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a quantized state is a TypedStorage, whose use warns
         torch.save(_torch_module(opening).state_dict(), file)
-    return Peer(opening, file.tell(), _first_call(material, opening))
+    return opening, {"bytes": file.tell(), "build_s": _first_call(material, opening)}
 
 
-def _tool(material: Material, name: str, seconds: dict[str, float]) -> Peer:
+def _tool(material: Material, name: str, seconds: dict[str, float]) -> Built:
     """A tool's engine; the first contestant that needs a file has it written, and adds its `seconds`."""
     tool, options = TOOLS[name], material.options
     if tool.hint == "bf16" and not has_bf16():
@@ -158,7 +150,7 @@ def _tool(material: Material, name: str, seconds: dict[str, float]) -> Peer:
     if tool.model not in seconds:
         seconds[tool.model], _ = alone(build_artifact, options.work / FLOAT, material.calibration, path)
     opening = replace(tool, model=str(path), threads=material.threads, hint=tool.hint or options.precision_hint)
-    return Peer(opening, _weights(path), seconds[tool.model] + _first_call(material, opening))
+    return opening, {"bytes": _weights(path), "build_s": seconds[tool.model] + _first_call(material, opening)}
 
 
 def _weights(engine: Path) -> int:

@@ -25,7 +25,7 @@ from qdq.load.source import short_name
 from qdq.studies.command import exit_code, parser
 from qdq.studies.models import batches, random_bert_base
 from qdq.studies.peers import build
-from qdq.studies.peers.build import OURS, TASK, TORCH, Material, Peer, open_peer
+from qdq.studies.peers.build import OURS, TASK, TORCH, Built, Material, open_peer
 from qdq.studies.peers.table import NNCF, render_peers
 from qdq.studies.peers.tools import TOOLS
 
@@ -60,7 +60,7 @@ def bench_peers(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _rows(material: Material, peers: Mapping[str, Peer], stage: Stage) -> dict[str, Any]:
+def _rows(material: Material, peers: Mapping[str, Built], stage: Stage) -> dict[str, Any]:
     """Per contestant what does not depend on the shape: accuracy.json, bytes, memory, seconds."""
     from engines.compare import compare
     from qdq.tasks.labels import class_indices
@@ -71,20 +71,18 @@ def _rows(material: Material, peers: Mapping[str, Peer], stage: Stage) -> dict[s
     torch_fp32 = open_peer(Opening(TORCH[0], str(material.folder), material.threads), shape)
     expected = [torch_fp32(batch) for batch in feeds]
     rows = {}
-    for done, (name, peer) in enumerate(peers.items()):
+    for done, (name, (opening, costs)) in enumerate(peers.items()):
         stage.progress(done, len(peers))
-        reference, runner = iter(expected), open_peer(peer.opening, shape)
+        reference, runner = iter(expected), open_peer(opening, shape)
         rows[name] = {
-            "bytes": peer.bytes,
-            "build_s": peer.build_s,
-            **({} if peer.compile_s is None else {"compile_s": peer.compile_s}),
-            "peak_rss_bytes": build.alone(build.peak_memory, peer.opening, feeds[0])[1],
+            **costs,
+            "peak_rss_bytes": build.alone(build.peak_memory, opening, feeds[0])[1],
             "accuracy": compare(lambda _, answers=reference: next(answers), runner, feeds, TASK, labels),
         }
     return rows
 
 
-def _race(material: Material, peers: Mapping[str, Peer], shape: tuple[int, int], stage: Stage) -> dict[str, Any]:
+def _race(material: Material, peers: Mapping[str, Built], shape: tuple[int, int], stage: Stage) -> dict[str, Any]:
     """benchmark.json of all contestants at one shape. Smaller shapes get more rounds, for about the same time."""
     from engines.bench import BenchSettings, Contestant, bench
     from qdq.text.encode import workload_of_shape
@@ -97,8 +95,8 @@ def _race(material: Material, peers: Mapping[str, Peer], shape: tuple[int, int],
         *shape, budget_s=None, warmup=2, samples=rounds, threads=material.threads, pause_s=PAUSE_S, bases=NNCF
     )
     runners = [
-        Contestant(name, "torch" if name in TORCH else peer.opening.engine, open_peer(peer.opening, shape))
-        for name, peer in peers.items()
+        Contestant(name, "torch" if name in TORCH else opening.engine, open_peer(opening, shape))
+        for name, (opening, _) in peers.items()
     ]
     nncf = {"nncf": metadata.version("nncf")} if NNCF[0] in peers else {}
     return bench(runners, feeds, settings, {**versions(), **nncf}, stage.progress)

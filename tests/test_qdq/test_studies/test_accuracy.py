@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qdq.studies import accuracy
-from qdq.studies.accuracy import CHECKPOINT, GRAPH, OPENVINO, Case, Way
+from qdq.studies.accuracy import CHECKPOINT, GRAPH, OPENVINO, Way
 from qdq.studies.accuracy_page import render
-from qdq.studies.effects import main as effects
+from qdq.studies.effects import measure_effects
+from qdq.studies.models import Case
 from qdq.studies.results import load_results
 
 
 @pytest.fixture
 def shared(tiny_checkpoint: Callable[..., Path], jsonl_file: Path, tmp_path: Path) -> Path:
-    """A folder with models/tiny and data/ as `CASES` expects them."""
+    """A folder with models/tiny and data/ as a `Case` expects them."""
     shared = tmp_path / "shared"
     shutil.copytree(tiny_checkpoint("bert", num_hidden_layers=1), shared / "models" / "tiny")
     (shared / "data").mkdir()
@@ -60,27 +61,23 @@ def test_the_study_and_both_searches_get_their_place_on_the_page(
 ) -> None:
     kept = tmp_path / "decisions"
     kept.mkdir()
-    for name, value in {"DECISIONS": kept, "CALIBRATION_TEXTS": 4, "SAMPLES": 8}.items():
+    for name, value in {"DECISIONS": kept, "SAMPLES": 8}.items():
         monkeypatch.setattr(accuracy, name, value)
-    accuracy.measure_decisions(TINY, shared, tmp_path / "work")
+    case = replace(TINY, texts=4)
+    accuracy.measure_decisions(case, shared, tmp_path / "work")
     names = ("tiny-search-openvino", "tiny-search-tensorrt", "tiny-sensitivity")
     assert {path.name for path in kept.iterdir()} == {f"{name}{end}" for name in names for end in (".json", ".png")}
     page = render([], decisions=load_results(kept))
     assert "## Which points hurt: tiny" in page and "over training rows 5 to 12" in page
     assert "## What the search finds: tiny, openvino" in page and "nothing was timed without a GPU" in page
     before = {path: path.read_bytes() for path in kept.iterdir()}
-    accuracy.measure_decisions(TINY, shared, tmp_path / "none")  # all there: nothing runs
+    accuracy.measure_decisions(case, shared, tmp_path / "none")  # all there: nothing runs
     assert {path: path.read_bytes() for path in kept.iterdir()} == before and not (tmp_path / "none").exists()
 
 
-def test_every_variant_stands_beside_fp32(
-    tiny_checkpoint: Callable[..., Path], jsonl_file: Path, tmp_path: Path
-) -> None:
-    data, out = str(jsonl_file), tmp_path / "effects.json"
-    words = ["--model", str(tiny_checkpoint("bert")), "--calibration", data, "--eval-data", data, "--out", str(out)]
-    words += ["--placements", "linear", "--only", "default,plain max", "--samples", "8", "--sequence", "32"]
-    effects([*words, "--threads", "1"])
-    report = json.loads(out.read_text(encoding="utf-8"))
+def test_every_variant_stands_beside_fp32(shared: Path) -> None:
+    report = measure_effects(replace(TINY, texts=8), shared, ("default", "plain max"))
     assert [row["variant"] for row in report["rows"]] == ["FP32", "default", "plain max"]
+    assert (report["model"], report["samples"]) == ("tiny", 8)
     assert all(row["output_mse"] > 0 for row in report["rows"][1:])
-    assert "| linear | default | " in render([], [report]) and "| – | FP32 | " in render([], [report])
+    assert "| qdqbert | default | " in render([], [report]) and "| – | FP32 | " in render([], [report])
