@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from qdq.base.artifacts import read_json, write_json
-from qdq.base.config import choice
 from qdq.base.versions import versions
 from qdq.errors import ConfigError, QdqError
 from qdq.studies import pages
@@ -29,6 +28,7 @@ from qdq.studies.command import add_places, exit_code, parser
 from qdq.studies.compression_recipes import CASES, PARTS, TRAININGS
 from qdq.studies.results import RESULTS, ROOT
 
+NAMES = [f"{model}:{part}" for model in CASES for part in PARTS]
 Words = tuple[str, ...]
 Run = Callable[[Words], None]  # a script or module of this repository, by its words behind python
 
@@ -52,14 +52,14 @@ class Places:
 
 def training_command(places: Places, model: str, part: str) -> Words:
     """The script and flags of a part, relative to the repository."""
-    case = CASES[model]
-    size = str(case.samples_per_step)
+    recipe = CASES[model]
+    typed, size = recipe.case.typed(places.shared), str(recipe.samples_per_step)
     return (
-        *("examples/" + case.script, "--dataset", str(places.shared / "data" / case.data)),
-        *("--model_name_or_path", str(places.shared / "models" / model)),
+        *(f"examples/{recipe.script}", "--dataset", str(Path(typed["eval_data"]).parent)),
+        *("--model_name_or_path", typed["model"]),
         *("--output_dir", str(places.output(model, part))),
         *("--per_device_train_batch_size", size, "--per_device_eval_batch_size", "32", "--report_to", "none"),
-        *f"{TRAININGS[part]} {case.flags.get(part, '')}".split(),
+        *f"{TRAININGS[part]} {recipe.flags.get(part, '')}".split(),
     )
 
 
@@ -83,8 +83,8 @@ def measure_engines(places: Places, model: str, part: str, run: Run) -> dict[str
 
     Raises ConfigError when the parts they come from have not been measured.
     """
-    data, base = str(places.shared / "data" / CASES[model].data / CASES[model].dev), places.output(model, part)
-    original = str(places.shared / "models" / model)
+    typed, base = CASES[model].case.typed(places.shared), places.output(model, part)
+    original, data = typed["model"], typed["eval_data"]
     qdq, scores, timed = ("-m", "qdq.cli.main"), base / "scores.json", base / "speed.json"
     folders: dict[str, Path] = {}
     for name, checkpoint in _deployed(places, model).items():
@@ -129,26 +129,19 @@ def run_python(words: Words) -> None:
         raise QdqError(f"python {shlex.join(words)}: ended with {code}; see above, and start the same part again")
 
 
-def chosen(only: Sequence[str]) -> list[tuple[str, str]]:
-    """(model, part) of every ``MODEL:PART``; all when there is none. Raises ConfigError naming the nearest one."""
-    names = [f"{model}:{part}" for model in CASES for part in PARTS]
-    for name in only:
-        choice(name, names, "--only")
-    return [(model, part) for model, _, part in (name.partition(":") for name in only or names)]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is asked for, or what is missing, then write the page."""
     command = parser("compression", __doc__)
-    command.add_argument("--only", nargs="+", default=[], metavar="MODEL:PART", help="measure these, again")
+    command.add_argument("--only", nargs="+", choices=NAMES, metavar="MODEL:PART", help="measure these, again")
     command.add_argument("--list", action="store_true", help="print parts and commands, measure nothing")
     add_places(command, "compression")
     options = command.parse_args(arguments)
     places = Places(options.shared, options.work, RESULTS / "compression")
-    for model, part in chosen(options.only):
+    for name in options.only or NAMES:
+        model, part = name.split(":")
         if options.list:
             words = "(after the others)" if part == "engines" else shlex.join(training_command(places, model, part))
-            sys.stdout.write(f"{model}:{part}\n  {words}\n")
+            sys.stdout.write(f"{name}\n  {words}\n")
         elif options.only or not places.record(model, part).is_file():
             measure(places, model, part, run_python)
     if not options.list:

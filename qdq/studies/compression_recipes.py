@@ -5,33 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from qdq.studies.models import CONLL, MRPC, Case
 
-class Case(NamedTuple):
-    """One model: the script of its task, its data below shared data/, and the flags that only its own parts have."""
 
+class Recipe(NamedTuple):
+    """One model with its data: the script of its task, and the flags that only its own parts have."""
+
+    case: Case
     script: str
-    data: str
-    dev: str
     samples_per_step: int
     flags: Mapping[str, str]
 
 
 # Reconstructed and calibrated models are near the teacher already, and larger steps only leave it.
 EMBEDDINGS = "--learning_rate 1e-5 --max_steps 60 --save_steps 50"
-MRPC = {
+MRPC_FLAGS = {
     "qat": "--learning_rate 5e-6 --max_steps 300 --save_steps 50",
     "dynabert+ptq": "--learning_rate 2e-5 --max_steps 200 --save_steps 50",
     "dynabert+qat+embeddings": EMBEDDINGS,
 }
 # A label per token teaches more than the distance from a teacher that knows these sentences by heart.
-CONLL = {
+CONLL_FLAGS = {
     "qat": "--learning_rate 1e-5 --max_steps 100 --save_steps 50 --distillation False",
     "dynabert+ptq": "--learning_rate 3e-5 --max_steps 500 --save_steps 100",
     "dynabert+qat+embeddings": EMBEDDINGS,
 }
-CASES: Mapping[str, Case] = {
-    "minilm-mrpc": Case("compress_seq_cls.py", "mrpc", "dev.tsv", 16, MRPC),
-    "minilm-conll": Case("compress_token_cls.py", "conll2003", "valid.txt", 32, CONLL),
+CASES: Mapping[str, Recipe] = {
+    MRPC.model: Recipe(MRPC, "compress_seq_cls.py", 16, MRPC_FLAGS),
+    CONLL.model: Recipe(CONLL, "compress_token_cls.py", 32, CONLL_FLAGS),
 }
 
 # What both models need to survive INT8 (docs/calibration.md), and 128 samples to calibrate with.

@@ -14,7 +14,7 @@ import pytest
 
 from qdq.compress.strategy import METHODS
 from qdq.errors import ConfigError, DataError
-from qdq.studies.compression import Places, chosen, measure, training_command
+from qdq.studies.compression import NAMES, Places, main, measure, training_command
 from qdq.studies.compression_page import sections
 from qdq.studies.compression_recipes import CASES, PARTS
 from qdq.studies.results import DOCS, ROOT
@@ -127,12 +127,14 @@ def test_the_commands_run_as_they_stand(place: Path) -> None:
     assert answer["answer"] == "the cat sat in the house"[answer["start"] : answer["end"]]
 
 
-def test_every_part_is_a_command_its_script_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_is_a_command_its_script_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     command_line = importlib.import_module("command_line")
     places = Places(Path("../shared"), Path("build/compression"), Path("results"))
-    assert chosen([]) == [(model, part) for model in CASES for part in PARTS]
-    for model, part in chosen([]):
+    assert len(NAMES) == len(CASES) * len(PARTS)
+    for model, part in (name.split(":") for name in NAMES):
         if part != "engines":
             script, *words = training_command(places, model, part)
             assert (ROOT / script).is_file()
@@ -140,8 +142,11 @@ def test_every_part_is_a_command_its_script_takes(monkeypatch: pytest.MonkeyPatc
             assert args.chosen_strategy.name == words[words.index("--strategy") + 1]
             assert not args.chosen_strategy.trains or args.max_steps > 0  # a budget in steps, not in seconds
             assert data.max_seq_length == 128
-    with pytest.raises(ConfigError, match="--only"):
-        chosen(["minilm-mrpc:qta"])
+    main(["--list"])
+    assert [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")] == NAMES
+    with pytest.raises(SystemExit):
+        main(["--only", "minilm-mrpc:qta"])
+    assert "--only: invalid choice: 'minilm-mrpc:qta'" in capsys.readouterr().err
 
 
 def test_a_part_is_recorded_with_its_command(tmp_path: Path) -> None:
