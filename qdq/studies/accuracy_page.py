@@ -1,4 +1,4 @@
-"""docs/accuracy.md from the JSON files of `accuracy`, `effects` and `calibration_cost`."""
+"""docs/accuracy.md from the JSON files of `accuracy` and `calibration_cost`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qdq.studies.markdown import fixed, table
-from qdq.studies.results import RESULTS, load_results
+from qdq.studies.study import RESULTS, load_results
 
 Figure = Mapping[str, Any]  # content of one file that `qdq.studies.accuracy` writes
 
@@ -28,7 +28,7 @@ def render(
     costs: Sequence[Mapping[str, Any]] = (),
     decisions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> str:
-    """docs/accuracy.md from figures, reports of `effects` and `calibration_cost`, and decisions by file name."""
+    """docs/accuracy.md from figures, reports of effects and of calibration costs, and decisions by file name."""
     figures = sorted(figures, key=lambda f: (f["model"], f["engine"], -f["kept"][0], f["placement"]))
     parts = [_HEAD]
     if averages := _averages(figures):

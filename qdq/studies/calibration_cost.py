@@ -16,8 +16,8 @@ from typing import Any
 
 from qdq.base.artifacts import to_json, write_json
 from qdq.calibrate.algorithms import ALGORITHMS, algorithm_named
-from qdq.studies.command import exit_code, parser
 from qdq.studies.models import micro_batches
+from qdq.studies.study import exit_code, parser
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

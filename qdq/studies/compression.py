@@ -24,9 +24,8 @@ from qdq.base.artifacts import read_json, write_json
 from qdq.base.versions import versions
 from qdq.errors import ConfigError, QdqError
 from qdq.studies import pages
-from qdq.studies.command import add_places, exit_code, parser
 from qdq.studies.compression_recipes import CASES, PARTS, TRAININGS
-from qdq.studies.results import RESULTS, ROOT
+from qdq.studies.study import RESULTS, ROOT, add_places, exit_code, parser
 
 NAMES = [f"{model}:{part}" for model in CASES for part in PARTS]
 Words = tuple[str, ...]

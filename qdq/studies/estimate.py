@@ -21,7 +21,7 @@ from engines.estimate.published import A100, T4, Row, fitted, held_out_groups, p
 from engines.estimate.workload import ENCODERS, LayerRecord, Op, encoder_layers
 from qdq.base.artifacts import write_json
 from qdq.studies import pages
-from qdq.studies.command import exit_code
+from qdq.studies.study import exit_code
 
 START = Coefficients(0.9, 0.4, 0.6, 4.0, 4.0)  # also what a coefficient stays at when no row can see it
 DIGITS = 4  # significant; more would only record rounding

@@ -16,10 +16,9 @@ from engines.estimate.model import VALIDATION
 from qdq.base.artifacts import read_json, write_text
 from qdq.pipeline.outcome import int8_text
 from qdq.studies import accuracy_page, compression_page
-from qdq.studies.command import exit_code
 from qdq.studies.markdown import filled, named, table
 from qdq.studies.peers.table import render_peers
-from qdq.studies.results import DOCS, RESULTS, ROOT, load_results
+from qdq.studies.study import DOCS, RESULTS, ROOT, exit_code, load_results
 
 EXAMPLE = "all-MiniLM-L6-v2-openvino"  # the run that README.md shows
 FULL, DEFAULT = "qdqbert", "auto"  # placements: what is proved, and what a user gets

@@ -21,7 +21,7 @@ from qdq.base.artifacts import read_json, write_json
 from qdq.errors import DeployError
 from qdq.pipeline.run import CANONICAL
 from qdq.placing.units import TABLE, layer_of, units
-from qdq.studies.command import exit_code, parser
+from qdq.studies.study import exit_code, parser
 
 DEVICE, BATCH, SEQUENCE = "t4", 40, 128
 WHOLE = "cpu placement"  # the engine that every other one is compared with

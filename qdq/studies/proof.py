@@ -17,10 +17,9 @@ from qdq.base.artifacts import read_json, write_json
 from qdq.base.config import choice
 from qdq.pipeline.run import CANONICAL
 from qdq.studies import pages
-from qdq.studies.command import exit_code, parser
 from qdq.studies.models import MRPC, batches, random_bert_base
 from qdq.studies.pages import DEFAULT, FULL
-from qdq.studies.results import RESULTS, SHARED
+from qdq.studies.study import RESULTS, SHARED, exit_code, parser
 
 TARGET, SM, SEQUENCE = "trt11", 75, 128
 BATCH = 8  # texts whose nodes are compared one by one

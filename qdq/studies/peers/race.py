@@ -22,12 +22,12 @@ from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen, Stage
 from qdq.base.versions import versions
 from qdq.load.source import short_name
-from qdq.studies.command import exit_code, parser
 from qdq.studies.models import batches, random_bert_base
 from qdq.studies.peers import build
 from qdq.studies.peers.build import OURS, TASK, TORCH, Built, Material, open_peer
 from qdq.studies.peers.table import NNCF, render_peers
 from qdq.studies.peers.tools import TOOLS
+from qdq.studies.study import exit_code, parser
 
 RANDOM = "random:bert-base"
 LEAST_ROUNDS, MOST_ROUNDS = 3, 100

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from qdq.studies import accuracy
-from qdq.studies.accuracy import CHECKPOINT, GRAPH, OPENVINO, Way
+from qdq.studies.accuracy import CHECKPOINT, GRAPH, OPENVINO, Way, measure_effects
 from qdq.studies.accuracy_page import render
-from qdq.studies.effects import measure_effects
 from qdq.studies.models import Case
-from qdq.studies.results import load_results
+from qdq.studies.study import load_results
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from qdq.errors import ConfigError
 from qdq.studies.accuracy import main
 from qdq.studies.accuracy_page import MEASURED, Figure, render
-from qdq.studies.results import load_results
+from qdq.studies.study import load_results
 
 
 def figure(placement: str, drop: float) -> Figure:

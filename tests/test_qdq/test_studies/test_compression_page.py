@@ -17,7 +17,7 @@ from qdq.errors import ConfigError, DataError
 from qdq.studies.compression import NAMES, Places, main, measure, training_command
 from qdq.studies.compression_page import sections
 from qdq.studies.compression_recipes import CASES, PARTS
-from qdq.studies.results import DOCS, ROOT
+from qdq.studies.study import DOCS, ROOT
 
 PAGE = DOCS / "compression.md"
 

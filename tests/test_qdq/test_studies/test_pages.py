@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from qdq.errors import ConfigError, DataError
-from qdq.studies.command import exit_code
 from qdq.studies.markdown import filled, table
 from qdq.studies.pages import pages
 from qdq.studies.proof import RANDOM
-from qdq.studies.results import RESULTS, load_results
+from qdq.studies.study import RESULTS, exit_code, load_results
 
 
 def test_the_pages_are_what_the_results_give() -> None:

@@ -1,4 +1,4 @@
-"""The command line of a study: its parser, and how it ends."""
+"""The frame of every study: its folders and recorded results, its command line, and how it ends."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from qdq.base.artifacts import read_json
 from qdq.errors import ConfigError, QdqError
-from qdq.studies.results import SHARED
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+RESULTS = DOCS / "results"  # one JSON file per run
+SHARED = Path("../shared")  # models/ and data/ beside the repository, as recorded commands name them
+
+
+def load_results(folder: Path) -> dict[str, Any]:
+    """The JSON files of `folder` by name without suffix, in order of names. Raises DeployError for a damaged one."""
+    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
 
 
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
