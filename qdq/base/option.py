@@ -9,7 +9,7 @@ stage that reads it, its group in the help, and its range.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import Field, field, fields
+from dataclasses import MISSING, Field, field, fields
 from typing import Any, TypedDict, Unpack
 
 from qdq.base.config import choice
@@ -25,20 +25,27 @@ class Details(TypedDict, total=False):
     within: tuple[int, int]  # smallest and largest valid number, of every one in a list
     positive: bool  # any number above 0 is valid
     repeated: bool  # the option is given once per value
+    positional: bool  # the value stands for itself, without the option's name
 
 
 def option(
-    default: Any, text: str, decided_by: str | None, metavar: str = "", *, group: str, **details: Unpack[Details]
+    default: Any,
+    text: str,
+    decided_by: str | None = FREE,
+    metavar: str = "",
+    *,
+    group: str = "",
+    **details: Unpack[Details],
 ) -> Any:
     """Declare a field of an options dataclass; the module's text has an example.
 
     Args:
-        default: value when the option is not given.
+        default: value when the option is not given; MISSING when it has to be.
         text: help without choices, and without the default unless that is found out later: "(default: detected)".
         decided_by: last stage that reads the option: a later stage's command starts from files it has decided and
             cannot change it. FREE: every stage's command may.
         metavar: placeholder of the value in the help; "" is N for a whole number and NAME for text.
-        group: group of the option in the help.
+        group: group of the option in the help; "" for a command with a single one.
         details: see `Details`.
     """
     about = {"help": text, "decided_by": decided_by, "metavar": metavar, "group": group, **details}
@@ -63,7 +70,9 @@ def help_of(declared: Field[Any], default: bool = True) -> str:
     """Return the help of an option: its text, its choices and, unless told otherwise, its default."""
     text, _, stated = declared.metadata["help"].partition(" (default: ")
     text = ": ".join(part for part in (text, ", ".join(declared.metadata.get("choices", ()))) if part)
-    return f"{text} (default: {stated or f'{value_text(declared.default)})'}" if default else text
+    if not default or declared.default is MISSING:
+        return text
+    return f"{text} (default: {stated or f'{value_text(declared.default)})'}".lstrip()
 
 
 def check(options: Any) -> None:

@@ -6,14 +6,15 @@ import argparse
 import difflib
 import textwrap
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
-from qdq.base.choices import PRECISION_HINTS
 from qdq.base.config import nearest
 from qdq.base.option import flag, help_of
 from qdq.base.versions import __version__
-from qdq.cli.arguments_study import STUDY_COMMANDS, add_study_options
+from qdq.cli.evaluate import EvaluateOptions
+from qdq.cli.file_commands import FILE_COMMANDS
+from qdq.cli.sensitivity import SensitivityOptions
 from qdq.cli.values import VALUES
 from qdq.errors import ConfigError
 from qdq.pipeline.options import GROUPS, PLANS, CompileOptions, PlanOptions
@@ -34,14 +35,19 @@ COMMANDS = {
     "shapes": "latency over batches and sequence lengths, padding waste (shapes.json)",
     "deploy": "stage 9: the Triton model repository",
     "doctor": "what this machine can build, run and benchmark",
-}
-
-# Commands on one file; the others take CompileOptions and a work directory.
-FILE_COMMANDS = {
     "check": "find what TensorRT refuses or runs slowly in any ONNX file with Q/DQ",
     "estimate": "what a lowered graph would take on an NVIDIA device (an estimate)",
     "profile": "where a CPU engine's time goes, layer by layer",
     "inspect": "a built plan's layers against what the graph should become",
+    "evaluate": "task metrics of models, checkpoints and engines on labelled data",
+    "sensitivity": "which points cost accuracy: each alone, and all without each",
+}
+
+# Options of the commands that need no work directory; the others take CompileOptions, and doctor takes none.
+OWN_OPTIONS: dict[str, type[Any]] = {
+    **{name: options for name, (options, _) in FILE_COMMANDS.items()},
+    "evaluate": EvaluateOptions,
+    "sensitivity": SensitivityOptions,
 }
 
 ABOUT_PLANS = (
@@ -84,7 +90,7 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing usage; `main` prints the one message."""
         if message.startswith("argument COMMAND: invalid choice"):
             word = message.split("'")[1]
-            raise ConfigError(f"unknown command '{word}'; {nearest(word, COMMANDS | FILE_COMMANDS | STUDY_COMMANDS)}")
+            raise ConfigError(f"unknown command '{word}'; {nearest(word, COMMANDS)}")
         raise ConfigError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
@@ -105,10 +111,12 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
     """Return command, typed options by field name, and the help text for no command. Raises ConfigError."""
     parser, commands = build_parser()
     parsed, extra = parser.parse_known_args(arguments)
-    typed = vars(parsed)
-    command = typed.pop("command")
+    typed: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()
+    }
+    command: str | None = typed.pop("command")
     if extra:
-        commands.get(command, parser).unknown(extra)
+        commands.get(str(command), parser).unknown(extra)
     return command, typed, parser.format_help()
 
 
@@ -122,83 +130,31 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"qdq {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
     for name, text in COMMANDS.items():
-        if name == "doctor":
-            command = commands.add_parser(name, help=text)
-        else:
-            # Only what is typed is set, so that a stage can tell it from a default.
-            command = commands.add_parser(
-                name,
-                help=text,
-                description=_description(name, text),
-                epilog=_epilog(),
-                argument_default=argparse.SUPPRESS,
-            )
-            for group in GROUPS:
-                add_declared(command.add_argument_group(group), CompileOptions, group)
-            if name == "bench":
-                about = textwrap.fill(ABOUT_PLANS, WIDTH - 2)
-                add_declared(command.add_argument_group(PLANS, about), PlanOptions, PLANS)
-        command.add_argument("--json", action="store_true", default=False, help="print one JSON document")
-    for name, text in FILE_COMMANDS.items():
-        _add_file_options(name, commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
-    for name, text in STUDY_COMMANDS.items():
-        sentence = f"{text[0].upper()}{text[1:]}."
-        add_study_options(
-            name, commands.add_parser(name, help=text, description=sentence, argument_default=argparse.SUPPRESS)
+        staged = name not in OWN_OPTIONS and name != "doctor"
+        # Only what is typed is set, so that a stage can tell it from a default.
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=_description(text, recalls=staged and name != "compile"),
+            epilog=_epilog() if staged else None,
+            argument_default=argparse.SUPPRESS,
         )
+        if name in OWN_OPTIONS:
+            add_declared(command, OWN_OPTIONS[name])
+        for group in GROUPS if staged else ():
+            add_declared(command.add_argument_group(group), CompileOptions, group)
+        if name == "bench":
+            about = textwrap.fill(ABOUT_PLANS, WIDTH - 2)
+            add_declared(command.add_argument_group(PLANS, about), PlanOptions, PLANS)
+        if name != "check":  # it has --format
+            command.add_argument("--json", action="store_true", default=False, help="print one JSON document")
     return parser, commands.choices
 
 
-def _add_file_options(name: str, parser: argparse.ArgumentParser) -> None:
-    """Add the options of a command on one file."""
-    add = parser.add_argument
-    if name == "profile":
-        _add_profile_options(parser)
-        return
-    add("file", metavar="FILE", help="layer_info.json of the plan" if name == "inspect" else "ONNX file")
-    add("--sequence", metavar="N", type=int, default=128, help="sequence length (default: 128)")
-    if name == "check":
-        add("--target", metavar="NAME", default="trt11", help="trt10 or trt11 (default: trt11)")
-        add("--format", metavar="NAME", default="text", help="text, json or sarif (default: text)")
-        add("--strict", action="store_true", help="performance findings fail too (default: errors only)")
-    if name == "estimate":
-        add("--device", metavar="NAME", default="t4", help="t4, a100, a30, l4 or h200 (default: t4)")
-        add("--batch", metavar="N", type=int, default=40, help="batch (default: 40)")
-    else:
-        add("--sm", metavar="N", type=int, default=75, help="compute capability, 75 to 100 (default: 75, a T4)")
-    if name == "inspect":
-        add("--model", metavar="ONNX", help="graph the plan was built from (default: model.onnx beside FILE)")
-    if name != "check":
-        add("--json", action="store_true", default=False, help="print one JSON document")
-
-
-def _add_profile_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `profile`, which takes several engines to compare them."""
-    add = parser.add_argument
-    add("file", metavar="[LABEL=]FILE", nargs="+", help="OpenVINO .xml or .onnx; several are shown side by side")
-    add("--engine", metavar="NAME", help="runs .onnx files: onnxruntime or openvino (default: onnxruntime)")
-    add("--batch", metavar="N", type=int, default=40, help="batch (default: 40)")
-    add("--sequence", metavar="N", type=int, default=128, help="sequence length (default: 128)")
-    add("--threads", metavar="N", type=int, default=0, help="inference threads (default: 0, which is all cores)")
-    add(
-        "--precision-hint",
-        metavar="P",
-        default="f32",
-        help=f"what OpenVINO computes outside INT8: {', '.join(PRECISION_HINTS)} (default: f32)",
-    )
-    add("--rounds", metavar="N", type=int, default=10, help="runs that count (default: 10)")
-    add("--static", action="store_true", help="compile OpenVINO's engines for exactly this shape")
-    add("--steps", action="store_true", help="the first FILE is model.qdq.onnx: profile it after every lowering pass")
-    add("--output", metavar="DIR", help="folder for profile.json, layers.json and profile.png (default: not written)")
-    add("--json", action="store_true", default=False, help="print one JSON document")
-
-
-def _description(name: str, text: str) -> str:
+def _description(text: str, recalls: bool) -> str:
     sentence = text[0].upper() + text[1:] + "."
-    if name == "compile":
-        return sentence
     recall = "Options that are not given are those of the earlier run in the same work directory."
-    return f"{sentence}\n{textwrap.fill(recall, WIDTH)}"
+    return f"{sentence}\n{textwrap.fill(recall, WIDTH)}" if recalls else sentence
 
 
 def _epilog() -> str:
@@ -207,11 +163,12 @@ def _epilog() -> str:
     return f"where texts and columns come from:\n{textwrap.fill(' '.join(DETECTION_RULES.split()), WIDTH)}\n"
 
 
-def add_declared(parser: argparse._ActionsContainer, options: type[Any], group: str) -> None:
+def add_declared(parser: argparse._ActionsContainer, options: type[Any], group: str = "") -> None:
     """Add the options of one group, as their declarations in the dataclass `options` say."""
     for declared in fields(options):
         if declared.metadata["group"] == group:
-            parser.add_argument(flag(declared.name), help=help_of(declared), **_form(declared))
+            name = declared.name if declared.metadata.get("positional") else flag(declared.name)
+            parser.add_argument(name, help=help_of(declared), **_form(declared))
 
 
 def _form(declared: Field[Any]) -> dict[str, Any]:
@@ -220,6 +177,8 @@ def _form(declared: Field[Any]) -> dict[str, Any]:
     if kind == "bool":
         return {"action": argparse.BooleanOptionalAction}
     metavar = declared.metadata["metavar"] or ("N" if kind == "int" else "NAME")
+    if declared.metadata.get("positional"):
+        return {"nargs": "+" if kind.startswith("tuple") else None, "metavar": metavar}
     if declared.metadata.get("repeated"):
         return {"action": "append", "metavar": metavar}
-    return {"type": VALUES[kind], "metavar": metavar}
+    return {"type": VALUES[kind], "metavar": metavar, "required": declared.default is MISSING}

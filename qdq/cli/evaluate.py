@@ -4,63 +4,62 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.cores import available_cores
 from qdq.base.artifacts import write_json, write_text
 from qdq.base.choices import PRECISION_HINTS
-from qdq.base.config import choice
-from qdq.base.screen import Screen
+from qdq.base.option import check, option
 from qdq.cli.contestants import contestants, model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
-from qdq.pipeline.options import available_cores
-from qdq.pipeline.run import prepare_torch
 from qdq.text.data import TextSource
 
 if TYPE_CHECKING:
+    from qdq.base.screen import Screen
     from qdq.tasks.evaluation import Evaluation, Scores
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Options of `qdq evaluate` as typed.
+    """Options of `qdq evaluate` as typed; sequence to metric are those of `qdq.tasks.loading.EvaluationSettings`."""
 
-    Attributes:
-        what: what is scored, see `contestants`; differences are to the first.
-        data: file, folder or ``datasets:`` source.
-        model: whose tokenizer, task and classes say what the data mean; None is found from `what`.
-        task: None is the model's own.
-        samples: first rows to use; None is all.
-        sequence, batch, overlap, scoring, metric: see `qdq.tasks.loading.EvaluationSettings`.
-        predictions: JSON lines of the last contestant's predictions (a JSON object of answers for a .json name).
-        out: JSON file of all figures.
-        threads: 0 is every core.
-    """
-
-    what: tuple[str, ...]
-    data: str
-    model: str | None = None
-    task: str | None = None
-    text_columns: tuple[str, ...] = ()
-    label_column: str | None = None
-    samples: int | None = None
-    sequence: int = 128
-    batch: int = 32
-    overlap: int | None = None
-    scoring: str | None = None
-    metric: str | None = None
-    predictions: str | None = None
-    out: str | None = None
-    threads: int = 0
-    precision_hint: str = "f32"
+    what: tuple[str, ...] = option(
+        MISSING,
+        "hub id or folder (FP32), checkpoint/ of a run (fake-quantized), .onnx, .xml or .plan file, or a work "
+        "directory (all in it); differences are to the first",
+        metavar="WHAT",
+        positional=True,
+    )
+    data: str = option(MISSING, "file, folder or datasets:NAME[:SPLIT]; CoNLL and SQuAD too", metavar="DATA")
+    model: str | None = option(
+        None, "whose tokenizer and classes to use (default: of WHAT, or beside the file)", metavar="ID"
+    )
+    task: str | None = option(None, " (default: from the checkpoint's architecture)", choices=TASKS)
+    text_columns: tuple[str, ...] = option((), " (default: detected)", metavar="A[,B]")
+    label_column: str | None = option(None, " (default: detected)")
+    samples: int | None = option(None, "first rows to use (default: all)")
+    sequence: int = option(128, "tokens; longer texts are cut")
+    batch: int = option(32, "rows per batch")
+    overlap: int | None = option(
+        None, "context tokens neighbouring windows share; -1: one window only (default: a third of --sequence)"
+    )
+    scoring: str | None = option(None, "squad or cmrc (default: by the contexts' script)")
+    metric: str | None = option(None, "the metric that decides (default: the task's own)")
+    predictions: str | None = option(
+        None,
+        "write the last WHAT's predictions as JSON lines (.json: SQuAD's form) (default: not written)",
+        metavar="FILE",
+    )
+    out: str | None = option(None, "write all figures as JSON (default: not written)", metavar="FILE")
+    threads: int = option(0, " (default: 0, which is all cores)")
+    precision_hint: str = option("f32", "what OpenVINO computes outside INT8", metavar="P", choices=PRECISION_HINTS)
 
     def validate(self) -> None:
         """Raise ConfigError for the first value that cannot be meant."""
-        if self.task is not None:
-            choice(self.task, TASKS, "--task")
-        choice(self.precision_hint, PRECISION_HINTS, "--precision-hint")
+        check(self)
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"--samples: {self.samples} is not a number of rows; give at least 1")
 
@@ -68,9 +67,11 @@ class EvaluateOptions:
 def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
     """Score every contestant; returns (and with `out` writes) the report. Raises QdqError."""
     from qdq.load.model import load_model
+    from qdq.pipeline.run import prepare_torch
     from qdq.tasks.loading import EvaluationSettings, load_evaluation
 
     options.validate()
+    # The contestants, and one model whose tokenizer and classes turn the data into feeds for all of them.
     threads = options.threads or available_cores()
     entries = [entry for what in options.what for entry in contestants(what, threads, options.precision_hint)]
     prepare_torch(threads)
@@ -86,6 +87,7 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
     evaluation = load_evaluation(source, loaded, settings, options.samples)
     if not evaluation.labelled and options.predictions is None:
         raise ConfigError(f"no metric: {evaluation.reason}; write predictions with --predictions FILE, or give labels")
+    # Scores, one contestant at a time.
     screen.row("data", f"{evaluation.source}, {evaluation.samples} samples")
     for note in evaluation.notes:
         screen.row("", note)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from engines.targets import CPU_TARGETS, TARGETS
 from qdq.base.artifacts import to_json
+from qdq.base.choices import PRECISION_HINTS
 from qdq.base.config import choice
+from qdq.base.option import option, values_for
 from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,61 +21,116 @@ if TYPE_CHECKING:
 Answer = tuple[str, int]  # text for standard output, exit code
 
 
-def run_file_command(command: str, typed: Mapping[str, Any]) -> Answer:
+@dataclass(frozen=True)
+class GraphOptions:
+    """Options that every command on a graph has."""
+
+    file: str = option(MISSING, "ONNX file", metavar="FILE", positional=True)
+    sequence: int = option(128, "sequence length")
+
+
+@dataclass(frozen=True)
+class CheckOptions(GraphOptions):
+    """Options of `qdq check`."""
+
+    target: str = option("trt11", "trt10 or trt11")
+    format: str = option("text", "text, json or sarif")
+    strict: bool = option(False, "performance findings fail too (default: errors only)")
+    sm: int = option(75, "compute capability, 75 to 100 (default: 75, a T4)")
+
+
+@dataclass(frozen=True)
+class EstimateOptions(GraphOptions):
+    """Options of `qdq estimate`."""
+
+    device: str = option("t4", "t4, a100, a30, l4 or h200")
+    batch: int = option(40, "batch")
+
+
+@dataclass(frozen=True)
+class InspectOptions(GraphOptions):
+    """Options of `qdq inspect`."""
+
+    file: str = option(MISSING, "layer_info.json of the plan", metavar="FILE", positional=True)
+    sm: int = option(75, "compute capability, 75 to 100 (default: 75, a T4)")
+    model: str | None = option(None, "graph the plan was built from (default: model.onnx beside FILE)", metavar="ONNX")
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """Options of `qdq profile`, which takes several engines to compare them."""
+
+    file: tuple[str, ...] = option(
+        MISSING, "OpenVINO .xml or .onnx; several are shown side by side", metavar="[LABEL=]FILE", positional=True
+    )
+    engine: str | None = option(None, "runs .onnx files: onnxruntime or openvino (default: onnxruntime)")
+    batch: int = option(40, "batch")
+    sequence: int = option(128, "sequence length")
+    threads: int = option(0, "inference threads (default: 0, which is all cores)")
+    precision_hint: str = option("f32", "what OpenVINO computes outside INT8", metavar="P", choices=PRECISION_HINTS)
+    rounds: int = option(10, "runs that count")
+    static: bool = option(False, "compile OpenVINO's engines for exactly this shape")
+    steps: bool = option(False, "the first FILE is model.qdq.onnx: profile it after every lowering pass")
+    output: str | None = option(
+        None, "folder for profile.json, layers.json and profile.png (default: not written)", metavar="DIR"
+    )
+
+
+def run_file_command(command: str, typed: Mapping[str, Any], as_json: bool) -> Answer:
     """Run `command` with the options as parsed. Raises QdqError."""
-    return {"check": _check, "estimate": _estimate, "inspect": _inspect, "profile": _profile}[command](typed)
+    options, run = FILE_COMMANDS[command]
+    return run(options(**typed), as_json)
 
 
-def _check(typed: Mapping[str, Any]) -> Answer:
+def _check(options: CheckOptions, _: bool) -> Answer:
     """Lint the Q/DQ of any ONNX file for TensorRT."""
     from export.lint import check_command
 
     return check_command(
-        Path(typed["file"]),
-        typed["target"],
-        typed["sm"],
-        typed["format"],
-        strict=typed["strict"],
-        sequence=typed["sequence"],
+        Path(options.file),
+        options.target,
+        options.sm,
+        options.format,
+        strict=options.strict,
+        sequence=options.sequence,
     )
 
 
-def _estimate(typed: Mapping[str, Any]) -> Answer:
+def _estimate(options: EstimateOptions, as_json: bool) -> Answer:
     """The time a lowered graph would take on an NVIDIA device, from the analytical model."""
     from engines.estimate import estimate, find_device, render_estimate
 
-    device = find_device(typed["device"])
-    layers = _fusion_map(Path(typed["file"]), device.compute_capability, typed["sequence"])
-    report = estimate(layers, device.name, typed["batch"], typed["sequence"])
-    return (to_json(report) if typed["json"] else render_estimate(report)), 0
+    device = find_device(options.device)
+    layers = _fusion_map(Path(options.file), device.compute_capability, options.sequence)
+    report = estimate(layers, device.name, options.batch, options.sequence)
+    return (to_json(report) if as_json else render_estimate(report)), 0
 
 
-def _inspect(typed: Mapping[str, Any]) -> Answer:
+def _inspect(options: InspectOptions, as_json: bool) -> Answer:
     """A built plan's layers against the fusion map of the graph it was built from."""
     from engines.tensorrt import inspect_command
 
-    layer_info = Path(typed["file"])
+    layer_info = Path(options.file)
     if not layer_info.is_file() or layer_info.suffix != ".json":
         what = "is no JSON file" if layer_info.is_file() else "is not a file"
         raise ConfigError(f"{layer_info}: {what}; give the layer_info.json that a build leaves beside its plan")
-    model = Path(typed["model"]) if typed["model"] else layer_info.with_name("model.onnx")
-    layers = _fusion_map(model, typed["sm"], typed["sequence"])
-    return inspect_command(layer_info, layers, "json" if typed["json"] else "text")
+    model = Path(options.model) if options.model else layer_info.with_name("model.onnx")
+    layers = _fusion_map(model, options.sm, options.sequence)
+    return inspect_command(layer_info, layers, "json" if as_json else "text")
 
 
-def _profile(typed: Mapping[str, Any]) -> Answer:
+def _profile(options: ProfileOptions, as_json: bool) -> Answer:
     """Per-layer times of CPU engines by their own counters; with `steps`, after every pass of the lowering."""
     from engines.profile.command import ProfileSettings, profile_command, subjects_of
 
-    names = ("batch", "sequence", "threads", "precision_hint", "rounds", "static")
-    settings = ProfileSettings(**{name: typed[name] for name in names})
-    output = Path(typed["output"]) if typed["output"] else None
-    if not typed["steps"]:
-        subjects = subjects_of(typed["file"], typed["engine"], settings.static)
-        return profile_command(subjects, settings, output, typed["json"]), 0
+    settings = ProfileSettings(**values_for(ProfileSettings, options))
+    output = Path(options.output) if options.output else None
+    if not options.steps:
+        subjects = subjects_of(options.file, options.engine, settings.static)
+        return profile_command(subjects, settings, output, as_json), 0
     with TemporaryDirectory(prefix="qdq-profile-") as scratch:
-        subjects = _steps(typed["file"], typed["engine"] or CPU_TARGETS[0], Path(scratch))
-        return profile_command(subjects, settings, output, typed["json"]), 0
+        subjects = _steps(options.file, options.engine or CPU_TARGETS[0], Path(scratch))
+        return profile_command(subjects, settings, output, as_json), 0
 
 
 def _steps(files: Sequence[str], target: str, scratch: Path) -> list[Subject]:
@@ -99,3 +156,12 @@ def _fusion_map(model: Path, sm: int, sequence: int) -> Any:
     if not model.is_file():
         raise ConfigError(f"{model}: is not a file; give an ONNX graph, such as build/<model>/tensorrt/model.onnx")
     return fusion_map(read_model(model), sm, sequence)
+
+
+# Command -> its options and its function.
+FILE_COMMANDS: Mapping[str, tuple[type[Any], Callable[[Any, bool], Answer]]] = {
+    "check": (CheckOptions, _check),
+    "estimate": (EstimateOptions, _estimate),
+    "profile": (ProfileOptions, _profile),
+    "inspect": (InspectOptions, _inspect),
+}

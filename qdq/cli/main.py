@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdq.base.interrupt import Interrupts
 from qdq.errors import ConfigError, QdqError, Unavailable
+
+if TYPE_CHECKING:
+    from qdq.base.screen import Screen
+    from qdq.pipeline.outcome import Outcome
 
 DONE, FAILED, USAGE, AS_FAR_AS_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -55,8 +59,10 @@ def _interrupted(interrupts: Interrupts) -> int:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, Unavailable):
+        return str(error), AS_FAR_AS_POSSIBLE
     if isinstance(error, QdqError):
-        return str(error), _code(error)
+        return str(error), USAGE if isinstance(error, ConfigError) else FAILED
     if isinstance(error, MemoryError):
         return "out of memory; give a smaller --batch (BATCH=), --sequence (SEQ=) or --samples", FAILED
     if isinstance(error, OSError):
@@ -69,12 +75,6 @@ def _explain(error: Exception) -> tuple[str, int]:
     )
 
 
-def _code(error: QdqError) -> int:
-    if isinstance(error, ConfigError):
-        return USAGE
-    return AS_FAR_AS_POSSIBLE if isinstance(error, Unavailable) else FAILED
-
-
 def _complain(message: str) -> None:
     text = f"qdq: {message}"
     if sys.stderr.isatty():
@@ -85,114 +85,91 @@ def _complain(message: str) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    from qdq.cli.arguments import FILE_COMMANDS, parse  # here, where Ctrl-C is handled already
-    from qdq.cli.arguments_study import STUDY_COMMANDS
-    from qdq.pipeline.options import PLAN_OPTIONS
+    from qdq.cli.arguments import parse  # here, where Ctrl-C is handled already
+    from qdq.cli.file_commands import FILE_COMMANDS, run_file_command
 
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     command, typed, help_text = parse(arguments)
+    as_json = typed.pop("json", False)
     if command is None:
-        print(help_text, end="")
-        return DONE
-    if command in FILE_COMMANDS:
-        return _file_command(command, typed)
-    as_json = typed.pop("json")
-    if command == "doctor":
-        return _doctor(as_json)
-    if command in STUDY_COMMANDS:
-        return _study(command, typed, as_json)
-    if typed.keys() & PLAN_OPTIONS:
-        return _bench_plans(typed, as_json)
-    return _compile(command, typed, as_json)
+        text, code = help_text, DONE
+    elif command == "doctor":
+        text, code = _doctor(as_json), DONE
+    elif command in FILE_COMMANDS:
+        text, code = run_file_command(command, typed, as_json)
+    else:
+        # These take long: a screen shows their progress and warnings.
+        from qdq.base.screen import Screen, logged_to
 
-
-def _file_command(command: str, typed: Mapping[str, Any]) -> int:
-    from qdq.cli.file_commands import run_file_command
-
-    text, code = run_file_command(command, typed)
+        screen = Screen()
+        with logged_to(screen):
+            text, code = _work(command, typed, as_json, screen)
     print(text, end="" if text.endswith("\n") else "\n")
     return code
 
 
-def _bench_plans(typed: Mapping[str, Any], as_json: bool) -> int:
-    from qdq.base.screen import Screen, logged_to
-    from qdq.cli.plans import bench_engines
-    from qdq.pipeline.options import PLAN_OPTIONS
-
-    if "engine" not in typed:
-        option = f"--{next(name for name in typed if name in PLAN_OPTIONS).replace('_', '-')}"
-        raise ConfigError(f"{option}: is about plans on a GPU; name one with --engine, or leave it out")
-    screen = Screen()
-    with logged_to(screen):
-        text, code = bench_engines(typed, as_json, screen)
-    print(text, end="")
-    return code
-
-
-def _doctor(as_json: bool) -> int:
+def _doctor(as_json: bool) -> str:
     from engines.doctor import doctor, render
     from qdq.base.artifacts import to_json
 
     report = doctor(Path())
-    print(to_json(report) if as_json else render(report), end="")
-    return DONE
+    return to_json(report) if as_json else render(report)
 
 
-def _compile(command: str, typed: Mapping[str, Any], as_json: bool) -> int:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def _work(command: str, typed: dict[str, Any], as_json: bool, screen: Screen) -> tuple[str, int]:
+    """Run a command on a model; return the text for standard output and the exit code."""
     from qdq.base.artifacts import to_json
-    from qdq.base.screen import Screen, logged_to
+    from qdq.pipeline.options import PLAN_OPTIONS, CompileOptions
+
+    # The commands beside the pipeline.
+    if command == "evaluate":
+        from qdq.cli.evaluate import EvaluateOptions, evaluate, render
+
+        report = evaluate(EvaluateOptions(**typed), screen)
+        return to_json(report) if as_json else render(report), DONE
+    if command == "sensitivity":
+        from qdq.cli.sensitivity import SensitivityOptions, run
+
+        return run(SensitivityOptions(**typed), as_json, screen), DONE
+    if typed.keys() & PLAN_OPTIONS:
+        from qdq.cli.plans import bench_engines
+
+        return bench_engines(typed, as_json, screen)
+    # The whole pipeline, or one stage of it.
     from qdq.calibrate.algorithms import spelled_today
     from qdq.pipeline.compile import compile_model, run_stage
-    from qdq.pipeline.options import CompileOptions
 
-    screen = Screen()
-    with logged_to(screen):
-        if "calibrator" in typed:
-            typed = {**typed, "calibrator": spelled_today(typed["calibrator"])}
-        if command == "compile":
-            outcome = compile_model(CompileOptions(**typed), screen)
-        else:
-            outcome = run_stage(command, typed, screen)
-    if as_json:
-        print(to_json(outcome.as_json()), end="")
+    if "calibrator" in typed:
+        typed["calibrator"] = spelled_today(typed["calibrator"])
+    if command == "compile":
+        outcome = compile_model(CompileOptions(**typed), screen)
     else:
-        _print_outcome(command, outcome)
-    return outcome.exit_code
+        outcome = run_stage(command, typed, screen)
+    return to_json(outcome.as_json()) if as_json else _results(command, outcome), outcome.exit_code
 
 
-def _study(command: str, typed: Mapping[str, Any], as_json: bool) -> int:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from qdq.base.screen import Screen, logged_to
-    from qdq.cli.study import run_study
-
-    screen = Screen()
-    with logged_to(screen):
-        text, code = run_study(command, typed, screen, as_json)
-    print(text, end="")
-    return code
-
-
-def _print_outcome(command: str, outcome: Any) -> None:
-    """Print results and artifact paths on standard output."""
+def _results(command: str, outcome: Outcome) -> str:
+    """Return results and artifact paths as text."""
     from engines.bench import render_table
     from engines.compare import relate
     from qdq.pipeline.outcome import int8_text
 
     reports = outcome.as_json()
+    parts = []
     if command in ("compile", "build") and reports["build"]:
-        print(f"\n{int8_text(reports['build'])}", end="")
+        parts.append(int8_text(reports["build"]))
     if command in ("compile", "verify") and reports["accuracy"]:
-        print(f"\n{relate(reports['accuracy'])}", end="")
+        parts.append(relate(reports["accuracy"]))
     if command in ("compile", "bench") and reports["benchmark"]:
-        print(f"\n{render_table(reports['benchmark'])}", end="")
+        parts.append(render_table(reports["benchmark"]))
     if command == "shapes":
         from qdq.base.artifacts import read_json
         from qdq.pipeline.stages.shapes import render_shapes
 
-        print(f"\n{render_shapes(read_json(Path(outcome.out) / outcome.target / 'shapes.json'))}", end="")
-    print("\n" + "\n".join(outcome.artifacts))
+        parts.append(render_shapes(read_json(Path(outcome.out) / outcome.target / "shapes.json")))
+    parts.append("\n".join(outcome.artifacts))
+    return "".join(f"\n{part}" for part in parts) + "\n"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 
 from qdq.base.artifacts import to_json, write_json
 from qdq.base.config import nearest
+from qdq.base.option import flag
 from qdq.base.screen import Screen
 from qdq.errors import ConfigError
 from qdq.pipeline.options import PLAN_OPTIONS, CompileOptions
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Answer = tuple[str, int]  # text for standard output, exit code
 
 TEXT_OPTIONS = ("model", "task", "allow_pickle", "eval_data", "eval_samples", "text_columns", "label_column")
-SHARED_OPTIONS = ("batch", "sequence", "out", "json", *TEXT_OPTIONS)  # what plans take of the other commands' options
+SHARED_OPTIONS = ("batch", "sequence", "out", *TEXT_OPTIONS)  # what plans take of the other commands' options
 IN_WORK_DIRECTORY = {"int8": "", "fp16": "fp16", "bf16": "bf16", "fp32": "fp32"}  # name -> folder below tensorrt/
 REPORT = "benchmark-gpu.json"
 BATCHES = 5  # different ones, taken in turns
@@ -38,6 +39,9 @@ def bench_engines(typed: Mapping[str, Any], as_json: bool, screen: Screen) -> An
     """
     from engines.bench_gpu import bench_plans, render_gpu_table, require_gpu
 
+    if "engine" not in typed:
+        option = flag(next(name for name in typed if name in PLAN_OPTIONS))
+        raise ConfigError(f"{option}: is about plans on a GPU; name one with --engine, or leave it out")
     settings = _settings(typed)
     names = _named(typed["engine"])
     require_gpu()
@@ -58,9 +62,8 @@ def _settings(typed: Mapping[str, Any]) -> GpuBenchSettings:
     known = (*PLAN_OPTIONS, "streams", *SHARED_OPTIONS)
     for name in typed:
         if name not in known:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option}: says nothing about a built plan; leave it out, or leave --engine out")
-    CompileOptions(**{name: typed[name] for name in SHARED_OPTIONS if name in typed and name != "json"}).validate()
+            raise ConfigError(f"{flag(name)}: says nothing about a built plan; leave it out, or leave --engine out")
+    CompileOptions(**{name: typed[name] for name in SHARED_OPTIONS if name in typed}).validate()
     taken = {field.name for field in fields(GpuBenchSettings)} & typed.keys()
     return GpuBenchSettings(**{name: typed[name] for name in taken})
 
@@ -112,7 +115,7 @@ def _workload(typed: Mapping[str, Any], settings: GpuBenchSettings, screen: Scre
     if "model" in typed:
         return _tokenized(typed, settings, screen)
     if asked := [name for name in TEXT_OPTIONS if name in typed]:
-        raise ConfigError(f"--{asked[0].replace('_', '-')}: text needs a tokenizer; give --model, too")
+        raise ConfigError(f"{flag(asked[0])}: text needs a tokenizer; give --model, too")
     rng = np.random.default_rng(0)
     shape = (settings.batch, settings.sequence)
     low, high = RANDOM_IDS[0], RANDOM_IDS[-1]

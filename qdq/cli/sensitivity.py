@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.base.artifacts import sha256_tree, write_json
+from engines.cores import available_cores
+from qdq.base.artifacts import sha256_tree, to_json, write_json
 from qdq.base.choices import PLACEMENTS
-from qdq.base.config import choice
-from qdq.base.screen import Screen
+from qdq.base.option import check, option
 from qdq.cli.contestants import model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import CHOICES
 from qdq.load.source import is_checkpoint, resolve, short_name
-from qdq.pipeline.options import available_cores
-from qdq.pipeline.run import prepare_torch
 from qdq.text.data import Record, TextSource, bundled, read_records
 
 if TYPE_CHECKING:
+    from qdq.base.screen import Screen
     from qdq.load.model import LoadedModel
 
 CALIBRATION_TEXTS = 128
@@ -29,40 +28,46 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SensitivityOptions:
-    """Options of `qdq sensitivity` as typed.
+    """Options of `qdq sensitivity` as typed. Give training rows as `data`: what is chosen by them is not tested."""
 
-    Attributes:
-        what: a calibrated checkpoint/, a work directory, or a model (then injected and calibrated with `placement`).
-        data: text to compare answers on; None is bundled text. Use training rows: what is chosen by it is not tested.
-        samples: texts.
-        skip: rows of `data` to pass over, such as those that calibrated.
-        metric: score the task metric of every trial too; `data` needs labels.
-        out: folder of sensitivity.json, sensitivity.png and the journal; None is build/<model>/sensitivity.
-    """
-
-    what: str
-    data: str | None = None
-    text_columns: tuple[str, ...] = ()
-    label_column: str | None = None
-    placement: str = "qdqbert"
-    samples: int = 64
-    skip: int = 0
-    sequence: int = 128
-    batch: int = 16
-    metric: bool = False
-    out: str | None = None
-    threads: int = 0
+    what: str = option(
+        MISSING,
+        "checkpoint/ or work directory of a run, or a model to inject and calibrate here",
+        metavar="WHAT",
+        positional=True,
+    )
+    data: str | None = option(
+        None, "training text to compare answers on (default: bundled English text)", metavar="DATA"
+    )
+    text_columns: tuple[str, ...] = option((), " (default: detected)", metavar="A[,B]")
+    label_column: str | None = option(None, " (default: detected)")
+    placement: str = option("qdqbert", "of a model that is calibrated here", choices=PLACEMENTS)
+    samples: int = option(64, "texts")
+    skip: int = option(0, "rows of DATA to pass over; they calibrate a model")
+    sequence: int = option(128, "tokens; longer texts are cut")
+    batch: int = option(16, "rows per batch")
+    metric: bool = option(False, "score the task metric of every trial too; needs labels")
+    out: str | None = option(None, "folder of the results (default: build/<model name>/sensitivity)", metavar="DIR")
+    threads: int = option(0, " (default: 0, which is all cores)")
 
     def validate(self) -> None:
         """Raise ConfigError for the first value that cannot be meant."""
-        choice(self.placement, PLACEMENTS, "--placement")
+        check(self)
         for name, least in (("samples", 1), ("skip", 0), ("sequence", 4), ("batch", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name}: {getattr(self, name)} is too small; give at least {least}")
 
 
+def run(options: SensitivityOptions, as_json: bool, screen: Screen) -> str:
+    """Run or resume the study and return the text for standard output. Raises QdqError."""
+    report, folder = sensitivity(options, screen)
+    files = f"\n{folder / 'sensitivity.json'}\n{folder / 'sensitivity.png'}\n"
+    return to_json(report) if as_json else render(report) + files
+
+
 def sensitivity(options: SensitivityOptions, screen: Screen) -> tuple[dict[str, Any], Path]:
     """Run or resume the study; returns the report and the folder it was written to. Raises QdqError."""
+    from qdq.pipeline.run import prepare_torch
     from qdq.placing.sensitivity.probe import Probe
     from qdq.placing.sensitivity.report import Journal, plot, study
     from qdq.tasks.loading import EvaluationSettings, evaluation_of
@@ -117,6 +122,7 @@ def _quantized(options: SensitivityOptions, place: Path, records: list[Record], 
     from qdq.load.model import load_model
     from qdq.text.encode import calibration_batches
 
+    # The rows that the study passes over calibrate; without such rows, those it compares on.
     loaded, spec = load_model(str(place)), named_spec(options.placement)
     inject(loaded.model, spec)
     texts = records[: options.skip] or records

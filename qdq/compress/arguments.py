@@ -33,13 +33,6 @@ DEVICES = ("gpu", "cpu")
 DOCUMENTED_OPTIM = "adamw"
 
 
-class Width(Fraction):
-    """A share of heads and neurons to keep, written 3/4 or 0.75."""
-
-    def __new__(cls, value: Any = 0, denominator: int | None = None) -> "Width":
-        return super().__new__(cls, value, denominator)
-
-
 def _option(default: Any, text: str) -> Any:
     """Declare a parameter of this API alone; every instance gets a list of its own."""
     if isinstance(default, list):
@@ -59,8 +52,8 @@ class DocumentedArguments(TrainingArguments):
     strategy: str = _option("dynabert+ptq", "steps joined by +: dynabert, ptq, qat, dynamic, embeddings")
     input_infer_model_path: str | None = _option(None, "an ONNX file to quantize instead of a module (strategy ptq)")
     input_dtype: str = _option("int64", "integer type of the exported graph's inputs: int64 or int32")
-    width_mult_list: list[Width] = _option(
-        [Width("3/4")], "shares of heads and FFN neurons to keep, one model each; 3/4 suits 6 layers, 2/3 12"
+    width_mult_list: list[Fraction] = _option(
+        [Fraction(3, 4)], "shares of heads and FFN neurons to keep, one model each; 3/4 suits 6 layers, 2/3 12"
     )
     # Names of the API whose default differs from transformers' or which transformers 5 dropped
     save_steps: float = _option(100, "steps between checkpoints: evaluated, continued from, and the best kept")
@@ -133,7 +126,7 @@ class CompressionArguments(DocumentedArguments):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: is empty; give at least one value")
         try:
-            widths = [Width(width) for width in self.width_mult_list]
+            widths = [Fraction(width) for width in self.width_mult_list]
         except (ValueError, TypeError, ZeroDivisionError) as error:
             raise ConfigError(f"width_mult_list: {error}; write fractions such as 3/4 or 0.75") from error
         for width in widths:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import targets
+from engines.cores import available_cores, numa_nodes, share_cores
 from qdq.base.choices import BODIES, HARDWARE, INPUT_TYPES, PLACEMENTS, PRECISION_HINTS
 from qdq.base.option import FREE, as_json, check, option, values_for
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, CLIP, DEFAULT_MOVING_RATE, Algorithm, algorithm_named
@@ -265,8 +266,6 @@ def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) ->
             f"--buckets: {','.join(map(str, options.buckets))} must end with --sequence {options.sequence}, where "
             "longer texts are cut"
         )
-    from engines.cores import numa_nodes, share_cores
-
     threads, streams = share_cores(options.mode, options.threads, options.streams, available_cores(), numa_nodes())
     placement = options.placement or (None if options.spec or (own_spec and not options.search) else DEFAULT_PLACEMENT)
     return replace(
@@ -288,10 +287,3 @@ def detect_target() -> str:
     from engines.tensorrt import probe
 
     return "tensorrt" if probe().ready else "openvino"
-
-
-def available_cores() -> int:
-    """Return the number of CPUs this process may use, by affinity and container quota."""
-    from engines.cores import available_cores as cores
-
-    return cores()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,7 @@ class Outcome:
         for name in ("build", "accuracy", "benchmark"):
             path = Path(self.out) / self.target / f"{name}.json"
             reports[name] = read_json(path) if str(path) in self.artifacts else None
-        return {
-            "exit_code": self.exit_code,
-            "out": self.out,
-            "target": self.target,
-            "artifacts": self.artifacts,
-            "missing": self.missing,
-            "warnings": self.warnings,
-            **reports,
-        }
+        return asdict(self) | reports
 
 
 def artifacts(run: Run) -> list[str]:
@@ -60,25 +52,15 @@ def artifacts(run: Run) -> list[str]:
 
 # Options that `show` says in words; the others have a row of their own when they are not at their default.
 SAID = (
-    *(
-        "model",
-        "task",
-        "target",
-        "threads",
-        "streams",
-        "precision_hint",
-        "placement",
-        "spec",
-        "calibrator",
-        "percentile",
-    ),
-    *("samples", "calibration", "eval_samples", "eval_data", "batch", "sequence", "out"),
+    *("model", "task", "target", "threads", "streams", "precision_hint", "placement", "spec", "calibrator"),
+    *("percentile", "samples", "calibration", "eval_samples", "eval_data", "batch", "sequence", "out"),
 )
 
 
 def show(run: Run) -> None:
     """Show the resolved configuration, before any work."""
     options = run.options
+    # What has words of its own.
     amax = run.keeps_spec and options.calibration is None
     placement = options.placement or (f"from {options.spec}" if options.spec else "the checkpoint's own")
     calibrator = f"{options.calibrator} {options.percentile or ''}".strip()
@@ -86,6 +68,7 @@ def show(run: Run) -> None:
     threads = f"{options.threads} thread{'' if options.threads == 1 else 's'}"
     if options.mode == "throughput":
         threads += f" for each of {options.streams} requests at once"
+    # Every other option that is not at its default.
     changed = {known.name: getattr(options, known.name) for known in fields(options) if known.name not in SAID}
     changed = {name: value for name, value in changed.items() if value != getattr(CompileOptions, name)}
     rows = {

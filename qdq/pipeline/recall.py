@@ -27,9 +27,13 @@ def recalled(stage: str, typed: Mapping[str, Any], earlier: Mapping[str, Any]) -
     if "calibrator" in known:
         known["calibrator"] = spelled_today(known["calibrator"], said=False)  # nobody typed it now
     for name in typed.keys() if earlier else ():
-        decider = DECIDED_BY[name]
-        if decider is not None and ORDER.index(stage) > ORDER.index(decider):
-            _check_decided(name, typed[name], known.get(name), decider)
+        decider, made = DECIDED_BY[name], known.get(name)
+        if decider is not None and ORDER.index(stage) > ORDER.index(decider) and made != typed[name]:
+            was = "its default" if made is None else f"'{made}'"
+            raise ConfigError(
+                f"{flag(name)}: this work directory was made with {was}, and '{typed[name]}' changes what "
+                f"'qdq {decider}' wrote; run 'qdq compile' or 'qdq {decider}' with it"
+            )
     if typed.keys() & {"placement", "spec"}:  # one takes the other's place
         known |= {"placement": None, "spec": None}
     if typed.get("model", known.get("model")) != known.get("model"):
@@ -42,12 +46,3 @@ def _cores_anew(typed: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str,
     if typed.get("mode", known.get("mode")) != known.get("mode"):
         return {"threads": 0, "streams": 0}
     return {"streams": 0} if "threads" in typed else {"threads": 0} if "streams" in typed else {}
-
-
-def _check_decided(name: str, value: Any, decided: Any, decider: str) -> None:
-    if decided != value:
-        was = "its default" if decided is None else f"'{decided}'"
-        raise ConfigError(
-            f"{flag(name)}: this work directory was made with {was}, and '{value}' changes what 'qdq {decider}' wrote; "
-            f"run 'qdq compile' or 'qdq {decider}' with it"
-        )

@@ -45,6 +45,7 @@ def evaluation_texts(options: CompileOptions, task: str | None, calibration: Tex
     def unused(records: Sequence[Record]) -> tuple[Record, ...]:
         return tuple(record for record in records if (record.text, record.pair) not in used)
 
+    # Text the user gave for it.
     if options.eval_data is not None:
         records, columns = read_records(_source(options, options.eval_data), options.eval_samples)
         if not (fresh := unused(records)):
@@ -52,11 +53,13 @@ def evaluation_texts(options: CompileOptions, task: str | None, calibration: Tex
                 f"{options.eval_data}: every text was calibrated on; give other text to --eval-data (EVAL=)"
             )
         return Texts(fresh, f"{options.eval_data} ({_columns(columns)}), {_count(fresh)}")
+    # The rows behind those that calibrated.
     if options.calibration is not None:
         wanted = options.samples + options.eval_samples
         records, _ = read_records(_source(options, options.calibration), wanted)
         if fresh := unused(records[options.samples :]):
             return Texts(fresh, f"{options.calibration} from row {options.samples + 1} on, {_count(fresh)}")
+    # Bundled text.
     fresh = unused(_bundled(task, heldout=True))[: options.eval_samples]
     if not fresh:
         raise DataError("every bundled text was calibrated on; give other text to --eval-data (EVAL=)")

@@ -74,6 +74,7 @@ def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -
     the drop's 95 % interval by a paired bootstrap, the metric that decides (`main`), closeness to FP32 as output_mse
     and agreement, and notes of what was cut off. Raises QdqError.
     """
+    from engines.cores import available_cores
     from qdq.cli.contestants import contestants
     from qdq.tasks.closeness import compared, scored
 

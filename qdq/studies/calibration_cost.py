@@ -24,11 +24,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Alternate FP32 passes and calibrations with all algorithms over the same samples."""
     import torch
 
+    from engines.cores import available_cores
     from qdq.calibrate.calibrate import collect, freeze_weights, settle
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
     from qdq.load.model import load_model
-    from qdq.pipeline.options import available_cores
     from qdq.pipeline.run import prepare_torch
 
     # The same model twice, floating-point and ready to calibrate, and one set of batches.

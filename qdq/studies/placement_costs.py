@@ -32,10 +32,10 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
 
     Raises DeployError for a work directory without a graph.
     """
+    from engines.cores import available_cores
     from qdq.calibrate.checkpoint import load_checkpoint
     from qdq.inject import decided
     from qdq.inject.spec import named_spec
-    from qdq.pipeline.options import available_cores
     from qdq.placing import WIDEST
     from qdq.placing.latency import Timing, added_latency
     from qdq.text.data import bundled, read_records

@@ -131,12 +131,13 @@ def test_the_command_writes_what_it_prints(encoder: Path, tmp_path: Path) -> Non
 
 def test_every_pass_of_the_lowering_gets_a_bar(encoder: Path) -> None:
     options = ["profile", str(encoder), "--steps", "--json", "--batch", "2", "--sequence", "16"]
-    text, code = run_file_command(*parse([*options, "--threads", "1", "--rounds", "1"])[:2])
+    _, typed, _ = parse([*options, "--threads", "1", "--rounds", "1"])
+    text, code = run_file_command("profile", typed, typed.pop("json"))
     assert code == 0
     labels = [entry["label"] for entry in json.loads(text)["profiles"]]
     assert labels == ["canonical", "recode_linears_unsigned", "static shape"]
     with pytest.raises(ConfigError, match="absent: is not a file; --steps takes a canonical graph"):
-        run_file_command(*parse(["profile", "absent", "--steps"])[:2])
+        run_file_command("profile", {"file": ("absent",), "steps": True})
 
 
 def test_bad_input_is_named(encoder: Path, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from engines.bench_gpu.settings import GpuBenchSettings
+from engines.cores import available_cores
 from qdq.errors import ConfigError
 from qdq.pipeline import options as module
-from qdq.pipeline.options import GROUPS, CompileOptions, PlanOptions, available_cores, detect_target, resolve
+from qdq.pipeline.options import GROUPS, CompileOptions, PlanOptions, detect_target, resolve
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_resolve_keeps_what_was_typed() -> None:
 
 def test_requests_at_once_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_cores", lambda: 8)
-    monkeypatch.setattr("engines.cores.numa_nodes", lambda: ())
+    monkeypatch.setattr(module, "numa_nodes", lambda: ())
     resolved = resolve(CompileOptions(target="openvino", mode="throughput", threads=2), "m")
     assert (resolved.threads, resolved.streams) == (2, 4)
     with pytest.raises(ConfigError, match="--mode: throughput is about CPU engines"):
