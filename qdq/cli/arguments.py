@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
@@ -14,10 +14,10 @@ from qdq.base.option import flag, help_of
 from qdq.base.versions import __version__
 from qdq.cli.evaluate import EvaluateOptions
 from qdq.cli.file_commands import FILE_COMMANDS
+from qdq.cli.plans import PlanOptions
 from qdq.cli.sensitivity import SensitivityOptions
-from qdq.cli.values import VALUES
 from qdq.errors import ConfigError
-from qdq.pipeline.options import GROUPS, PLANS, CompileOptions, PlanOptions
+from qdq.pipeline.options import GROUPS, CompileOptions
 
 WIDTH = 80
 SUGGESTED, ALIKE = 3, 0.75  # most options that a message about a misspelled one names, and difflib's least likeness
@@ -83,8 +83,6 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=Format, allow_abbrev=False, **settings)
-        for kind in (int, float):  # argparse's own message names the converter: "invalid int value"
-            self.register("type", kind, VALUES[kind.__name__])
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage; `main` prints the one message."""
@@ -145,7 +143,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             add_declared(command.add_argument_group(group), CompileOptions, group)
         if name == "bench":
             about = textwrap.fill(ABOUT_PLANS, WIDTH - 2)
-            add_declared(command.add_argument_group(PLANS, about), PlanOptions, PLANS)
+            add_declared(command.add_argument_group("TensorRT plans on a GPU", about), PlanOptions)
         if name != "check":  # it has --format
             command.add_argument("--json", action="store_true", default=False, help="print one JSON document")
     return parser, commands.choices
@@ -161,6 +159,37 @@ def _epilog() -> str:
     from qdq.text.columns import DETECTION_RULES
 
     return f"where texts and columns come from:\n{textwrap.fill(' '.join(DETECTION_RULES.split()), WIDTH)}\n"
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list."""
+    return tuple(name for name in text.split(",") if name)
+
+
+def expecting(expected: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Wrap `read` so that a ValueError becomes a message that says what is expected."""
+
+    def value(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {expected}, found '{text}'") from None
+
+    return value
+
+
+# Type of an option, as its declaration writes it -> how to read it.
+VALUES: Mapping[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": expecting("a whole number, such as 4", int),
+    "float": expecting("a number, such as 0.5", float),
+    "tuple[str, ...]": names,
+    "tuple[int, ...]": expecting("whole numbers, such as 32,64,128", lambda text: tuple(map(int, names(text)))),
+    "tuple[int | None, ...]": expecting(
+        "whole numbers or all, such as 1,16,all",
+        lambda text: tuple(None if part == "all" else int(part) for part in names(text)),
+    ),
+}
 
 
 def add_declared(parser: argparse._ActionsContainer, options: type[Any], group: str = "") -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +17,10 @@ if TYPE_CHECKING:
     from engines.types import Runner
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """One thing to score: its name on the screen, and how to get its runner. Opened one at a time."""
-
-    name: str
-    open: Callable[[], Runner]
+Contestants = dict[str, Callable[[], "Runner"]]  # name on the screen -> its runner, opened one at a time
 
 
-def contestants(what: str, threads: int, hint: str) -> list[Contestant]:
+def contestants(what: str, threads: int, hint: str) -> Contestants:
     """The contestants `what` names.
 
     A hub id or folder is its torch model in floating point; a checkpoint/ of ours, fake-quantized; an .onnx, .xml or
@@ -35,24 +29,29 @@ def contestants(what: str, threads: int, hint: str) -> list[Contestant]:
     """
     place = Path(what).expanduser()
     if place.is_file():
-        return [Contestant(what, partial(_open_graph, place, threads, hint))]
+        return {what: partial(_open_graph, place, threads, hint)}
     if (place / MANIFEST).is_file():
-        return list(_of_work_directory(place, threads, hint))
+        return _of_work_directory(place, threads, hint)
     if is_checkpoint(place):
-        return [Contestant(f"{what} (fake-quantized)", partial(_fake_quantized, place, threads))]
-    return [Contestant(what, partial(_torch, what, threads))]
+        return {f"{what} (fake-quantized)": partial(_fake_quantized, place, threads)}
+    return {what: partial(_torch, what, threads)}
 
 
-def _of_work_directory(place: Path, threads: int, hint: str) -> Iterator[Contestant]:
+def _of_work_directory(place: Path, threads: int, hint: str) -> Contestants:
     checkpoint = place / "checkpoint"
     if not is_checkpoint(checkpoint):
         raise ConfigError(f"{place}: its run has not reached a checkpoint yet; run 'qdq compile' or 'qdq calibrate'")
-    yield Contestant("torch FP32", partial(_torch, str(checkpoint), threads))
-    yield Contestant("fake-quantized", partial(_fake_quantized, checkpoint, threads))
     options = EngineOptions(threads, hint)
-    for name, target in TARGETS.items():
-        if (place / name / "build.json").is_file() and (file := place / name / target.engine).is_file():
-            yield Contestant(name, partial(target.open, file, options))
+    engines = {
+        name: partial(target.open, place / name / target.engine, options)
+        for name, target in TARGETS.items()
+        if (place / name / "build.json").is_file() and (place / name / target.engine).is_file()
+    }
+    return {
+        "torch FP32": partial(_torch, str(checkpoint), threads),
+        "fake-quantized": partial(_fake_quantized, checkpoint, threads),
+        **engines,
+    }
 
 
 def model_for(what: str) -> str:

@@ -12,9 +12,10 @@ from engines.cores import available_cores
 from qdq.base.artifacts import write_json, write_text
 from qdq.base.choices import PRECISION_HINTS
 from qdq.base.option import check, option
-from qdq.cli.contestants import contestants, model_for
+from qdq.cli.contestants import Contestants, contestants, model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
+from qdq.pipeline.options import MANY
 from qdq.text.data import TextSource
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class EvaluateOptions:
     task: str | None = option(None, " (default: from the checkpoint's architecture)", choices=TASKS)
     text_columns: tuple[str, ...] = option((), " (default: detected)", metavar="A[,B]")
     label_column: str | None = option(None, " (default: detected)")
-    samples: int | None = option(None, "first rows to use (default: all)")
+    samples: int | None = option(None, "first rows to use (default: all)", within=(1, MANY))
     sequence: int = option(128, "tokens; longer texts are cut")
     batch: int = option(32, "rows per batch")
     overlap: int | None = option(
@@ -57,12 +58,6 @@ class EvaluateOptions:
     threads: int = option(0, " (default: 0, which is all cores)")
     precision_hint: str = option("f32", "what OpenVINO computes outside INT8", metavar="P", choices=PRECISION_HINTS)
 
-    def validate(self) -> None:
-        """Raise ConfigError for the first value that cannot be meant."""
-        check(self)
-        if self.samples is not None and self.samples < 1:
-            raise ConfigError(f"--samples: {self.samples} is not a number of rows; give at least 1")
-
 
 def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
     """Score every contestant; returns (and with `out` writes) the report. Raises QdqError."""
@@ -70,10 +65,12 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
     from qdq.pipeline.run import prepare_torch
     from qdq.tasks.loading import EvaluationSettings, load_evaluation
 
-    options.validate()
+    check(options)
     # The contestants, and one model whose tokenizer and classes turn the data into feeds for all of them.
     threads = options.threads or available_cores()
-    entries = [entry for what in options.what for entry in contestants(what, threads, options.precision_hint)]
+    entries: Contestants = {}
+    for what in options.what:
+        entries |= contestants(what, threads, options.precision_hint)
     prepare_torch(threads)
     loaded = load_model(options.model or model_for(options.what[0]), options.task)
     settings = EvaluationSettings(
@@ -92,12 +89,12 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
     for note in evaluation.notes:
         screen.row("", note)
     scores: dict[str, Scores] = {}
-    for entry in entries:
+    for name, open_runner in entries.items():
         with screen.stage("evaluate") as stage:
-            scores[entry.name] = evaluation.score(entry.open(), stage.progress)
-            stage.say(entry.name)
+            scores[name] = evaluation.score(open_runner(), stage.progress)
+            stage.say(name)
     if options.predictions is not None:
-        write_predictions(Path(options.predictions), scores[entries[-1].name])
+        write_predictions(Path(options.predictions), scores[list(entries)[-1]])
     report = as_json(evaluation, scores)
     if options.out is not None:
         write_json(Path(options.out), report)
@@ -124,13 +121,8 @@ def as_json(evaluation: Evaluation, scores: Mapping[str, Scores]) -> dict[str, A
     entries = []
     for name in names:
         difference = {} if name == names[0] else scores[name].difference(reference)
-        entries.append(
-            {
-                "name": name,
-                "metrics": scores[name].values,
-                "difference": {metric: interval.as_json() for metric, interval in difference.items()},
-            }
-        )
+        intervals = {metric: interval.as_json() for metric, interval in difference.items()}
+        entries.append({"name": name, "metrics": scores[name].values, "difference": intervals})
     return {
         "task": evaluation.task,
         "source": evaluation.source,

@@ -120,7 +120,8 @@ def _doctor(as_json: bool) -> str:
 def _work(command: str, typed: dict[str, Any], as_json: bool, screen: Screen) -> tuple[str, int]:
     """Run a command on a model; return the text for standard output and the exit code."""
     from qdq.base.artifacts import to_json
-    from qdq.pipeline.options import PLAN_OPTIONS, CompileOptions
+    from qdq.cli.plans import PLAN_OPTIONS, bench_engines
+    from qdq.pipeline.options import CompileOptions
 
     # The commands beside the pipeline.
     if command == "evaluate":
@@ -133,8 +134,6 @@ def _work(command: str, typed: dict[str, Any], as_json: bool, screen: Screen) ->
 
         return run(SensitivityOptions(**typed), as_json, screen), DONE
     if typed.keys() & PLAN_OPTIONS:
-        from qdq.cli.plans import bench_engines
-
         return bench_engines(typed, as_json, screen)
     # The whole pipeline, or one stage of it.
     from qdq.calibrate.algorithms import spelled_today

@@ -3,32 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from engines.targets import TARGETS
 from qdq.base.artifacts import to_json, write_json
 from qdq.base.config import nearest
-from qdq.base.option import flag
-from qdq.base.screen import Screen
+from qdq.base.option import flag, option
 from qdq.errors import ConfigError
-from qdq.pipeline.options import PLAN_OPTIONS, CompileOptions
-from qdq.pipeline.stages.build import PLAN
+from qdq.pipeline.options import CompileOptions
 
 if TYPE_CHECKING:
     from engines.bench_gpu import GpuBenchSettings
+    from qdq.base.screen import Screen
     from qdq.base.types import Feeds
 
 Answer = tuple[str, int]  # text for standard output, exit code
 
+PLAN = TARGETS["tensorrt"].engine
 TEXT_OPTIONS = ("model", "task", "allow_pickle", "eval_data", "eval_samples", "text_columns", "label_column")
 SHARED_OPTIONS = ("batch", "sequence", "out", *TEXT_OPTIONS)  # what plans take of the other commands' options
 IN_WORK_DIRECTORY = {"int8": "", "fp16": "fp16", "bf16": "bf16", "fp32": "fp32"}  # name -> folder below tensorrt/
 REPORT = "benchmark-gpu.json"
 BATCHES = 5  # different ones, taken in turns
 RANDOM_IDS = range(5, 1000)  # every supported vocabulary has these
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Options of `qdq bench --engine` beside those of CompileOptions.
+
+    The defaults are those of `engines.bench_gpu.settings`, repeated so that the command line needs no numpy.
+    """
+
+    engine: tuple[str, ...] = option(
+        (),
+        "a plan, such as fp16=model.plan, or a work directory with all its plans; repeat it to compare several"
+        " (default: the engine of the work directory)",
+        metavar="[NAME=]PLAN",
+        repeated=True,
+    )
+    warmup: int = option(100, "launches of each plan before the measurement")
+    iterations: int = option(1000, "timed launches of each plan")
+    in_flight: int = option(2, "launches a stream holds: 1, or 2 as trtexec")
+    device: int = option(0, "index of the GPU")
+    cuda_graph: bool = option(True, "launch as one CUDA graph")
+    spin_wait: bool = option(True, "poll for the end of a launch")
+    transfers: bool = option(False, "time copies to and from the GPU, too")
+
+
+PLAN_OPTIONS = tuple(declared.name for declared in fields(PlanOptions))
 
 
 def bench_engines(typed: Mapping[str, Any], as_json: bool, screen: Screen) -> Answer:
@@ -40,8 +65,8 @@ def bench_engines(typed: Mapping[str, Any], as_json: bool, screen: Screen) -> An
     from engines.bench_gpu import bench_plans, render_gpu_table, require_gpu
 
     if "engine" not in typed:
-        option = flag(next(name for name in typed if name in PLAN_OPTIONS))
-        raise ConfigError(f"{option}: is about plans on a GPU; name one with --engine, or leave it out")
+        first = flag(next(name for name in typed if name in PLAN_OPTIONS))
+        raise ConfigError(f"{first}: is about plans on a GPU; name one with --engine, or leave it out")
     settings = _settings(typed)
     names = _named(typed["engine"])
     require_gpu()
@@ -116,6 +141,8 @@ def _workload(typed: Mapping[str, Any], settings: GpuBenchSettings, screen: Scre
         return _tokenized(typed, settings, screen)
     if asked := [name for name in TEXT_OPTIONS if name in typed]:
         raise ConfigError(f"{flag(asked[0])}: text needs a tokenizer; give --model, too")
+    import numpy as np
+
     rng = np.random.default_rng(0)
     shape = (settings.batch, settings.sequence)
     low, high = RANDOM_IDS[0], RANDOM_IDS[-1]

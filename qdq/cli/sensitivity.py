@@ -15,6 +15,7 @@ from qdq.cli.contestants import model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import CHOICES
 from qdq.load.source import is_checkpoint, resolve, short_name
+from qdq.pipeline.options import MANY
 from qdq.text.data import Record, TextSource, bundled, read_records
 
 if TYPE_CHECKING:
@@ -42,20 +43,13 @@ class SensitivityOptions:
     text_columns: tuple[str, ...] = option((), " (default: detected)", metavar="A[,B]")
     label_column: str | None = option(None, " (default: detected)")
     placement: str = option("qdqbert", "of a model that is calibrated here", choices=PLACEMENTS)
-    samples: int = option(64, "texts")
-    skip: int = option(0, "rows of DATA to pass over; they calibrate a model")
-    sequence: int = option(128, "tokens; longer texts are cut")
-    batch: int = option(16, "rows per batch")
+    samples: int = option(64, "texts", within=(1, MANY))
+    skip: int = option(0, "rows of DATA to pass over; they calibrate a model", within=(0, MANY))
+    sequence: int = option(128, "tokens; longer texts are cut", within=(4, MANY))
+    batch: int = option(16, "rows per batch", within=(1, MANY))
     metric: bool = option(False, "score the task metric of every trial too; needs labels")
     out: str | None = option(None, "folder of the results (default: build/<model name>/sensitivity)", metavar="DIR")
     threads: int = option(0, " (default: 0, which is all cores)")
-
-    def validate(self) -> None:
-        """Raise ConfigError for the first value that cannot be meant."""
-        check(self)
-        for name, least in (("samples", 1), ("skip", 0), ("sequence", 4), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"--{name}: {getattr(self, name)} is too small; give at least {least}")
 
 
 def run(options: SensitivityOptions, as_json: bool, screen: Screen) -> str:
@@ -72,7 +66,7 @@ def sensitivity(options: SensitivityOptions, screen: Screen) -> tuple[dict[str, 
     from qdq.placing.sensitivity.report import Journal, plot, study
     from qdq.tasks.loading import EvaluationSettings, evaluation_of
 
-    options.validate()
+    check(options)
     prepare_torch(options.threads or available_cores())
     place = resolve(model_for(options.what))[0]
     folder = Path(options.out or Path("build") / short_name(options.what) / "sensitivity")

@@ -30,7 +30,6 @@ from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
 
 TARGETS = ("auto", *targets.TARGETS)
-MODES = ("latency", "throughput")
 TRITON_BACKENDS = tuple(dict.fromkeys(backend for target in targets.TARGETS.values() for backend in target.backends))
 DEFAULT_PLACEMENT = "auto"
 DEFAULT_BATCH_SIZE = 4  # of calibration, PaddleNLP's; matters to avg and moving averages only
@@ -108,7 +107,7 @@ class CompileOptions(TreatmentOptions):
     target: str = _engine("auto", f" (default: {DETECTED_TARGET})", FREE, choices=TARGETS)
     batch: int = _engine(40, "benchmark batch, Triton's largest batch", FREE, within=(1, 4096))
     sequence: int = _engine(128, "benchmark sequence; longer texts are cut", FREE, within=(4, MANY))
-    mode: str = _engine("latency", "one request at a time, or several", FREE, choices=MODES)
+    mode: str = _engine("latency", "one request at a time, or several", FREE, choices=("latency", "throughput"))
     threads: int = _engine(
         0, "threads of a request (default: 0, all cores of a NUMA node; throughput: 1)", FREE, within=(0, 4096)
     )
@@ -223,33 +222,6 @@ class CompileOptions(TreatmentOptions):
     def as_json(self) -> dict[str, Any]:
         """Plain JSON value of every option."""
         return as_json(self)
-
-
-PLANS = "TensorRT plans on a GPU"
-_plans = partial(option, decided_by=FREE, group=PLANS)
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """Options of `qdq bench --engine` beside those of CompileOptions; `engines.bench_gpu.settings` has the defaults."""
-
-    engine: tuple[str, ...] = _plans(
-        (),
-        "a plan, such as fp16=model.plan, or a work directory with all its plans; repeat it to compare several"
-        " (default: the engine of the work directory)",
-        metavar="[NAME=]PLAN",
-        repeated=True,
-    )
-    warmup: int = _plans(100, "launches of each plan before the measurement")
-    iterations: int = _plans(1000, "timed launches of each plan")
-    in_flight: int = _plans(2, "launches a stream holds: 1, or 2 as trtexec")
-    device: int = _plans(0, "index of the GPU")
-    cuda_graph: bool = _plans(True, "launch as one CUDA graph")
-    spin_wait: bool = _plans(True, "poll for the end of a launch")
-    transfers: bool = _plans(False, "time copies to and from the GPU, too")
-
-
-PLAN_OPTIONS = tuple(declared.name for declared in fields(PlanOptions))
 
 
 def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) -> CompileOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
         "placement": sha256_file(Path(options.spec)) if options.spec else _placement(options),
         "embedding_tables": options.embedding_tables,
         "calibrator": [options.calibrator, options.percentile, options.samples, options.sequence],
-        "ptq": [options.ptq_json(), options.treatments.as_json()],
+        "ptq": [options.ptq_json(), asdict(options.treatments)],
         "sweep": _sweep_inputs(run),
         "text": source_fingerprint(options, options.calibration),
     }

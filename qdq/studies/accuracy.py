@@ -89,8 +89,8 @@ def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -
         stages = ("calibrate", "export", *(("lower", "build") if OPENVINO in way.engines else ()))
         run_stages(stages, case.typed(shared) | chosen)
         for engine in way.engines:
-            (contestant,) = contestants(str(out / FILES[engine]), available_cores(), "f32")
-            found = scored(evaluation, contestant.open(), floating)
+            (open_runner,) = contestants(str(out / FILES[engine]), available_cores(), "f32").values()
+            found = scored(evaluation, open_runner(), floating)
             figure = {
                 "model": case.model,
                 "engine": engine,

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from qdq.base.config import choice
-from qdq.base.option import as_json, option
+from qdq.base.option import option
 from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, Algorithm, algorithm_named
 
 WEIGHT_TYPES = ("abs_max", "channel_wise_abs_max")
@@ -78,10 +78,6 @@ class Treatments(TreatmentOptions):
         """Names of what is done: "smoothing", "adaround"."""
         rounding = [] if self.round_type == "round" else [self.round_type]
         return [name for name, value in asdict(self).items() if value is True] + rounding
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
-        return as_json(self)
 
 
 NOTHING: dict[str, Any] = {known.name: False for known in fields(Treatments)} | {"round_type": "round"}

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from qdq.cli.arguments import COMMANDS, WIDTH, build_parser, parse
-from qdq.cli.values import names
+from qdq.cli.arguments import COMMANDS, WIDTH, build_parser, names, parse
+from qdq.cli.plans import PLAN_OPTIONS
 from qdq.errors import ConfigError
-from qdq.pipeline.options import PLAN_OPTIONS, CompileOptions
+from qdq.pipeline.options import CompileOptions
 from qdq.text.columns import DETECTION_RULES
 
 Qdq = Callable[..., Any]
@@ -82,8 +82,8 @@ def test_every_option_of_the_command_line_is_a_field() -> None:
     _, typed, _ = parse(["compile", "--text-columns", "a,b", "--batch", "3", "--allow-pickle"])
     assert typed == {"text_columns": ("a", "b"), "batch": 3, "allow_pickle": True, "json": False}
     _, commands = build_parser()
-    names = {action.dest for action in commands["bench"]._actions} - {"help", "json"}
-    assert names == {field.name for field in fields(CompileOptions)} | set(PLAN_OPTIONS)
+    known = {action.dest for action in commands["bench"]._actions} - {"help", "json"}
+    assert known == {field.name for field in fields(CompileOptions)} | set(PLAN_OPTIONS)
 
 
 def test_doctor(qdq: Qdq) -> None:
@@ -179,8 +179,8 @@ def test_every_enumerated_option_names_the_nearest_value() -> None:
     enumerated |= {"weight_quantize_type", "activation_quantize_type", "round_type", "hardware_compatibility"}
     enumerated |= {"input_dtype"}
     strings = {field.name for field in fields(CompileOptions) if "str" in str(field.type)} - {"algo_list"}
-    names = {"model", "calibration", "eval_data", "text_columns", "label_column", "spec", "out", "timing_cache"}
-    assert strings - enumerated == names
+    free = {"model", "calibration", "eval_data", "text_columns", "label_column", "spec", "out", "timing_cache"}
+    assert strings - enumerated == free
     for name in enumerated:
         with pytest.raises(ConfigError, match=r"unknown value 'nonsense'; .*valid: "):
             CompileOptions(**{name: "nonsense"}).validate()

@@ -12,9 +12,10 @@ import pytest
 
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.cores import available_cores
+from qdq.cli.plans import PlanOptions
 from qdq.errors import ConfigError
 from qdq.pipeline import options as module
-from qdq.pipeline.options import GROUPS, CompileOptions, PlanOptions, detect_target, resolve
+from qdq.pipeline.options import GROUPS, CompileOptions, detect_target, resolve
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_every_option_has_a_group_of_the_help() -> None:
 
 
 def test_defaults_of_the_gpu_benchmark_are_its_own() -> None:
-    """options.py repeats them so that the command line needs no numpy."""
+    """plans.py repeats them so that the command line needs no numpy."""
     settings, declared = GpuBenchSettings(), PlanOptions()
     shared = {known.name for known in fields(GpuBenchSettings)} & {known.name for known in fields(PlanOptions)}
     assert shared == {known.name for known in fields(PlanOptions)} - {"engine"}
