@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engines.cores import available_cores
 from qdq.base.artifacts import write_json, write_text
 from qdq.base.choices import PRECISION_HINTS
-from qdq.base.option import check, option
+from qdq.base.option import check, option, values_for
 from qdq.cli.contestants import Contestants, contestants, model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
@@ -73,9 +73,7 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
         entries |= contestants(what, threads, options.precision_hint)
     prepare_torch(threads)
     loaded = load_model(options.model or model_for(options.what[0]), options.task)
-    settings = EvaluationSettings(
-        options.sequence, options.batch, options.overlap, options.scoring, options.metric, required=True
-    )
+    settings = EvaluationSettings(**values_for(EvaluationSettings, options), required=True)
     if options.sequence > loaded.max_sequence:
         raise ConfigError(
             f"--sequence: {options.sequence} is beyond the {loaded.max_sequence} positions of {loaded.name}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qdq.cli.arguments import COMMANDS, WIDTH, build_parser, names, parse
+from qdq.cli.arguments import COMMANDS, OWN_OPTIONS, WIDTH, build_parser, names, parse
 from qdq.cli.plans import PLAN_OPTIONS
 from qdq.errors import ConfigError
 from qdq.pipeline.options import CompileOptions
@@ -84,6 +84,9 @@ def test_every_option_of_the_command_line_is_a_field() -> None:
     _, commands = build_parser()
     known = {action.dest for action in commands["bench"]._actions} - {"help", "json"}
     assert known == {field.name for field in fields(CompileOptions)} | set(PLAN_OPTIONS)
+    for name, options in OWN_OPTIONS.items():
+        known = {action.dest for action in commands[name]._actions} - {"help", "json"}
+        assert known == {field.name for field in fields(options)}, name
 
 
 def test_doctor(qdq: Qdq) -> None:
