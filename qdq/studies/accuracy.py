@@ -16,15 +16,16 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.cores import available_cores
 from qdq.base.artifacts import atomic_path, read_json, write_json
 from qdq.calibrate.algorithms import Algorithm, algorithm_named
 from qdq.calibrate.treatments.settings import PLAIN, Treatments
 from qdq.errors import ConfigError
-from qdq.pipeline.options import CompileOptions, available_cores
+from qdq.pipeline.options import CompileOptions
 from qdq.studies import pages
 from qdq.studies.accuracy_page import DECISIONS, EFFECTS, MEASURED
 from qdq.studies.models import CONLL, MRPC, SQUAD, Case, micro_batches, run_stages, scored_in_fp32
@@ -74,7 +75,6 @@ def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -
     the drop's 95 % interval by a paired bootstrap, the metric that decides (`main`), closeness to FP32 as output_mse
     and agreement, and notes of what was cut off. Raises QdqError.
     """
-    from engines.cores import available_cores
     from qdq.cli.contestants import contestants
     from qdq.tasks.closeness import compared, scored
 
@@ -118,7 +118,7 @@ def variants() -> Iterator[tuple[str, Algorithm, Treatments]]:
     """(name, algorithm, treatments): the default, it without each treatment, and plain ranges by every algorithm."""
     own, default = CompileOptions().algorithm(None), Treatments()
     yield "default", own, default
-    for name in (name for name, value in default.as_json().items() if value is True):
+    for name in (name for name, value in asdict(default).items() if value is True):
         yield f"without {name}", own, replace(default, **{name: False})  # type: ignore[arg-type]  # a switch
     for round_type in ("round", "adaround"):
         yield f"round_type {round_type}", own, replace(default, round_type=round_type)
