@@ -28,7 +28,8 @@ def test_two_exports_are_byte_identical(canonical: Path, canonical_again: Path) 
 def test_holds_every_placed_point(tiny: Any, canonical: Path) -> None:
     report = check_file(canonical, tiny.points)
     assert len(tiny.points) == 40
-    assert (report.quantize, report.dequantize, report.weights) == (20, 32, 12)
+    assert (report.quantize, report.weights) == (20, 12)
+    assert sum(node.op_type == "DequantizeLinear" for node in onnx.load(canonical).graph.node) == 32
 
 
 @pytest.mark.parametrize(("batch", "sequence"), [(1, 5), (3, 16), (2, 64), (1, 1)])
