@@ -34,7 +34,6 @@ class Task:
         return (batch, CHOICES, sequence) if self.choices else (batch, sequence)
 
 
-CHOICES = 2  # answers per multiple-choice sample that is built from plain text
 SENTENCE_EMBEDDING = "sentence_embedding"  # replaces last_hidden_state when the folder has a pooling head
 
 TASKS: Mapping[str, Task] = {
