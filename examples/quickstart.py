@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from export.to_onnx import export_onnx
-from qdq.calibrate.calibrate import CalibrationSettings, calibrate
+from qdq.calibrate.algorithms import algorithm_named
+from qdq.calibrate.calibrate import calibrate
 from qdq.inject import inject
 from qdq.inject.quantizer import folded
 from qdq.inject.spec import named_spec
@@ -29,7 +30,7 @@ def main(path: Path, model: str | None = None, texts: int = 32) -> Path:
     records, _ = read_records(bundled(), limit=texts)
     feeds = [encode_batch(loaded.tokenizer, records[n : n + 8], loaded.inputs, 64) for n in range(0, len(records), 8)]
     batches = [{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds]
-    table = calibrate(loaded.module(), batches, spec, CalibrationSettings("max"))
+    table = calibrate(loaded.module(), batches, spec, algorithm_named("max"))
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with folded(loaded.model):

@@ -105,7 +105,7 @@ def test_what_is_printed(compiled: Path, target: str) -> None:
     """The resolved configuration comes first, the artifacts last, and no line is wider than a terminal."""
     err = (compiled / f"{target}.err").read_text().splitlines()
     settings = [line.split()[0] for line in err[: err.index("")]]
-    assert settings == ["model", "target", "placement", "calibration", "evaluation", "benchmark", "out"]
+    assert settings == ["model", "target", "placement", "calibration", "evaluation", "benchmark", "also", "out"]
     assert err[1].split() == ["target", f"{target},", "1", "thread,", "precision", "hint", "f32"]
     stages = [words[0] for line in err[err.index("") :] if (words := line.split()) and words[0] in STAGES]
     assert tuple(stages) == STAGES
