@@ -52,8 +52,9 @@ class DocumentedArguments(TrainingArguments):
     strategy: str = _option("dynabert+ptq", "steps joined by +: dynabert, ptq, qat, dynamic, embeddings")
     input_infer_model_path: str | None = _option(None, "an ONNX file to quantize instead of a module (strategy ptq)")
     input_dtype: str = _option("int64", "integer type of the exported graph's inputs: int64 or int32")
-    width_mult_list: list[Fraction] = _option(
-        [Fraction(3, 4)], "shares of heads and FFN neurons to keep, one model each; 3/4 suits 6 layers, 2/3 12"
+    # str is what HfArgumentParser reads an item as; an instance has fractions.
+    width_mult_list: list[str] = _option(
+        ["3/4"], "shares of heads and FFN neurons to keep, one model each; 3/4 suits 6 layers, 2/3 12"
     )
     # Names of the API whose default differs from transformers' or which transformers 5 dropped
     save_steps: float = _option(100, "steps between checkpoints: evaluated, continued from, and the best kept")
@@ -129,6 +130,7 @@ class CompressionArguments(DocumentedArguments):
             widths = [Fraction(width) for width in self.width_mult_list]
         except (ValueError, TypeError, ZeroDivisionError) as error:
             raise ConfigError(f"width_mult_list: {error}; write fractions such as 3/4 or 0.75") from error
+        self.width_mult_list = widths  # type: ignore[assignment]  # what the API documents
         for width in widths:
             if not 0 < width <= 1:
                 raise ConfigError(f"width_mult_list: {width} is outside (0, 1]; write fractions such as 3/4 or 0.75")

@@ -127,6 +127,7 @@ def test_arguments_survive_what_trainer_does_to_them(tmp_path: Path) -> None:
         (["--strategy", "ptq+dynamic"], "both quantize the linears"),
         (["--strategy", "qat+qat"], "twice"),
         (["--width_mult_list", "5/4"], "outside"),
+        (["--width_mult_list", "wide"], "width_mult_list: .*'wide'; write fractions such as 3/4 or 0.75"),
         (["--algo_list", "mze"], r"algo_list.*did you mean 'mse'"),
         (["--batch_size_list", "0"], "batch_size_list: 0"),
         (["--batch_num_list", "few"], "batch_num_list: expected a whole number or None, such as 16, found 'few'"),

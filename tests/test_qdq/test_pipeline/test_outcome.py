@@ -12,7 +12,7 @@ from qdq.pipeline.run import Run
 
 
 def rows(options: CompileOptions) -> dict[str, str]:
-    """What `show` prints of resolved options, by row."""
+    """Rows that `show` prints of resolved options."""
     shown: dict[str, str] = {}
     screen: Any = SimpleNamespace(row=shown.__setitem__, line=lambda: None)
     work = SimpleNamespace(path=Path("work"))

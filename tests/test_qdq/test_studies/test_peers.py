@@ -65,7 +65,7 @@ def test_every_contestant_is_built_checked_and_timed(
 
 
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What wrong usage is answered with, before any work."""
+    """Answer to wrong usage, before any work."""
     typed = ("--model", "nowhere", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "out.json"))
     with pytest.raises(SystemExit) as ended:
         main([*typed, *words])

@@ -183,7 +183,7 @@ def test_plain_calibration_through_the_command_line(tiny_checkpoint: Checkpoint,
 def test_treatments_through_the_command_line(
     tiny_checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was done stands in calibration.json, and the checkpoint holds it; clip is understood by its former name."""
+    """Treatments stand in calibration.json, and the checkpoint holds it; clip is understood by its former name."""
     arguments = ["calibrate", "--model", str(tiny_checkpoint("bert")), "--samples", "8", "--target", "onnxruntime"]
     arguments += ["--calibrator", "search", "--round-type", "gptq", "--bias-correction", "--equalization"]
     arguments += ["--smoothing", "--softmax-scale", "--placement", "qdqbert", "--sequence", "32"]
