@@ -19,6 +19,7 @@ from qdq.errors import BuildError
 
 REORDERS = frozenset({"Broadcast", "Concatenation", "Convert", "Reorder", "Reshape", "Split", "Transpose"})
 NORMALIZATION = frozenset({"LayerNorm", "LayerNormalization", "MVN", "RMSNorm"})
+NO_KERNEL = ("undef", "unknown")  # fused into another primitive, or a reshape in place
 ACTIVATIONS = frozenset({"Erf", "Gelu", "Relu", "Swish", "Tanh"})
 
 
@@ -40,6 +41,7 @@ class OpenVINOProfiler:
         self._request = self._compiled.create_infer_request()
         self._times: dict[str, list[float]] = defaultdict(list)
         self._kinds: dict[str, str] = {}
+        self._kernels: set[str] = set()  # the counters have whole microseconds: a small kernel may read 0
         self._calls: list[float] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
 
@@ -59,6 +61,8 @@ class OpenVINOProfiler:
         for entry in self._request.profiling_info:
             self._times[entry.node_name].append(1e3 * entry.real_time.total_seconds())
             self._kinds[entry.node_name] = entry.node_type
+            if not entry.exec_type.startswith(NO_KERNEL):
+                self._kernels.add(entry.node_name)
 
     def result(self) -> Profiled:
         """See `Profiler`."""
@@ -66,7 +70,9 @@ class OpenVINOProfiler:
         operations = _Operations(self._network, self._shapes)
         medians = {name: statistics.median(values) for name, values in self._times.items()}
         layers = (
-            _layer(name, self._kinds[name], ms, nodes.get(name), operations) for name, ms in medians.items() if ms
+            _layer(name, self._kinds[name], ms, nodes.get(name), operations)
+            for name, ms in medians.items()
+            if ms or name in self._kernels
         )
         return Profiled(tuple(layers), statistics.median(self._calls))
 
