@@ -57,10 +57,10 @@ def compile_one(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
     parsed = parser.parse_from_file(request["model"])
-    reply: dict[str, Any] = {
-        "parsed": parsed,
-        "errors": [parser_error(parser.get_error(index)) for index in range(parser.num_errors)],
-    }
+    errors = [parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+    if parsed and network.num_outputs == 0:  # an empty file is a graph without nodes
+        parsed, errors = False, [{"node": "", "operator": "", "reason": "it has no outputs", "code": ""}]
+    reply: dict[str, Any] = {"parsed": parsed, "errors": errors}
     # Build, and read what only the plan tells.
     if parsed and request["shapes"] is not None:
         config = builder.create_builder_config()
@@ -84,7 +84,8 @@ def parser_error(error: Any) -> dict[str, str]:
     return {
         "node": error.node_name(),
         "operator": error.node_operator(),
-        "reason": f"{error.desc().strip()} ({error.code().name})",
+        "reason": error.desc(),
+        "code": error.code().name,
     }
 
 
@@ -179,8 +180,9 @@ def serve(folder: str) -> None:
 
     The first line says what this is: {"version", "capabilities"}. A request has model (a path), capabilities, shapes
     (role: [minimum, optimum, maximum]; null only parses) and plan (a path to write to, or null). A reply has parsed,
-    errors [{node, operator, reason}], seconds, peak_mb, log [[severity, message]], and once built plan_bytes (null when
-    the builder gave up) and gemms; or only failed, a sentence, when a file could not be read or written.
+    errors [{node, operator, reason, code}], seconds, peak_mb and log [[severity, message]]; of a graph that was built,
+    too, plan_bytes (null when the builder gave up) and gemms. It is only {"failed": a sentence} when a file could not
+    be read or written.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -17,15 +17,13 @@ from typing import IO, Any, Self
 from engines.tensorrt_rtx.kernels import Compiled, NodeError, Refused
 from engines.tensorrt_rtx.layers import read_gemms, read_layers
 from engines.tensorrt_rtx.libraries import folder
+from engines.tensorrt_rtx.refusals import builder_refusals, parser_refusals
 from qdq.errors import BuildError, ConfigError
 
 CHILD = Path(__file__).with_name("child.py")
 TIMEOUT_S = 900.0  # a BERT-large takes half a minute on two busy cores
 LAST_LINES = 5  # of a dead child's standard error that its error quotes
 LAST_BYTES = 4096
-WORDS = 400  # of the builder's own error
-ERROR = 1  # ILogger severity: internal error and error
-HALF_SPEAKING = ("Error Code", "Internal Error")  # the builder repeats every error with these words in front
 
 Range = tuple[int, int, int]  # minimum, optimum, maximum
 
@@ -109,7 +107,7 @@ class Compiler:
 
         Raises ConfigError for a path that is no file, Unavailable without the packages, BuildError when the child dies.
         """
-        return _refusals(self._ask(model, None, (), None))
+        return parser_refusals(self._ask(model, None, (), None))
 
     def compile(
         self,
@@ -126,12 +124,12 @@ class Compiler:
         """
         self._check_capabilities(capabilities)
         reply = self._ask(model, shapes or Shapes.fixed(40, 128), capabilities, plan)
-        if errors := _refusals(reply):
-            raise Refused(f"{model}: {_listed(errors)}", errors)
-        if reply["plan_bytes"] is None:
-            said = _said(reply["log"])
-            errors = tuple(NodeError("", "", sentence) for sentence in said or ["the builder gave no reason"])
-            raise Refused(f"{model}: {_listed(errors)}", errors)
+        errors = parser_refusals(reply)
+        if not errors and reply["plan_bytes"] is None:
+            errors = builder_refusals(reply["log"], model)
+        if errors:
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+            raise Refused(f"{model}: TensorRT for RTX refuses it: {errors[0]}{more}", errors)
         kernels = read_layers([message for _, message in reply["log"]], self.version)
         return Compiled(
             kernels=kernels,
@@ -256,22 +254,3 @@ def _read_line(pipe: IO[bytes], until: float) -> bytes:
                 break
             parts.append(part)
     return b"".join(parts)
-
-
-def _refusals(reply: Mapping[str, Any]) -> tuple[NodeError, ...]:
-    """Errors of the parser, each once; an unparsed graph has at least one."""
-    errors = dict.fromkeys(NodeError(error["node"], error["operator"], error["reason"]) for error in reply["errors"])
-    if reply["parsed"]:
-        return ()
-    return tuple(errors) or (NodeError("", "", "; ".join(_said(reply["log"])) or "the parser gave no reason"),)
-
-
-def _said(log: Sequence[tuple[int, str]]) -> list[str]:
-    """Errors of the log, each once."""
-    found = (message.strip()[:WORDS] for severity, message in log if severity <= ERROR)
-    return list(dict.fromkeys(found))
-
-
-def _listed(errors: Sequence[NodeError]) -> str:
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"TensorRT for RTX refuses it: {errors[0]}{more}"

@@ -26,7 +26,7 @@ class Element(NamedTuple):
 ELEMENTS = (
     Element("fp32", 32, "Float", "float"),
     Element("fp16", 16, "Half", "half"),
-    Element("bf16", 16, "BFloat16", "b16"),
+    Element("bf16", 16, "BFloat16", "bf16"),
     Element("fp8", 8, "FP8", "fp8_e4m3"),
     Element("int64", 64, "Int64", "int64"),
     Element("int32", 32, "Int32", "int32"),
