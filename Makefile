@@ -68,7 +68,7 @@
 VENV := .venv
 PYTHON ?= python3
 PIP_FLAGS ?= -qq
-EXTRAS := cpu,triton,train,dev
+EXTRAS := cpu,rtx,triton,train,dev
 
 # ---- options: make variable = qdq option ----------------------------------------
 # Their help above is that of qdq.pipeline.options; tests/test_qdq/test_makefile.py compares and prints what it should be.
@@ -222,7 +222,7 @@ $(STAMP): $(PINS)
 	@echo "[2/4] installing torch (200 MB; gigabytes if its CUDA build is taken: see TORCH_INDEX in 'make help')"
 	@$(PIP) -c constraints.txt $(BUILD_TOOLS)
 	@$(PIP) --no-deps $(TORCH)
-	@echo "[3/4] installing everything else, as pinned in constraints.txt (400 MB)"
+	@echo "[3/4] installing everything else, as pinned in constraints.txt (600 MB)"
 	@$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@$(PIP) --no-deps --require-hashes -r requirements-demo.txt
 	@echo "[4/4] importing it once"

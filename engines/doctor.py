@@ -19,9 +19,11 @@ from typing import Any
 from engines.bench.machine import machine
 from engines.targets import BASELINE, TARGETS
 from engines.tensorrt.availability import Probe
+from engines.tensorrt_rtx.libraries import installed_version as compiler_version
+from engines.tensorrt_rtx.libraries import missing as compiler_missing
 from qdq.base.screen import WIDTH
 
-FREE_DISK_GIB = 4.0  # an installation takes about 2.5 GiB, a base-size model with its engines under 1
+FREE_DISK_GIB = 4.0  # an installation takes about 3 GiB, a base-size model with its engines under 1
 
 SETUP = "make setup"
 COMMANDS: Mapping[str, str] = {  # what gets a package, where it is not SETUP
@@ -58,8 +60,9 @@ def doctor(folder: Path = Path()) -> dict[str, Any]:
     """The report as JSON-ready data; `folder` is where artifacts would go (its free disk space is reported; it need
     not exist).
 
-    Keys: python, packages {name: version or null}, machine, disk_free_gib, targets {name: {build, run, benchmark,
-    missing [[what, command]]}}, warnings. A package that is installed but broken is not detected.
+    Keys: python, packages {name: version or null}, compiler {version, missing: a sentence; one is null}, machine,
+    disk_free_gib, targets {name: {build, run, benchmark, missing [[what, command]]}}, warnings. A package that is
+    installed but broken is not detected.
     """
     packages = {name: installed_version(name) for name in PACKAGES}
     hardware = machine()
@@ -71,6 +74,7 @@ def doctor(folder: Path = Path()) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": packages,
+        "compiler": {"version": compiler_version(), "missing": compiler_missing()},
         "machine": {**hardware, "gpu": gpu},
         "disk_free_gib": free,
         "targets": {name: asdict(ability) for name, ability in abilities(packages, probes, server).items()},
@@ -136,6 +140,7 @@ def render(report: Mapping[str, Any]) -> str:
         *_field("INT8", ", ".join(name for name in hardware["isa"] if name in INT8_ISA) or "no instructions seen"),
         *_field("GPU", hardware["gpu"] or "none"),
         *_field("Disk", f"{report['disk_free_gib']:g} GiB free"),
+        *_field("Compiler", _compiler(report["compiler"])),
         *_field("Packages", ", ".join(f"{name} {version or '-'}" for name, version in report["packages"].items())),
         "",
         f"{'target':<20}{'build':<8}{'run':<8}bench",
@@ -153,6 +158,11 @@ def render(report: Mapping[str, Any]) -> str:
     for sentence in report["warnings"]:
         lines += ["", *textwrap.wrap(f"Warning: {sentence}", WIDTH)]
     return "\n".join(lines) + "\n"
+
+
+def _compiler(compiler: Mapping[str, str | None]) -> str:
+    version = compiler["version"]
+    return f"TensorRT for RTX {version}, needs no GPU" if version else str(compiler["missing"])
 
 
 def _field(name: str, value: str) -> list[str]:

@@ -25,7 +25,7 @@ TABLE = "Layers:"  # head of the builder's message that lists the engine's layer
 COUNT = "After reformat layers:"  # the builder's own count of what the engine is made of
 WORST_KEPT = 2  # ILogger severities: internal error, error, warning; a higher one is information
 # The plan holds its compiled graph as text, in which a tensor is declared before the GEMM that reads it.
-STATEMENT = re.compile(rb"\n  (?:(?:sub_)?tensor|(fully_connected))=\{ ([^\n]*)")
+STATEMENT = re.compile(rb"\n  (?:(?:sub_)?tensor|(function|runtime_fusion|fully_connected))=\{ ([^\n]*)")
 TYPE = re.compile(rb' name="([^"]*)".* type=(\w+)')
 TENSORS = re.compile(rb' output=\{"([^"]*)" \} input=\{"([^"]*)" "([^"]*)"')
 ALPHA = re.compile(rb" alpha=([0-9A-F]+) scalar_alpha_from_opnd=(true|false) ")
@@ -59,7 +59,8 @@ def compile_one(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     parsed = parser.parse_from_file(request["model"])
     errors = [parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
     if parsed and network.num_outputs == 0:  # an empty file is a graph without nodes
-        parsed, errors = False, [{"node": "", "operator": "", "reason": "it has no outputs", "code": ""}]
+        parsed = False
+        errors = [{"node": "", "index": -1, "operator": "", "reason": "it has no outputs", "code": ""}]
     reply: dict[str, Any] = {"parsed": parsed, "errors": errors}
     # Build, and read what only the plan tells.
     if parsed and request["shapes"] is not None:
@@ -70,7 +71,7 @@ def compile_one(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
         plan = builder.build_serialized_network(network, config)
         reply["plan_bytes"] = None if plan is None else plan.nbytes
         if plan is not None:
-            reply["gemms"] = list(gemms(plan))
+            reply |= read_plan(plan)
             if request["plan"]:
                 write_whole(request["plan"], plan)
     reply["seconds"] = time.monotonic() - started
@@ -79,10 +80,11 @@ def compile_one(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     return reply
 
 
-def parser_error(error: Any) -> dict[str, str]:
-    """One refusal of the parser: its node, operator and reason."""
+def parser_error(error: Any) -> dict[str, Any]:
+    """One refusal of the parser: its node by name and by position in the file, operator and reason."""
     return {
         "node": error.node_name(),
+        "index": error.node(),
         "operator": error.node_operator(),
         "reason": error.desc(),
         "code": error.code().name,
@@ -142,25 +144,34 @@ def dynamic_axes(network: Any) -> Iterator[tuple[Any, dict[int, str]]]:
             yield tensor, axes
 
 
-def gemms(plan: Any) -> Iterator[dict[str, Any]]:
-    """Every GEMM in the plan: types of output and operands, its FP32 scale ("alpha"), and the ONNX nodes it computes.
+def read_plan(plan: Any) -> dict[str, Any]:
+    """Statements of the plan's compiled graph: how many launch generated code, and every matrix product ("gemms").
 
-    A scale that the GEMM reads from a tensor is null, and so is everything that the text does not tell.
+    Of a product: the types of output and operands, its FP32 scale ("alpha"), and the ONNX nodes it computes. A scale
+    that the product reads from a tensor is null, and so is everything that the text does not tell.
     """
     types: dict[bytes, str] = {}
+    counts = {"function": 0, "runtime_fusion": 0}
+    gemms = []
     for statement in STATEMENT.finditer(plan):
-        line = statement[2]
-        if statement[1] is None:
+        kind, line = statement[1], statement[2]
+        if kind is None:
             if declared := TYPE.search(line):
                 types[declared[1]] = declared[2].decode()
             continue
+        if kind != b"fully_connected":
+            counts[kind.decode()] += 1
+            continue
         alpha, tensors = ALPHA.search(line), TENSORS.search(line)
         fixed = alpha is not None and alpha[2] == b"false"
-        yield {
-            "nodes": [name.decode(errors="replace") for name in NODES.findall(line)],
-            "types": [types.get(name) for name in tensors.groups()] if tensors else [],
-            "alpha": struct.unpack(">f", bytes.fromhex(alpha[1].decode().zfill(8)))[0] if alpha and fixed else None,
-        }
+        gemms.append(
+            {
+                "nodes": [name.decode(errors="replace") for name in NODES.findall(line)],
+                "types": [types.get(name) for name in tensors.groups()] if tensors else [],
+                "alpha": struct.unpack(">f", bytes.fromhex(alpha[1].decode().zfill(8)))[0] if alpha and fixed else None,
+            }
+        )
+    return {"gemms": gemms, "statements": counts}
 
 
 def write_whole(path: str, plan: Any) -> None:
@@ -180,9 +191,9 @@ def serve(folder: str) -> None:
 
     The first line says what this is: {"version", "capabilities"}. A request has model (a path), capabilities, shapes
     (role: [minimum, optimum, maximum]; null only parses) and plan (a path to write to, or null). A reply has parsed,
-    errors [{node, operator, reason, code}], seconds, peak_mb and log [[severity, message]]; of a graph that was built,
-    too, plan_bytes (null when the builder gave up) and gemms. It is only {"failed": a sentence} when a file could not
-    be read or written.
+    errors [{node, index, operator, reason, code}], seconds, peak_mb and log [[severity, message]]; of a graph that was
+    built, too, plan_bytes (null when the builder gave up) and what `read_plan` returns. It is only {"failed": a
+    sentence} when a file could not be read or written.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from engines.tensorrt_rtx.kernels import Compiled, NodeError, Refused
-from engines.tensorrt_rtx.layers import read_gemms, read_layers
+from engines.tensorrt_rtx.layers import Account
 from engines.tensorrt_rtx.libraries import folder
 from engines.tensorrt_rtx.refusals import builder_refusals, parser_refusals
 from qdq.errors import BuildError, ConfigError
@@ -107,7 +107,7 @@ class Compiler:
 
         Raises ConfigError for a path that is no file, Unavailable without the packages, BuildError when the child dies.
         """
-        return parser_refusals(self._ask(model, None, (), None))
+        return parser_refusals(self._ask(model, None, (), None), model)
 
     def compile(
         self,
@@ -124,16 +124,16 @@ class Compiler:
         """
         self._check_capabilities(capabilities)
         reply = self._ask(model, shapes or Shapes.fixed(40, 128), capabilities, plan)
-        errors = parser_refusals(reply)
+        errors = parser_refusals(reply, model)
         if not errors and reply["plan_bytes"] is None:
             errors = builder_refusals(reply["log"], model)
         if errors:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             raise Refused(f"{model}: TensorRT for RTX refuses it: {errors[0]}{more}", errors)
-        kernels = read_layers([message for _, message in reply["log"]], self.version)
+        account = Account(reply, self.version)
         return Compiled(
-            kernels=kernels,
-            gemms=read_gemms(reply["gemms"], kernels, self.version),
+            kernels=account.kernels(),
+            gemms=account.gemms(),
             capabilities=tuple(capabilities),
             version=self.version,
             plan_bytes=reply["plan_bytes"],
@@ -159,8 +159,11 @@ class Compiler:
         """One request, and its reply; anything that goes wrong on the way ends the child."""
         if not model.is_file():
             raise ConfigError(f"{model} is not a file; give the path of an ONNX file")
-        if plan is not None:
-            plan.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if plan is not None:
+                plan.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BuildError(f"{plan}: cannot be written, {error.strerror}") from error
         request = {
             "model": str(model.resolve()),
             "capabilities": list(capabilities),

@@ -104,9 +104,9 @@ def _scaled(graph: Graph, linear: Linear, gemm: Gemm) -> bool:
         return True
     if linear.scale is None or gemm.alpha is None:
         return False
-    results = [scale for name in gemm.onnx if (scale := graph.quantizer_scale(name)) is not None]
-    expected = linear.scale / results[0] if gemm.output == INT8 and results else linear.scale
-    return abs(gemm.alpha - expected) <= CLOSE * expected
+    results = {graph.quantizers[name] for name in gemm.onnx if name in graph.quantizers}
+    expected = [linear.scale / scale for scale in results] if gemm.output == INT8 else [linear.scale]
+    return any(abs(gemm.alpha - scale) <= CLOSE * scale for scale in expected)
 
 
 def _attention(attention: Attention, compiled: Compiled) -> str:

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, numpy_helper
 
 from engines.tensorrt_rtx.kernels import LAYER
 from qdq.errors import BuildError
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 PRODUCTS = ("MatMul", "Gemm")
 LAYOUT = ("Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze", "Gather", "Split", "Slice", "Flatten")
@@ -48,6 +48,9 @@ class Graph:
     """An ONNX file, indexed. External data is read for scales only."""
 
     def __init__(self, path: Path) -> None:
+        import onnx
+        from google.protobuf.message import DecodeError
+
         try:
             self.graph = onnx.load(path, load_external_data=False).graph
         except (OSError, DecodeError) as error:
@@ -93,12 +96,13 @@ class Graph:
         """Operator of every node by its label."""
         return {label(node): node.op_type for node in self.graph.node}
 
-    def quantizer_scale(self, name: str) -> float | None:
-        """Scale of the QuantizeLinear labelled `name`, None for another node or without one number."""
-        for node in self.graph.node:
-            if node.op_type == "QuantizeLinear" and label(node) == name:
-                return self.number(node.input[1])
-        return None
+    @cached_property
+    def quantizers(self) -> dict[str, float]:
+        """Scale of every QuantizeLinear that has one number, by its label."""
+        scales = {
+            label(node): self.number(node.input[1]) for node in self.graph.node if node.op_type == "QuantizeLinear"
+        }
+        return {name: scale for name, scale in scales.items() if scale is not None}
 
     def number(self, tensor: str) -> float | None:
         """Value of a constant whose elements are all the same, None for any other tensor."""
@@ -139,12 +143,14 @@ class Graph:
 
     def _array(self, tensor: str) -> NDArray[Any] | None:
         """Values of an initializer or Constant, also behind Cast and Identity; None for anything else."""
+        from onnx import TensorProto, helper, numpy_helper
+
         if (node := self.made.get(tensor)) is not None:
             if node.op_type in ("Cast", "Identity"):
                 array = self._array(node.input[0])
                 if array is None or node.op_type == "Identity":
                     return array
-                return array.astype(onnx.helper.tensor_dtype_to_np_dtype(node.attribute[0].i))
+                return array.astype(helper.tensor_dtype_to_np_dtype(node.attribute[0].i))
             value = next((item.t for item in node.attribute if item.name == "value"), None)
             return numpy_helper.to_array(value) if node.op_type == "Constant" and value is not None else None
         stored = self.stored.get(tensor)

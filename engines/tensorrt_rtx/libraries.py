@@ -44,7 +44,12 @@ def folder() -> Path:
 
 def installed_version() -> str | None:
     """Version of the compiler, without loading it; None where `missing` has a reason."""
-    return metadata.version(PACKAGES[0][0]) if missing() is None else None
+    if missing() is not None:
+        return None
+    try:
+        return metadata.version(PACKAGES[0][0])
+    except metadata.PackageNotFoundError:
+        return "unknown"  # a module without package data, such as one on PYTHONPATH
 
 
 def _folder() -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.tensorrt_rtx.graph import Graph
+from engines.tensorrt_rtx.graph import Graph, label
 from engines.tensorrt_rtx.kernels import NodeError
 
 ERROR = 1  # ILogger severity of errors, internal ones are 0
@@ -19,11 +19,16 @@ ASSERTION = re.compile(r"^.*Assertion failed: .*?[^:]: (?=\S)", re.DOTALL)
 WORDS = 400  # longest reason
 
 
-def parser_refusals(reply: Mapping[str, Any]) -> tuple[NodeError, ...]:
+def parser_refusals(reply: Mapping[str, Any], model: Path) -> tuple[NodeError, ...]:
     """Refusals of the parser, each once; at least one of a graph that was not parsed."""
     if reply["parsed"]:
         return ()
-    errors = [NodeError(error["node"], error["operator"], _parser_reason(error)) for error in reply["errors"]]
+    unnamed = any(error["index"] >= 0 and not error["node"] for error in reply["errors"])
+    labels = list(map(label, Graph(model).graph.node)) if unnamed else []
+    errors = []
+    for error in reply["errors"]:
+        found = labels[error["index"]] if not error["node"] and 0 <= error["index"] < len(labels) else error["node"]
+        errors.append(NodeError(found, error["operator"], _parser_reason(error)))
     return tuple(dict.fromkeys(errors)) or (NodeError("", "", "the parser gave no reason"),)
 
 
@@ -50,10 +55,10 @@ def plain(message: str) -> str:
     return ASSERTION.sub("", text, count=1).strip().removesuffix(".")[:WORDS]
 
 
-def _parser_reason(error: Mapping[str, str]) -> str:
+def _parser_reason(error: Mapping[str, Any]) -> str:
     if error["reason"].strip() == "false":  # an assertion without a text: there is no importer
         return "this operator is not supported"
-    return plain(error["reason"]) or error["code"]
+    return plain(error["reason"]) or str(error["code"])
 
 
 def _names(reason: str, name: str) -> bool:
