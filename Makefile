@@ -49,6 +49,8 @@
 #|                  throughput: 1)
 #|   HINT=          what OpenVINO computes outside INT8: f32, bf16, f16
 #|                  (default: f32)
+#|   SM=            the GPU's compute capability, 75 for 7.5: 75, 80, 86, 89,
+#|                  120, 121 (default: 75)
 #|   BENCH_SECONDS= time budget of the benchmark inside compile (default: 20)
 #|   OUT=           work directory (default: build/<model name>)
 #|
@@ -74,7 +76,7 @@ EXTRAS := cpu,rtx,triton,train,dev
 # Their help above is that of qdq.pipeline.options; tests/test_qdq/test_makefile.py compares and prints what it should be.
 ENGINE_OPTIONS := MODEL=model TASK=task TARGET=target CALIB=calibration EVAL=eval-data TEXT_COLUMNS=text-columns \
   LABEL_COLUMN=label-column PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples BATCH=batch SEQ=sequence \
-  THREADS=threads HINT=precision-hint BENCH_SECONDS=bench-seconds OUT=out
+  THREADS=threads HINT=precision-hint SM=sm BENCH_SECONDS=bench-seconds OUT=out
 variable = $(firstword $(subst =, ,$(1)))
 option = $(lastword $(subst =, ,$(1)))
 

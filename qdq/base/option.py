@@ -22,6 +22,7 @@ class Details(TypedDict, total=False):
     """Part of a declaration that only some options have."""
 
     choices: Collection[str]  # every valid value
+    among: Collection[int]  # every valid number
     within: tuple[int, int]  # smallest and largest valid number, of every one in a list
     positive: bool  # any number above 0 is valid
     repeated: bool  # the option is given once per value
@@ -69,7 +70,8 @@ def value_text(value: Any) -> str:
 def help_of(declared: Field[Any], default: bool = True) -> str:
     """Return the help of an option: its text, its choices and, unless told otherwise, its default."""
     text, _, stated = declared.metadata["help"].partition(" (default: ")
-    text = ": ".join(part for part in (text, ", ".join(declared.metadata.get("choices", ()))) if part)
+    valid = declared.metadata.get("choices") or map(str, declared.metadata.get("among", ()))
+    text = ": ".join(part for part in (text, ", ".join(valid)) if part)
     if not default or declared.default is MISSING:
         return text
     return f"{text} (default: {stated or f'{value_text(declared.default)})'}".lstrip()
@@ -88,6 +90,11 @@ def check_value(declared: Field[Any], value: Any, where: str) -> None:
         return
     if "choices" in about:
         choice(value, about["choices"], where)
+    if "among" in about and value not in about["among"]:
+        nearest = min(about["among"], key=lambda known: abs(known - value))
+        raise ConfigError(
+            f"{where}: {value} is none of {', '.join(map(str, about['among']))}; the nearest is {nearest}"
+        )
     if "within" in about:
         least, most = about["within"]
         for number in value if isinstance(value, (tuple, list)) else (value,):

@@ -14,7 +14,7 @@ from typing import Any
 
 from engines import targets
 from engines.cores import available_cores, numa_nodes, share_cores
-from qdq.base.choices import BODIES, HARDWARE, INPUT_TYPES, PLACEMENTS, PRECISION_HINTS
+from qdq.base.choices import BODIES, CAPABILITIES, HARDWARE, INPUT_TYPES, PLACEMENTS, PRECISION_HINTS
 from qdq.base.option import FREE, as_json, check, option, values_for
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, CLIP, DEFAULT_MOVING_RATE, Algorithm, algorithm_named
 from qdq.calibrate.treatments.settings import (
@@ -128,6 +128,7 @@ class CompileOptions(TreatmentOptions):
     )
 
     # docs/tensorrt.md, "Build options", explains these.
+    sm: int = _builder(75, "the GPU's compute capability, 75 for 7.5", CALIBRATE, among=CAPABILITIES)
     workspace_gib: float = _builder(4.0, "limit of a kernel's memory", BUILD, "G", positive=True)
     optimization_level: int = _builder(3, "0 to 5, fast to best", BUILD, within=(0, 5))
     timing_cache: str | None = _builder(

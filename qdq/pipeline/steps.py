@@ -43,6 +43,7 @@ def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
         "model": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
         "task": options.task,
         "placement": sha256_file(Path(options.spec)) if options.spec else _placement(options),
+        **_capability(options),
         "embedding_tables": options.embedding_tables,
         "calibrator": [options.calibrator, options.percentile, options.samples, options.sequence],
         "ptq": [options.ptq_json(), asdict(options.treatments)],
@@ -68,6 +69,11 @@ def _placement(options: CompileOptions) -> Any:
     return [options.placement, kind, options.max_drop if options.search else None]
 
 
+def _capability(options: CompileOptions) -> Mapping[str, Any]:
+    """Compute capability that decides what can fuse on a GPU target; a CPU target knows none."""
+    return {"sm": options.sm} if TARGETS[options.target].gpu else {}
+
+
 def _export_inputs(run: Run) -> Mapping[str, Any]:
     return {"checkpoint": fingerprint(run.checkpoint)}
 
@@ -90,7 +96,8 @@ def _variants_inputs(run: Run) -> Mapping[str, Any]:
 def _build_inputs(run: Run) -> Mapping[str, Any]:
     asked = build.engine_options(run)
     plan = asked.plan.as_json() if asked.plan else None
-    return {"lowered": fingerprint(run.lowered), "settings": [asked.threads, asked.precision_hint, plan]}
+    settings = [asked.threads, asked.precision_hint, plan]
+    return {"lowered": fingerprint(run.lowered), "settings": settings, **_capability(run.options)}
 
 
 def _evaluation(run: Run) -> Mapping[str, Any]:

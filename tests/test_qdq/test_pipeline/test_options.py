@@ -54,6 +54,8 @@ from qdq.pipeline.options import GROUPS, CompileOptions, detect_target, resolve
         ({"bench_seconds": float("nan")}, "--bench-seconds: nan must be positive"),
         ({"hardware_compatibility": "ampere"}, r"--hardware-compatibility: .*did you mean 'ampere_plus'"),
         ({"optimization_level": 6}, r"--optimization-level: 6 is outside 0\.\.5"),
+        ({"sm": 90}, "--sm: 90 is none of 75, 80, 86, 89, 120, 121; the nearest is 89"),
+        ({"sm": 7}, "--sm: 7 is none of .*; the nearest is 75"),
         ({"workspace_gib": 0.0}, r"--workspace-gib: 0\.0 must be positive"),
         ({"text_columns": ("a", "b", "c")}, "--text-columns: at most two"),
     ],
