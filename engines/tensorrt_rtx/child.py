@@ -155,6 +155,7 @@ def read_plan(plan: Any) -> dict[str, Any]:
     gemms = []
     for statement in STATEMENT.finditer(plan):
         kind, line = statement[1], statement[2]
+        # Declarations come before what reads them; other kernels are only counted.
         if kind is None:
             if declared := TYPE.search(line):
                 types[declared[1]] = declared[2].decode()

@@ -6,18 +6,21 @@ and `broken_fusions` return the map with points taken away, to decide on a place
 
 from __future__ import annotations
 
-from export.lint.command import check_command
+from export.lint.command import check_command, check_compiled_command
+from export.lint.compiled import CompiledGraph
 from export.lint.findings import Finding, LintReport
 from export.lint.fusion import FusedLayer, fusion_map
 from export.lint.removal import broken_fusions, layers_without
 from export.lint.rules import lint
 
 __all__ = [
+    "CompiledGraph",
     "Finding",
     "FusedLayer",
     "LintReport",
     "broken_fusions",
     "check_command",
+    "check_compiled_command",
     "fusion_map",
     "layers_without",
     "lint",

@@ -10,9 +10,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from export.lint import compiled as compiler
 from export.lint.findings import LintReport
 from export.lint.graph import LARGE
-from export.lint.limits import MIN_SM
+from export.lint.limits import MIN_SM, Platform
 from export.lint.render import as_sarif, as_text
 from export.lint.rules import lint
 from qdq.base.artifacts import to_json
@@ -46,6 +47,31 @@ def check_command(
     report = lint(read_model(path), target, sm, sequence)
     failed = report.of("error") or (strict and report.of("performance"))
     return render(report, str(path)), FOUND if failed else CLEAN
+
+
+def check_compiled_command(
+    path: Path,
+    platform: Platform,
+    compile: Callable[[Path], compiler.CompiledGraph],
+    format: str = "text",
+    *,
+    strict: bool = False,
+) -> tuple[str, int]:
+    """Lint an ONNX file as `check_command` does and let `compile` build it: its account follows the linter's report.
+
+    A graph that the compiler refuses counts as an error. Raises what `check_command` and `compile` raise.
+    """
+    choice(format, FORMATS, "--format")
+    report = lint(read_model(path), platform.target, platform.sm, platform.sequence)
+    built = compile(path)
+    failed = built.refused or report.of("error") or (strict and report.of("performance"))
+    if format == "json":
+        text = to_json({"file": str(path), **report.as_json(), "compiled": built.as_json(report)})
+    elif format == "sarif":
+        text = to_json(compiler.as_sarif(report, built, str(path)))
+    else:
+        text = f"{as_text(report, str(path))}\n{compiler.as_text(report, built)}"
+    return text, FOUND if failed else CLEAN
 
 
 def read_model(path: Path) -> onnx.ModelProto:

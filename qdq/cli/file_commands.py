@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,12 @@ class CheckOptions(GraphOptions):
     format: str = option("text", "text, json or sarif")
     strict: bool = option(False, "performance findings fail too (default: errors only)")
     sm: int = option(75, "compute capability, 75 to 100 (default: 75, a T4)")
+    compile: bool = option(False, "let NVIDIA's compiler build it, too; needs no GPU")
+    shape: str | None = option(
+        None,
+        "with --compile: sizes the graph leaves open, or minimum, optimum and maximum (default: 40 x --sequence)",
+        metavar="BxS[,BxS,BxS]",
+    )
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,10 @@ def _check(options: CheckOptions, _: bool) -> Answer:
     """Lint the Q/DQ of any ONNX file for TensorRT."""
     from export.lint import check_command
 
+    if options.compile:
+        return _check_compiled(options)
+    if options.shape is not None:
+        raise ConfigError("--shape: only --compile needs sizes; the linter takes --sequence")
     return check_command(
         Path(options.file),
         options.target,
@@ -93,6 +104,22 @@ def _check(options: CheckOptions, _: bool) -> Answer:
         options.format,
         strict=options.strict,
         sequence=options.sequence,
+    )
+
+
+def _check_compiled(options: CheckOptions) -> Answer:
+    """Lint, and compile for the same compute capability."""
+    from export.lint import check_compiled_command
+    from export.lint.limits import Platform
+    from qdq.cli.compiling import compile_file, shapes_of
+
+    shapes = shapes_of(options.shape or f"40x{options.sequence}")
+    return check_compiled_command(
+        Path(options.file),
+        Platform(options.target, options.sm, options.sequence),
+        partial(compile_file, sm=options.sm, shapes=shapes),
+        options.format,
+        strict=options.strict,
     )
 
 
