@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from engines.tensorrt_rtx.graph import Graph
 from engines.tensorrt_rtx.kernels import Compiled, NodeError, Refused
 from engines.tensorrt_rtx.layers import Account
 from engines.tensorrt_rtx.libraries import folder
@@ -132,7 +133,7 @@ class Compiler:
             raise Refused(f"{model}: TensorRT for RTX refuses it: {errors[0]}{more}", errors)
         account = Account(reply, self.version)
         return Compiled(
-            kernels=account.kernels(),
+            kernels=account.kernels(Graph(model).layers),
             gemms=account.gemms(),
             capabilities=tuple(capabilities),
             version=self.version,

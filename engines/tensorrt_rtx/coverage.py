@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.tensorrt_rtx.graph import Attention, Graph, Linear, in_layer
+from engines.tensorrt_rtx.graph import Attention, Graph, Linear, layer_number
 from engines.tensorrt_rtx.kernels import Compiled, Gemm, Kernel
 from qdq.errors import BuildError
 
@@ -55,8 +55,8 @@ def coverage(compiled: Compiled, model: Path) -> Coverage:
     graph = Graph(model)
     _check_names([linear.name for linear in graph.linears], model)
     verdicts = {linear.name: _linear(linear, compiled) for linear in graph.linears}
-    anonymous = not any(in_layer(name) for name in verdicts)
-    inside = {name: verdict for name, verdict in verdicts.items() if anonymous or in_layer(name)}
+    anonymous = not any(layer_number(name) is not None for name in verdicts)
+    inside = {name: verdict for name, verdict in verdicts.items() if anonymous or layer_number(name) is not None}
     return Coverage(
         linears=inside,
         attentions={attention.name: _attention(attention, compiled) for attention in graph.attentions},

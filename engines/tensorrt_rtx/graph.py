@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,16 +12,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.tensorrt_rtx.kernels import LAYER
 from qdq.errors import BuildError
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
+# Encoder layers as exporters name them: encoder.layer.3., /layers.3/, layer_3, albert_layer_groups.0., h.3., blocks/3/
+LAYER = re.compile(
+    r"(?:^|[._/])(?:layers?|albert_layer_groups)[._/](\d+)(?:[._/]|$)|(?:^|[./])(?:h|blocks?)[./](\d+)(?:[./]|$)"
+    r"|(?:^|[._/])layer_(\d+)(?:[._/]|$)"
+)
 PRODUCTS = ("MatMul", "Gemm")
 LAYOUT = ("Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze", "Gather", "Split", "Slice", "Flatten")
 # Between the two products of an attention: scaling, mask, normalization, quantization.
 INSIDE = ("Add", "Mul", "Div", "Sub", "Where", "Cast", "QuantizeLinear", "DequantizeLinear", "Dropout", "Identity")
+BETWEEN = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Mul",
+    "Div",
+    "Cast",
+    "Identity",
+    "Reshape",
+)  # a layer's input, its linears
 REACH = 8  # nodes followed between a Softmax and either product
 SMALL = 1 << 16  # elements of a scale that may lie outside the file
 
@@ -55,7 +69,7 @@ class Graph:
             self.graph = onnx.load(path, load_external_data=False).graph
         except (OSError, DecodeError) as error:
             raise BuildError(f"{path}: cannot be read as ONNX ({error}); export it again") from error
-        self.folder = path.parent
+        self.path = path
         self.stored = {item.name: item for item in self.graph.initializer}
         self.made = {output: node for node in self.graph.node for output in node.output}
         self.readers: dict[str, list[NodeProto]] = {}
@@ -92,6 +106,24 @@ class Graph:
         return tuple(found)
 
     @cached_property
+    def layers(self) -> dict[str, int]:
+        """Encoder layer of every node that is in one, by its label: by the nodes' names where these number the layers.
+
+        Where they do not (nodes without names, ALBERT's one layer that runs many times), a layer begins behind the
+        tensor that its attention's linears read and ends where the next one begins, the last with the graph.
+        """
+        named = {name: number for name in self.operators if (number := layer_number(name)) is not None}
+        numbers = [named.get(attention.scores) for attention in self.attentions]
+        if None not in numbers and len(set(numbers)) == len(numbers):
+            return named
+        starts = [self._behind(self._layer_input(attention)) for attention in self.attentions]
+        return {
+            label(node): sum(id(node) in behind for behind in starts) - 1
+            for node in self.graph.node
+            if id(node) in starts[0]
+        }
+
+    @cached_property
     def operators(self) -> dict[str, str]:
         """Operator of every node by its label."""
         return {label(node): node.op_type for node in self.graph.node}
@@ -118,6 +150,31 @@ class Graph:
             node = self.made.get(node.input[0])
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
+    def _layer_input(self, attention: Attention) -> str:
+        """The tensor that the linear of an attention's key reads, in front of its quantizer."""
+        tensor = str(next(node for node in self.graph.node if label(node) == attention.scores).input[1])
+        linear = self.made.get(tensor)
+        while linear is not None and linear.op_type not in PRODUCTS:
+            tensor = self._computed(linear)
+            linear = self.made.get(tensor)
+        tensor = self._computed(linear) if linear is not None else tensor
+        while (node := self.made.get(tensor)) is not None and node.op_type in BETWEEN:
+            tensor = self._computed(node)
+        return tensor
+
+    def _computed(self, node: NodeProto) -> str:
+        """The first input of a node that is no constant; "" for none."""
+        return next((str(name) for name in node.input if name not in self.constants), "")
+
+    def _behind(self, tensor: str) -> set[int]:
+        """Identities of the nodes that depend on `tensor`."""
+        tensors, nodes = {tensor}, set()
+        for node in self.graph.node:  # sorted: a node comes behind what it reads
+            if not tensors.isdisjoint(node.input):
+                tensors.update(node.output)
+                nodes.add(id(node))
+        return nodes
+
     def _scale(self, activation: NodeProto | None, weight: NodeProto | None) -> float | None:
         """Activation scale times weight scale, None unless each is one number."""
         if activation is None or weight is None:
@@ -143,23 +200,38 @@ class Graph:
 
     def _array(self, tensor: str) -> NDArray[Any] | None:
         """Values of an initializer or Constant, also behind Cast and Identity; None for anything else."""
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import helper, numpy_helper
 
-        if (node := self.made.get(tensor)) is not None:
-            if node.op_type in ("Cast", "Identity"):
-                array = self._array(node.input[0])
-                if array is None or node.op_type == "Identity":
-                    return array
-                return array.astype(helper.tensor_dtype_to_np_dtype(node.attribute[0].i))
+        node = self.made.get(tensor)
+        if node is None:
+            return self._stored(tensor)
+        if node.op_type == "Constant":
             value = next((item.t for item in node.attribute if item.name == "value"), None)
-            return numpy_helper.to_array(value) if node.op_type == "Constant" and value is not None else None
+            return None if value is None else numpy_helper.to_array(value)
+        if node.op_type not in ("Cast", "Identity"):
+            return None
+        array = self._array(node.input[0])
+        if array is None or node.op_type == "Identity":
+            return array
+        return array.astype(helper.tensor_dtype_to_np_dtype(node.attribute[0].i))
+
+    def _stored(self, tensor: str) -> NDArray[Any] | None:
+        """Values of an initializer, None for anything else and for large external data."""
+        from onnx import TensorProto, checker, numpy_helper
+
         stored = self.stored.get(tensor)
         if stored is None or tensor not in self.constants:
             return None
-        outside = stored.data_location == TensorProto.EXTERNAL
-        if outside and np.prod(stored.dims, dtype=np.int64) > SMALL:
+        if stored.data_location != TensorProto.EXTERNAL:
+            return numpy_helper.to_array(stored)
+        if np.prod(stored.dims, dtype=np.int64) > SMALL:
             return None
-        return numpy_helper.to_array(stored, base_dir=str(self.folder) if outside else "")
+        try:
+            return numpy_helper.to_array(stored, base_dir=str(self.path.parent))
+        except (OSError, ValueError, checker.ValidationError) as error:
+            raise BuildError(
+                f"{self.path}: the external data of '{tensor}' cannot be read ({error}); copy it beside the file"
+            ) from error
 
 
 def label(node: NodeProto) -> str:
@@ -167,6 +239,7 @@ def label(node: NodeProto) -> str:
     return node.name or f"node_of_{node.output[0]}"
 
 
-def in_layer(name: str) -> bool:
-    """Return whether a node's name places it in an encoder layer."""
-    return LAYER.search(name) is not None
+def layer_number(name: str) -> int | None:
+    """Encoder layer that a node's name places it in, None for none."""
+    found = LAYER.search(name)
+    return None if found is None else int(next(number for number in found.groups() if number is not None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,9 +36,6 @@ ELEMENTS = (
 )
 BITS: Mapping[str, int] = {element.word: element.bits for element in ELEMENTS}
 
-# Encoder layers as exporters name them: encoder.layer.3., /layers.3/, layer_3, albert_layer_groups.0., h.3., block/3/
-LAYER = re.compile(r"(?:^|[._/])(?:layers?|albert_layer_groups|h|blocks?)[._/](\d+)(?:[._/]|$)|(?:^|[._/])layer_(\d+)")
-
 
 @dataclass(frozen=True)
 class Tensor:
@@ -71,7 +67,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch on the GPU. `onnx` names the nodes of the ONNX graph that it computes, wholly or in part."""
+    """One launch on the GPU.
+
+    `onnx` names the nodes of the ONNX graph that it computes, wholly or in part; `layer` is the first encoder layer
+    among theirs, None outside.
+    """
 
     name: str
     kind: Kind
@@ -79,6 +79,7 @@ class Kernel:
     constants: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     onnx: tuple[str, ...]
+    layer: int | None = None
 
     @cached_property
     def bytes(self) -> int:
@@ -97,12 +98,6 @@ class Kernel:
     def gathers(self) -> bool:
         """True when the kernel reads rows of a table, such as embeddings."""
         return "Gath" in self.name
-
-    @cached_property
-    def layer(self) -> int | None:
-        """Index of the encoder layer by the names of its ONNX nodes, the first one it works for; None outside."""
-        found = [int(left or right) for name in self.onnx for left, right in LAYER.findall(name)]
-        return min(found, default=None)
 
 
 @dataclass(frozen=True)

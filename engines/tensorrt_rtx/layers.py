@@ -44,12 +44,12 @@ class Account:
         self.statements: Mapping[str, int] = reply["statements"]
         self.messages: list[str] = [message for _, message in reply["log"]]
 
-    def kernels(self) -> tuple[Kernel, ...]:
-        """Kernels of the engine in the order they run."""
+    def kernels(self, layers: Mapping[str, int]) -> tuple[Kernel, ...]:
+        """Kernels of the engine in the order they run; `layers` has the encoder layer of every node that is in one."""
         rows = self._rows()
         self._check_numbers([row["name"] for row in rows])
         self._check_counts(Counter(row["type"] for row in rows))
-        found = tuple(self._kernel(row) for row in rows if row["type"] not in NO_KERNEL)
+        found = tuple(self._kernel(row, layers) for row in rows if row["type"] not in NO_KERNEL)
         if not found:
             raise self._unreadable("its table has no kernels")
         return found
@@ -103,12 +103,13 @@ class Account:
         if types["gemm"] > len(self.products):
             raise self._unreadable(f"{types['gemm']} layers are gemm, its plan has {len(self.products)} products")
 
-    def _kernel(self, row: re.Match[str]) -> Kernel:
+    def _kernel(self, row: re.Match[str], layers: Mapping[str, int]) -> Kernel:
         inputs, constants, outputs = (
             tuple(self._tensors(row[part] or "")) for part in ("inputs", "constants", "outputs")
         )
         nodes = tuple(dict.fromkeys(self._nodes((row["metadata"] or "").strip(" "))))
-        return Kernel(row["name"], _kind(row["name"], row["type"], nodes), inputs, constants, outputs, nodes)
+        layer = min((layers[node] for node in nodes if node in layers), default=None)
+        return Kernel(row["name"], _kind(row["name"], row["type"], nodes), inputs, constants, outputs, nodes, layer)
 
     def _tensors(self, text: str) -> Iterator[Tensor]:
         """Every tensor of a list; the list must consist of nothing else."""

@@ -39,7 +39,7 @@ def compile_file(path: Path, sm: int, shapes: Shapes) -> CompiledGraph:
         except Refused as refused:
             errors = tuple(Refusal(error.node, error.operator, error.reason) for error in refused.errors)
             return CompiledGraph(name, sm, described, errors)
-    # Its kernels by node; a GEMM's name their factors' quantizers, too, which are no readers.
+    # A node's kernel is the last that names it, a GEMM only where no other kernel does.
     found = coverage(compiled, path)
     return CompiledGraph(
         compiler=name,
@@ -52,8 +52,7 @@ def compile_file(path: Path, sm: int, shapes: Shapes) -> CompiledGraph:
         scales=found.scales_in_fp32,
         reads={
             node: tuple(tensor.type for tensor in kernel.inputs)
-            for kernel in compiled.kernels
-            if kernel.kind != "gemm"
+            for kernel in sorted(compiled.kernels, key=lambda kernel: kernel.kind != "gemm")
             for node in kernel.onnx
         },
     )

@@ -57,7 +57,8 @@ def edited(old: str, new: str) -> Callable[[dict[str, Any]], None]:
 
 
 def test_everything_is_read() -> None:
-    quantize, gemm = account().kernels()
+    quantize, gemm = account().kernels({"b.MatMul": 3, "a [x].dequantize": 2})
+    assert (quantize.layer, gemm.layer) == (None, 2)
     assert (quantize.kind, gemm.kind) == ("quantize", "gemm")
     assert [str(item) for item in quantize.inputs + quantize.constants] == ["fp16 [4, 8]", "fp16 [1]", "fp32 []"]
     assert gemm.onnx == ("b.MatMul", "a [x].dequantize")
@@ -84,25 +85,25 @@ def test_everything_is_read() -> None:
 )
 def test_what_is_not_understood_is_an_error(old: str, new: str, reason: str) -> None:
     with pytest.raises(BuildError, match=rf"TensorRT for RTX 1\.7\.1\.116 cannot be read: .*{reason}"):
-        account(edited(old, new)).kernels()
+        account(edited(old, new)).kernels({})
 
 
 def test_the_end_of_the_table_cannot_be_lost() -> None:
     """The last layers leave no hole in the numbers; the plan's statements tell."""
     with pytest.raises(BuildError, match="0 layers are kgen, its plan has 1"):
-        account(edited("\n".join(LAYERS[1:]), LAYERS[2].replace("_myl0_2", "_myl0_1"))).kernels()
+        account(edited("\n".join(LAYERS[1:]), LAYERS[2].replace("_myl0_2", "_myl0_1"))).kernels({})
 
 
 def test_two_tables_or_no_count() -> None:
     with pytest.raises(BuildError, match="2 tables of layers"):
-        account(lambda reply: reply["log"].append(reply["log"][1])).kernels()
+        account(lambda reply: reply["log"].append(reply["log"][1])).kernels({})
     with pytest.raises(BuildError, match="counts no layers"):
-        account(lambda reply: reply["log"].pop(0)).kernels()
+        account(lambda reply: reply["log"].pop(0)).kernels({})
 
 
 def test_products_are_read_strictly() -> None:
     with pytest.raises(BuildError, match=r"1 layers are gemm, its plan has 0 products"):
-        account(lambda reply: reply["gemms"].clear()).kernels()
+        account(lambda reply: reply["gemms"].clear()).kernels({})
     for types in (["half", "int8", "int2"], ["half", "int8", None], []):
         with pytest.raises(BuildError, match=r"product of \['b\.MatMul'\] has the types"):
             account(lambda reply, types=types: reply["gemms"][0].update(types=types)).gemms()
@@ -110,4 +111,4 @@ def test_products_are_read_strictly() -> None:
 
 def test_another_version_is_told_which_one_is_read() -> None:
     with pytest.raises(BuildError, match=r"RTX 1\.8\.0\.1 cannot be read: .*; install 1\.7\.1"):
-        account(edited("Layers:\n", "Kernels:\n"), "1.8.0.1").kernels()
+        account(edited("Layers:\n", "Kernels:\n"), "1.8.0.1").kernels({})
