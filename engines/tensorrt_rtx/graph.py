@@ -213,7 +213,9 @@ class Graph:
         array = self._array(node.input[0])
         if array is None or node.op_type == "Identity":
             return array
-        return array.astype(helper.tensor_dtype_to_np_dtype(node.attribute[0].i))
+        return array.astype(
+            helper.tensor_dtype_to_np_dtype(next(item.i for item in node.attribute if item.name == "to"))
+        )
 
     def _stored(self, tensor: str) -> NDArray[Any] | None:
         """Values of an initializer, None for anything else and for large external data."""

@@ -104,7 +104,7 @@ def differences(report: LintReport, compiled: CompiledGraph) -> tuple[Difference
     """Differences in the linter's order: what is refused, then linears, attentions and residual adds."""
     errors = report.of("error")
     if compiled.refused:
-        return () if errors else (Difference("", "no error", f"refused: {compiled.refused[0].reason}"),)
+        return () if errors else (Difference("", "no error", "refused"),)
     found = [
         Difference(finding.nodes[0] if finding.nodes else finding.tensor, f"error {finding.rule}", "compiled")
         for finding in errors
