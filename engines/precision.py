@@ -18,12 +18,12 @@ class Verdict:
 
 
 def assemble(names: MatmulNames, verdict: Callable[[str], Verdict]) -> Int8Report:
-    """Ask `verdict` about every named multiplication and count.
+    """Ask `verdict` about the node of every named multiplication and count.
 
     One whose operands carry no Q/DQ in the graph cannot run in INT8, whatever a fused block around it reports.
     """
     reasons = {item.name: item.reason for item in names.unquantized}
-    verdicts = {name: verdict(name) for name in (*names.linears, *names.matmuls)}
+    verdicts = {name: verdict(names.computed_in.get(name, name)) for name in (*names.linears, *names.matmuls)}
     running = {name: found for name, found in verdicts.items() if found.int8 and name not in reasons}
     floats = [NotInt8(name, reasons.get(name, verdicts[name].says)) for name in verdicts if name not in running]
     return Int8Report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ class MatmulNames:
     matmuls: tuple[str, ...]  # the two attention MatMul nodes of every layer
     floats: tuple[NotInt8, ...] = ()  # pooler, head and other multiplications outside the encoder blocks
     unquantized: tuple[NotInt8, ...] = ()  # of linears and matmuls: those without Q/DQ on both operands
+    computed_in: Mapping[str, str] = field(default_factory=dict)  # node of linears that the graph computes together
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from export.names import DEQUANTIZE, in_encoder
+from export.names import DEQUANTIZE, in_encoder, one_by_one
 
 MULTIPLICATIONS = ("MatMul", "Gemm", "MatMulInteger")
 
@@ -56,12 +56,13 @@ class GraphIndex:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Names of every MatMul and Gemm of a graph, in graph order."""
+    """Names of every MatMul and Gemm of a graph, in graph order, as the canonical graph has them."""
 
-    encoder_linear: tuple[str, ...]  # multiplications by a constant inside an encoder block
+    encoder_linear: tuple[str, ...]  # multiplications by a constant inside an encoder block, each one by itself
     attention_matmul: tuple[str, ...]  # multiplications of two computed tensors inside an encoder block
     other: Mapping[str, str]  # all others (pooler, task head, embedding projection…), name to reason
     quantized: Mapping[str, tuple[int, ...]]  # of every name above, the operands behind a DequantizeLinear; () is float
+    computed_in: Mapping[str, str]  # of linears that lowering put together, the node that computes all of them
 
 
 def inventory(model: onnx.ModelProto) -> Inventory:
@@ -70,20 +71,26 @@ def inventory(model: onnx.ModelProto) -> Inventory:
     linears: list[str] = []
     matmuls: list[str] = []
     others: dict[str, str] = {}
-    quantized = {}
+    quantized: dict[str, tuple[int, ...]] = {}
+    computed_in: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type not in MULTIPLICATIONS:
             continue
+        # The linears of the checkpoint that the node computes, and what of its operands is quantized.
+        names = one_by_one(node.name)
         int8 = [node.op_type == "MatMulInteger" or index.dequantizer(tensor) is not None for tensor in node.input[:2]]
-        quantized[node.name] = tuple(position for position, found in enumerate(int8) if found)
+        operands = tuple(position for position, found in enumerate(int8) if found)
+        quantized |= dict.fromkeys(names, operands)
+        # Two constants are folded, one makes a linear, none an attention's product.
         constants = sum(index.is_constant(tensor) for tensor in node.input[:2])
         if not in_encoder(node.name) or constants == 2:
-            others[node.name] = _reason(node.name, constants, quantized[node.name])
+            others |= {name: _reason(name, constants, operands) for name in names}
         elif constants:
-            linears.append(node.name)
+            linears.extend(names)
+            computed_in |= {name: node.name for name in names if name != node.name}
         else:
             matmuls.append(node.name)
-    return Inventory(tuple(linears), tuple(matmuls), others, quantized)
+    return Inventory(tuple(linears), tuple(matmuls), others, quantized, computed_in)
 
 
 def reduction_sizes(model: onnx.ModelProto) -> tuple[int, ...]:

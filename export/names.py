@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from onnx import NodeProto
 
@@ -25,6 +25,32 @@ def in_encoder(name: str) -> bool:
     return ENCODER_BLOCK.search(name) is not None
 
 
+# Several linears that read one tensor become one product; its name says of which: ….self.query_and_key_and_value.MatMul
+TOGETHER = "_and_"
+
+
+def together(names: Sequence[str]) -> str | None:
+    """Name for one node in place of several: ``a.query.MatMul`` and ``a.key.MatMul`` make ``a.query_and_key.MatMul``.
+
+    None when they differ in more than one part of their names.
+    """
+    parts = [name.split(".") for name in names]
+    differing = [place for place, same in enumerate(zip(*parts, strict=False)) if len(set(same)) > 1]
+    if len(differing) != 1 or len({len(part) for part in parts}) > 1:
+        return None
+    place = differing[0]
+    return ".".join((*parts[0][:place], TOGETHER.join(part[place] for part in parts), *parts[0][place + 1 :]))
+
+
+def one_by_one(name: str) -> tuple[str, ...]:
+    """Names of the nodes that `together` made one of; `name` alone when it is a node of its own."""
+    parts = name.split(".")
+    place = next((place for place, part in enumerate(parts) if TOGETHER in part), None)
+    if place is None:
+        return (name,)
+    return tuple(".".join((*parts[:place], own, *parts[place + 1 :])) for own in parts[place].split(TOGETHER))
+
+
 # Point attribute -> name pattern of the nodes that consume the point, below its module, and the operand it is. ALBERT
 # calls one module once per layer: its nodes are numbered on, two BMMs a call.
 CONSUMERS: Mapping[str, tuple[str, int]] = {
@@ -40,12 +66,11 @@ CONSUMERS: Mapping[str, tuple[str, int]] = {
 
 
 def consumers(nodes: Iterable[NodeProto], point: str) -> tuple[tuple[NodeProto, int], ...]:
-    """Find the (node, operand) pairs that `point`, named as in placement.json, quantizes; in graph order."""
+    """Find the (node, operand) pairs that `point`, named as in placement.json, quantizes; in graph order.
+
+    The points of linears that are computed together all name their one product.
+    """
     module, _, attribute = point.rpartition(".")
     pattern, operand = CONSUMERS.get(attribute, ("", 0))
-    prefix = f"{module}."
-    return tuple(
-        (node, operand)
-        for node in nodes
-        if node.name.startswith(prefix) and re.fullmatch(pattern, node.name.removeprefix(prefix))
-    )
+    name = re.compile(rf"{re.escape(module)}\.({pattern})")
+    return tuple((node, operand) for node in nodes if any(map(name.fullmatch, one_by_one(node.name))))

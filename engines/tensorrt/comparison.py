@@ -1,9 +1,9 @@
 """Compare a built engine with what was predicted for it, and name every difference.
 
 A prediction says of each layer of the graph what it should become: an INT8 or float GEMM, one fused attention in INT8
-or float, a residual add on INT8 operands. The engine inspector says what TensorRT made of it. Besides, an engine has
-layers nobody predicts, which only copy or convert: each costs a pass over memory, so they are named too, except at the
-engine's own inputs and outputs, where token ids and results change their type.
+or float, a residual add whose skip is read as INT8. The engine inspector says what TensorRT made of it. Besides, an
+engine has layers nobody predicts, which only copy or convert: each costs a pass over memory, so they are named too,
+except at the engine's own inputs and outputs, where token ids and results change their type.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from engines.tensorrt.kernels import (
     FLOATS,
+    MULTIPLICATION_NODE,
     Kernel,
     attention_is_int8,
     io_names,
@@ -118,7 +119,7 @@ PREDICTIONS = {  # by kind of difference: kinds of predicted layers, the INT8 on
         "float_fused_attention": "one fused attention in float",
         "unfused": "an attention of separate kernels",
     },
-    "residual": {"residual_add": "an add on INT8 operands"},
+    "residual": {"residual_add": "an add that reads an INT8 skip"},
 }
 
 
@@ -147,9 +148,12 @@ def _attention(layer: PredictedLayer, kernel: Kernel) -> str | None:
 
 
 def _residual(_layer: PredictedLayer, kernel: Kernel) -> str | None:
-    """A float activation beside the INT8 ones: an operand of the add stayed float, or was converted back before it."""
-    floats = any(tensor.is_activation and tensor.precision in FLOATS for tensor in kernel.inputs)
-    return f"a float residual: {kernel.says()}" if floats else None
+    """A float skip operand: the add was to read codes. The branch may be float where another kernel computed it."""
+    activations = [tensor for tensor in kernel.inputs if tensor.is_activation]
+    floats = sum(tensor.precision in FLOATS for tensor in activations)
+    branch = not any(MULTIPLICATION_NODE.search(node) for node in kernel.nodes)
+    as_codes = floats <= branch and any(tensor.precision == "int8" for tensor in activations)
+    return None if as_codes else f"a float residual: {kernel.says()}"
 
 
 def _copies(kernels: Sequence[Kernel], outside: frozenset[str]) -> list[Difference]:

@@ -9,11 +9,12 @@ from typing import Any
 import onnx
 from onnx import NodeProto
 
+from export.inventory import MULTIPLICATIONS
 from export.lint.graph import LintGraph
 from export.lint.limits import FLOAT_HEAD_SIZES, INT8_HEAD_SIZES, INT8_MAX_SEQUENCE, MIN_SM
 from export.lint.patterns import Attention, Linear, Patterns, Residual
 from export.lint.recognize import recognize
-from export.names import QUANTIZE
+from export.names import DEQUANTIZE, QUANTIZE, one_by_one
 from export.reading import label
 
 OPERAND_NAMES = {
@@ -43,6 +44,11 @@ class FusedLayer:
     role: str = ""  # query, key, value, qkv, attention_output, ffn_up, ffn_down of an encoder linear, "" elsewhere
     # What a GEMM computes on its result before writing it: bias, gelu, residual_add, quantize (INT8 out).
     epilogue: tuple[str, ...] = ()
+
+    @property
+    def linears(self) -> int:
+        """Number of the checkpoint's linears in it: three where lowering put query, key and value together."""
+        return len(one_by_one(self.name))
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -182,6 +188,9 @@ def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: i
     """Predict the layer of one attention block, with the reasons that keep it from INT8 or from fusing at all."""
     missing = missing_quantization(graph, attention)
     late = ["the scale is applied behind the first BMM"] if attention.scalings else []
+    queries = graph.shapes.get(attention.bmm1.input[0]) or ()
+    if len(queries) == 4 and queries[2] == 1:
+        late.append("its query is a single row, which takes two small products and no fused kernel")
     float_type = graph.float_type(attention.bmm2.output[0])
     layer = FusedLayer(
         "unfused", label(attention.softmax), float_type, heads=attention.heads, head_size=attention.head_size
@@ -220,13 +229,36 @@ def _device_problems(sm: int) -> list[str]:
 
 def residual_quantized(graph: LintGraph, residual: Residual) -> tuple[bool, bool]:
     """Return whether the branch and the skip operand of a residual add are quantized."""
-    branch, skip = (graph.operand(residual.node.input[i]).quantized for i in (residual.branch, residual.skip))
-    return branch, skip
+    branch = graph.operand(residual.node.input[residual.branch]).quantized
+    return branch, _skip_quantizer(graph, residual) is not None
+
+
+def shares_skip(graph: LintGraph, residual: Residual) -> bool:
+    """Return whether the skip operand comes from the Q whose codes linears multiply: they are in memory anyway."""
+    quantize = _skip_quantizer(graph, residual)
+    readers = graph.readers(quantize.output[0]) if quantize is not None else ()
+    values = [reader.output[0] for reader in readers if reader.op_type == DEQUANTIZE]
+    return any(found.op_type in MULTIPLICATIONS for tensor in values for found in graph.consumers(tensor))
+
+
+def _skip_quantizer(graph: LintGraph, residual: Residual) -> NodeProto | None:
+    """The Q of the skip operand, seen through a Mul or Div by one number per channel, which undoes smoothing."""
+    tensor = graph.origin(residual.node.input[residual.skip])
+    maker = graph.producer(tensor)
+    if maker is not None and maker.op_type in ("Div", "Mul") and len(graph.computed_inputs(maker)) == 1:
+        (tensor,) = graph.computed_inputs(maker)
+    found = graph.operand(tensor)
+    quantize = None if found.dequantize is None else graph.producer(found.dequantize.input[0])
+    return quantize if quantize is not None and quantize.op_type == QUANTIZE else None
 
 
 def _residual(graph: LintGraph, residual: Residual) -> FusedLayer:
-    quantized = residual_quantized(graph, residual)
-    operands = [name for name, is_int8 in zip(("branch", "skip"), quantized, strict=True) if not is_int8]
-    precision = graph.float_type(residual.node.output[0]) if operands else "int8"
-    reason = f"float operand: {' and '.join(operands)}" if operands else ""
-    return FusedLayer("residual_add", label(residual.node), precision, reason=reason)
+    """The layer of a residual add, INT8 when its skip operand is read as codes; the branch comes from its own linear.
+
+    A pair of its own on either operand saves nothing: the kernel reads float and rounds in registers.
+    """
+    _, skip = residual_quantized(graph, residual)
+    if shares_skip(graph, residual):
+        return FusedLayer("residual_add", label(residual.node), "int8")
+    reason = "the skip has a QuantizeLinear of its own, which no linear shares" if skip else "float operand: skip"
+    return FusedLayer("residual_add", label(residual.node), graph.float_type(residual.node.output[0]), reason=reason)

@@ -28,7 +28,11 @@ POINTWISE = frozenset(
 
 @dataclass(frozen=True)
 class Linear:
-    """A MatMul or Gemm by a constant. `crossed` are Q/DQ nodes between the product and its bias."""
+    """A MatMul or Gemm by a constant. `crossed` are Q/DQ nodes between the product and its bias.
+
+    `ratio` is a Mul of the product by a number per output channel: what is left of the weight's scales once they are
+    one (`export.passes.weight_ratios`).
+    """
 
     node: NodeProto
     weight: int  # index of the factor that is the constant
@@ -36,11 +40,12 @@ class Linear:
     n: int | None
     bias: NodeProto | None
     crossed: tuple[NodeProto, ...]
+    ratio: NodeProto | None = None
 
     @property
     def output(self) -> str:
-        """The tensor behind the bias."""
-        return str((self.bias or self.node).output[0])
+        """The tensor behind the ratio and the bias."""
+        return str((self.bias or self.ratio or self.node).output[0])
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,18 @@ def find_linears(graph: LintGraph) -> tuple[Linear, ...]:
         constants = [index for index, tensor in enumerate(node.input[:2]) if graph.constant(tensor)]
         if len(constants) == 1:
             k, n = _sizes(graph, node, constants[0])
-            bias, crossed = next_reader(graph, node.output[0], ("Add",), constant=True)
-            found.append(Linear(node, constants[0], k, n, bias, crossed))
+            ratio = _ratio(graph, node, n)
+            bias, crossed = next_reader(graph, (ratio or node).output[0], ("Add",), constant=True)
+            found.append(Linear(node, constants[0], k, n, bias, crossed, ratio))
     return tuple(found)
+
+
+def _ratio(graph: LintGraph, product: NodeProto, n: int | None) -> NodeProto | None:
+    """The Mul by a constant of `n` numbers, all that reads the product; None for any other reader."""
+    readers = graph.readers(product.output[0])
+    if len(readers) != 1 or readers[0].op_type != "Mul" or n in (None, 1):
+        return None
+    return readers[0] if any(graph.constant(t) and graph.size(t) == n for t in readers[0].input) else None
 
 
 def output_axis(graph: LintGraph, node: NodeProto, weight: int) -> int | None:

@@ -83,7 +83,9 @@ def _map(layers: Sequence[FusedLayer]) -> Iterator[str]:
     linears = [layer for layer in layers if layer.role]
     attentions = [layer for layer in layers if "attention" in layer.kind or layer.kind == "unfused"]
     adds = [layer for layer in layers if layer.kind == "residual_add"]
-    yield f"  encoder linears  {_share(linears, 'int8_gemm')} as INT8 GEMM"
+    # Linears are counted as in the checkpoint, also where one product computes several.
+    each = [layer for layer in linears for _ in range(layer.linears)]
+    yield f"  encoder linears  {_share(each, 'int8_gemm')} as INT8 GEMM"
     yield f"  attention        {_share(attentions, 'int8_fused_attention')} as INT8 fused attention"
     quantized = sum(layer.precision == "int8" for layer in adds)
     yield f"  residual adds    {quantized} of {len(adds)} on INT8 operands"

@@ -61,7 +61,8 @@ def kept_in_fp32(graph: gs.Graph, types: Types, half: Half, ranges: Mapping[str,
         explained = _explained_by_masks(graph, kept.clamped, ranges)
         measured = {name: ranges[name] for name in floats if name in ranges and name not in explained}
         needs.update((name, why) for name, largest in measured.items() if (why := _misfit(largest, half)))
-    computed = {node.outputs[0].name for node in graph.nodes if node.op not in (CAST, *PAIR)}
+    # What only moves values is as large as what it moves.
+    computed = {node.outputs[0].name for node in graph.nodes if node.op not in (CAST, *PAIR, *MOVING)}
     kept.unmeasured = tuple(name for name in floats if name in computed and name not in (ranges or {}))
     # From tensors to the nodes that make or read them.
     _by_tensor(graph, needs, kept)

@@ -13,11 +13,13 @@ from export.passes.element_types import Body, check_strong_types
 from export.passes.fold_types import fold_types
 from export.passes.gather_codes import float_tables, gather_codes
 from export.passes.half_body import half_body
+from export.passes.merge_projections import merge_projections
 from export.passes.narrow_inputs import narrow_inputs
 from export.passes.needed_rows import needed_rows
 from export.passes.recode_unsigned import recode_unsigned
 from export.passes.share_factors import share_factors
 from export.passes.share_quantizers import share_quantizers
+from export.passes.weight_ratios import weight_ratios
 from qdq.base.config import choice
 
 FACTORS = Pass(
@@ -100,6 +102,21 @@ NARROW = Pass(
     narrow_inputs,
 )
 
+MERGE = Pass(
+    "merge_projections",
+    "query, key and value in one product: the compiler merges the three itself, but then splits their result into "
+    "heads in three kernels, and [0,0,3,heads,d] in one. After half_body, whose ranges are of the canonical tensors, "
+    "and after needed_rows, which leaves the last block's query a row of its own",
+    merge_projections,
+)
+
+RATIOS = Pass(
+    "weight_ratios",
+    "with a scale per channel TensorRT's INT8 products write their raw sums, some of which FP16 cannot hold; with one "
+    "scale per tensor it is an FP32 number of the product itself. After merge_projections, so that what was merged has "
+    "one scale, and half_body, whose types the ratios take",
+    weight_ratios,
+)
 
 PROVE = Pass(
     "strong_types",
@@ -128,7 +145,7 @@ def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, 
     pipelines: Mapping[str, tuple[Pass, ...]] = {
         "openvino": (FACTORS, SHARE, ROWS, TYPES, COMPACT, CODES, LINEARS_UNSIGNED, *narrow),
         "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *dynamic, RECODE, *narrow),
-        "tensorrt": (FACTORS, SHARE, TABLES, *float_passes(options)),
+        "tensorrt": (FACTORS, SHARE, ROWS, TABLES, _half(options), MERGE, RATIOS, NARROW, PROVE),
     }
     return pipelines[choice(target, pipelines, "target")]
 
@@ -138,10 +155,13 @@ def float_passes(options: LowerOptions) -> tuple[Pass, ...]:
 
     They are all that the unquantized graph needs which TensorRT's INT8 one is compared with.
     """
-    half = Pass(
+    return ROWS, _half(options), NARROW, PROVE
+
+
+def _half(options: LowerOptions) -> Pass:
+    return Pass(
         "half_body",
         "a strongly typed engine runs in FP32 what is written in FP32, and does not fuse a matmul with a DQ of another "
         "type. After share_quantizers, so that a quantizer is typed once",
         partial(half_body, body=options.body, ranges=options.ranges),
     )
-    return half, NARROW, PROVE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def _lint(graph: Path) -> dict[str, Any]:
     from export.lint.command import read_model
 
     report = lint(read_model(graph), TARGET, SM, SEQUENCE)
+    # The layers of the encoder by what users ask about.
     encoder = [layer for layer in report.layers if layer.layer is not None]
     kinds = {
         "linears": [layer for layer in encoder if layer.role],
@@ -73,10 +74,18 @@ def _lint(graph: Path) -> dict[str, Any]:
         "target": TARGET,
         "sm": SM,
         "findings": dict(report.counts()),
-        "int8": {name: [sum(x.precision == "int8" for x in found), len(found)] for name, found in kinds.items()},
+        "int8": {
+            name: [_linears(x for x in found if x.precision == "int8"), _linears(found)]
+            for name, found in kinds.items()
+        },
         "fused_attentions": sum(layer.kind == "int8_fused_attention" for layer in encoder),
         "layers": len({layer.layer for layer in encoder}),
     }
+
+
+def _linears(layers: Iterable[Any]) -> int:
+    """Number of layers, those counted as several that compute several linears of the checkpoint."""
+    return sum(layer.linears for layer in layers)
 
 
 def _removals(graph: Path, placement: Path) -> dict[str, Any]:

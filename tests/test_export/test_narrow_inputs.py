@@ -134,8 +134,11 @@ def test_the_lowered_graph_takes_int32_and_computes_the_same(
     assert [step["pass"] for step in report["passes"]] == [
         "share_factors",
         "share_quantizers",
+        "needed_rows",
         "float_tables",
         "half_body",
+        "merge_projections",
+        "weight_ratios",
         "narrow_inputs",
         "strong_types",
     ]

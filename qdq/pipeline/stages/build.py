@@ -130,6 +130,7 @@ def multiplications(model: Path, group: int = 0) -> MatmulNames:
         matmuls=found.attention_matmul,
         floats=tuple(NotInt8(name, reason) for name, reason in found.other.items()),
         unquantized=tuple(unquantized),
+        computed_in=found.computed_in,
     )
 
 
