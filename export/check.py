@@ -290,4 +290,4 @@ def _points(graph: CanonicalGraph, expected: Sequence[str]) -> Iterator[str]:
 def _served(graph: CanonicalGraph, point: str) -> bool:
     """Return whether a DequantizeLinear lies in front of an operand that `point` quantizes."""
     found = consumers(graph.nodes, point)
-    return any(graph.index.dequantizer(node.input[operand]) is not None for node, operand in found)
+    return any(graph.index.to_operand(node, operand)[1] is not None for node, operand in found)

@@ -44,14 +44,24 @@ class GraphIndex:
         """The DequantizeLinear whose values `tensor` carries, seen through layout ops; None for a float tensor."""
         return self.route(tensor)[1]
 
-    def route(self, tensor: str) -> tuple[list[onnx.NodeProto], onnx.NodeProto | None]:
-        """The layout ops `tensor` comes through, the last one first, and the DequantizeLinear before them or None."""
+    def to_operand(self, node: onnx.NodeProto, operand: int) -> tuple[list[onnx.NodeProto], onnx.NodeProto | None]:
+        """The route to an operand; to an Add's the skip may be divided by the smoothing of linears that read it, too."""
+        return self.route(node.input[operand], factors=node.op_type == "Add")
+
+    def route(self, tensor: str, factors: bool = False) -> tuple[list[onnx.NodeProto], onnx.NodeProto | None]:
+        """The layout ops `tensor` comes through, the last one first, and the DequantizeLinear before them or None.
+
+        With `factors` a Mul or Div by a constant counts as a layout op.
+        """
         layout: list[onnx.NodeProto] = []
         node = self.producers.get(tensor)
-        while node is not None and node.op_type in LAYOUT:
+        while node is not None and (node.op_type in LAYOUT or (factors and self._is_factor(node))):
             layout.append(node)
             node = self.producers.get(node.input[0])
         return layout, node if node is not None and node.op_type == DEQUANTIZE else None
+
+    def _is_factor(self, node: onnx.NodeProto) -> bool:
+        return node.op_type in ("Div", "Mul") and self.is_constant(node.input[1])
 
 
 @dataclass(frozen=True)

@@ -60,18 +60,20 @@ def without_points(model: onnx.ModelProto, points: Collection[str]) -> onnx.Mode
     graph = edited.graph
     index = GraphIndex(graph)
     for point in points:
-        found = [(node, i) for node, i in consumers(graph.node, point) if index.dequantizer(node.input[i]) is not None]
+        found = [(node, i) for node, i in consumers(graph.node, point) if index.to_operand(node, i)[1] is not None]
         if not found:
             raise ConfigError(f"{point}: quantizes nothing in this graph; take a point that placement.json has placed")
         for node, operand in found:
-            node.input[operand] = _bypass(graph, index, node.input[operand], f"{node.name}.float_{operand}")
+            node.input[operand] = _bypass(graph, index, index.to_operand(node, operand), f"{node.name}.float_{operand}")
     _remove_unread(graph)
     return edited
 
 
-def _bypass(graph: onnx.GraphProto, index: GraphIndex, operand: str, name: str) -> str:
-    """The float tensor to read instead of `operand`, moved by copies of its layout ops; other readers keep theirs."""
-    layout, dequantize = index.route(operand)
+def _bypass(
+    graph: onnx.GraphProto, index: GraphIndex, route: tuple[list[NodeProto], NodeProto | None], name: str
+) -> str:
+    """The float tensor to read instead of an operand, moved by copies of the ops on its `route`; others keep theirs."""
+    layout, dequantize = route
     assert dequantize is not None  # the caller has found one
     quantize = index.producers.get(dequantize.input[0])
     tensor = quantize.input[0] if quantize is not None else _float_weight(graph, index, dequantize, name)

@@ -152,3 +152,20 @@ def test_a_very_deep_graph_does_not_recurse() -> None:
     chain = [helper.make_node("Relu", [a], [b], name=b) for a, b in pairwise(names)]
     matmul = helper.make_node("MatMul", [names[-1], names[-1]], ["y"], name="encoder.layer.0.MatMul")
     assert inventory(graph([*chain, matmul], {})).attention_matmul == ("encoder.layer.0.MatMul",)
+
+
+def test_a_skip_that_undoes_smoothing_is_quantized_and_a_product_behind_a_factor_is_not(model: ModelProto) -> None:
+    """What calibration writes for a skip that shares the linears' codes: ``DQ(Q(x * f)) / f``."""
+    add = next(node for node in model.graph.node if node.name == "bert.encoder.layer.0.attention.output.Add")
+    product = next(node for node in model.graph.node if node.name.endswith("layer.0.intermediate.dense.MatMul"))
+    model.graph.initializer.append(numpy_helper.from_array(np.full(32, 2, np.float32), "factor"))
+    for node, operand in ((add, 1), (product, 0)):
+        name = f"{node.name}.undone"
+        divide = helper.make_node("Div", [node.input[operand], "factor"], [name], name)
+        model.graph.node.insert(list(model.graph.node).index(node), divide)
+        node.input[operand] = name
+    index = GraphIndex(model.graph)
+    route, dequantize = index.to_operand(add, 1)
+    assert [node.op_type for node in route] == ["Div"]
+    assert dequantize is not None and dequantize.op_type == "DequantizeLinear"
+    assert index.to_operand(product, 0)[1] is None
