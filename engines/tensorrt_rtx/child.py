@@ -67,7 +67,7 @@ def compile_one(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         set_capabilities(trt, config, request["capabilities"])
-        set_shapes(builder, network, config, request["shapes"])
+        reply["axes"] = set_shapes(builder, network, config, request["shapes"])
         plan = builder.build_serialized_network(network, config)
         reply["plan_bytes"] = None if plan is None else plan.nbytes
         if plan is not None:
@@ -98,11 +98,15 @@ def set_capabilities(trt: Any, config: Any, capabilities: list[int]) -> None:
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
 
 
-def set_shapes(builder: Any, network: Any, config: Any, shapes: dict[str, list[int]]) -> None:
-    """Give every dynamic axis of every input its range: one size, or minimum, optimum and maximum."""
+def set_shapes(builder: Any, network: Any, config: Any, shapes: dict[str, list[int]]) -> list[str]:
+    """Give every dynamic axis of every input its range: one size, or minimum, optimum and maximum.
+
+    Returns which of batch, choices and sequence the graph leaves open.
+    """
     profile = builder.create_optimization_profile()
     dynamic = False
-    for tensor, axes in dynamic_axes(network):
+    found = list(dynamic_axes(network))
+    for tensor, axes in found:
         sizes = {axis: shapes[role] for axis, role in axes.items()}
         if all(low == high for low, _, high in sizes.values()):
             tensor.shape = [sizes[axis][1] if axis in sizes else size for axis, size in enumerate(tensor.shape)]
@@ -115,6 +119,7 @@ def set_shapes(builder: Any, network: Any, config: Any, shapes: dict[str, list[i
         dynamic = True
     if dynamic:
         config.add_optimization_profile(profile)
+    return sorted({role for _, axes in found for role in axes.values()})
 
 
 def dynamic_axes(network: Any) -> Iterator[tuple[Any, dict[int, str]]]:
@@ -193,7 +198,7 @@ def serve(folder: str) -> None:
     The first line says what this is: {"version", "capabilities"}. A request has model (a path), capabilities, shapes
     (role: [minimum, optimum, maximum]; null only parses) and plan (a path to write to, or null). A reply has parsed,
     errors [{node, index, operator, reason, code}], seconds, peak_mb and log [[severity, message]]; of a graph that was
-    built, too, plan_bytes (null when the builder gave up) and what `read_plan` returns. It is only {"failed": a
+    built, too, axes, plan_bytes (null when the builder gave up) and what `read_plan` returns. It is only {"failed": a
     sentence} when a file could not be read or written.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -140,6 +140,7 @@ class Compiler:
             plan_bytes=reply["plan_bytes"],
             seconds=reply["seconds"],
             peak_mb=reply["peak_mb"],
+            axes=tuple(reply["axes"]),
         )
 
     def _check_capabilities(self, capabilities: Sequence[int]) -> None:

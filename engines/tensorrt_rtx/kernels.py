@@ -120,7 +120,8 @@ class Compiled:
     """An engine as the compiler has built it; nothing of it was run.
 
     capabilities: compute capabilities it is for, 75 is 7.5; version: of the compiler; seconds: parsing and building;
-    peak_mb: memory of the process that compiled, libraries included; plan_bytes: size of the engine file.
+    peak_mb: memory of the process that compiled, libraries included; plan_bytes: size of the engine file; axes: those
+    of batch, choices and sequence that the graph leaves open and the shapes asked for have filled.
     """
 
     kernels: tuple[Kernel, ...]
@@ -130,6 +131,7 @@ class Compiled:
     plan_bytes: int
     seconds: float
     peak_mb: float
+    axes: tuple[str, ...] = ("batch", "sequence")
 
     @property
     def static(self) -> bool:

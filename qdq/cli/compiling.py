@@ -33,18 +33,18 @@ def compile_file(path: Path, sm: int, shapes: Shapes) -> CompiledGraph:
     account cannot be read. A graph that is refused is no error.
     """
     with Compiler() as compiler:
-        name, described = f"TensorRT for RTX {compiler.version}", describe(shapes)
+        name = f"TensorRT for RTX {compiler.version}"
         try:
             compiled = compiler.compile(path, (sm,), shapes)
         except Refused as refused:
             errors = tuple(Refusal(error.node, error.operator, error.reason) for error in refused.errors)
-            return CompiledGraph(name, sm, described, errors)
+            return CompiledGraph(name, sm, describe(shapes), errors)
     # A node's kernel is the last that names it, a GEMM only where no other kernel does.
     found = coverage(compiled, path)
     return CompiledGraph(
         compiler=name,
         sm=sm,
-        shape=described,
+        shape=describe(shapes) if compiled.axes else "the shapes of the file",
         layers=layer_costs(compiled),
         linears=found.linears,
         outside=found.outside,

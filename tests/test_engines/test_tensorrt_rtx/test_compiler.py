@@ -165,6 +165,17 @@ def test_every_input_gets_its_axes(compiler: Compiler, tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(text), path)
     compiled = compiler.compile(path, (75,), Shapes.fixed(2, 16, choices=3))
     assert compiled.kernels[-1].outputs[0].shape == (2, 3, 8)
+    assert compiled.axes == ("batch", "choices", "sequence")
+
+
+def test_fixed_shapes_stay(compiler: Compiler, tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]> g (float16[2, 8] x) => (float16[2, 8] y) { y = Relu (x) }"""
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    compiled = compiler.compile(path, (75,), Shapes.between((1, 1), (4, 16), (8, 32)))
+    assert compiled.axes == ()
+    assert compiled.static
+    assert compiled.kernels[-1].outputs[0].shape == (2, 8)
 
 
 def test_a_plan_that_cannot_be_written(compiler: Compiler, write_half: WriteHalf, tmp_path: Path) -> None:

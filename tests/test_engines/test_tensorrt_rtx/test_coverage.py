@@ -109,6 +109,19 @@ def test_linears_say_why_they_are_not_int8(cover: Cover, write_half: WriteHalf) 
     assert name not in found.scales_in_fp32
 
 
+def test_weights_that_the_engine_dequantizes(cover: Cover, write_half: WriteHalf) -> None:
+    """A scale per row of the weight cannot leave the sum; the graph is quantized, the product is not."""
+    path = write_half()
+    model = onnx.load(path)
+    name = "encoder.layer.0.attention.output.dense"
+    point = next(node for node in model.graph.node if node.name == f"{name}.weight_quantizer.dequantize")
+    point.attribute[0].i = 0
+    onnx.save(model, path)
+    found = cover(path)
+    assert found.linears[f"{name}.MatMul"] == "quantized in the graph, but the plan multiplies fp16 x fp16"
+    assert found.int8_linears == (5, 6)
+
+
 def test_a_product_outside_the_layers(cover: Cover, write_half: WriteHalf) -> None:
     path = write_half()
     model = onnx.load(path)
