@@ -27,9 +27,9 @@
 #|                  token-classification, question-answering, fill-mask,
 #|                  multiple-choice, next-sentence-prediction, language-modeling
 #|                  (default: from the checkpoint's architecture)
-#|   TARGET=        auto, openvino, onnxruntime, tensorrt (default: auto, which
-#|                  is tensorrt when a GPU and the tensorrt module are there,
-#|                  else openvino)
+#|   TARGET=        auto, openvino, onnxruntime, tensorrt, tensorrt-rtx
+#|                  (default: auto, which is tensorrt when a GPU and the
+#|                  tensorrt module are there, else openvino)
 #|   CALIB=         file, folder or datasets:NAME (default: bundled English
 #|                  text)
 #|   EVAL=          text to compare with FP32 on and to time with (default: the

@@ -108,6 +108,8 @@ def abilities(packages: Mapping[str, str | None], probes: Mapping[str, Probe], s
         built = not core and not runtime
         missing = tuple(dict.fromkeys((*core, *runtime, *baselines)))
         found[name] = Ability(built, not runtime, built and not baselines, missing)
+        if TARGETS[name].portable:  # another machine runs it
+            found[name] = Ability(built, None, None, missing)
     triton = lacking("tritonclient") + (() if server else (("a Triton server", SERVER),))
     training = lacking("torch", "transformers", "pytorch-quantization", "datasets", "accelerate", "seqeval")
     return {

@@ -8,7 +8,7 @@ Runtimes are imported inside the functions, so that reading the table costs noth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +30,7 @@ class EngineOptions:
     group: int = 0  # inputs of a linear that share a run-time scale, one of `Target.groups`; 0 is none
     defaults: bool = False  # everything else as the runtime has it by default, for a fair rival
     plan: TensorRTSettings | None = None  # settings of a TensorRT build; None is their defaults
+    capability: int = 75  # oldest compute capability that an engine for NVIDIA GPUs suits, 75 is 7.5
 
 
 class Runtime(NamedTuple):
@@ -59,6 +60,9 @@ class Target:
     placement: str = "cpu"  # what `--placement auto` decides for: targets of one kind get the same placement
     gpu: bool = False
     probe: Callable[[], Probe] | None = None  # looks for what it needs beside a Python package of its name
+    portable: bool = False  # its engines are built on any machine, for a GPU of another
+    since: Mapping[str, int] = field(default_factory=dict)  # compute capability from which it has a float type
+    compiles: bool = False  # NVIDIA's compiler, which needs no GPU, says what becomes of its graphs
     dynamic: bool = True  # it can compute scales at run time
     groups: tuple[int, ...] = ()  # inputs that can share such a scale, fastest first; () when the graph computes them
     static: bool = False  # it runs one shape faster when it is opened for it
@@ -112,10 +116,26 @@ def _tensorrt(options: EngineOptions) -> Runtime:
     return Runtime(partial(build, settings=options.plan or TensorRTSettings()), TensorRTRunner)
 
 
+def _tensorrt_rtx(options: EngineOptions) -> Runtime:
+    from engines.tensorrt import TensorRTSettings
+    from engines.tensorrt_rtx import build, open_plan
+
+    settings = options.plan or TensorRTSettings()
+    return Runtime(partial(build, settings=settings, capability=options.capability), open_plan)
+
+
 def _probe_tensorrt() -> Probe:
     from engines.tensorrt import probe
 
     return probe()
+
+
+def _probe_tensorrt_rtx() -> Probe:
+    from engines.tensorrt import Probe
+    from engines.tensorrt_rtx import missing
+
+    reason = missing()
+    return Probe(missing=(reason,) if reason else ())
 
 
 TARGETS: Mapping[str, Target] = {
@@ -146,6 +166,20 @@ TARGETS: Mapping[str, Target] = {
             placement="tensorrt",
             gpu=True,
             probe=_probe_tensorrt,
+            compiles=True,
+            dynamic=False,
+        ),
+        Target(
+            "tensorrt-rtx",
+            ("model.rtx", "run_engine.py"),
+            _tensorrt_rtx,
+            backends=(),  # Triton has none for it
+            placement="tensorrt",
+            gpu=True,
+            probe=_probe_tensorrt_rtx,
+            portable=True,
+            since={"fp32": 80, "bf16": 80},  # datacenter TensorRT has FP32 on Turing, too
+            compiles=True,
             dynamic=False,
         ),
     )

@@ -67,9 +67,10 @@ class Int8Report:
 class BuiltEngine:
     """Files of a built engine and its interface. `int8` is None for a floating-point engine."""
 
-    target: str  # openvino | onnxruntime | tensorrt
+    target: str  # one of engines.targets.TARGETS
     files: tuple[Path, ...]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     int8: Int8Report | None
     settings: Mapping[str, Any]  # threads, precision hint, runtime version… as recorded in build.json
+    compiled: Any = None  # engines.tensorrt_rtx.Compiled, where that built it

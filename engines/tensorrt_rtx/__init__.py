@@ -6,10 +6,12 @@ attentions of the graph run in INT8. A `Compiler` does the same for many graphs 
 
 from __future__ import annotations
 
+from engines.tensorrt_rtx.build import build, open_plan
 from engines.tensorrt_rtx.compiler import Compiler, Shapes, compile_graph, parse
 from engines.tensorrt_rtx.coverage import Coverage, coverage
 from engines.tensorrt_rtx.kernels import Compiled, Gemm, Kernel, NodeError, Refused, Tensor
 from engines.tensorrt_rtx.libraries import installed_version, missing
+from engines.tensorrt_rtx.proof import proof_text, prove
 
 __all__ = [
     "Compiled",
@@ -21,9 +23,13 @@ __all__ = [
     "Refused",
     "Shapes",
     "Tensor",
+    "build",
     "compile_graph",
     "coverage",
     "installed_version",
     "missing",
+    "open_plan",
     "parse",
+    "proof_text",
+    "prove",
 ]

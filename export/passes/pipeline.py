@@ -147,6 +147,7 @@ def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, 
         "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *dynamic, RECODE, *narrow),
         "tensorrt": (FACTORS, SHARE, ROWS, TABLES, _half(options), MERGE, RATIOS, NARROW, PROVE),
     }
+    pipelines = {**pipelines, "tensorrt-rtx": pipelines["tensorrt"]}  # the same parser and graph compiler
     return pipelines[choice(target, pipelines, "target")]
 
 

@@ -28,6 +28,8 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    "tensorrt-rtx-cu12-bindings",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu12",
     "tritonclient",
 )
 

@@ -152,12 +152,12 @@ def _results(command: str, outcome: Outcome) -> str:
     """Return results and artifact paths as text."""
     from engines.bench import render_table
     from engines.compare import relate
-    from qdq.pipeline.outcome import int8_text
+    from qdq.pipeline.outcome import build_text
 
     reports = outcome.as_json()
     parts = []
     if command in ("compile", "build") and reports["build"]:
-        parts.append(int8_text(reports["build"]))
+        parts.append(build_text(reports["build"]))
     if command in ("compile", "verify") and reports["accuracy"]:
         parts.append(relate(reports["accuracy"]))
     if command in ("compile", "bench") and reports["benchmark"]:

@@ -189,8 +189,11 @@ class CompileOptions(TreatmentOptions):
         return Treatments(**values_for(TreatmentOptions, self), clip_search=clips)
 
     def _validate_serving(self) -> None:
-        if self.triton_backend == "tensorrt" and self.target in targets.CPU_TARGETS:
-            raise ConfigError(f"--triton-backend: tensorrt serves plans only, not --target {self.target}; leave it out")
+        backend, target = self.triton_backend, targets.TARGETS.get(self.target)
+        if backend and target and targets.TARGETS[backend].gpu and backend not in target.backends:
+            raise ConfigError(
+                f"--triton-backend: {backend} serves plans only, not --target {target.name}; leave it out"
+            )
         if not self.buckets:
             return
         if list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 4:
@@ -232,13 +235,7 @@ def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) ->
     `search` asks for one.
     """
     target = detect_target() if options.target == "auto" else options.target
-    if options.mode == "throughput" and targets.TARGETS[target].gpu:
-        raise ConfigError("--mode: throughput is about CPU engines; for plans see 'qdq bench --engine' and --streams")
-    if options.buckets and options.buckets[-1] != options.sequence:
-        raise ConfigError(
-            f"--buckets: {','.join(map(str, options.buckets))} must end with --sequence {options.sequence}, where "
-            "longer texts are cut"
-        )
+    _check_together(options, target)
     threads, streams = share_cores(options.mode, options.threads, options.streams, available_cores(), numa_nodes())
     placement = options.placement or (None if options.spec or (own_spec and not options.search) else DEFAULT_PLACEMENT)
     return replace(
@@ -249,6 +246,22 @@ def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) ->
         streams=streams,
         out=options.out or str(Path("build") / model_name),
     )
+
+
+def _check_together(options: CompileOptions, target: str) -> None:
+    """Raise ConfigError for options that this target, or another option, rules out."""
+    if options.mode == "throughput" and targets.TARGETS[target].gpu:
+        raise ConfigError("--mode: throughput is about CPU engines; for plans see 'qdq bench --engine' and --streams")
+    since = targets.TARGETS[target].since.get(options.body, 0)
+    if options.sm < since:
+        raise ConfigError(
+            f"--body: {target} has {options.body} from compute capability {since / 10} on; give --sm {since} or more"
+        )
+    if options.buckets and options.buckets[-1] != options.sequence:
+        raise ConfigError(
+            f"--buckets: {','.join(map(str, options.buckets))} must end with --sequence {options.sequence}, where "
+            "longer texts are cut"
+        )
 
 
 def detect_target() -> str:

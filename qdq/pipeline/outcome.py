@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from engines.targets import TARGETS
 from qdq.base.artifacts import read_json
 from qdq.base.option import value_text
 from qdq.load.source import DEFAULT_MODEL
 from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
-from qdq.pipeline.stages.build import PLAN
 from qdq.pipeline.workdir import MANIFEST
 
 
@@ -42,7 +42,7 @@ def artifacts(run: Run) -> list[str]:
     why = [name for name in ("sweep.json", "search.json", "search.png") if name in decided]
     root = ("placement.json", "calibration.json", *why, "checkpoint", CANONICAL, FLOAT, MANIFEST)
     mine = (
-        *("model.onnx", "passes.json", "model.xml", "model.bin", PLAN, "build_engine.py", "trtexec.sh"),
+        *("model.onnx", "passes.json", *TARGETS[run.options.target].files, "build_engine.py", "trtexec.sh"),
         *("build.json", "accuracy.json", "benchmark.json", "model_repository"),
         *("fp16", "bf16", "fp32"),
     )
@@ -87,6 +87,15 @@ def show(run: Run) -> None:
     run.screen.line()
 
 
+def build_text(build: Mapping[str, Any]) -> str:
+    """Say what the engine became, from build.json: what a compiler says of it, else what the engine itself reports."""
+    if "compiled" not in build:
+        return int8_text(build)
+    from engines.tensorrt_rtx import proof_text
+
+    return proof_text(build["compiled"]) + "\n".join([*_reasons(build["compiled"]["not_int8"]), ""])
+
+
 def int8_text(build: Mapping[str, Any]) -> str:
     """Say what runs in INT8 and what does not, from build.json, at most 80 columns where names allow."""
     int8 = build["int8"]
@@ -94,10 +103,14 @@ def int8_text(build: Mapping[str, Any]) -> str:
     lines = [f"{linear} of {linears} encoder linears and {matmul} of {matmuls} attention matmuls run in INT8"]
     if int8["inferred"]:
         lines.append(f"  {len(int8['inferred'])} of them concluded from a fused block that reports one precision")
+    return "\n".join([*lines, *_reasons(int8["not_int8"])]) + "\n"
+
+
+def _reasons(not_int8: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Two lines for every reason, with the first name it holds for."""
     reasons: dict[str, list[str]] = {}
-    for item in int8["not_int8"]:
+    for item in not_int8:
         reasons.setdefault(item["reason"], []).append(item["name"])
     for reason, names in reasons.items():
-        lines.append(f"  {len(names)} not: {reason}")
-        lines.append(f"    {names[0]}" + (f" and {len(names) - 1} more, see build.json" if len(names) > 1 else ""))
-    return "\n".join(lines) + "\n"
+        yield f"  {len(names)} not: {reason}"
+        yield f"    {names[0]}" + (f" and {len(names) - 1} more, see build.json" if len(names) > 1 else "")

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from engines.doctor import CORE, PACKAGES, WIDTH, abilities, doctor, installed_version, render, warnings
+from engines.targets import TARGETS
 from engines.tensorrt.availability import Probe
 
 OBSTACLE = "no usable NVIDIA GPU (no driver): use a machine with an NVIDIA GPU and its driver"
-NO_GPU = {"tensorrt": Probe(missing=(OBSTACLE,))}
+NO_GPU = {"tensorrt": Probe(missing=(OBSTACLE,)), "tensorrt-rtx": Probe()}
 EVERYTHING: dict[str, str | None] = dict.fromkeys(PACKAGES, "1.0")
 
 
@@ -25,7 +26,7 @@ def report() -> dict[str, Any]:
 
 def test_report_is_json_and_names_every_target(report: dict[str, Any]) -> None:
     json.dumps(report)
-    assert list(report["targets"]) == ["openvino", "onnxruntime", "tensorrt", "triton repository", "training"]
+    assert list(report["targets"]) == [*TARGETS, "triton repository", "training"]
     assert report["python"] == ".".join(map(str, sys.version_info[:3]))
     assert set(report["packages"]) == set(PACKAGES)
     assert report["disk_free_gib"] > 0
@@ -44,7 +45,7 @@ def test_text_fits_80_columns(report: dict[str, Any]) -> None:
 
 def test_a_complete_machine_lacks_nothing() -> None:
     ready = Probe("NVIDIA T4, compute capability 7.5", "11.4.0", "0.53.6")
-    found = abilities(EVERYTHING, {"tensorrt": ready}, server=True)
+    found = abilities(EVERYTHING, {"tensorrt": ready, "tensorrt-rtx": Probe()}, server=True)
     assert all(not target.missing for target in found.values())
     assert all(can is not False for target in found.values() for can in (target.build, target.run, target.benchmark))
 
@@ -56,6 +57,7 @@ def test_cpu_targets_do_not_need_a_gpu() -> None:
     tensorrt = found["tensorrt"]
     assert not tensorrt.build
     assert not tensorrt.run
+    assert (found["tensorrt-rtx"].build, found["tensorrt-rtx"].run) == (True, None)  # a GPU elsewhere runs its plan
     assert tensorrt.missing == (
         ("no usable NVIDIA GPU (no driver)", "use a machine with an NVIDIA GPU and its driver"),
     )

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from engines.targets import TARGETS, EngineOptions
 from qdq.base.artifacts import write_json
-from qdq.base.screen import Stage
-from qdq.errors import BuildError, ConfigError
+from qdq.base.screen import Stage, wrap
+from qdq.errors import BuildError, ConfigError, Unavailable
 from qdq.load.kinds import CHOICES
 from qdq.pipeline.run import Run
+from qdq.pipeline.stages.compiled import compiled_proof, unproven
 
 if TYPE_CHECKING:
     from engines.tensorrt import TensorRTSettings
@@ -25,17 +26,38 @@ def build(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 6: engine files and build.json. Raises Unavailable for a target this machine cannot build."""
     from engines.precision import summary
 
+    # The engine, or where it cannot be built, what is known of it all the same.
     group = dynamic_group(run)
     names = multiplications(run.lowered, group)
     options = replace(engine_options(run), group=group, streams=0)
-    engine = TARGETS[run.options.target].build(run.lowered, run.target, options, names)
+    target = TARGETS[run.options.target]
+    try:
+        engine = target.build(run.lowered, run.target, options, names)
+    except Unavailable:
+        if target.compiles:
+            _prove_only(run, stage)
+        raise
     if engine.int8 is None:
         raise BuildError(f"{run.target}: the engine reported no precisions; build it again")
+    # The report.
     files = [file.relative_to(run.target).as_posix() for file in engine.files]
-    report = {"target": engine.target, "engine_files": files, "int8": engine.int8.as_json()}
+    report: dict[str, Any] = {"target": engine.target, "engine_files": files, "int8": engine.int8.as_json()}
+    if engine.compiled is not None:
+        report["compiled"] = compiled_proof(run, stage, tensorrt_settings(run), engine.compiled)
     written = write_json(run.target / "build.json", {**report, "settings": dict(engine.settings)})
     stage.say(summary(engine.int8))
     return written, *engine.files
+
+
+def _prove_only(run: Run, stage: Stage) -> None:
+    """Leave in build.json, where the engine cannot be built, what NVIDIA's compiler makes of its graph."""
+    path, settings = run.target / "build.json", tensorrt_settings(run)
+    path.unlink(missing_ok=True)  # of an earlier graph
+    if (reason := unproven(run)) is not None:
+        run.screen.line(wrap(f"Not compiled here: {reason}"))
+        return
+    report: dict[str, Any] = {"target": run.options.target, "engine_files": [], "int8": None, "settings": settings.as_json()}
+    write_json(path, {**report, "compiled": compiled_proof(run, stage, settings)})
 
 
 def dynamic_group(run: Run) -> int:
@@ -75,6 +97,7 @@ def engine_options(run: Run, shape: tuple[int, ...] | None = None) -> EngineOpti
         streams=options.streams if options.mode == "throughput" else 0,
         nodes=numa_nodes(),
         plan=tensorrt_settings(run) if TARGETS[options.target].gpu else None,
+        capability=options.sm,
     )
 
 

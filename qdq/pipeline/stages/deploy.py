@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from engines.targets import TARGETS
 from qdq.base.artifacts import PARTIAL_PREFIX
 from qdq.base.screen import Stage
+from qdq.errors import Unavailable
 from qdq.pipeline.run import CANONICAL, Run
 from qdq.pipeline.stages.bench import workload
 from qdq.pipeline.stages.lower import cpu_lowering
@@ -23,8 +24,14 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 9: the Triton model repository, written through Triton's schema and read back."""
     from engines.triton import TritonSettings, bucket_model, preferred_sizes, write_repository
 
-    options, loaded = run.options, run.reference
-    backend = options.triton_backend or TARGETS[options.target].backends[0]
+    options = run.options
+    backend = options.triton_backend or next(iter(TARGETS[options.target].backends), None)
+    if backend is None:
+        raise Unavailable(
+            f"Triton has no backend for {options.target}; --triton-backend onnxruntime serves the same model, "
+            "--target tensorrt makes a plan that Triton serves"
+        )
+    loaded = run.reference
     settings = TritonSettings(
         name=run.name,
         backend=backend,  # type: ignore[arg-type]  # validated by CompileOptions

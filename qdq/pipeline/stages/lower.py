@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from engines.interface import graph_files
 from engines.targets import CPU_TARGETS, TARGETS
@@ -53,6 +53,11 @@ def is_dynamic(run: Run) -> bool:
             "calibrate"
         )
     return dynamic
+
+
+def short_float(run: Run) -> Literal["fp16", "bf16"]:
+    """The 16-bit float type that a run's INT8 graph for a GPU is compared with: that of its own body, else FP16."""
+    return "bf16" if run.options.body == "bf16" else "fp16"
 
 
 def ranges(run: Run, stage: Stage, graph: Path, body: str) -> Mapping[str, float] | None:

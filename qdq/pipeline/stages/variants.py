@@ -1,4 +1,4 @@
-"""The same model unquantized for TensorRT, in FP16 (or BF16) and in FP32: the baselines of its INT8 engine."""
+"""The same model unquantized for NVIDIA GPUs, in FP16 (or BF16) and in FP32: the baselines of its INT8 engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qdq.base.screen import Stage
 from qdq.errors import ConfigError, Unavailable
 from qdq.pipeline.run import FLOAT, Run
 from qdq.pipeline.stages.build import PLAN, engine_options, tensorrt_settings
-from qdq.pipeline.stages.lower import ranges
+from qdq.pipeline.stages.lower import ranges, short_float
 
 if TYPE_CHECKING:
     from engines.tensorrt import TensorRTSettings
@@ -23,28 +23,35 @@ if TYPE_CHECKING:
 PASSES = "passes.json"
 
 
-def bodies(run: Run) -> tuple[str, str]:
-    """Float types of the variants, also the names of their folders: the run's own 16-bit type, and FP32."""
-    return ("bf16" if run.options.body == "bf16" else "fp16"), "fp32"
+def bodies(run: Run) -> tuple[str, ...]:
+    """Float types of the variants, also the names of their folders: the run's own 16-bit type, and FP32 if there is."""
+    exact = run.options.sm >= TARGETS[run.options.target].since.get("fp32", 0)
+    return (short_float(run), "fp32") if exact else (short_float(run),)
 
 
 def variants(run: Run, stage: Stage) -> Sequence[Path]:
-    """Write ``tensorrt/<type>/`` for both types: graph, pass report, build files and, where it can be built, the plan.
+    """Write ``<target>/<type>/`` for every type: graph, pass report, script and, where it can be built, the plan.
 
-    Raises ConfigError for a run of another target, Unavailable, after everything else is written, where TensorRT or a
-    GPU is missing.
+    Raises ConfigError for a run of another target and for what its plans cannot do, Unavailable, after everything else
+    is written, where TensorRT or a GPU is missing.
     """
     from engines import tensorrt
 
-    if not TARGETS[run.options.target].gpu:
-        raise ConfigError(f"--target: variants are for tensorrt, this run is for {run.options.target}")
+    target, options = TARGETS[run.options.target], run.options
+    if not target.gpu:
+        raise ConfigError(f"--target: variants are for NVIDIA GPUs, this run is for {target.name}")
+    if target.portable and (options.refit or options.strip_weights):
+        raise ConfigError(
+            f"--refit, --strip-weights: the compiler of {target.name} needs a GPU for them; leave them out"
+        )
     written: list[Path] = []
     for body in bodies(run):
         graph = _lower(run, stage, body)
-        settings = tensorrt_settings(run, floating=True)
-        scripts = tensorrt.write_build_files(graph, graph.parent, interface(graph)[0], settings)
-        written += [*graph_files(graph), graph.with_name(PASSES), *scripts]
-    if missing := tensorrt.probe().missing:
+        written += [*graph_files(graph), graph.with_name(PASSES)]
+        if not target.portable:  # what finishes the job on a GPU machine
+            settings = tensorrt_settings(run, floating=True)
+            written += tensorrt.write_build_files(graph, graph.parent, interface(graph)[0], settings)
+    if not target.portable and (missing := tensorrt.probe().missing):
         raise Unavailable(tensorrt.unavailable(run.target, missing, [run.target / body for body in bodies(run)]))
     for body in bodies(run):
         written += _build(run, body, tensorrt_settings(run, floating=True))
@@ -69,7 +76,7 @@ def _lower(run: Run, stage: Stage, body: str) -> Path:
     from export.passes import float_variant
 
     floating, folder = run.work.path / FLOAT, run.target / body
-    (folder / PLAN).unlink(missing_ok=True)  # of an earlier graph
+    (folder / TARGETS[run.options.target].engine).unlink(missing_ok=True)  # of an earlier graph
     float_variant(floating, body, folder, ranges(run, stage, floating, body))  # type: ignore[arg-type]  # validated
     return folder / "model.onnx"
 

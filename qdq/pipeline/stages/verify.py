@@ -22,10 +22,11 @@ def verify(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 7: outputs, agreement and, with labels, the task metric of both sides; accuracy.json out."""
     from engines.compare import compare
 
+    opened = open_engine(run)  # first: a target that does not run here says so at once
     loaded = run.reference
     evaluation = evaluation_for(run, loaded)
     floating = evaluation.reader(TorchRunner(loaded.module(), run.options.threads))
-    engine = evaluation.reader(open_engine(run))
+    engine = evaluation.reader(opened)
     report = compare(floating, engine, evaluation.feeds, loaded.task.name, progress=stage.progress)
     report |= {"source": run.evaluation.source, "notes": list(evaluation.notes)}
     report |= task_metrics(floating.scores(), engine.scores(), evaluation.reason)

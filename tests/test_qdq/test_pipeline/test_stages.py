@@ -265,7 +265,7 @@ def check_variants(qdq: Qdq) -> None:
         assert matrices - {onnx.TensorProto.INT64} == {kind}
         assert {value.type.tensor_type.elem_type for value in graph.input} == {onnx.TensorProto.INT32}
     ran = qdq("variants", "--out", "work", "--target", "openvino")
-    assert ran.code == 2 and "variants are for tensorrt, this run is for openvino" in ran.err
+    assert ran.code == 2 and "variants are for NVIDIA GPUs, this run is for openvino" in ran.err
 
 
 def test_tensorrt_goes_as_far_as_this_machine_can(workplace: Path, qdq: Qdq, small: tuple[str, ...]) -> None:
@@ -287,7 +287,6 @@ def test_tensorrt_goes_as_far_as_this_machine_can(workplace: Path, qdq: Qdq, sma
     for name in ("model.onnx", "passes.json", "build_engine.py", "trtexec.sh"):
         assert f"work/tensorrt/{name}" in outcome["artifacts"]
         assert Path("work/tensorrt", name).is_file()
-    assert not Path("work/tensorrt/build.json").exists()
     script = Path("work/tensorrt/build_engine.py").read_text()
     for line in ("OPTIMIZATION_LEVEL = 5", "WORKSPACE_GIB = 2.0", "VERSION_COMPATIBLE = True"):
         assert f"\n{line}\n" in script

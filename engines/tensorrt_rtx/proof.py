@@ -1,0 +1,98 @@
+"""A compiled graph as a report: what of it is INT8, its scales, its kernels and bytes beside the FP16 graph's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.tensorrt.settings import TensorRTSettings
+from engines.tensorrt_rtx.build import profile
+from engines.tensorrt_rtx.compiler import Compiler, Shapes
+from engines.tensorrt_rtx.coverage import INT8, coverage
+from engines.tensorrt_rtx.kernels import Compiled
+
+NOTE = "compiled, not run; datacenter TensorRT chooses its own kernels"
+
+
+def prove(
+    lowered: Path,
+    floating: tuple[str, Path],
+    settings: TensorRTSettings,
+    capability: int,
+    served: Compiled | None = None,
+) -> dict[str, Any]:
+    """Compile `lowered`, and the same model unquantized, for one compute capability; JSON-ready.
+
+    `floating`: float type and graph of the latter. INT8 and scales are those of the engine with the profile of
+    `settings` (`served` when it was compiled already), because its largest shape decides what fuses. Kernels and
+    megabytes (inputs, constants and outputs of all kernels) are counted at its tuned shape, where both graphs have
+    sizes. Raises Unavailable without the compiler, BuildError when it refuses a graph.
+    """
+    tuned = Shapes.fixed(settings.batch_opt, settings.sequence_opt, settings.choices)
+    with Compiler() as compiler:
+        served = served or compiler.compile(lowered, (capability,), profile(settings))
+        int8 = compiler.compile(lowered, (capability,), tuned)
+        plain = compiler.compile(floating[1], (capability,), tuned)
+    found = coverage(served, lowered)
+    verdicts = {**found.linears, **found.attentions}
+    return {
+        "by": f"TensorRT for RTX {served.version}",
+        "note": NOTE,
+        "compute_capability": capability,
+        "profile": {axis: list(sizes) for axis, sizes in settings.ranges().items()},
+        "shape": [settings.batch_opt, settings.sequence_opt],
+        "linears": list(found.int8_linears),
+        "attentions": list(found.int8_attentions),
+        "fp32_scales": list(found.fp32_scales),
+        "not_int8": [{"name": name, "reason": reason} for name, reason in verdicts.items() if reason != INT8],
+        "int8": inventory(int8),
+        "float": {"type": floating[0], **inventory(plain)},
+    }
+
+
+def inventory(compiled: Compiled) -> dict[str, Any]:
+    """Kernels and megabytes of an engine of one shape, all of it and layer by layer."""
+    layers = [counts for layer, counts in compiled.per_layer().items() if layer is not None]
+    return {
+        "kernels": len(compiled.kernels),
+        "megabytes": round(compiled.megabytes, 2),
+        "layers": [{"kernels": kernels, "megabytes": round(size, 2)} for kernels, size in layers],
+    }
+
+
+def proof_text(report: Mapping[str, Any]) -> str:
+    """The report for the screen, without the list of what is not INT8."""
+    (linear, linears), (attention, attentions) = report["linears"], report["attentions"]
+    batch, sequence = report["shape"]
+    lines = [
+        f"{report['by']} for compute capability {report['compute_capability'] / 10}:",
+        f"  {linear} of {linears} encoder linears and {attention} of {attentions} attentions are INT8",
+        *_scales(*report["fp32_scales"]),
+        *_beside(report["int8"], report["float"]),
+        f"  counted at {batch} x {sequence}: inputs, constants and outputs of all kernels",
+        f"  {report['note']}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _scales(exact: int, all_int8: int) -> Iterator[str]:
+    if exact == all_int8:
+        yield "  every INT8 linear gets its scale as an FP32 number"
+        return
+    yield f"  {exact} of {all_int8} INT8 linears get their scale as an FP32 number;"
+    yield "    the others store raw sums as 16-bit floats, which may overflow"
+
+
+def _beside(int8: Mapping[str, Any], plain: Mapping[str, Any]) -> Iterator[str]:
+    """A middle layer and the whole model: the INT8 graph's kernels and bytes, then the unquantized one's."""
+    parts = [("whole model", int8, plain)]
+    layers = len(int8["layers"])
+    if layers and layers == len(plain["layers"]):
+        middle = (layers - 1) // 2
+        parts.insert(0, (f"layer {middle + 1} of {layers}", int8["layers"][middle], plain["layers"][middle]))
+    for name, one, other in parts:
+        yield (
+            f"  {name}: {one['kernels']} kernels and {one['megabytes']:.1f} MB, "
+            f"{plain['type'].upper()} {other['kernels']} and {other['megabytes']:.1f} MB"
+        )
