@@ -20,7 +20,7 @@ from qdq.base.screen import Screen
 from qdq.compress.torch_dynamic import DESCRIPTION
 from qdq.errors import DeployError
 from qdq.pipeline.compile import compile_model
-from qdq.pipeline.options import CompileOptions
+from qdq.pipeline.options import TARGETS, CompileOptions
 from qdq.pipeline.outcome import Outcome
 
 CANDIDATES, DEPLOYMENT, ENGINES = "compression.json", "deployment.json", "engines"
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="output_dir of compress()")
-    parser.add_argument("--target", nargs="+", default=["auto"], help="openvino, onnxruntime, tensorrt (default: auto)")
+    parser.add_argument("--target", nargs="+", default=["auto"], help=f"{', '.join(TARGETS)} (default: auto)")
     parser.add_argument("--eval-data", help="text to compare and to time with (default: bundled text)")
     for name in ("batch", "sequence", "threads"):
         parser.add_argument(f"--{name}", type=int, default=getattr(CompileOptions, name))

@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
 from engines.openvino import OpenVINORunner, OpenVINOSettings
 from engines.precision import summary
+from engines.tensorrt import probe
+from engines.tensorrt_rtx import compile_graph, missing
 from engines.types import Int8Report
 from export.check import check_file
 from qdq.cli.main import main
@@ -120,6 +122,21 @@ def test_onnxruntime_target_beside_it_gives_the_same_embeddings(default_engine: 
     cosine = (first * second).sum(axis=1)
     assert float(cosine.mean()) > 0.97
     assert float(cosine.min()) > 0.9
+
+
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+def test_nvidia_targets_are_compiled_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both share one calibration. Exit code 3, which says that a GPU runs the rest; with one, tensorrt goes on."""
+    out = tmp_path / "engine"
+    for target in ("tensorrt-rtx",) if probe().ready else ("tensorrt-rtx", "tensorrt"):
+        assert main(["compile", "--out", str(out), "--target", target, "--samples", "32"]) == 3
+        compiled = read(out / target / "build.json")["compiled"]
+        assert compiled["linears"] == [36, 36] and compiled["attentions"][1] == 6
+        assert len(compiled["not_int8"]) == 6 - compiled["attentions"][0]
+        assert "36 of 36 encoder linears" in capsys.readouterr().out
+    assert read(out / "tensorrt-rtx" / "build.json")["int8"]["encoder_linear"] == [36, 36]
+    assert (out / "tensorrt-rtx" / "run_engine.py").is_file()
+    assert compile_graph(out / "tensorrt-rtx" / "model.onnx", (75, 89)).peak_mb < 1024
 
 
 @pytest.mark.skipif(not MRPC.is_dir(), reason="the fine-tuned checkpoints in ../shared/models are not here")

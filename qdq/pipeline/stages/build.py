@@ -56,8 +56,8 @@ def _prove_only(run: Run, stage: Stage) -> None:
     if (reason := unproven(run)) is not None:
         run.screen.line(wrap(f"Not compiled here: {reason}"))
         return
-    report: dict[str, Any] = {"target": run.options.target, "engine_files": [], "int8": None, "settings": settings.as_json()}
-    write_json(path, {**report, "compiled": compiled_proof(run, stage, settings)})
+    built: dict[str, Any] = {"target": run.options.target, "engine_files": [], "int8": None}
+    write_json(path, {**built, "settings": settings.as_json(), "compiled": compiled_proof(run, stage, settings)})
 
 
 def dynamic_group(run: Run) -> int:

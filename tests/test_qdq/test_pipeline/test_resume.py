@@ -188,6 +188,7 @@ def test_other_sources_make_a_work_directory_stale(workplace: Path, small: tuple
         (("--precision-hint", "bf16"), ["build", "verify", "bench", "deploy"]),
         (("--triton-backend", "openvino"), ["deploy"]),
         (("--bench-seconds", "0.3"), []),
+        (("--sm", "89"), []),  # of GPUs
         # no text is that long, so the amax come out the same and the graphs stay
         (("--sequence", "48"), ["load", "inject", "calibrate", "verify", "bench", "deploy"]),
     ],
