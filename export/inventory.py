@@ -45,7 +45,7 @@ class GraphIndex:
         return self.route(tensor)[1]
 
     def to_operand(self, node: onnx.NodeProto, operand: int) -> tuple[list[onnx.NodeProto], onnx.NodeProto | None]:
-        """The route to an operand; to an Add's the skip may be divided by the smoothing of linears that read it, too."""
+        """The route to an operand; to an Add's the skip may be divided by the smoothing of linears reading it."""
         return self.route(node.input[operand], factors=node.op_type == "Add")
 
     def route(self, tensor: str, factors: bool = False) -> tuple[list[onnx.NodeProto], onnx.NodeProto | None]:
