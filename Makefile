@@ -14,7 +14,8 @@
 #|   make setup      create .venv (the targets above do so when needed)
 #|   make clean      remove build/ and caches; make distclean: .venv too
 #|   make results    measure README.md's tables anew
-#|   make proof      prove the TensorRT graphs without a GPU: docs/tensorrt.md
+#|   make prove      compare the linter with NVIDIA's compiler, and prove the
+#|                   TensorRT graphs without a GPU: docs/check.md, tensorrt.md
 #|   make profile    measure the cost pictures of docs/performance.md anew
 #|   make accuracy   measure what docs/accuracy.md lacks, and write it
 #|   make compression  the same for docs/compression.md: trainings and engines
@@ -65,7 +66,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: profile help setup accuracy engine bench bench-t4 proof test lint type clean distclean lock results test-gpu bench-peers
+.PHONY: profile help setup accuracy engine bench bench-t4 prove test lint type clean distclean lock results test-gpu bench-peers
 
 VENV := .venv
 PYTHON ?= python3
@@ -155,8 +156,8 @@ bench-peers: $(PEERS)/.installed
 	  --json docs/results/peers/bert-base-random.json
 	@$(PEERS)/bin/python -m qdq.studies.pages
 
-proof: setup
-	@$(VENV)/bin/python -m qdq.studies.proof
+prove: setup
+	@$(VENV)/bin/python -m qdq.studies.prove
 
 # The cost pictures of docs/performance.md, on the same terms. PROFILE_FILES= adds engines to compare with, such as
 # NNCF=path/to/model.xml.

@@ -40,12 +40,12 @@ def check_command(
 ) -> tuple[str, int]:
     """Lint an ONNX file; returns what to print and the exit code.
 
-    The code is 0 without errors, 1 with any; `strict` makes performance findings count as well. Notes never do.
-    Raises ConfigError for a wrong option or a path that is no file, ExportError for a file that is not ONNX.
+    The code is 0 without errors, 1 with any; with `strict`, accuracy and performance findings count as well. Notes
+    never do. Raises ConfigError for a wrong option or a path that is no file, ExportError for a file that is not ONNX.
     """
     render = FORMATS[choice(format, FORMATS, "--format")]
     report = lint(read_model(path), target, sm, sequence)
-    failed = report.of("error") or (strict and report.of("performance"))
+    failed = report.of("error") or (strict and (report.of("accuracy") or report.of("performance")))
     return render(report, str(path)), FOUND if failed else CLEAN
 
 

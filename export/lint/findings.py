@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from onnx import NodeProto
@@ -15,8 +15,11 @@ from export.lint.limits import Platform
 from export.lint.patterns import Patterns
 from export.reading import label
 
-Severity = Literal["error", "performance", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "performance", "note")
+# error: refused; accuracy: built, but it may compute other numbers than the file says; performance: built, but slower
+# than it could be; note: worth knowing.
+Severity = Literal["error", "accuracy", "performance", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "accuracy", "performance", "note")
+COMPILER = "TensorRT for RTX 1.7.1"  # the version the verdicts are of
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,22 @@ class Source:
 
     text: str
     url: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of a rule's claim in NVIDIA's compiler, which builds TensorRT for RTX engines without a GPU.
+
+    `graphs` are the ones that show it, by name in `qdq.studies.linter.cases`; `make prove` compiles them again.
+    """
+
+    outcome: Literal["confirmed", "contradicted", "untested"]
+    shown: str  # what the compiler does with the graphs; for an untested rule, why it cannot be tested
+    graphs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """``confirmed: refused by the parser``."""
+        return f"{self.outcome}: {self.shown}"
 
 
 @dataclass(frozen=True)
@@ -47,18 +66,23 @@ class Hit:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule. `find` yields its hits; its docstring says when it fires and what it leaves alone."""
+    """One rule. `find` yields its hits; its docstring says when it fires and what it leaves alone.
+
+    The letter of the id is the grade where nothing else is said: QDQ-E101 is an error, A touches accuracy, P costs
+    performance, N is a note. `grades` names the targets for which it is another one, because the compiler shows it.
+    """
 
     id: str
     title: str
     fix: str
     source: Source
+    verdict: Verdict
     find: Callable[[Subject], Iterator[Hit]]
+    grades: Mapping[str, Severity] = field(default_factory=dict)
 
-    @property
-    def severity(self) -> Severity:
-        """Severity by the letter of the id: QDQ-E101 is an error, P costs performance, N is a note."""
-        return SEVERITIES["EPN".index(self.id[4])]
+    def severity(self, target: str) -> Severity:
+        """Grade of a finding of this rule for one target."""
+        return self.grades.get(target, SEVERITIES["EAPN".index(self.id[4])])
 
 
 @dataclass(frozen=True)
@@ -73,6 +97,7 @@ class Finding:
     reason: str  # the fault here, and what TensorRT does about it
     fix: str  # what to change
     source: str  # the document the rule comes from
+    compiler: str  # whether NVIDIA's compiler confirms the rule, and what it does
 
 
 @dataclass(frozen=True)

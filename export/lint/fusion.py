@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onnx
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from export.inventory import MULTIPLICATIONS
-from export.lint.graph import LintGraph
-from export.lint.limits import FLOAT_HEAD_SIZES, INT8_HEAD_SIZES, INT8_MAX_SEQUENCE, MIN_SM
-from export.lint.patterns import Attention, Linear, Patterns, Residual
-from export.lint.recognize import recognize
+from export.lint.graph import LintGraph, Operand
+from export.lint.limits import FLOAT_HEAD_SIZES, MIN_SM, device_limits, int8_attention_limits
+from export.lint.patterns import Attention, Linear, Patterns, Residual, ancestors
+from export.lint.projections import parting_problem, scaled_along_k
+from export.lint.recognize import SCORES, recognize
 from export.names import DEQUANTIZE, QUANTIZE, one_by_one
 from export.reading import label
 
+# Code types of other products than INT8 by INT8; INT4 weights beside INT8 codes are expanded to INT8.
+OTHER_CODES: Mapping[int, str] = {
+    TensorProto.FLOAT8E4M3FN: "FP8",
+    TensorProto.FLOAT8E5M2: "FP8",
+    TensorProto.FLOAT4E2M1: "FP4",
+}
 OPERAND_NAMES = {
     "q": "query, before the first BMM",
     "k": "key, before the first BMM",
@@ -115,8 +123,17 @@ def gemm_problem(graph: LintGraph, linear: Linear) -> str:
         return "its input is float, only the weight is quantized"
     if not weight.quantized:
         return "its weight is float, only the input is quantized"
-    casts = (*activation.casts, *weight.casts)
-    return "a cast lies between a DequantizeLinear and the product" if casts else ""
+    along_k = "its weight is scaled along the axis that the product sums over" if scaled_along_k(graph, linear) else ""
+    return _code_problem(graph, (activation, weight)) or along_k or parting_problem(graph, linear)
+
+
+def _code_problem(graph: LintGraph, operands: Iterable[Operand]) -> str:
+    """Return why quantized operands are none of INT8: codes that are FP8 or FP4; "" when they are INT8."""
+    for operand in operands:
+        kind = OTHER_CODES.get(graph.types.get(operand.dequantize.input[0], 0)) if operand.dequantize else None
+        if kind is not None:
+            return f"its codes are {kind}"
+    return ""
 
 
 def _gemm(graph: LintGraph, patterns: Patterns, linear: Linear) -> tuple[FusedLayer, set[str]]:
@@ -173,40 +190,60 @@ def is_float(missing: tuple[str, ...]) -> bool:
     return set("qkav") <= set(missing)
 
 
-def limit_problems(attention: Attention, sm: int, sequence: int) -> tuple[str, ...]:
+def limit_problems(graph: LintGraph, attention: Attention, sm: int, sequence: int) -> tuple[str, ...]:
     """Return every limit of the fused kernels that an INT8 attention exceeds, as a sentence each."""
-    problems = []
-    length = sequence if attention.sequence is None else attention.sequence  # the graph's, if it is fixed
-    if attention.head_size is not None and attention.head_size not in INT8_HEAD_SIZES:
-        problems.append(f"its head size is {attention.head_size}, INT8 fused attention takes 16, 32 or 64")
-    if length > INT8_MAX_SEQUENCE:
-        problems.append(f"its sequence is {length}, INT8 fused attention takes at most 512")
-    return (*problems, *_device_problems(sm))
+    return int8_attention_limits(
+        attention.head_size,
+        attention.sequence or sequence,  # the graph's, if it is fixed
+        sm,
+        attention.sequence is not None,
+        heads=attention.heads,
+        body=graph.float_type(attention.bmm2.output[0]),
+    )
+
+
+def quantized_scores(graph: LintGraph, attention: Attention) -> tuple[NodeProto, ...]:
+    """Return the Q between the first BMM and the softmax, which no fused kernel has room for."""
+
+    def passes(node: NodeProto) -> bool:
+        return node is not attention.bmm1 and (node.op_type in SCORES or graph.moves(node))
+
+    makers = (graph.producer(tensor) for tensor in ancestors(graph, attention.softmax.input[0], passes))
+    return tuple(node for node in makers if node is not None and node.op_type == QUANTIZE)
+
+
+def fuses_in_float(missing: tuple[str, ...]) -> bool:
+    """Return whether a partly quantized attention fuses as a float one: no product of it has two INT8 operands, and
+    its probabilities are float.
+    """
+    return "a" in missing and not {"q", "k"}.isdisjoint(missing)
 
 
 def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: int) -> FusedLayer:
     """Predict the layer of one attention block, with the reasons that keep it from INT8 or from fusing at all."""
     missing = missing_quantization(graph, attention)
-    late = ["the scale is applied behind the first BMM"] if attention.scalings else []
     queries = graph.shapes.get(attention.bmm1.input[0]) or ()
-    if len(queries) == 4 and queries[2] == 1:
-        late.append("its query is a single row, which takes two small products and no fused kernel")
+    alone = ["its query is a single row, which takes two small products and no fused kernel"]
+    other = alone if len(queries) == 4 and queries[2] == 1 else []
+    other += ["Q/DQ on the scores, before softmax"] if quantized_scores(graph, attention) else []
     float_type = graph.float_type(attention.bmm2.output[0])
     layer = FusedLayer(
         "unfused", label(attention.softmax), float_type, heads=attention.heads, head_size=attention.head_size
     )
     # Left in float on purpose: it may still fuse, in half precision.
     if is_float(missing):
-        problems = [*_float_limits(attention, sm, float_type), *late]
+        problems = [*_float_limits(attention, sm, float_type), *other]
         if problems:
             return replace(layer, reason="; ".join(problems))
         return replace(layer, kind="float_fused_attention", reason="no operand of its two BMMs is quantized")
-    # Quantized at least in part: INT8 fusion needs all five pairs, no cast, and sizes within the limits.
+    # Quantized at least in part: INT8 fusion needs all five pairs, and sizes within the limits.
     problems = [f"no Q/DQ on the {OPERAND_NAMES[role]}" for role in missing]
-    operands = [graph.operand(tensor) for _, tensor in attention.operands]
-    if any(operand.quantized and operand.casts for operand in operands):
-        problems.append("a cast lies between a DequantizeLinear and a BMM")
-    problems += [*limit_problems(attention, sm, sequence), *late]
+    if fuses_in_float(missing) and not _float_limits(attention, sm, float_type) and not other:
+        return replace(layer, kind="float_fused_attention", reason="; ".join(problems))
+    problems += [*limit_problems(graph, attention, sm, sequence), *other]
+    codes = _code_problem(graph, (graph.operand(tensor) for _, tensor in attention.operands))
+    if codes:
+        return replace(layer, reason=codes)
     if problems:
         precision = float_type if set(missing) - {"out"} else "int8"
         return replace(layer, precision=precision, reason="; ".join(problems))
@@ -220,11 +257,7 @@ def _float_limits(attention: Attention, sm: int, float_type: str) -> list[str]:
         problems.append("its BMMs are FP32, fused attention takes FP16, BF16 or INT8")
     if size is not None and not (low <= size <= high and size % 8 == 0):
         problems.append(f"its head size is {size}, fused attention takes multiples of 8 from {low} to {high}")
-    return [*problems, *_device_problems(sm)]
-
-
-def _device_problems(sm: int) -> list[str]:
-    return [f"compute capability {sm / 10} is below 7.5, where fused attention starts"] if sm < MIN_SM else []
+    return [*problems, *device_limits(sm)]
 
 
 def residual_quantized(graph: LintGraph, residual: Residual) -> tuple[bool, bool]:

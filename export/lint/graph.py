@@ -26,6 +26,8 @@ MOVES = LAYOUT - {"Cast"} | {"Dropout", "Expand", "Gather", "Slice", "Split"}
 BOOKKEEPING = frozenset({"Shape", "Size"})  # read a tensor without reading its values
 LARGE = 1 << 17  # elements; larger initializers are weights, whose values no rule reads
 
+HALF_SCALES = 19  # first opset whose QuantizeLinear and DequantizeLinear take FP16 and BF16 scales
+
 Shape = tuple[int | None, ...]
 
 
@@ -191,7 +193,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def _types_and_shapes(model: onnx.ModelProto, nodes: tuple[NodeProto, ...]) -> tuple[dict[str, int], dict[str, Shape]]:
     """Element types and shapes of all tensors, as far as they are stated or can be inferred."""
     try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(_half_typed(model), data_prop=True).graph
     except (onnx.shape_inference.InferenceError, ValueError):
         graph = model.graph  # an invalid graph is linted with what it states
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -208,6 +210,28 @@ def _types_and_shapes(model: onnx.ModelProto, nodes: tuple[NodeProto, ...]) -> t
         for output in node.output:
             types.setdefault(output, _guessed_type(node, types))
     return types, shapes
+
+
+def _half_typed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model for inference: DQ with a half scale before opset 19, which ONNX says makes FP32, as a Cast to its type.
+
+    TensorRT's DequantizeLinear makes the type of its scale whatever the opset. The model itself where there is none.
+    """
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+    def early(node: NodeProto) -> bool:
+        return node.op_type == DEQUANTIZE and len(node.input) > 1 and kinds.get(node.input[1]) in halves
+
+    if standard_opset(model) >= HALF_SCALES or not any(early(node) for node in model.graph.node):
+        return model
+    edited = onnx.ModelProto()
+    edited.CopyFrom(model)
+    for node in edited.graph.node:
+        if early(node):
+            kind = kinds[node.input[1]]
+            node.CopyFrom(onnx.helper.make_node("Cast", node.input[:1], node.output, node.name, to=kind))
+    return edited
 
 
 def _guessed_type(node: NodeProto, types: dict[str, int]) -> int:

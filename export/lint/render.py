@@ -11,14 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from export.lint.findings import SEVERITIES, Finding, LintReport, Rule
+from export.lint.findings import COMPILER, SEVERITIES, Finding, LintReport, Rule
 from export.lint.fusion import FusedLayer
 from export.lint.rules import RULES
 
 WIDTH = 80
 SHOWN = 3  # node names listed per reason
+LISTING = "AN"  # rules of these letters have one finding for all nodes, the others one for each
 MAP = "predicted fusion map"
-HEADINGS = {"error": "errors", "performance": "performance", "note": "notes"}
+HEADINGS = {"error": "errors", "accuracy": "accuracy", "performance": "performance", "note": "notes"}
 
 
 def as_text(report: LintReport, file: str) -> str:
@@ -52,13 +53,14 @@ def _rule(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"    and {len(groups) - SHOWN} more places like these"
     yield from _paragraph(f"fix: {first.fix}", "    ", "         ")
     yield from _paragraph(f"from: {first.source}", "    ", "          ")
+    yield from _paragraph(f"compiler: {first.compiler}", "    ", "              ")
 
 
 def _by_reason(findings: Sequence[Finding]) -> list[tuple[str, list[str]]]:
     """(reason, culprit names): findings with one reason share it; a note lists all its nodes."""
     groups: dict[str, list[str]] = {}
     for finding in findings:
-        shown = finding.nodes if finding.severity == "note" else finding.nodes[:1]
+        shown = finding.nodes if finding.rule[4] in LISTING else finding.nodes[:1]
         groups.setdefault(finding.reason, []).extend(shown)
     return list(groups.items())
 
@@ -110,13 +112,19 @@ def _share(layers: Sequence[FusedLayer], kind: str) -> str:
 
 def _verdict(report: LintReport) -> str:
     counts = report.counts()
-    words = {"error": "error", "performance": "performance finding", "note": "note"}
-    listed = ", ".join(f"{count} {words[kind]}{'' if count == 1 else 's'}" for kind, count in counts.items())
-    return f"{listed}; a prediction, no engine was built"
+    words = {
+        "error": "error",
+        "accuracy": "accuracy finding",
+        "performance": "performance finding",
+        "note": "note",
+    }
+    shown = ((kind, count) for kind, count in counts.items() if count or kind != "accuracy")
+    listed = ", ".join(f"{count} {words[kind]}{'' if count == 1 else 's'}" for kind, count in shown)
+    return "\n".join(_paragraph(f"{listed}; a prediction, no engine was built", "", ""))
 
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-LEVELS = {"error": "error", "performance": "warning", "note": "note"}
+LEVELS = {"error": "error", "accuracy": "warning", "performance": "warning", "note": "note"}
 
 
 def as_sarif(report: LintReport, file: str) -> dict[str, Any]:
@@ -138,12 +146,12 @@ def as_sarif(report: LintReport, file: str) -> dict[str, Any]:
                     "logicalLocations": [{"fullyQualifiedName": name, "kind": "element"} for name in finding.nodes],
                 }
             ],
-            "properties": {"tensor": finding.tensor, "source": finding.source},
+            "properties": {"tensor": finding.tensor, "source": finding.source, "compiler": finding.compiler},
         }
         for finding in report.findings
     ]
     # The tool with all its rules, and the fusion map as properties of the run.
-    driver = {"name": "qdq check", "rules": [_descriptor(rule) for rule in RULES]}
+    driver = {"name": "qdq check", "rules": [_descriptor(rule, report.platform.target) for rule in RULES]}
     properties = {
         "target": report.platform.target,
         "sm": report.platform.sm,
@@ -154,13 +162,21 @@ def as_sarif(report: LintReport, file: str) -> dict[str, Any]:
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-def _descriptor(rule: Rule) -> dict[str, Any]:
+def _descriptor(rule: Rule, target: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "id": rule.id,
         "shortDescription": {"text": rule.title},
         "fullDescription": {"text": " ".join((rule.find.__doc__ or rule.title).split())},
         "help": {"text": f"{rule.fix}. From: {rule.source.text}."},
-        "defaultConfiguration": {"level": LEVELS[rule.severity]},
+        "defaultConfiguration": {"level": LEVELS[rule.severity(target)]},
+        "properties": {
+            "compiler": {
+                "version": COMPILER,
+                "outcome": rule.verdict.outcome,
+                "shown": rule.verdict.shown,
+                "graphs": list(rule.verdict.graphs),
+            }
+        },
     }
     if rule.source.url:
         described["helpUri"] = rule.source.url

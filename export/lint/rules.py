@@ -10,9 +10,10 @@ from export.lint import (
     rules_gemm,
     rules_notes,
     rules_structure,
+    rules_types,
     rules_values,
 )
-from export.lint.findings import Finding, LintReport, Rule, Subject
+from export.lint.findings import Finding, Hit, LintReport, Rule, Subject
 from export.lint.fusion import layers_of
 from export.lint.graph import LintGraph
 from export.lint.limits import MIN_SM, Platform
@@ -22,6 +23,9 @@ RULES: tuple[Rule, ...] = (
     *rules_values.RULES,
     *rules_channels.RULES,
     *rules_structure.RULES,
+    *rules_types.ERRORS,
+    *rules_types.ACCURACY,
+    *rules_values.ACCURACY,
     *sorted((*rules_gemm.RULES, *rules_blocks.RULES), key=lambda rule: rule.id),  # two files, one numbering
     *rules_notes.RULES,
 )
@@ -30,17 +34,28 @@ RULES: tuple[Rule, ...] = (
 def lint(model: onnx.ModelProto, target: str, sm: int = MIN_SM, sequence: int = 128) -> LintReport:
     """Check `model` against what TensorRT refuses and against what keeps it from running fast in INT8.
 
-    `target` is trt10 or trt11, `sm` the compute capability without its point (75 for a T4), `sequence` the number of
-    tokens where the graph leaves it open. Nothing is run or built; initializers in external files need not be loaded,
-    but values that are not there are not checked. Raises ConfigError for an unknown target or a senseless number.
+    `target` is trt10, trt11 or rtx, `sm` the compute capability without its point (75 for a T4), `sequence` the
+    largest number of tokens where the graph leaves it open. Nothing is run or built; initializers in external files
+    need not be loaded, but values that are not there are not checked. Raises ConfigError for an unknown target or a
+    senseless number.
     """
     platform = Platform(target, sm, sequence)
     graph = LintGraph(model)
     patterns = recognize(graph)
     subject = Subject(graph, patterns, platform)
-    findings = tuple(
-        Finding(rule.id, rule.severity, rule.title, hit.nodes, hit.tensor, hit.reason, rule.fix, rule.source.text)
-        for rule in RULES
-        for hit in rule.find(subject)
-    )
+    findings = tuple(_finding(rule, hit, target) for rule in RULES for hit in rule.find(subject))
     return LintReport(platform, findings, layers_of(graph, patterns, sm, sequence))
+
+
+def _finding(rule: Rule, hit: Hit, target: str) -> Finding:
+    return Finding(
+        rule=rule.id,
+        severity=rule.severity(target),
+        title=rule.title,
+        nodes=hit.nodes,
+        tensor=hit.tensor,
+        reason=hit.reason,
+        fix=rule.fix,
+        source=rule.source.text,
+        compiler=str(rule.verdict),
+    )

@@ -7,30 +7,34 @@ from collections.abc import Iterator
 
 from onnx import NodeProto
 
+from export.inventory import MULTIPLICATIONS
 from export.lint import sources
-from export.lint.findings import Hit, Rule, Subject, names
-from export.lint.fusion import OPERAND_NAMES, is_float, limit_problems, missing_quantization, residual_quantized
+from export.lint.findings import Hit, Rule, Subject, Verdict, names
+from export.lint.fusion import (
+    OPERAND_NAMES,
+    fuses_in_float,
+    is_float,
+    limit_problems,
+    missing_quantization,
+    quantized_scores,
+    residual_quantized,
+)
 from export.lint.graph import LintGraph
 from export.lint.patterns import before, quantizers
+from export.names import DEQUANTIZE
 from export.reading import label
 
 
 def _half_residual(subject: Subject) -> Iterator[Hit]:
-    """Fires: a residual add of which exactly one operand, the branch or the skip, is quantized.
+    """Fires: a residual add whose branch is quantized and whose skip is float.
 
-    Leaves alone: both, neither (QDQ-N302), adds of a bias, a mask or embeddings.
+    Leaves alone: both, neither, the skip alone; adds of a bias, a mask or embeddings.
     """
     for residual in subject.patterns.residuals:
         branch, skip = residual_quantized(subject.graph, residual)
-        if branch == skip:
-            continue
-        if branch:
+        if branch and not skip:
             reason = "its skip operand is float: the add runs in float and re-reads the layer input in full width"
-            tensor = residual.node.input[residual.skip]
-        else:
-            reason = "its branch operand is float: the linear in front has to write its result in full width"
-            tensor = residual.node.input[residual.branch]
-        yield Hit(names(residual.node), reason, tensor)
+            yield Hit(names(residual.node), reason, residual.node.input[residual.skip])
 
 
 def _blocked_norm(subject: Subject) -> Iterator[Hit]:
@@ -42,28 +46,33 @@ def _blocked_norm(subject: Subject) -> Iterator[Hit]:
     for norm in subject.patterns.norms:
         maker, passed = before(graph, norm.input)
         if quantizers(passed) and maker is not None and maker.op_type == "Add":
-            reason = "Q/DQ between an add and its LayerNormalization: they become two kernels"
+            reason = "Q/DQ between an add and its LayerNormalization"
             yield Hit(names(*quantizers(passed), maker, norm.node), reason, norm.input)
         if quantizers(norm.crossed):
-            reason = "Q/DQ inside the written-out LayerNormalization: the pattern is not recognized"
+            reason = "Q/DQ inside the written-out LayerNormalization"
             yield Hit(names(*quantizers(norm.crossed), norm.node), reason, norm.input)
 
 
 def _broken_attention(subject: Subject) -> Iterator[Hit]:
     """Fires: an attention with some of the Q/DQ that INT8 fusion needs, but not all; says which are missing.
 
-    Needed: on q and k before the first BMM, after softmax, on v, and after the second BMM. Leaves alone: all five;
-    an attention none of whose four operands is quantized (QDQ-N301).
+    Needed: on q and k before the first BMM, after softmax, on v, and after the second BMM; one on the scores is too
+    many. Leaves alone: all five; an attention none of whose four operands is quantized (QDQ-N301).
     """
     graph = subject.graph
     for attention in subject.patterns.attentions:
         missing = missing_quantization(graph, attention)
-        if not missing or is_float(missing):
+        scores = quantized_scores(graph, attention)
+        if scores:
+            reason = "not fused, Q/DQ between the first BMM and the softmax"
+            yield Hit(names(attention.softmax, *scores), reason, scores[0].input[0])
+        if scores or not missing or is_float(missing):
             continue
         listed = "; ".join(OPERAND_NAMES[role] for role in missing)
         tensors = dict(attention.operands) | {"out": attention.bmm2.output[0]}
         hint = _late_scale(graph, tensors[missing[0]])
-        reason = f"not fused in INT8, Q/DQ missing on the {listed}{hint}"
+        kind = "fused in float, not in INT8" if fuses_in_float(missing) else "not fused"
+        reason = f"{kind}, Q/DQ missing on the {listed}{hint}"
         yield Hit(names(attention.softmax, attention.bmm1, attention.bmm2), reason, tensors[missing[0]])
 
 
@@ -79,7 +88,8 @@ def _late_scale(graph: LintGraph, tensor: str) -> str:
 
 
 def _limits(subject: Subject) -> Iterator[Hit]:
-    """Fires: a quantized attention whose head size is not 16, 32 or 64, longer than 512 tokens, or below SM 7.5.
+    """Fires: a quantized attention whose head size is not 16, 32 or 64, a single head below 64, longer than 512 tokens,
+    with heads of 64 and a profile beyond 384 tokens on SM 7.5, in a BF16 body, or below SM 7.5.
 
     Leaves alone: float attention, sizes that nothing states.
     """
@@ -87,7 +97,7 @@ def _limits(subject: Subject) -> Iterator[Hit]:
     for attention in subject.patterns.attentions:
         if is_float(missing_quantization(subject.graph, attention)):
             continue
-        for problem in limit_problems(attention, platform.sm, platform.sequence):
+        for problem in limit_problems(subject.graph, attention, platform.sm, platform.sequence):
             yield Hit(names(attention.softmax, attention.bmm1, attention.bmm2), problem)
 
 
@@ -98,7 +108,7 @@ def _late_scaling(subject: Subject) -> Iterator[Hit]:
     """
     for attention in subject.patterns.attentions:
         for node in attention.scalings:
-            reason = "scales the scores behind the first BMM; fused attention wants q or k scaled before it"
+            reason = "scales the scores behind the first BMM; TensorRT's guide wants q or k scaled before it"
             yield Hit(names(node, attention.bmm1, attention.softmax), reason, node.output[0])
 
 
@@ -137,30 +147,51 @@ def _duplicates(subject: Subject) -> Iterator[Hit]:
 
 
 def _two_scales(subject: Subject) -> Iterator[Hit]:
-    """Fires: Q with different scales on one tensor.
+    """Fires: Q with different scales on one tensor, two or more of them in front of products.
 
-    Leaves alone: equal scales (QDQ-P208), a Q on the dequantized tensor (QDQ-P204).
+    Leaves alone: equal scales (QDQ-P208), a Q on the dequantized tensor (QDQ-P204), a Q for the skip connection alone.
     """
-    for tensor, scales in _scales_of(subject.graph).items():
-        if len(scales) > 1:
-            nodes = [group[0] for group in scales.values()]
-            reason = f"{len(scales)} scales on one tensor: its producer can write only one of the INT8 forms"
+    graph = subject.graph
+    for tensor, scales in _scales_of(graph).items():
+        nodes = [group[0] for group in scales.values() if any(_feeds_product(graph, node) for node in group)]
+        if len(nodes) > 1:
+            reason = f"{len(nodes)} scales on one tensor: its producer can write only one of the INT8 forms"
             yield Hit(names(*nodes), reason, tensor)
+
+
+def _feeds_product(graph: LintGraph, quantize: NodeProto) -> bool:
+    """Return whether a MatMul or Gemm reads what a Q's codes are dequantized to."""
+    pairs = [reader for reader in graph.consumers(quantize.output[0]) if reader.op_type == DEQUANTIZE]
+    return any(reader.op_type in MULTIPLICATIONS for pair in pairs for reader in graph.consumers(pair.output[0]))
 
 
 RULES: tuple[Rule, ...] = (
     Rule(
         "QDQ-P202",
-        "residual add with one float operand",
-        "quantize both operands of the add, the skip with the Q that the layer's linears share; or neither",
+        "residual add with a float skip",
+        "let the skip read the Q that the layer's linears share, or remove the branch's pair",
         sources.RESIDUAL,
+        Verdict(
+            "contradicted",
+            "no kernel and no byte more or less: a branch's pair is rounded in registers",
+            ("float skip", "no pair on the add"),
+        ),
         _half_residual,
+        {"trt11": "note", "rtx": "note"},
     ),
     Rule(
         "QDQ-P203",
         "attention whose INT8 fusion is broken",
-        "place the missing pairs, or remove all of q, k, softmax and v so that the attention fuses in float",
+        "place the missing pairs and none on the scores, or leave q, k, softmax and v in float, which fuses as well",
         sources.ATTENTION,
+        Verdict(
+            "confirmed",
+            "not fused, with two kernels more; q, k or v alone leave it fused, in float",
+            (
+                *("attention qk", "attention av", "attention qkv", "attention qv", "no Q behind attention"),
+                "quantized scores",
+            ),
+        ),
         _broken_attention,
     ),
     Rule(
@@ -168,20 +199,29 @@ RULES: tuple[Rule, ...] = (
         "Q/DQ between Add and LayerNormalization",
         "quantize what the add reads and what the LayerNormalization writes, not the tensor between them",
         sources.FUSIONS,
+        Verdict(
+            "contradicted",
+            "no kernel more: it rounds in registers, which still costs accuracy",
+            ("Q before LayerNorm", "Q inside LayerNorm"),
+        ),
         _blocked_norm,
+        {"trt11": "note", "rtx": "note"},
     ),
     Rule(
         "QDQ-P208",
         "one tensor quantized twice",
         "let all readers share one Q (the lowering pass share_quantizers does that)",
         sources.REFIT,
+        Verdict("contradicted", "no kernel more: equal Q are merged", ("second Q",)),
         _duplicates,
+        {"trt11": "note", "rtx": "note"},
     ),
     Rule(
         "QDQ-P209",
         "two scales on one tensor",
         "calibrate one scale for all readers of a tensor, the largest of theirs",
         sources.PROPAGATION,
+        Verdict("confirmed", "one kernel more: query, key and value are no longer one product", ("second scale",)),
         _two_scales,
     ),
     Rule(
@@ -189,6 +229,14 @@ RULES: tuple[Rule, ...] = (
         "attention outside the limits of INT8 fusion",
         "leave q, k, softmax and v in float, so that the attention fuses in FP16",
         sources.ATTENTION,
+        Verdict(
+            "confirmed",
+            "not fused, with two to five kernels more",
+            (
+                *("heads of 8", "heads of 24", "heads of 48", "heads of 128", "one head of 32", "sequence 520"),
+                *("profile up to 512 on SM75", "BF16 body"),
+            ),
+        ),
         _limits,
     ),
     Rule(
@@ -196,6 +244,8 @@ RULES: tuple[Rule, ...] = (
         "attention scale behind the first BMM",
         "fold 1/sqrt(head size) into the query weights and bias, or multiply q in front of its Q",
         sources.SCALE_FIRST,
+        Verdict("contradicted", "fused in INT8 all the same", ("late scale",)),
         _late_scaling,
+        {"rtx": "note"},
     ),
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from export.lint import sources
-from export.lint.findings import Hit, Rule, Subject, names
-from export.lint.fusion import gemm_problem, is_float, missing_quantization, residual_quantized
+from export.lint.findings import Hit, Rule, Subject, Verdict, names
+from export.lint.fusion import gemm_problem, is_float, missing_quantization, shares_skip
+from export.lint.graph import HALF_SCALES
 from export.lint.limits import MIN_OPSET
 from export.lint.patterns import quantizers
 from export.reading import attribute
@@ -30,21 +31,24 @@ def _float_attention(subject: Subject) -> Iterator[Hit]:
     ]
     if left and _has_quantizers(subject):
         count = f"{len(left)} of {len(subject.patterns.attentions)} attentions"
-        yield Hit(names(*left), f"{count} run in float; a Q behind their output is a kernel of its own")
+        yield Hit(
+            names(*left), f"{count} run in float, each with one kernel more than in INT8: a transpose of its output"
+        )
 
 
 def _float_residuals(subject: Subject) -> Iterator[Hit]:
-    """Fires: residual adds with two float operands behind an INT8 linear.
+    """Fires: residual adds behind an INT8 linear whose skip does not read the Q that linears multiply.
 
-    Leaves alone: adds behind float linears, adds with one (QDQ-P202) or two quantized operands.
+    Leaves alone: adds behind float linears; a skip that shares that Q, times a constant or not.
     """
+    graph = subject.graph
     left = [
         residual.node
         for residual in subject.patterns.residuals
-        if not any(residual_quantized(subject.graph, residual)) and not gemm_problem(subject.graph, residual.linear)
+        if not shares_skip(graph, residual) and not gemm_problem(graph, residual.linear)
     ]
     if left:
-        yield Hit(names(*left), f"{len(left)} residual adds read float although the linears in front are INT8")
+        yield Hit(names(*left), f"{len(left)} residual adds read their skip in float although the linears are INT8")
 
 
 def _float_linears(subject: Subject) -> Iterator[Hit]:
@@ -81,6 +85,34 @@ def _full_width(subject: Subject) -> Iterator[Hit]:
         yield Hit(names(*wide), reason)
 
 
+def _half_scales(subject: Subject) -> Iterator[Hit]:
+    """Fires: FP16 or BF16 scales before opset 19, on data of their type.
+
+    Leaves alone: FP32 scales, opset 19 and later, scales of another type than their data (QDQ-E106).
+    """
+    graph = subject.graph
+    if graph.opset >= HALF_SCALES:
+        return
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    found = [node for node in graph.pairs if graph.types.get(node.input[1]) in halves]
+    if found:
+        reason = f"{len(found)} scales are FP16 or BF16, which ONNX has from opset 19 on; this file has {graph.opset}"
+        yield Hit(names(*found), reason)
+
+
+def _old_opset(subject: Subject) -> Iterator[Hit]:
+    """Fires: an opset below 13 in a graph with scales per channel.
+
+    Leaves alone: opset 13 and later, graphs with one scale per tensor.
+    """
+    graph = subject.graph
+    found = [node for node in graph.pairs if (graph.size(node.input[1]) or 1) > 1]
+    if found and graph.opset < MIN_OPSET:
+        yield Hit(
+            names(*found), f"opset {graph.opset}: Q and DQ have no axis before {MIN_OPSET}; other runtimes refuse it"
+        )
+
+
 def _implied_type(subject: Subject) -> Iterator[Hit]:
     """Fires: Q without zero-point and output_dtype.
 
@@ -113,7 +145,7 @@ def _ir_version(subject: Subject) -> Iterator[Hit]:
     Leaves alone: older and equal ones; the parser itself reads the number only to log it.
     """
     version, release = subject.graph.model.ir_version, subject.platform.release
-    if version > release.max_ir:
+    if release.max_ir is not None and version > release.max_ir:
         yield Hit((), f"IR version {version}; the ONNX package of {release.name} knows up to {release.max_ir}")
 
 
@@ -123,7 +155,9 @@ def _late_opset(subject: Subject) -> Iterator[Hit]:
     Leaves alone: opsets all of them parse, and those none does (QDQ-E122).
     """
     opset, release = subject.graph.opset, subject.platform.release
-    if opset >= MIN_OPSET and release.sure_opset < opset <= release.max_opset:
+    if release.sure_opset is None or release.max_opset is None:
+        return
+    if release.sure_opset < opset <= release.max_opset:
         yield Hit((), f"opset {opset}: every {release.name} parses up to {release.sure_opset}, only later ones more")
 
 
@@ -142,13 +176,19 @@ RULES: tuple[Rule, ...] = (
         "attention in float",
         "quantize q, k, softmax, v and the output for INT8 fused attention, where accuracy allows",
         sources.ATTENTION,
+        Verdict("confirmed", "one fused FP16 kernel, and one more that transposes its output", ("float attention",)),
         _float_attention,
     ),
     Rule(
         "QDQ-N302",
         "residual add in float",
-        "quantize both operands of the add where accuracy allows: it halves what the add and its GEMM move",
-        sources.RESIDUAL,
+        "let the skip read the Q that the layer's linears share: it is in memory as INT8 anyway",
+        sources.COMPILED,
+        Verdict(
+            "confirmed",
+            "INT8 is read only where the skip shares the linears' Q; a Q of its own is rounded in registers",
+            ("no pair on the add", "skip with its own Q"),
+        ),
         _float_residuals,
     ),
     Rule(
@@ -156,6 +196,7 @@ RULES: tuple[Rule, ...] = (
         "encoder linear in float",
         "quantize input and weight, unless accuracy asks for float here",
         sources.PLACEMENT,
+        Verdict("confirmed", "this linear in float", ("Q behind a float linear",)),
         _float_linears,
     ),
     Rule(
@@ -163,6 +204,7 @@ RULES: tuple[Rule, ...] = (
         "float ops in FP32",
         "write the float part of the graph in FP16 (qdq compile --target tensorrt does)",
         sources.TYPED,
+        Verdict("confirmed", "every float tensor in FP32, 1.7 times the bytes of a layer", ("canonical",)),
         _full_width,
     ),
     Rule(
@@ -170,6 +212,7 @@ RULES: tuple[Rule, ...] = (
         "QuantizeLinear without zero-point",
         "store an INT8 zero-point of zeros",
         sources.PARSER,
+        Verdict("confirmed", "built as INT8", ("no zero-point",)),
         _implied_type,
     ),
     Rule(
@@ -177,6 +220,7 @@ RULES: tuple[Rule, ...] = (
         "QuantizeLinear on a scalar",
         "do not quantize scalars",
         sources.HEADER,
+        Verdict("confirmed", "built, with two kernels more", ("quantized scalar",)),
         _scalars,
     ),
     Rule(
@@ -184,6 +228,7 @@ RULES: tuple[Rule, ...] = (
         "IR version newer than the parser's ONNX",
         "save the file with an older IR version (10 suits every release)",
         sources.OPSETS,
+        Verdict("untested", "datacenter only: TensorRT for RTX builds IR versions up to 15", ("IR version 15",)),
         _ir_version,
     ),
     Rule(
@@ -191,6 +236,7 @@ RULES: tuple[Rule, ...] = (
         "opset of later releases only",
         "export with opset 20 or older, or require a later release",
         sources.OPSETS,
+        Verdict("untested", "datacenter only: TensorRT for RTX builds every opset from 12 to 30", ("opset 25",)),
         _late_opset,
     ),
     Rule(
@@ -198,6 +244,23 @@ RULES: tuple[Rule, ...] = (
         "nothing is quantized",
         "check the right file: the one a quantizer wrote",
         sources.HEADER,
+        Verdict("confirmed", "no INT8 kernel", ("nothing quantized",)),
         _nothing,
+    ),
+    Rule(
+        "QDQ-N310",
+        "half scales before opset 19",
+        "declare opset 19 or later; other runtimes refuse the file",
+        sources.PARSER,
+        Verdict("confirmed", "built in INT8", ("FP16, opset 17",)),
+        _half_scales,
+    ),
+    Rule(
+        "QDQ-N311",
+        "scales per channel before opset 13",
+        "declare opset 13 or later",
+        sources.PARSER,
+        Verdict("confirmed", "built in INT8", ("opset 12, its own ops",)),
+        _old_opset,
     ),
 )

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from export.lint import sources
-from export.lint.findings import Hit, Rule, Subject, names
+from export.lint.findings import Hit, Rule, Subject, Verdict, names
 from export.lint.graph import LintGraph
 from export.names import QUANTIZE
 from export.reading import FLOATS, attribute, type_name
 
 # FP8, INT4 and FP4 are TensorRT's other quantized types; their pairs are not this linter's business.
 QUANTIZED_TYPES = frozenset({TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1})
-SCALES_IN_HALF = 19  # first opset whose QuantizeLinear takes FP16 and BF16 scales
+READ_AS_INT8 = frozenset({TensorProto.UINT8, TensorProto.INT32})  # zero-points that the parser reads and passes over
 
 
 def zero_point(node: NodeProto) -> str:
@@ -46,16 +47,38 @@ def _nonzero(subject: Subject) -> Iterator[Hit]:
 
 
 def _code_type(subject: Subject) -> Iterator[Hit]:
-    """Fires: codes of another type than INT8: UINT8 activations, INT32 biases, INT16, UINT4.
+    """Fires: stored codes of another type than INT8 (UINT8 weights, INT32 biases), and INT16, UINT16 or UINT4 anywhere.
 
-    Leaves alone: INT8, the FP8, INT4 and FP4 pairs of other schemes, a Q without zero-point (QDQ-N305).
+    Leaves alone: INT8, the FP8, INT4 and FP4 pairs of other schemes, a Q without zero-point (QDQ-N305), computed codes
+    whose zero-point is of a type that the parser reads (QDQ-E107).
     """
-    for node in subject.graph.pairs:
-        kind = coded_type(subject.graph, node)
-        if kind is None or kind == TensorProto.UNDEFINED or kind in QUANTIZED_TYPES:
+    for node, kind in _foreign_codes(subject):
+        if kind in READ_AS_INT8 and not subject.graph.constant(node.input[0]):
             continue
         what = "a bias stored as INT32" if kind == TensorProto.INT32 else f"{type_name(kind)} codes"
         yield Hit(names(node), f"{what}: TensorRT quantizes to INT8 only", zero_point(node) or node.input[0])
+
+
+def _taken_as_int8(subject: Subject) -> Iterator[Hit]:
+    """Fires: a pair on a computed tensor whose zero-point is a UINT8 or INT32 zero.
+
+    Leaves alone: other zero-points than 0 (QDQ-E101), stored codes and other types (QDQ-E102).
+    """
+    for node, kind in _foreign_codes(subject):
+        zero = zero_point(node)
+        value = subject.graph.value(zero) if zero else None
+        if kind not in READ_AS_INT8 or subject.graph.constant(node.input[0]) or value is None or np.any(value != 0):
+            continue
+        reason = f"{type_name(kind)} codes are built as INT8: what the file rounds to 128 and above becomes 127"
+        yield Hit(names(node), reason, zero)
+
+
+def _foreign_codes(subject: Subject) -> Iterator[tuple[NodeProto, int]]:
+    """Pairs with codes of a type that is none of TensorRT's, and the type."""
+    for node in subject.graph.pairs:
+        kind = coded_type(subject.graph, node)
+        if kind is not None and kind != TensorProto.UNDEFINED and kind not in QUANTIZED_TYPES:
+            yield node, kind
 
 
 def _zero_point_constant(subject: Subject) -> Iterator[Hit]:
@@ -77,18 +100,32 @@ def _zero_point_constant(subject: Subject) -> Iterator[Hit]:
 
 
 def _positive(subject: Subject) -> Iterator[Hit]:
-    """Fires: a scale that is zero, negative, infinite or NaN.
+    """Fires: a scale that is zero, negative or NaN.
 
-    Leaves alone: positive finite scales, scales whose value is not in the file.
+    Leaves alone: positive scales, infinite ones (QDQ-A402), scales whose value is not in the file.
     """
+    for node, scale in _scales(subject):
+        bad = int(np.count_nonzero(~(scale > 0)))
+        if bad:
+            yield Hit(names(node), f"{bad} of {scale.size} scales are not positive", node.input[1])
+
+
+def _infinite(subject: Subject) -> Iterator[Hit]:
+    """Fires: a scale that is infinite.
+
+    Leaves alone: finite scales, scales whose value is not in the file.
+    """
+    bad = [node for node, scale in _scales(subject) if np.any(np.isposinf(scale))]
+    if bad:
+        yield Hit(names(*bad), f"{len(bad)} Q or DQ have an infinite scale: every product behind it is NaN")
+
+
+def _scales(subject: Subject) -> Iterator[tuple[NodeProto, NDArray[np.float64]]]:
+    """Pairs whose scale has a value in the file, and the value."""
     for node in subject.graph.pairs:
         value = subject.graph.value(node.input[1])
-        if value is None or not value.size:
-            continue
-        scale = np.asarray(value, np.float64)
-        bad = int(np.count_nonzero(~(np.isfinite(scale) & (scale > 0))))
-        if bad:
-            yield Hit(names(node), f"{bad} of {scale.size} scales are not positive and finite", node.input[1])
+        if value is not None and value.size:
+            yield node, np.asarray(value, np.float64)
 
 
 def _static(subject: Subject) -> Iterator[Hit]:
@@ -98,30 +135,41 @@ def _static(subject: Subject) -> Iterator[Hit]:
     """
     for node in subject.graph.pairs:
         if not subject.graph.constant(node.input[1]):
-            reason = "its scale is computed at run time; TensorRT folds scales when it builds"
+            reason = "its scale is computed at run time; what a constant scale is folded into cannot take it"
             yield Hit(names(node), reason, node.input[1])
 
 
 def _scale_type(subject: Subject) -> Iterator[Hit]:
-    """Fires: a scale that is no float, is FP16 or BF16 before opset 19, or is so on data of another type.
+    """Fires: a scale that is no float, or FP16 or BF16 on data of another type.
 
-    Leaves alone: FP32 scales, and half scales on data of their own type from opset 19 on.
+    Leaves alone: FP32 scales, half scales on data of their own type, FP64 scales (QDQ-E108).
     """
     graph = subject.graph
     for node in graph.pairs:
         scale = graph.types.get(node.input[1], TensorProto.UNDEFINED)
-        if scale in (TensorProto.FLOAT, TensorProto.UNDEFINED):
+        if scale in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.UNDEFINED):
             continue
         data = graph.types.get(node.input[0], TensorProto.UNDEFINED)
         if scale not in FLOATS:
             reason = f"its scale is {type_name(scale)}; it must be FP32, FP16 or BF16"
-        elif graph.opset < SCALES_IN_HALF:
-            reason = f"its scale is {type_name(scale)}, which Q/DQ take from opset 19 on; this file has {graph.opset}"
         elif node.op_type == QUANTIZE and data in FLOATS and data != scale:
             reason = f"its scale is {type_name(scale)}, its data {type_name(data)}; strongly typed networks refuse that"
         else:
             continue
         yield Hit(names(node), reason, node.input[1])
+
+
+def _double(subject: Subject) -> Iterator[Hit]:
+    """Fires: an FP64 scale.
+
+    Leaves alone: FP32, FP16 and BF16 scales.
+    """
+    graph = subject.graph
+    for node in graph.pairs:
+        if graph.types.get(node.input[1]) == TensorProto.DOUBLE:
+            yield Hit(
+                names(node), "its scale is FP64; newer parsers read it as FP32, older ones refuse it", node.input[1]
+            )
 
 
 RULES: tuple[Rule, ...] = (
@@ -130,6 +178,7 @@ RULES: tuple[Rule, ...] = (
         "nonzero zero-point",
         "quantize symmetrically, zero-point 0, scale amax / 127 (onnxruntime: ActivationSymmetric, WeightSymmetric)",
         sources.PARSER,
+        Verdict("confirmed", 'refused: "Non-zero zero point is not supported"', ("zero-point 3",)),
         _nonzero,
     ),
     Rule(
@@ -137,6 +186,11 @@ RULES: tuple[Rule, ...] = (
         "codes are not INT8",
         "use INT8 for activations and weights (onnxruntime: QuantType.QInt8) and keep biases in float",
         sources.CODES,
+        Verdict(
+            "confirmed",
+            "refused: UINT8 weights, INT32 biases, INT16 and UINT16 zero-points",
+            ("UINT8 weight", "INT32 bias", "INT16 zero-point", "UINT16 zero-point"),
+        ),
         _code_type,
     ),
     Rule(
@@ -144,27 +198,75 @@ RULES: tuple[Rule, ...] = (
         "zero-point is not a constant of the scale's size",
         "store an INT8 initializer of zeros with the shape of the scale",
         sources.HEADER,
+        Verdict(
+            "confirmed",
+            'refused: "zero_point which is not an initializer", "must have the same volume"',
+            ("zero-point at run time", "two zero-points"),
+        ),
         _zero_point_constant,
     ),
     Rule(
         "QDQ-E104",
-        "scale is not positive and finite",
+        "scale is not positive",
         "calibrate this point again; an all-zero tensor needs a small positive scale",
         sources.PARSER,
+        Verdict(
+            "confirmed",
+            'refused: "Scale coefficients must all be positive"',
+            ("scale 0", "scale -1", "scale NaN"),
+        ),
         _positive,
     ),
     Rule(
         "QDQ-E105",
         "scale is not a constant",
-        "calibrate on data and store the scale; TensorRT has no dynamic INT8 quantization",
-        sources.HEADER,
+        "calibrate on data and store the scale",
+        sources.CONSTANT_SCALE,
+        Verdict("contradicted", "built, with one kernel more", ("scale at run time",)),
         _static,
+        {"trt11": "performance", "rtx": "performance"},
     ),
     Rule(
         "QDQ-E106",
         "scale type does not match",
         "give Q and DQ scales of the type of their data, with opset 19 or later for FP16 and BF16",
         sources.HEADER,
+        Verdict(
+            "confirmed", "refused: the product reads two types", ("FP16 scale in FP32", "FP16 scale in FP32, opset 17")
+        ),
         _scale_type,
+    ),
+    Rule(
+        "QDQ-E107",
+        "codes are taken as INT8",
+        "quantize symmetrically to INT8 (onnxruntime: QuantType.QInt8)",
+        sources.CODES,
+        Verdict(
+            "contradicted",
+            "built as INT8 [-128, 127]: no refusal, but another range than the file's",
+            ("UINT8 zero-point 0", "INT32 zero-point 0", "UINT8 probabilities"),
+        ),
+        _taken_as_int8,
+        {"trt11": "accuracy", "rtx": "accuracy"},
+    ),
+    Rule(
+        "QDQ-E108",
+        "scale is FP64",
+        "store FP32 scales, or FP16 ones in an FP16 graph",
+        sources.PARSER,
+        Verdict("contradicted", "built as FP32", ("FP64 scale",)),
+        _double,
+        {"trt11": "note", "rtx": "note"},
+    ),
+)
+
+ACCURACY: tuple[Rule, ...] = (
+    Rule(
+        "QDQ-A402",
+        "infinite scale",
+        "calibrate this point again without the infinite values",
+        sources.PARSER,
+        Verdict("confirmed", "built without a word", ("scale infinite",)),
+        _infinite,
     ),
 )

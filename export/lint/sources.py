@@ -5,10 +5,15 @@ from __future__ import annotations
 from export.lint.findings import Source
 
 _DOCS = "https://docs.nvidia.com/deeplearning/tensorrt/latest"
-_ISSUE = "https://github.com/NVIDIA/TensorRT/issues"
+_REPOSITORY = "https://github.com/NVIDIA/TensorRT"
+_ISSUE = f"{_REPOSITORY}/issues"
 _PARSER = "https://github.com/onnx/onnx-tensorrt"
 
 HEADER = Source("TensorRT 11.1 include/NvInfer.h, IQuantizeLayer and IDequantizeLayer")
+CONSTANT_SCALE = Source(
+    "TensorRT 10.0 to 10.12 include/NvInfer.h, IQuantizeLayer: the scale is a build-time constant (no longer in 11.x)",
+    f"{_REPOSITORY}/blob/release/10.12/include/NvInfer.h",
+)
 PARSER = Source("onnx-tensorrt 10.1 onnxOpImporters.cpp, QuantDequantLinearHelper", _PARSER)
 OPERATORS = Source("onnx-tensorrt docs/operators.md, operator support matrix", _PARSER)
 CODES_ONLY = Source("onnx-tensorrt 10.1 docs/operators.md: INT8 exists only between a Q and its DQ", _PARSER)
@@ -43,4 +48,11 @@ MODELOPT_CASTS = Source(
 MODELOPT_SIZE = Source(
     "NVIDIA Model Optimizer, ONNX quantization: MatMul and Gemm with K or N below 16 are excluded",
     "https://github.com/NVIDIA/Model-Optimizer",
+)
+SUPPORT = Source(
+    "TensorRT documentation, Support Matrix, hardware and precision", f"{_DOCS}/getting-started/support-matrix.html"
+)
+COMPILED = Source(
+    "TensorRT for RTX 1.7.1: its parser and graph compiler, run on a machine without a GPU (make prove)",
+    "https://pypi.org/project/tensorrt-rtx-cu12-bindings/1.7.1.116/",
 )

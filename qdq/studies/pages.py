@@ -16,12 +16,14 @@ from engines.estimate.model import VALIDATION
 from qdq.base.artifacts import read_json, write_text
 from qdq.pipeline.outcome import int8_text
 from qdq.studies import accuracy_page, compression_page
+from qdq.studies.linter.report import rule_tables, summary
 from qdq.studies.markdown import filled, named, table
 from qdq.studies.peers.table import render_peers
 from qdq.studies.study import DOCS, RESULTS, ROOT, exit_code, load_results
 
 EXAMPLE = "all-MiniLM-L6-v2-openvino"  # the run that README.md shows
 FULL, DEFAULT = "qdqbert", "auto"  # placements: what is proved, and what a user gets
+LINTER = "linter"  # name of the linter's result among those of the models in docs/results/tensorrt/
 SMALLEST = 0.05  # ms: groups below it in every column have no row of their own
 
 
@@ -29,6 +31,8 @@ def pages() -> dict[Path, str]:
     """The text of every page. Raises DataError when one lacks a marker."""
     compiled, peers = load_results(RESULTS), load_results(RESULTS / "peers")
     compressed = load_results(RESULTS / "compression")
+    proofs = load_results(RESULTS / "tensorrt")
+    linter = proofs.pop(LINTER)
     profiles = sorted((RESULTS / "performance").glob("*/profile.json"))
     readme = {
         "results": results_table(compiled),
@@ -40,7 +44,8 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": readme,
         DOCS / "compression.md": {"results": compression_page.sections(compressed)},
         DOCS / "performance.md": {path.parent.name: cost_table(read_json(path)) for path in profiles},
-        DOCS / "tensorrt.md": {"proof": proof_table(load_results(RESULTS / "tensorrt"))},
+        DOCS / "tensorrt.md": {"prove": proof_table(proofs)},
+        DOCS / "check.md": {"rules": rule_tables(), "prove": summary(linter)},
         DOCS / "estimate.md": {"validation": estimate_tables(read_json(VALIDATION))},
     }
     return {page: filled(page, part) for page, part in parts.items()} | {DOCS / "accuracy.md": accuracy_page.page()}
@@ -105,7 +110,7 @@ def cost_table(report: Mapping[str, Any]) -> str:
 
 
 def proof_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Results of `qdq.studies.proof`: one row per fact, one column per model."""
+    """Results of `qdq.studies.prove`: one row per fact, one column per model."""
     columns = [_proof_column(result) for result in results.values()]
     return table(["", *results], ([name, *(column[name] for column in columns)] for name in columns[0]))
 

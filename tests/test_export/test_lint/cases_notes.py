@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .graphs import (
+from qdq.studies.linter.edits import (
     ADD,
     BMM1,
-    HEAD,
     PAIR,
     QUERY,
     SOFTMAX,
     WEIGHT,
-    Cases,
-    Edit,
     edit,
     float_attention,
     float_linear,
     float_residual,
     without_zero_point,
 )
+from qdq.studies.linter.edits_blocks import (
+    ir_version,
+    scalar,
+)
+from qdq.studies.linter.edits_errors import half
+from qdq.studies.linter.edits_types import own_ops_of_opset_12
 
-
-def scalar(graph: Any) -> None:
-    mean = graph.insert(HEAD, "ReduceMean", ["bert.pooler.activation.Tanh"], "scalar", keepdims=0)
-    head = graph.node(HEAD)
-    bias = graph.insert(HEAD, "Add", ["classifier.bias", graph.pair(mean, HEAD, "point")], "shifted")
-    head.input[2] = bias
-
-
-def ir_version(version: int) -> Edit:
-    return lambda graph: setattr(graph.model, "ir_version", version)
-
+from .graphs import Cases
 
 CASES: Cases = {
     "QDQ-N301": (
         [(float_attention, (SOFTMAX,))],
         [lambda graph: graph.float_operand(BMM1, 1), lambda graph: graph.strip()],
     ),
-    "QDQ-N302": ([(float_residual, (ADD,))], [lambda graph: graph.float_operand(ADD, 0)]),
+    "QDQ-N302": (
+        [(float_residual, (ADD,)), (lambda graph: graph.float_operand(ADD, 1), (ADD,))],
+        [lambda graph: graph.float_operand(ADD, 0)],
+    ),
     "QDQ-N303": (
         [(float_linear, (f"{QUERY}.MatMul",))],
         [lambda graph: graph.float_operand(f"{QUERY}.MatMul", 1), lambda graph: graph.strip()],
@@ -52,4 +46,6 @@ CASES: Cases = {
     "QDQ-N307": ([(ir_version(14), ())], [ir_version(13)]),
     "QDQ-N308": ([(lambda graph: graph.opset(25), ())], [lambda graph: graph.opset(24)]),
     "QDQ-N309": ([(lambda graph: graph.strip(), ())], []),
+    "QDQ-N310": ([(edit(half, lambda graph: graph.opset(17)), PAIR[:1])], [half, lambda graph: graph.opset(17)]),
+    "QDQ-N311": ([(own_ops_of_opset_12, (WEIGHT,))], [lambda graph: graph.opset(13)]),
 }

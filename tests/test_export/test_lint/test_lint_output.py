@@ -56,7 +56,7 @@ def test_exit_codes(save: Callable[..., Path]) -> None:
 def test_text_groups_by_rule_and_fits_the_terminal(save: Callable[..., Path]) -> None:
     text, _ = check_command(save(unsigned, half_quantized), "trt11", 75)
     assert max(len(line) for line in text.splitlines()) <= 80
-    assert "errors (4)" in text
+    assert "errors (2)" in text
     assert text.count("QDQ-P201") == 1
     assert "QDQ-P201  linear with one quantized operand  8×" in text
     assert "      and 5 more" in text
@@ -64,7 +64,8 @@ def test_text_groups_by_rule_and_fits_the_terminal(save: Callable[..., Path]) ->
     assert "encoder linears  4 of 12 as INT8 GEMM" in text
     assert "attention        2 of 2 as INT8 fused attention" in text
     assert "8 linear: its weight is float, only the input is quantized" in text
-    assert text.endswith("4 errors, 8 performance findings, 1 note; a prediction, no engine was built\n")
+    assert "    compiler: confirmed: refused: " in text
+    assert text.endswith("2 errors, 8 performance findings, 1 note; a prediction, no engine was built\n")
 
 
 def test_long_names_are_shortened_in_the_middle(edited: Edited) -> None:
@@ -83,12 +84,12 @@ def test_json_holds_everything(save: Callable[..., Path], model: onnx.ModelProto
     text, _ = check_command(path, "trt10", 86, "json", sequence=256)
     report = json.loads(text)
     assert (report["file"], report["target"], report["sm"], report["sequence"]) == (str(path), "trt10", 86, 256)
-    assert report["counts"] == {"error": 4, "performance": 0, "note": 1}
+    assert report["counts"] == {"error": 2, "accuracy": 0, "performance": 0, "note": 1}
     first = report["findings"][0]
     assert first["rule"] == "QDQ-E101"
     assert first["nodes"] == [f"{X}.quantize"]
     assert first["tensor"] == f"{X}.zero_point"
-    assert set(first) == {"rule", "severity", "title", "nodes", "tensor", "reason", "fix", "source"}
+    assert set(first) == {"rule", "severity", "title", "nodes", "tensor", "reason", "fix", "source", "compiler"}
     assert len(report["fusion_map"]) == len(lint(model, "trt11").layers)
     assert check_command(path, "trt10", 86, "json", sequence=256)[0] == text
 
@@ -103,8 +104,9 @@ def test_sarif_is_well_formed(save: Callable[..., Path]) -> None:
     for rule in rules:
         assert rule["shortDescription"]["text"] and rule["fullDescription"]["text"] and rule["help"]["text"]
         assert rule["defaultConfiguration"]["level"] in ("error", "warning", "note")
+        assert rule["properties"]["compiler"]["outcome"] in ("confirmed", "contradicted", "untested")
         assert rule.get("helpUri", "https://").startswith("https://")
-    assert len(run["results"]) == 4 + 8 + 1
+    assert len(run["results"]) == 2 + 8 + 1
     for result in run["results"]:
         assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
         assert result["level"] == rules[result["ruleIndex"]]["defaultConfiguration"]["level"]

@@ -11,8 +11,9 @@ import pytest
 from onnx import helper
 
 from export.lint import FusedLayer, fusion_map, lint
+from qdq.studies.linter.edits import SELF, UP, Edit, erf_gelu, masked_by_where, tanh_gelu, written_norm
 
-from .graphs import SELF, UP, Edit, erf_gelu, fired, masked_by_where, tanh_gelu, written_norm
+from .graphs import fired
 
 Edited = Callable[..., onnx.ModelProto]
 
@@ -134,7 +135,7 @@ def test_one_linear_for_query_key_and_value(edited: Edited) -> None:
                 graph.graph.node.remove(graph.node(node))
 
     report = lint(edited(fuse), "trt11")
-    assert fired(report) == ("QDQ-N304",)
+    assert fired(report) == ("QDQ-P213", "QDQ-N304")
     first = [layer for layer in report.layers if layer.layer == 0]
     assert next((layer.role, layer.k, layer.n) for layer in first if layer.role) == ("qkv", 32, 96)
     assert [layer.heads for layer in first if layer.kind == "int8_fused_attention"] == [2]

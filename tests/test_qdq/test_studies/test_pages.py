@@ -10,7 +10,7 @@ import pytest
 from qdq.errors import ConfigError, DataError
 from qdq.studies.markdown import filled, table
 from qdq.studies.pages import pages
-from qdq.studies.proof import RANDOM
+from qdq.studies.prove import RANDOM
 from qdq.studies.study import RESULTS, exit_code, load_results
 
 
@@ -46,7 +46,7 @@ def test_a_study_ends_with_one_line_and_a_code(capsys: pytest.CaptureFixture[str
 
 
 def test_the_tensorrt_graphs_were_proved() -> None:
-    """Findings of `make proof` on real models: the same acceptance the tests hold a tiny graph to."""
+    """Findings of `make prove` on real models: the same acceptance the tests hold a tiny graph to."""
     results = load_results(RESULTS / "tensorrt")
     assert set(results) == {"all-MiniLM-L6-v2", "minilm-mrpc", RANDOM}
     for name, result in results.items():

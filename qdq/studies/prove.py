@@ -1,8 +1,10 @@
-"""Facts about a TensorRT graph that can be proved without a GPU: ``python -m qdq.studies.proof`` (`make proof`).
+"""Facts about TensorRT graphs that can be proved without a GPU: ``python -m qdq.studies.prove`` (`make prove`).
 
-For the bundled model, for minilm-mrpc where it lies beside the repository, and for BERT-base with random weights: the
-linter's verdict, what taking away each point breaks, what FP16 costs per node, and the task metric of the FP16 body
-against the FP32 body. Results go to docs/results/tensorrt/ and into docs/tensorrt.md.
+First the linter: more than 200 graphs go through it and through NVIDIA's compiler, and where the two differ is
+printed, with the reason. Then, for the bundled model, for minilm-mrpc where it lies beside the repository, and for
+BERT-base with random weights: the linter's verdict, what taking away each point breaks, what FP16 costs per node, and
+the task metric of the FP16 body against the FP32 body. Results go to docs/results/tensorrt/ and into docs/check.md and
+docs/tensorrt.md.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from typing import Any
 
 from qdq.base.artifacts import read_json, write_json
 from qdq.base.config import choice
+from qdq.errors import BuildError
 from qdq.pipeline.run import CANONICAL
 from qdq.studies import pages
 from qdq.studies.models import MRPC, batches, random_bert_base
-from qdq.studies.pages import DEFAULT, FULL
+from qdq.studies.pages import DEFAULT, FULL, LINTER
 from qdq.studies.study import RESULTS, SHARED, exit_code, parser
 
 TARGET, SM, SEQUENCE = "trt11", 75, 128
@@ -190,18 +193,47 @@ def _metric(out: Path, fp16_body: Path) -> dict[str, Any] | None:
     }
 
 
+def prove_linter() -> dict[str, Any]:
+    """Compile every graph of `qdq.studies.linter.cases`, print where linter and compiler differ, and return the record.
+
+    Raises Unavailable without the compiler, BuildError for a difference or a rule's claim that has no reason.
+    """
+    from engines.tensorrt_rtx import Compiler
+    from qdq.studies.linter.cases import all_cases
+    from qdq.studies.linter.report import recorded
+    from qdq.studies.linter.verdicts import Judge
+
+    with Compiler() as compiler:
+        judge = Judge(compiler)
+        result = recorded([judge.judge(case) for case in all_cases()], compiler.version)
+    for entry in result["differences"]:
+        listed = "; ".join(entry["differences"])
+        sys.stdout.write(f"{entry['graph']} (SM {entry['sm']}): {listed}\n    {entry['reason'] or 'NO REASON'}\n")
+    unexplained = [entry["graph"] for entry in result["differences"] if not entry["reason"]]
+    sys.stdout.write(f"{len(result['differences'])} of {result['graphs']} graphs differ\n")
+    if unexplained or result["broken_claims"]:
+        raise BuildError(
+            f"linter and compiler differ without a reason: {'; '.join([*unexplained, *result['broken_claims']])}; "
+            "correct the rule, or name the reason in qdq/studies/linter/expected.py"
+        )
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prove the models named (default: all that are here), then rewrite the table."""
-    command = parser("proof", __doc__)
-    command.add_argument("models", nargs="*", metavar="NAME", help=", ".join(MODELS))
-    command.add_argument("--out", type=Path, default=Path("build/proof"), help="work directories")
+    """Prove the linter and the models named (default: all that are here), then rewrite the tables."""
+    command = parser("prove", __doc__)
+    command.add_argument("names", nargs="*", metavar="NAME", help=", ".join((LINTER, *MODELS)))
+    command.add_argument("--out", type=Path, default=Path("build/prove"), help="work directories")
     typed = command.parse_args(arguments)
-    for name in typed.models or MODELS:
-        options = MODELS[choice(name, MODELS, "model")]
-        if name == RANDOM:
-            options = {**options, "model": str(random_bert_base(typed.out / RANDOM / "model"))}
-        if name != MRPC.model or SHARED.is_dir():  # else its result stays as it is
-            write_json(RESULTS / "tensorrt" / f"{name}.json", prove(typed.out / name / "work", options))
+    for name in typed.names or (LINTER, *MODELS):
+        place = RESULTS / "tensorrt" / f"{choice(name, (LINTER, *MODELS), 'name')}.json"
+        if name == LINTER:
+            write_json(place, prove_linter())
+        elif name != MRPC.model or SHARED.is_dir():  # else its result stays as it is
+            options = MODELS[name]
+            if name == RANDOM:
+                options = {**options, "model": str(random_bert_base(typed.out / RANDOM / "model"))}
+            write_json(place, prove(typed.out / name / "work", options))
     pages.main()
 
 
