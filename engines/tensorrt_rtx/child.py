@@ -30,6 +30,11 @@ TYPE = re.compile(rb' name="([^"]*)".* type=(\w+)')
 TENSORS = re.compile(rb' output=\{"([^"]*)" \} input=\{"([^"]*)" "([^"]*)"')
 ALPHA = re.compile(rb" alpha=([0-9A-F]+) scalar_alpha_from_opnd=(true|false) ")
 NODES = re.compile(rb'\[ONNX Layer: ([^\x1f]*)\](?=\x1f|" )')
+# The plan holds the source of its generated kernels, too. That of a fused attention names the instructions of its two
+# products, either in front of the function or inside, depending on the template it was made from.
+FUNCTION = re.compile(rb'extern "C" __global__ void (\w+)\(')
+IN_FRONT = re.compile(rb"Kernel_traits = fmha::\w+<\s*fmha::(\w+),\s*fmha::(\w+),")
+INSIDE = re.compile(rb"xmma::(\w+)<\w*>::template Cta_tile\w*<")
 
 
 def preload(folder: str) -> None:
@@ -71,7 +76,7 @@ def compile_one(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
         plan = builder.build_serialized_network(network, config)
         reply["plan_bytes"] = None if plan is None else plan.nbytes
         if plan is not None:
-            reply |= read_plan(plan)
+            reply |= read_plan(memoryview(plan))
             if request["plan"]:
                 write_whole(request["plan"], plan)
     reply["seconds"] = time.monotonic() - started
@@ -177,7 +182,21 @@ def read_plan(plan: Any) -> dict[str, Any]:
                 "alpha": struct.unpack(">f", bytes.fromhex(alpha[1].decode().zfill(8)))[0] if alpha and fixed else None,
             }
         )
-    return {"gemms": gemms, "statements": counts}
+    return {"gemms": gemms, "statements": counts, "attentions": read_attentions(plan)}
+
+
+def read_attentions(plan: Any) -> dict[str, list[str]]:
+    """Instructions of the products of every fused attention, by the name of its function."""
+    functions = list(FUNCTION.finditer(plan))
+    ends = [*(function.start() for function in functions[1:]), len(plan)]
+    before, found = 0, {}
+    for function, end in zip(functions, ends, strict=True):
+        if b"_mha_" in function[1]:
+            in_front = [name for item in IN_FRONT.finditer(plan, before, function.start()) for name in item.groups()]
+            inside = [item[1] for item in INSIDE.finditer(plan, function.start(), end)]
+            found[function[1].decode()] = [name.decode() for name in in_front or inside]
+        before = function.start()
+    return found
 
 
 def write_whole(path: str, plan: Any) -> None:

@@ -167,10 +167,10 @@ class Compiler:
         except OSError as error:
             raise BuildError(f"{plan}: cannot be written, {error.strerror}") from error
         request = {
-            "model": str(model.resolve()),
+            "model": str(model.absolute()),
             "capabilities": list(capabilities),
             "shapes": None if shapes is None else shapes.ranges(),
-            "plan": None if plan is None else str(plan.resolve()),
+            "plan": None if plan is None else str(plan.absolute()),
         }
         self._start()
         reply = self._exchange(json.dumps(request), str(model))

@@ -13,6 +13,7 @@ from qdq.errors import BuildError
 
 INT8 = "int8"
 CLOSE = 1e-6  # relative: one FP32 product of two scales, rounded before or after the multiplication
+INT8_PRODUCT = "imma_int8"  # in the name of an instruction that multiplies INT8
 WIDE = ("fp32", "int32")  # an output type that holds INT32 sums without overflow
 
 
@@ -110,14 +111,17 @@ def _scaled(graph: Graph, linear: Linear, gemm: Gemm) -> bool:
 
 
 def _attention(attention: Attention, compiled: Compiled) -> str:
-    """INT8 when one fused kernel computes both products and reads q, k and v as INT8."""
+    """INT8 when one fused kernel computes both products, reads q, k, v as INT8, and multiplies INT8 both times."""
     fused = [kernel for kernel in compiled.kernels if kernel.kind == "attention" and _computes(kernel, attention)]
     if not fused:
         return f"not fused: the scores go through memory{_between(attention, compiled)}"
     operands = [tensor.type for tensor in fused[0].inputs]
-    if operands.count(INT8) >= 3:
+    if operands.count(INT8) < 3:
+        return f"fused, but reads {', '.join(dict.fromkeys(operands))}"
+    instructions = fused[0].instructions
+    if len(instructions) == 2 and all(INT8_PRODUCT in instruction for instruction in instructions):
         return INT8
-    return f"fused, but reads {', '.join(dict.fromkeys(operands))}"
+    return f"fused and reads int8, but multiplies with {' and '.join(instructions) or 'unknown instructions'}"
 
 
 def _computes(kernel: Kernel, attention: Attention) -> bool:

@@ -70,7 +70,8 @@ class Kernel:
     """One launch on the GPU.
 
     `onnx` names the nodes of the ONNX graph that it computes, wholly or in part; `layer` is the first encoder layer
-    among theirs, None outside.
+    among theirs, None outside; `instructions` are those of a fused attention's two products, in NVIDIA's words such as
+    Turing_imma_int8_int32_traits, () of every other kernel.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Kernel:
     outputs: tuple[Tensor, ...]
     onnx: tuple[str, ...]
     layer: int | None = None
+    instructions: tuple[str, ...] = ()
 
     @cached_property
     def bytes(self) -> int:

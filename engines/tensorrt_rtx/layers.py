@@ -23,7 +23,7 @@ LOG_TYPES: Mapping[str, str] = {element.log: element.word for element in ELEMENT
 PLAN_TYPES: Mapping[str, str] = {element.plan: element.word for element in ELEMENTS}
 LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], "
-    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, StreamId: \d+"
+    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), StreamId: \d+"
     r"(?:, EventId: \d+)?(?:, Metadata:(?P<metadata>.*))?"
 )
 TENSOR = re.compile(
@@ -42,6 +42,7 @@ class Account:
         self.version = version
         self.products: Sequence[Mapping[str, Any]] = reply["gemms"]
         self.statements: Mapping[str, int] = reply["statements"]
+        self.attentions: Mapping[str, Sequence[str]] = reply["attentions"]
         self.messages: list[str] = [message for _, message in reply["log"]]
 
     def kernels(self, layers: Mapping[str, int]) -> tuple[Kernel, ...]:
@@ -109,7 +110,9 @@ class Account:
         )
         nodes = tuple(dict.fromkeys(self._nodes((row["metadata"] or "").strip(" "))))
         layer = min((layers[node] for node in nodes if node in layers), default=None)
-        return Kernel(row["name"], _kind(row["name"], row["type"], nodes), inputs, constants, outputs, nodes, layer)
+        instructions = tuple(self.attentions.get(row["tactic"], ()))
+        kind = _kind(row["name"], row["type"], nodes)
+        return Kernel(row["name"], kind, inputs, constants, outputs, nodes, layer, instructions)
 
     def _tensors(self, text: str) -> Iterator[Tensor]:
         """Every tensor of a list; the list must consist of nothing else."""

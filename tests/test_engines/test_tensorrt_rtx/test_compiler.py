@@ -168,6 +168,18 @@ def test_every_input_gets_its_axes(compiler: Compiler, tmp_path: Path) -> None:
     assert compiled.axes == ("batch", "choices", "sequence")
 
 
+def test_a_link_has_its_external_data_beside_it(compiler: Compiler, write_half: WriteHalf, tmp_path: Path) -> None:
+    """A cache of models links files whose real places have other names."""
+    model = onnx.load(write_half())
+    real, place = tmp_path / "blobs", tmp_path / "snapshot"
+    real.mkdir()
+    place.mkdir()
+    onnx.save(model, real / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=64)
+    (real / "model.data").rename(place / "model.data")
+    (place / "model.onnx").symlink_to(real / "model.onnx")
+    assert compiler.parse(place / "model.onnx") == ()
+
+
 def test_fixed_shapes_stay(compiler: Compiler, tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["" : 20]> g (float16[2, 8] x) => (float16[2, 8] y) { y = Relu (x) }"""
     path = tmp_path / "model.onnx"

@@ -11,9 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.tensorrt_rtx import Compiler, Coverage, coverage
+from engines.tensorrt_rtx import Compiler, Coverage, Shapes, coverage
 from qdq.errors import BuildError
 
+from .. import conftest
 from .conftest import SHAPE, WriteHalf
 
 SOFTMAX = "encoder.layer.0.attention.self.Softmax"
@@ -99,6 +100,37 @@ def test_attention_says_why_it_is_not_int8(cover: Cover, write_half: WriteHalf) 
         SOFTMAX: "not fused: the scores go through memory, products int8 x int8 and fp16 x fp16"
     }
     assert partly.int8_attentions == (0, 1)
+
+
+def test_fused_attention_must_multiply_int8(compiler: Compiler, write_half: WriteHalf) -> None:
+    """What it reads does not say what it computes with; the source of its kernel does."""
+    model = write_half()
+    compiled = compiler.compile(model, (75,), SHAPE)
+    (attention,) = [kernel for kernel in compiled.kernels if kernel.kind == "attention"]
+    assert attention.instructions == ("Turing_imma_int8_int32_traits",) * 2
+    for instructions, reason in (
+        (("Turing_imma_int8_int32_traits", "Turing_hmma_fp16_traits"), "Turing_hmma_fp16_traits"),
+        ((), "unknown instructions"),
+    ):
+        other = replace(attention, instructions=instructions)
+        kernels = tuple(other if kernel == attention else kernel for kernel in compiled.kernels)
+        found = coverage(replace(compiled, kernels=kernels), model)
+        assert found.int8_attentions == (0, 1)
+        assert found.attentions[SOFTMAX].endswith(reason)
+
+
+def test_the_other_template_of_fused_attention(
+    compiler: Compiler, write_half: WriteHalf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads of 64 over 512 tokens on Turing get another kernel, and with open sizes none."""
+    monkeypatch.setattr(conftest, "HEADS", 1)
+    model = write_half()
+    compiled = compiler.compile(model, (75,), Shapes.fixed(2, 512))
+    (attention,) = [kernel for kernel in compiled.kernels if kernel.kind == "attention"]
+    assert attention.instructions == ("Turing_imma_int8_int32_traits",) * 2
+    assert coverage(compiled, model).int8_attentions == (1, 1)
+    open_sizes = compiler.compile(model, (75,), Shapes.between((1, 1), (2, 128), (2, 512)))
+    assert coverage(open_sizes, model).attentions[SOFTMAX].startswith("not fused")
 
 
 def test_linears_say_why_they_are_not_int8(cover: Cover, write_half: WriteHalf) -> None:

@@ -39,6 +39,7 @@ REPLY = {
     ],
     "gemms": [{"nodes": ["b.MatMul"], "types": ["half", "int8", "int8"], "alpha": 0.5}],
     "statements": {"function": 1, "runtime_fusion": 0},
+    "attentions": {},
 }
 
 
