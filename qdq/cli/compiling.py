@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engines.tensorrt_rtx import Compiled, Compiler, Refused, Shapes, coverage
 from export.lint.compiled import CompiledGraph, LayerCost, Refusal
+from qdq.base.screen import Screen
 from qdq.errors import ConfigError
 
 SHAPE = re.compile(r"(\d+)x(\d+)")
@@ -27,18 +28,20 @@ def shapes_of(text: str) -> Shapes:
 
 
 def compile_file(path: Path, sm: int, shapes: Shapes) -> CompiledGraph:
-    """Compile `path` and look up its linears and attentions.
+    """Compile `path`, with a bar on the screen, and look up its linears and attentions.
 
     Raises Unavailable without the compiler, ConfigError for a compute capability it has not, BuildError when its
     account cannot be read. A graph that is refused is no error.
     """
-    with Compiler() as compiler:
+    with Screen().stage("compile") as stage, Compiler() as compiler:
         name = f"TensorRT for RTX {compiler.version}"
         try:
             compiled = compiler.compile(path, (sm,), shapes)
         except Refused as refused:
+            stage.say("refused")
             errors = tuple(Refusal(error.node, error.operator, error.reason) for error in refused.errors)
             return CompiledGraph(name, sm, describe(shapes), errors)
+        stage.say(f"{len(compiled.kernels)} kernels")
     # A node's kernel is the last that names it, a GEMM only where no other kernel does.
     found = coverage(compiled, path)
     return CompiledGraph(

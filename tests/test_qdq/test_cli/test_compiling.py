@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def test_a_graph_is_compiled(qdq: Qdq, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "linear.onnx")
     ran = qdq("check", graph, "--compile", "--sm", "89", "--shape", "4x16")
     assert ran.code == 0, ran.err
+    assert re.fullmatch(r"  compile +\d+\.\d s  \d+ kernels\n", ran.err)
     assert ", SM 89, 4 x 16\n" in ran.out
     assert "  encoder linears  1 of 1 in INT8\n" in ran.out
     assert "  GEMM scales      1 of 1 in FP32\n" in ran.out
