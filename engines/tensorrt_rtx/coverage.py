@@ -83,7 +83,10 @@ def _linear(linear: Linear, compiled: Compiled) -> str:
     """INT8 when every product of the plan that computes the node multiplies INT8 by INT8."""
     products = _gemms(compiled, linear.name)
     if not products:
-        return "no matrix product of the plan names it"
+        reads = next(
+            ([tensor.type for tensor in kernel.inputs] for kernel in compiled.kernels if linear.name in kernel.onnx), []
+        )
+        return f"no matrix product, a kernel that reads {' and '.join(reads)}" if reads else "no kernel names it"
     types = list(dict.fromkeys(gemm.operands for gemm in products if gemm.operands != (INT8, INT8)))
     if not types:
         return INT8

@@ -154,6 +154,20 @@ def test_weights_that_the_engine_dequantizes(cover: Cover, write_half: WriteHalf
     assert found.int8_linears == (5, 6)
 
 
+def test_a_linear_without_a_matrix_product(compiler: Compiler, tmp_path: Path) -> None:
+    """One float row times a matrix is no GEMM."""
+    path = tmp_path / "model.onnx"
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "layer.0.linear")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["batch", "sequence", 64]) for name in "xy"]
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float16), "w")
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    compiled = compiler.compile(path, (75,), Shapes.fixed(1, 1))
+    assert coverage(compiled, path).linears == {"layer.0.linear": "no matrix product, a kernel that reads fp16"}
+    kernels = tuple(replace(kernel, onnx=()) for kernel in compiled.kernels)
+    assert coverage(replace(compiled, kernels=kernels), path).linears == {"layer.0.linear": "no kernel names it"}
+
+
 def test_a_product_outside_the_layers(cover: Cover, write_half: WriteHalf) -> None:
     path = write_half()
     model = onnx.load(path)
