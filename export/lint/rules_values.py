@@ -232,9 +232,12 @@ RULES: tuple[Rule, ...] = (
         "give Q and DQ scales of the type of their data, with opset 19 or later for FP16 and BF16",
         sources.HEADER,
         Verdict(
-            "confirmed", "refused: the product reads two types", ("FP16 scale in FP32", "FP16 scale in FP32, opset 17")
+            "contradicted",
+            "built: the Q rounds in the type of its scale; refused is what then reads two types (QDQ-E125)",
+            ("FP16 scale of an FP32 input",),
         ),
         _scale_type,
+        {"rtx": "note"},
     ),
     Rule(
         "QDQ-E107",

@@ -7,17 +7,19 @@ the encoder drawn at random, and the removal of points from the graphs that this
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import onnx
 
 from export.lint.removal import without_points
-from qdq.studies.linter import edits as e
-from qdq.studies.linter.editor import Graph
-from qdq.studies.linter.edits import Edit
-from qdq.studies.linter.encoder import Body, Form, Projections, Skip, Weights, encoder
+from qdq.studies.linter.graphs import edits as e
+from qdq.studies.linter.graphs.editor import Graph
+from qdq.studies.linter.graphs.edits import Edit
+from qdq.studies.linter.graphs.encoder import encoder
+from qdq.studies.linter.graphs.form import Body, Form, Projections, Skip, Weights
 from qdq.studies.linter.named import NAMED_EDITS, NAMED_FORMS
 
 SEED = 13
@@ -28,6 +30,12 @@ BODIES: tuple[Body, ...] = ("fp16", "fp16", "fp16", "fp32", "bf16")
 WEIGHTS: tuple[Weights, ...] = ("channel", "channel", "tensor", "ratio", "ratio", "float")
 QKV: tuple[Projections, ...] = ("three", "merged", "merged", "split")
 SKIPS: tuple[Skip, ...] = ("shared", "own", "float")
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "RoBERTa, XLM-R and CamemBERT": {"types": False, "summed": True},
+    "DistilBERT": {"types": False},
+    "ALBERT and ELECTRA": {"embedding": 16},
+    "MPNet": {"types": False, "summed": True, "relative": True},
+}
 LOWERED = replace(BASE, body="fp16", weights="ratio", qkv="merged", branch=False, smoothing=True)
 
 
@@ -83,9 +91,9 @@ NAMED = {case.name: case for case in _named()}
 
 
 def all_cases() -> tuple[Case, ...]:
-    """Every case: the named ones, removals of one point and of several, forms at random, and edits in FP16."""
+    """Every case: named ones, removals of one point and of several, forms at random, edits in FP16, other families."""
     draw = random.Random(SEED)
-    return (*NAMED.values(), *_removals(draw), *_forms(draw), *_edited(draw))
+    return (*NAMED.values(), *_removals(draw), *_forms(draw), *_edited(draw), *_families())
 
 
 def points(form: Form) -> tuple[str, ...]:
@@ -156,3 +164,13 @@ def _edited(draw: random.Random) -> Iterator[Case]:
         changes = (*(NAMED_EDITS[name] for name in chosen), e.edit(partial(Graph.half)))
         form = replace(BASE, layers=draw.choice((1, 2)))
         yield Case(f"{' and '.join(chosen)}, {number}", form, changes, sm=draw.choice(SMS))
+
+
+def _families() -> Iterator[Case]:
+    """The graphs of other families, canonical and lowered, for every GPU; BERT and ERNIE are wired as all others."""
+    for name, changes in FAMILIES.items():
+        for sm in SMS:
+            lowered = sm in (75, 120)
+            form = replace(LOWERED, layers=2) if lowered else replace(BASE, layers=2)
+            kind = "lowered" if lowered else "canonical"
+            yield Case(f"{name}, {kind}, SM {sm}", replace(form, **changes), sm=sm, longest=64)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from qdq.studies.linter import edits as e
-from qdq.studies.linter import edits_blocks as b
-from qdq.studies.linter import edits_errors as x
-from qdq.studies.linter import edits_types as t
-from qdq.studies.linter.editor import Graph
-from qdq.studies.linter.edits import Edit
+from qdq.studies.linter.graphs import edits as e
+from qdq.studies.linter.graphs import edits_blocks as b
+from qdq.studies.linter.graphs import edits_errors as x
+from qdq.studies.linter.graphs import edits_types as t
+from qdq.studies.linter.graphs.editor import Graph
+from qdq.studies.linter.graphs.edits import Edit
 
 SCALE, ZERO = f"{e.X}.scale", f"{e.X}.zero_point"
 OUTPUT = f"{e.L0}attention.output.dense"
@@ -54,6 +54,7 @@ NAMED_EDITS: Mapping[str, Edit] = {
     "scale of a constant product": x.computed_constant_scale,
     "scale of shape [1]": x.put(SCALE, [0.1], np.float32),
     "FP16 scale in FP32": x.put(SCALE, 0.1, np.float16),
+    "FP16 scale of an FP32 input": e.edit(b.quantized_input, x.half),
     "FP64 scale": x.put(SCALE, 0.1, np.float64),
     "FP16, opset 17": e.edit(x.half, _opset(17)),
     "FP32 scales in FP16": e.edit(x.half, x.wide_scales),

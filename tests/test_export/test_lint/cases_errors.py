@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from qdq.studies.linter import edits_errors as x
-from qdq.studies.linter import edits_types as t
-from qdq.studies.linter.edits import (
+from qdq.studies.linter.graphs import edits_errors as x
+from qdq.studies.linter.graphs import edits_types as t
+from qdq.studies.linter.graphs.edits import (
     GELU,
     PAIR,
     QUERY,
@@ -21,8 +21,8 @@ from qdq.studies.linter.edits import (
     weight_scale,
     without_zero_point,
 )
-from qdq.studies.linter.edits_errors import READERS
-from qdq.studies.linter.edits_types import TANH
+from qdq.studies.linter.graphs.edits_errors import READERS
+from qdq.studies.linter.graphs.edits_types import TANH
 
 from .graphs import Cases
 

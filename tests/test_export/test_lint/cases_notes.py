@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qdq.studies.linter.edits import (
+from qdq.studies.linter.graphs.edits import (
     ADD,
     BMM1,
     PAIR,
@@ -15,12 +15,12 @@ from qdq.studies.linter.edits import (
     float_residual,
     without_zero_point,
 )
-from qdq.studies.linter.edits_blocks import (
+from qdq.studies.linter.graphs.edits_blocks import (
     ir_version,
     scalar,
 )
-from qdq.studies.linter.edits_errors import half
-from qdq.studies.linter.edits_types import own_ops_of_opset_12
+from qdq.studies.linter.graphs.edits_errors import half
+from qdq.studies.linter.graphs.edits_types import own_ops_of_opset_12
 
 from .graphs import Cases
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qdq.studies.linter.edits import (
+from qdq.studies.linter.graphs.edits import (
     ADD,
     BMM1,
     BMM2,
@@ -30,7 +30,7 @@ from qdq.studies.linter.edits import (
     weight_scale,
     written_norm,
 )
-from qdq.studies.linter.edits_blocks import (
+from qdq.studies.linter.graphs.edits_blocks import (
     head_size,
     late_cast,
     quantized_input,
@@ -42,8 +42,8 @@ from qdq.studies.linter.edits_blocks import (
     second_reader,
     useless_cast,
 )
-from qdq.studies.linter.edits_errors import half, put
-from qdq.studies.linter.edits_types import query_scale, taken_apart
+from qdq.studies.linter.graphs.edits_errors import half, put
+from qdq.studies.linter.graphs.edits_types import query_scale, taken_apart
 
 from .graphs import Cases
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from export.lint import LintReport, lint
-from qdq.studies.linter.editor import Graph
-from qdq.studies.linter.edits import Edit
+from qdq.studies.linter.graphs.editor import Graph
+from qdq.studies.linter.graphs.edits import Edit
 
 
 @pytest.fixture(scope="session")

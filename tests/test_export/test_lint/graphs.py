@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from export.lint import LintReport
-from qdq.studies.linter.edits import Edit
+from qdq.studies.linter.graphs.edits import Edit
 
 Check = Callable[..., LintReport]
 Cases = dict[str, tuple[list[tuple[Edit, tuple[str, ...]]], list[Edit]]]  # rule -> (edit, culprits) pairs, near misses

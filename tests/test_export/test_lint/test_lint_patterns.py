@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from export.lint import FusedLayer, fusion_map, lint
-from qdq.studies.linter.edits import SELF, UP, Edit, erf_gelu, masked_by_where, tanh_gelu, written_norm
+from qdq.studies.linter.graphs.edits import SELF, UP, Edit, erf_gelu, masked_by_where, tanh_gelu, written_norm
 
 from .graphs import fired
 

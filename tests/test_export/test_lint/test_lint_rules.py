@@ -9,9 +9,9 @@ import pytest
 from export.lint.findings import SEVERITIES, Rule
 from export.lint.limits import RELEASES, int8_attention_limits
 from export.lint.rules import RULES
-from qdq.studies.linter.edits import Edit, float_attention
-from qdq.studies.linter.edits_errors import half
-from qdq.studies.linter.edits_types import in_bfloat16
+from qdq.studies.linter.graphs.edits import Edit, float_attention
+from qdq.studies.linter.graphs.edits_errors import half
+from qdq.studies.linter.graphs.edits_types import in_bfloat16
 
 from . import cases_errors, cases_notes, cases_performance
 from .graphs import Check, fired

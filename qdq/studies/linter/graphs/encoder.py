@@ -6,53 +6,21 @@ that are made for the one fit the other. Weights are random; only their types, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.names import IR_VERSION, OPSET
+from export.names import IR_VERSION
+from qdq.studies.linter.graphs.form import Form
+from qdq.studies.linter.graphs.nodes import Nodes
 
-Body = Literal["fp32", "fp16", "bf16"]
-# One weight scale per output channel, one per tensor, or one with the channels' ratios as a Mul behind the product.
-Weights = Literal["channel", "tensor", "ratio", "float"]
-Projections = Literal["three", "merged", "split"]  # merged: [0, 0, 3, heads, size], one Transpose, three Gathers
-Skip = Literal["shared", "own", "float"]  # shared: the skip connection reads the linears' Q
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 CODES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN, "int4": TensorProto.INT4}
-VOCABULARY, POSITIONS, LABELS = 100, 64, 3
+VOCABULARY, LABELS = 100, 3
 LOWEST = -60000.0  # of a mask, within FP16
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to write the encoder. The default is what the exporter writes, with all twenty points per layer."""
-
-    layers: int = 2
-    hidden: int = 32
-    heads: int = 2
-    inner: int = 64
-    body: Body = "fp32"
-    weights: Weights = "channel"
-    inputs: bool = True  # Q/DQ on the linears' inputs
-    codes: Literal["int8", "fp8", "int4"] = "int8"
-    qkv: Projections = "three"
-    attention: str = "qkva"  # the quantized operands of its two products
-    skip: Skip = "shared"
-    branch: bool = True  # Q/DQ on the other operand of the residual add
-    smoothing: bool = False  # a Mul in front of the linears' Q, and its inverse on a shared skip
-    gelu: Literal["op", "tanh", "erf", "relu"] = "op"
-    norm: Literal["op", "chain"] = "op"
-    mask: Literal["where", "scores", "product"] = "where"
-    bias: Literal["add", "none"] = "add"
-    late_scale: bool = False  # the scores are scaled behind the first product
-    wide_scales: bool = False  # FP32 scales whatever the body
-    positions: int = POSITIONS
-    opset: int = OPSET
 
 
 def encoder(form: Form) -> onnx.ModelProto:
@@ -60,33 +28,12 @@ def encoder(form: Form) -> onnx.ModelProto:
     return Writer(form).model()
 
 
-class Writer:
-    """Nodes and initializers of one graph; every node's output has the node's name."""
+class Writer(Nodes):
+    """The classifier in one form."""
 
     def __init__(self, form: Form) -> None:
+        super().__init__(TYPES[form.body])
         self.form = form
-        self.rng = np.random.default_rng(0)
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-
-    def store(self, name: str, values: Any, kind: int) -> str:
-        """Add an initializer of an ONNX element type; a second one of that name is the first one."""
-        values = np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(kind))
-        packed = kind == TensorProto.INT4  # two in a byte
-        data = values.flatten() if packed else values.tobytes()
-        tensor = helper.make_tensor(name, kind, values.shape, data, raw=not packed)
-        self.initializers.setdefault(name, tensor)
-        return name
-
-    def floats(self, name: str, values: Any) -> str:
-        return self.store(name, values, TYPES[self.form.body])
-
-    def integers(self, name: str, values: Sequence[int] | int) -> str:
-        return self.store(name, values, TensorProto.INT64)
-
-    def op(self, kind: str, name: str, inputs: Sequence[str], **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
 
     def parameters(self, point: str, scale: Any, codes: str) -> list[str]:
         """Scale and zero-point of a point."""
@@ -131,8 +78,8 @@ class Writer:
             return result
         return self.op("Add", f"{name}.Add", [result, self.floats(f"{name}.bias", self.rng.normal(0, 0.1, shape[1]))])
 
-    def norm(self, tensor: str, name: str) -> str:
-        width = self.form.hidden
+    def norm(self, tensor: str, name: str, width: int | None = None) -> str:
+        width = width or self.form.hidden
         weight = self.floats(f"{name}.weight", self.rng.uniform(0.5, 1.5, width))
         bias = self.floats(f"{name}.bias", self.rng.normal(0, 0.1, width))
         if self.form.norm == "op":
@@ -246,20 +193,49 @@ class Writer:
         return self.norm(added, f"{name}.output.LayerNorm")
 
     def embeddings(self) -> str:
-        name, hidden = "bert.embeddings", self.form.hidden
+        name, width = "bert.embeddings", self.form.embedding or self.form.hidden
         table = partial(self.rng.normal, 0, 1)
-        words = self.floats(f"{name}.word_embeddings.weight", table((VOCABULARY, hidden)))
-        kinds = self.floats(f"{name}.token_type_embeddings.weight", table((2, hidden)))
-        places = self.floats(f"{name}.position_embeddings.weight", table((self.form.positions, hidden)))
+        words = self.floats(f"{name}.word_embeddings.weight", table((VOCABULARY, width)))
+        places = self.floats(f"{name}.position_embeddings.weight", table((self.form.positions, width)))
+        embedded = self.op("Gather", f"{name}.word_embeddings.Gather", [words, "input_ids"])
+        if self.form.types:
+            kinds = self.floats(f"{name}.token_type_embeddings.weight", table((2, width)))
+            kind = self.op("Gather", f"{name}.token_type_embeddings.Gather", [kinds, "token_type_ids"])
+            embedded = self.op("Add", f"{name}.Add", [embedded, kind])
+        place = self.op("Gather", f"{name}.position_embeddings.Gather", [places, self.places(name)])
+        embedded = self.norm(self.op("Add", f"{name}.Add_1", [embedded, place]), f"{name}.LayerNorm", width)
+        if self.form.embedding is None:
+            return embedded
+        weight = self.floats(f"{name}.projection.weight", self.rng.normal(0, 0.1, (width, self.form.hidden)))
+        bias = self.floats(f"{name}.projection.bias", self.rng.normal(0, 0.1, self.form.hidden))
+        product = self.op("MatMul", f"{name}.projection.MatMul", [embedded, weight])
+        return self.op("Add", f"{name}.projection.Add", [product, bias])
+
+    def places(self, name: str) -> str:
+        """Position ids: [1, sequence] counted, or [batch, sequence] summed over the mask."""
+        if self.form.summed:
+            total = self.op("CumSum", f"{name}.CumSum", ["attention_mask", self.integers(f"{name}.axis", 1)])
+            real = self.op("Mul", f"{name}.Mul", [total, "attention_mask"])
+            return self.op("Add", f"{name}.Add_2", [real, self.integers(f"{name}.padding", 1)])
         ids = self.store(f"{name}.position_ids", [list(range(self.form.positions))], TensorProto.INT64)
         start, axis = self.integers(f"{name}.Slice.input_1", [0]), self.integers(f"{name}.Slice.input_3", [1])
         length = self.op("Shape", "graph.Shape_1", ["token_type_ids"], start=1, end=2)
-        numbers = self.op("Slice", f"{name}.Slice", [ids, start, length, axis, axis])
-        word = self.op("Gather", f"{name}.word_embeddings.Gather", [words, "input_ids"])
-        kind = self.op("Gather", f"{name}.token_type_embeddings.Gather", [kinds, "token_type_ids"])
-        added = self.op("Add", f"{name}.Add", [word, kind])
-        place = self.op("Gather", f"{name}.position_embeddings.Gather", [places, numbers])
-        return self.norm(self.op("Add", f"{name}.Add_1", [added, place]), f"{name}.LayerNorm")
+        return self.op("Slice", f"{name}.Slice", [ids, start, length, axis, axis])
+
+    def relative(self, mask: str, name: str) -> str:
+        """The mask with a bias of every head for every distance: [1, heads, sequence, sequence]."""
+        places = self.places(name)
+        columns, rows = (
+            self.op("Unsqueeze", f"{name}.Unsqueeze_{axis}", [places, self.integers(f"{name}.axis_{axis}", [axis])])
+            for axis in (1, 2)
+        )
+        distance = self.op("Abs", f"{name}.Abs", [self.op("Sub", f"{name}.Sub", [columns, rows])])
+        bucket = self.op("Min", f"{name}.Min", [distance, self.integers(f"{name}.most", 31)])
+        table = self.floats(f"{name}.weight", self.rng.normal(0, 1, (32, self.form.heads)))
+        bias = self.op(
+            "Transpose", f"{name}.Transpose", [self.op("Gather", f"{name}.Gather", [table, bucket])], perm=[0, 3, 1, 2]
+        )
+        return self.op("Add", f"{name}.Add", [mask, bias])
 
     def masked(self) -> str:
         """[batch, 1, 1, sequence]: what is added to the scores, or where they are kept."""
@@ -288,9 +264,13 @@ class Writer:
 
     def model(self) -> onnx.ModelProto:
         x, mask = self.embeddings(), self.masked()
+        if self.form.relative:
+            mask = self.relative(mask, "bert.relative")
         for number in range(self.form.layers):
             x = self.layer(x, f"bert.encoder.layer.{number}", mask)
-        logits = helper.make_tensor_value_info(self.head(x), TYPES[self.form.body], ["batch", LABELS])
+        self.head(x)
+        self.nodes[-1].output[0] = "logits"
+        logits = helper.make_tensor_value_info("logits", self.kind, ["batch", LABELS])
         inputs = [
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
             for name in ("input_ids", "attention_mask", "token_type_ids")

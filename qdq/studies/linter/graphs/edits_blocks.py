@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from qdq.studies.linter.editor import Graph
-from qdq.studies.linter.edits import HEAD, KEY, QUERY, SELF, UP, Edit, X
+from qdq.studies.linter.graphs.editor import Graph
+from qdq.studies.linter.graphs.edits import HEAD, KEY, QUERY, SELF, UP, Edit, X
 
 
 def quantized_input(graph: Graph) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto, helper
 
-from qdq.studies.linter.editor import Graph
+from qdq.studies.linter.graphs.editor import Graph
 
 Edit = Callable[[Graph], None]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from qdq.studies.linter.editor import Graph
-from qdq.studies.linter.edits import GELU, HEAD, QUERY, UP, WEIGHT, Edit, X
+from qdq.studies.linter.graphs.editor import Graph
+from qdq.studies.linter.graphs.edits import GELU, HEAD, QUERY, UP, WEIGHT, Edit, X
 
 TANH = "bert.pooler.activation.Tanh"
 

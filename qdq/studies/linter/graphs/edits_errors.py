@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from qdq.studies.linter.editor import Graph
-from qdq.studies.linter.edits import HEAD, L0, SELF, Edit, X, edit
+from qdq.studies.linter.graphs.editor import Graph
+from qdq.studies.linter.graphs.edits import HEAD, L0, SELF, Edit, X, edit
 
 READERS = (*(f"{SELF}{part}.MatMul" for part in ("query", "key", "value")), f"{L0}attention.output.Add")
 
