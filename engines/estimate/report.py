@@ -12,30 +12,39 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from engines.estimate.compiled import KernelList
 from engines.estimate.devices import Device, find_device
 from engines.estimate.kernels import graph_ops
-from engines.estimate.model import VALIDATION, Setting, bound, load_coefficients, op_ms, setting, total_ms
+from engines.estimate.model import VALIDATION, Setting, bound, kernels_ms, load_coefficients, setting, total_ms
 from engines.estimate.workload import ATTENTIONS, GEMMS, Layer, LayerRecord, Op, in_precision, records
 from qdq.base.artifacts import read_json
 
 PUBLISHED_SEQUENCE, PUBLISHED_BATCH, PUBLISHED_WIDTHS = 128, 128, (768, 1024)
+COMPILED, PREDICTED = "compiled", "predicted"  # where kernels come from
 VARIANTS = ("lowered", "float16", "float32")  # the graph as it is, and the same network in one float precision
 DIGITS = 6  # decimals of a millisecond kept: picoseconds are noise
 
 
-def estimate(layers: Sequence[Layer], device: str, batch: int, sequence: int) -> dict[str, Any]:
+def estimate(
+    layers: Sequence[Layer], device: str, batch: int, sequence: int, kernels: KernelList | None = None
+) -> dict[str, Any]:
     """Estimate the latency of the network `layers` describes, for `batch` texts of `sequence` tokens on `device`.
 
-    Returns a JSON object in which every latency key says `estimate`. ``estimate_ms`` has the keys of VARIANTS;
-    ``layers`` (a kernel, or a layer riding in the next one) add up to its ``lowered``; ``quantizers`` says what losing
-    those of one layer costs, all others kept; ``validation`` has the errors on published latencies never fitted. Raises
-    ConfigError for an unknown device, kind or precision, an empty network, or a batch or sequence below 1.
+    `kernels` are those the compiler builds of the same graph; without any, they are predicted from `layers`, as are
+    always the float variants and the costs of a quantizer. Returns a JSON object in which every latency key says
+    `estimate`. ``estimate_ms`` has the keys of VARIANTS; ``layers``, a row for every kernel, add up to its ``lowered``;
+    ``kernels`` says where they come from; ``quantizers`` what losing those of one layer costs, all others kept;
+    ``validation`` has the errors on published latencies never fitted. Raises ConfigError for an unknown device, kind or
+    precision, an empty network, or a batch or sequence below 1.
     """
     found, network = find_device(device), records(layers)
     on = setting(found, load_coefficients())
-    ops = graph_ops(network, batch, sequence)
+    predicted = graph_ops(network, batch, sequence)
+    kernels = kernels or KernelList((), "the compiler was not asked")
+    ops = kernels.ops or predicted
     # The graph as it is, and the same network without INT8.
-    totals = {"lowered": _rounded_ms(ops, on)}
+    times = [round(ms, DIGITS) for ms in kernels_ms(ops, on)]
+    totals = {"lowered": round(math.fsum(times), DIGITS)}
     for precision in VARIANTS[1:]:
         plain = [in_precision(layer, precision) for layer in network]
         totals[precision] = _rounded_ms(graph_ops(plain, batch, sequence), on)
@@ -47,16 +56,22 @@ def estimate(layers: Sequence[Layer], device: str, batch: int, sequence: int) ->
         "estimate_ms": totals,
         "estimate_sequences_per_s": {name: 1e3 * batch / ms for name, ms in totals.items()},
         "estimate_speedup": {name: totals[name] / totals["lowered"] for name in VARIANTS[1:]},
-        "layers": [_layer(op, on) for op in ops],
+        "kernels": {
+            "from": COMPILED if kernels.ops else PREDICTED,
+            "about": kernels.about,
+            "count": len(ops),
+            "megabytes": round(sum(op.weight_bytes + op.activation_bytes for op in ops) / 1e6, 2),
+            "predicted_estimate_ms": _rounded_ms(predicted, on),
+        },
+        "layers": [_layer(op, ms, on) for op, ms in zip(ops, times, strict=True)],
         "quantizers": _quantizers(network, batch, sequence, on),
-        "validation": _validation(found, network, batch, sequence),
+        "validation": _validation(found, network, batch, sequence, ops if kernels.ops else ()),
     }
 
 
-def _layer(op: Op, on: Setting) -> dict[str, Any]:
+def _layer(op: Op, ms: float, on: Setting) -> dict[str, Any]:
     """One kernel and what limits it: compute, memory or overhead."""
-    known = {"name": op.name, "kind": op.kind, "precision": op.precision}
-    return {**known, "estimate_ms": round(op_ms(op, on), DIGITS), "bound": bound(op, on)}
+    return {"name": op.name, "kind": op.kind, "precision": op.precision, "estimate_ms": ms, "bound": bound(op, on)}
 
 
 def _quantizers(network: tuple[LayerRecord, ...], batch: int, sequence: int, on: Setting) -> list[dict[str, Any]]:
@@ -84,7 +99,9 @@ def _without_int8(layer: LayerRecord) -> tuple[tuple[str, str], ...]:
     return (("float residual", "residual"),) if layer.kind == "residual" else ()
 
 
-def _validation(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> dict[str, Any]:
+def _validation(
+    device: Device, network: Sequence[LayerRecord], batch: int, sequence: int, compiled: Sequence[Op]
+) -> dict[str, Any]:
     """Errors of estimates for this device on published latencies, in percent, or the range without such rows."""
     notes = []
     if sequence != PUBLISHED_SEQUENCE:
@@ -96,26 +113,27 @@ def _validation(device: Device, network: Sequence[LayerRecord], batch: int, sequ
         notes.append(f"published rows are BERT-base and BERT-large: width {max(widths)} is extrapolated")
     if device.name != "t4":
         notes.append("FP32 has published rows on the T4 alone: its estimate here is unvalidated")
-    score = read_json(VALIDATION)["devices"].get(device.name)
+    scores = read_json(VALIDATION)["devices"].get(device.name)
+    score = scores[COMPILED if compiled else PREDICTED] if scores else None
+    ops = compiled or graph_ops(network, batch, sequence)
     return {
         "validated": score is not None,
         "rows": score["rows"] if score else 0,
         "mean_error_percent": score["mean_error_percent"] if score else None,
         "worst_error_percent": score["worst_error_percent"] if score else None,
-        "range_ms": None if score else _power_range(device, network, batch, sequence),
+        "range_ms": None if score else _power_range(device, ops),
         "notes": notes,
     }
 
 
-def _power_range(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> list[float]:
+def _power_range(device: Device, ops: Sequence[Op]) -> list[float]:
     """Estimate without a power limit and with the T4's: no published row tells which is nearer to this device."""
-    ops, fitted = graph_ops(network, batch, sequence), load_coefficients()
-    return [_rounded_ms(ops, setting(device, fitted, limited)) for limited in (False, True)]
+    return [_rounded_ms(ops, setting(device, load_coefficients(), limited)) for limited in (False, True)]
 
 
 def _rounded_ms(ops: Sequence[Op], on: Setting) -> float:
     """The sum of the rounded kernels, so that layers add up to the total that is shown with them."""
-    return round(math.fsum(round(op_ms(op, on), DIGITS) for op in ops), DIGITS)
+    return round(math.fsum(round(ms, DIGITS) for ms in kernels_ms(ops, on)), DIGITS)
 
 
 def group_name(name: str) -> str:

@@ -24,6 +24,9 @@ def _totals(report: Mapping[str, Any]) -> list[str]:
     label = "Estimate" if report["validation"]["validated"] else "Unvalidated estimate"
     lines = [f"{label}, {report['device']['title']}, batch {report['batch']} x sequence {report['sequence']}"]
     lines += textwrap.wrap("computed from a model of the device, nothing was run on it", WIDTH)
+    kernels = report["kernels"]
+    said = f"{kernels['count']} kernels, {kernels['megabytes']:.1f} MB: {kernels['from']} ({kernels['about']})"
+    lines += textwrap.wrap(said, WIDTH)
     lines.append(_line("network", ["est. ms", "seq/s", "ratio"]))
     lowered = report["estimate_ms"]["lowered"]
     for name, ms in report["estimate_ms"].items():

@@ -1,8 +1,7 @@
-"""The work of a GPU: the layers of a fusion map, and the kernels they become at one batch and sequence.
+"""The work of a GPU: kernels, and the layers of a fusion map that they are predicted from.
 
-Nothing here reads a graph. Layers come either from the fusion map of a lowered graph (the linter's records fit
-`Layer`) or from `encoder_layers`, the same list for the published models, so that the model is fitted and used on one
-and the same description.
+Nothing here reads a graph. Kernels come from the compiler (`compiled`), or are predicted (`kernels`) from layers: those
+of the fusion map of a lowered graph (the linter's records fit `Layer`), or of `encoder_layers` for published models.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ class Layer(Protocol):
     def heads(self) -> int | None: ...
     @property
     def head_size(self) -> int | None: ...
+    @property
+    def one_row(self) -> bool: ...  # works on one token of every text
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class LayerRecord:
     n: int = 0
     heads: int = 0
     head_size: int = 0
+    one_row: bool = False  # of one token of every text; all tokens otherwise
+    products: int = 1  # gemm: nodes of the graph that run as one kernel, side by side
+    narrow: bool = False  # INT8 gemm: writes INT8, which takes one scale per tensor and no bias
 
     @property
     def element_bytes(self) -> int:
@@ -66,9 +70,9 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class Op:
-    """Work of one layer on the device: `count` products of [m,k] with [k,n], and memory traffic in bytes.
+    """Work of one kernel on the device: `count` products of [m,k] with [k,n], and memory traffic in bytes.
 
-    Ops that only move memory have m = n = k = 0. `launches` is 0 where the layer rides in the next kernel.
+    Kinds are GEMMS, ATTENTIONS, and words for kernels that only move memory, which have m = n = k = 0.
     """
 
     kind: str
@@ -80,7 +84,12 @@ class Op:
     count: int = 1
     weight_bytes: int = 0
     activation_bytes: int = 0
-    launches: int = 1
+    sharing: int = 1  # kernels that read parts of one tensor, and share the L2 that holds the last of it
+
+    @property
+    def multiplies(self) -> bool:
+        """True for a kernel whose work are matrix products."""
+        return self.kind in (*GEMMS, *ATTENTIONS)
 
     @property
     def operations(self) -> int:
@@ -102,7 +111,7 @@ ENCODERS = {"bert-base": Encoder(12, 768, 12, 3072), "bert-large": Encoder(24, 1
 
 
 def encoder_layers(encoder: Encoder, precision: str, *, whole: bool = True) -> tuple[LayerRecord, ...]:
-    """The layers of `encoder` as the linter's fusion map names them for one `precision`: GELU inside its GEMM.
+    """The layers of `encoder` as the published runtimes have them for one `precision`: in INT8, all tensors are INT8.
 
     `whole` adds the embedding and a SQuAD head, which demo/BERT times and FasterTransformer does not.
     """
@@ -118,17 +127,22 @@ def encoder_layers(encoder: Encoder, precision: str, *, whole: bool = True) -> t
 
 def _encoder_layer(encoder: Encoder, precision: str, body: str, prefix: str) -> list[LayerRecord]:
     hidden, wide = encoder.hidden, encoder.intermediate
-    gemm = "int8_gemm" if precision == "int8" else "float_gemm"
     attention = {"int8": "int8_fused_attention", "float32": "unfused_attention"}.get(precision, "float_fused_attention")
-    head_size = hidden // encoder.heads
+
+    def gemm(name: str, k: int, n: int) -> LayerRecord:
+        int8 = precision == "int8"
+        return LayerRecord("int8_gemm" if int8 else "float_gemm", f"{prefix}.{name}", precision, k, n, narrow=int8)
+
     return [
-        LayerRecord(gemm, f"{prefix}.attention.qkv", precision, hidden, 3 * hidden),
-        LayerRecord(attention, f"{prefix}.attention", precision, heads=encoder.heads, head_size=head_size),
-        LayerRecord(gemm, f"{prefix}.attention.output", precision, hidden, hidden),
+        gemm("attention.qkv", hidden, 3 * hidden),
+        LayerRecord(
+            attention, f"{prefix}.attention", precision, heads=encoder.heads, head_size=hidden // encoder.heads
+        ),
+        gemm("attention.output", hidden, hidden),
         LayerRecord("residual", f"{prefix}.attention.residual", precision),
         LayerRecord("layernorm", f"{prefix}.attention.norm", body),
-        LayerRecord(gemm, f"{prefix}.intermediate", precision, hidden, wide),
-        LayerRecord(gemm, f"{prefix}.output", precision, wide, hidden),
+        gemm("intermediate", hidden, wide),
+        gemm("output", wide, hidden),
         LayerRecord("residual", f"{prefix}.output.residual", precision),
         LayerRecord("layernorm", f"{prefix}.output.norm", body),
     ]
@@ -153,7 +167,8 @@ def records(layers: Iterable[Layer]) -> tuple[LayerRecord, ...]:
                 f"{where}: heads and head size are not known; give the graph's head dimensions fixed sizes"
             )
         sizes = layer.k or 0, layer.n or 0, layer.heads or 0, layer.head_size or 0
-        found.append(LayerRecord(kind, layer.name, precision, *sizes))
+        narrow = isinstance(layer, LayerRecord) and layer.narrow
+        found.append(LayerRecord(kind, layer.name, precision, *sizes, layer.one_row, narrow=narrow))
     return tuple(found)
 
 
@@ -164,7 +179,7 @@ def in_precision(layer: LayerRecord, precision: str) -> LayerRecord:
         # Without Q/DQ nothing is left to break the FP16 fusion but the head size; FP32 has no fused kernel.
         fits = precision != "float32" and 16 <= layer.head_size <= FUSED_HEAD_LIMIT and layer.head_size % 8 == 0
         kind = "float_fused_attention" if fits else "unfused_attention"
-    return replace(layer, kind=kind, precision=precision)
+    return replace(layer, kind=kind, precision=precision, narrow=False)
 
 
 def merge_qkv(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
@@ -177,13 +192,13 @@ def merge_qkv(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
         if layer.kind in ATTENTIONS and len(merged) >= 3:
             last = merged[-3:]
             if all(gemm.kind in GEMMS and replace(gemm, name=last[0].name) == last[0] for gemm in last):
-                name = _shared_name(last)
-                merged[-3:] = [replace(last[0], name=name, n=3 * last[0].n)]
+                name = shared_name([gemm.name for gemm in last])
+                merged[-3:] = [replace(last[0], name=name, n=3 * last[0].n, products=3)]
         merged.append(layer)
     return tuple(merged)
 
 
-def _shared_name(gemms: Sequence[LayerRecord]) -> str:
+def shared_name(names: Sequence[str]) -> str:
     """encoder.layer.0.attention.self.qkv for three projections whose names begin alike."""
-    columns = zip(*(gemm.name.split(".") for gemm in gemms), strict=False)
+    columns = zip(*(name.split(".") for name in names), strict=False)
     return ".".join([column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)] + ["qkv"])

@@ -52,6 +52,7 @@ class FusedLayer:
     role: str = ""  # query, key, value, qkv, attention_output, ffn_up, ffn_down of an encoder linear, "" elsewhere
     # What a GEMM computes on its result before writing it: bias, gelu, residual_add, quantize (INT8 out).
     epilogue: tuple[str, ...] = ()
+    one_row: bool = False  # works on one token of every text, by the shapes of the graph
 
     @property
     def linears(self) -> int:
@@ -81,7 +82,7 @@ def layers_of(graph: LintGraph, patterns: Patterns, sm: int, sequence: int) -> t
         position = graph.order[node.output[0]]
         inside = block is not None or layer.role or layer.kind == "residual_add"
         number = _layer_number(starts, graph.order[(block or node).output[0]], layer.role) if inside else None
-        found.append((position, replace(layer, layer=number)))
+        found.append((position, replace(layer, layer=number, one_row=_one_row(graph, node, layer))))
 
     # The blocks first: linears, which may take GELUs in, attentions, and the adds and norms between them.
     in_epilogue: set[str] = set()
@@ -104,6 +105,17 @@ def layers_of(graph: LintGraph, patterns: Patterns, sm: int, sequence: int) -> t
         if node.op_type == "Softmax" and node.output[0] not in softmaxes:
             add(node, FusedLayer("softmax", label(node), graph.float_type(node.input[0])))
     return tuple(layer for _, layer in sorted(found, key=lambda item: item[0]))
+
+
+def _one_row(graph: LintGraph, node: NodeProto, layer: FusedLayer) -> bool:
+    """Return whether a layer stands behind the choice of one token: its result is [B,1,H] or [B,heads,1,S].
+
+    So does a head's linear whose result is [B,H]; one of the encoder may have that shape because it is flattened.
+    """
+    shape = graph.shapes.get(node.output[0], ())
+    if len(shape) > 2:
+        return shape[-2] == 1
+    return len(shape) == 2 and layer.kind.endswith("gemm") and not layer.role
 
 
 def _layer_number(starts: list[int], position: int, role: str) -> int | None:

@@ -52,6 +52,7 @@ class EstimateOptions(GraphOptions):
 
     device: str = option("t4", "t4, a100, a30, l4 or h200")
     batch: int = option(40, "batch")
+    predict: bool = option(False, "predict the kernels even where NVIDIA's compiler is installed")
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,13 @@ def _check_compiled(options: CheckOptions) -> Answer:
 
 def _estimate(options: EstimateOptions, as_json: bool) -> Answer:
     """The time a lowered graph would take on an NVIDIA device, from the analytical model."""
-    from engines.estimate import estimate, find_device, render_estimate
+    from engines.estimate import compiled_kernels, estimate, find_device, render_estimate
 
-    device = find_device(options.device)
-    layers = _fusion_map(Path(options.file), device.compute_capability, options.sequence)
-    report = estimate(layers, device.name, options.batch, options.sequence)
+    device, model = find_device(options.device), Path(options.file)
+    layers = _fusion_map(model, device.compute_capability, options.sequence)
+    shape = options.batch, options.sequence
+    kernels = None if options.predict else compiled_kernels(model, device, *shape)
+    report = estimate(layers, device.name, *shape, kernels)
     return (to_json(report) if as_json else render_estimate(report)), 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from engines.estimate.model import VALIDATION
 from qdq.base.artifacts import read_json, write_text
 from qdq.pipeline.outcome import int8_text
-from qdq.studies import accuracy_page, compression_page
+from qdq.studies import accuracy_page, compression_page, estimate_page
 from qdq.studies.linter.report import rule_tables, summary
 from qdq.studies.markdown import filled, named, table
 from qdq.studies.peers.table import render_peers
@@ -46,7 +46,10 @@ def pages() -> dict[Path, str]:
         DOCS / "performance.md": {path.parent.name: cost_table(read_json(path)) for path in profiles},
         DOCS / "tensorrt.md": {"prove": proof_table(proofs)},
         DOCS / "check.md": {"rules": rule_tables(), "prove": summary(linter)},
-        DOCS / "estimate.md": {"validation": estimate_tables(read_json(VALIDATION))},
+        DOCS / "estimate.md": {
+            "validation": estimate_page.validation_tables(read_json(VALIDATION)),
+            "lowering": estimate_page.lowering_tables(read_json(RESULTS / "estimate" / "lowering.json")),
+        },
     }
     return {page: filled(page, part) for page, part in parts.items()} | {DOCS / "accuracy.md": accuracy_page.page()}
 
@@ -151,39 +154,6 @@ def _proof_column(result: Mapping[str, Any]) -> dict[str, str]:
             for name, show in BODIES.items()
         },
     }
-
-
-def estimate_tables(result: Mapping[str, Any]) -> str:
-    """The validation as Markdown: groups, coefficients, the target shape, then row by row."""
-    groups = [
-        [
-            group["name"],
-            group["rows"],
-            group["mean_error_percent"],
-            f"{group['worst_error_percent']:+}",
-            group["worst_row"],
-        ]
-        for group in result["groups"]
-    ]
-    rows = [
-        [row["row"], row["published_ms"], row["estimate_ms"], f"{row['error_percent']:+}", row["use"]]
-        for row in result["rows"]
-    ]
-    # Fitted values, and the one shape whose published latency is interpolated.
-    coefficients = [[f"`{name}`", value] for name, value in sorted(result["coefficients"].items())]
-    target = result["target"]
-    estimated, published = target["estimate_ms"], target["interpolated_ms"]
-    headers = ["estimate against published latency", "rows", "mean error %", "worst error %", "worst row"]
-    return "\n\n".join(
-        [
-            table(headers, groups),
-            table(["fitted coefficient", "value"], coefficients),
-            f"BERT-base, T4, batch 40 x sequence 128: estimated {estimated['int8']} ms INT8 and {estimated['float16']} "
-            f"ms FP16, ratio {target['ratio']} (published rows interpolated: {published['int8']} and "
-            f"{published['float16']} ms, ratio {published['float16'] / published['int8']:.2f}).",
-            table(["row", "published ms", "estimate ms", "error %", "use"], rows),
-        ]
-    )
 
 
 def main() -> None:

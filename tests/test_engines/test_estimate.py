@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,37 @@ from hypothesis import strategies as st
 from engines.estimate import estimate, find_device, render_estimate
 from engines.estimate.devices import DEVICES
 from engines.estimate.kernels import graph_ops
-from engines.estimate.model import VALIDATION, Setting, load_coefficients, op_ms, setting, tile_share, total_ms
+from engines.estimate.model import (
+    LIGHT_OVERHEAD,
+    VALIDATION,
+    Setting,
+    kernels_ms,
+    load_coefficients,
+    op_ms,
+    setting,
+    tile_share,
+    total_ms,
+)
 from engines.estimate.published import Row, fitted, held_out_groups, published_rows
 from engines.estimate.workload import ENCODERS, Encoder, LayerRecord, Op, encoder_layers
 from qdq.base.artifacts import read_json, to_json
 from qdq.errors import ConfigError
-from qdq.studies.estimate import coefficients_json, predicted_ms, validate
+from qdq.studies.estimate.fit import coefficients_json, predicted_ms, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Encoder(2, 384, 12, 1536)
 # Operations of one multiprocessor per clock, dense FP16, from the architecture whitepapers: SM version -> operations.
 FLOAT16_PER_CLOCK = {75: 1024, 80: 2048, 89: 1024, 90: 4096}
+
+
+# Errors in percent, mean and worst, that the model had when it was fitted on predicted kernels alone.
+MOST_ERROR = {
+    "T4 BERT-large": (3.9, 11.6),
+    "T4 BERT-base, other batch sizes": (2.0, 4.1),
+    "batch 1": (4.2, 8.2),
+    "A100": (4.1, 8.2),
+    "A100, newer TensorRT (10.11)": (4.8, 8.9),
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +64,11 @@ def int8_base() -> tuple[LayerRecord, ...]:
 def encoder_ops(encoder: Encoder, precision: str, batch: int, sequence: int) -> tuple[Op, ...]:
     """Kernels of a whole encoder (embedding and SQuAD head included) in one precision."""
     return graph_ops(encoder_layers(encoder, precision), batch, sequence)
+
+
+def total_of(report: dict[str, Any]) -> float:
+    """The estimate of the graph as it is."""
+    return float(report["estimate_ms"]["lowered"])
 
 
 def efficiency(op: Op, on: Setting) -> float:
@@ -73,11 +99,13 @@ def test_a_new_fit_gives_the_committed_coefficients() -> None:
     assert len(again["fitted_rows"]) == 13
 
 
-@pytest.mark.parametrize("group", ["T4 BERT-large", "T4 BERT-base, other batch sizes", "batch 1", "A100"])
+@pytest.mark.parametrize("group", MOST_ERROR)
 def test_held_out_rows_are_met(validation: dict[str, Any], group: str) -> None:
     [score] = [score for score in validation["groups"] if score["name"] == group]
-    assert score["mean_error_percent"] <= 12
-    assert abs(score["worst_error_percent"]) <= 25
+    mean, worst = MOST_ERROR[group]
+    for kernels in ("compiled", "predicted"):
+        assert score[kernels]["mean_error_percent"] <= mean
+        assert abs(score[kernels]["worst_error_percent"]) <= worst
 
 
 def test_bert_base_batch_40_ratio_on_t4(validation: dict[str, Any]) -> None:
@@ -93,7 +121,9 @@ def test_the_committed_validation_is_what_the_command_gives(validation: dict[str
     assert committed["rows"] == validation["rows"]
     for found, kept in zip(validation["groups"], committed["groups"], strict=True):
         assert found["name"] == kept["name"]
-        assert found["mean_error_percent"] == pytest.approx(kept["mean_error_percent"], abs=0.5)
+        for kernels in ("compiled", "predicted"):
+            mean = kept[kernels]["mean_error_percent"]
+            assert found[kernels]["mean_error_percent"] == pytest.approx(mean, abs=0.5)
 
 
 def test_published_rows_name_their_source() -> None:
@@ -143,6 +173,22 @@ def test_more_work_is_never_faster(device: Any, precision: str, batch: int, sequ
     assert ms(batch, sequence) <= ms(batch, sequence + more)
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: str(device.name))
+def test_kernels_add_up_and_a_free_one_costs_its_overhead(device: Any) -> None:
+    on, ops = setting(device, load_coefficients()), encoder_ops(ENCODERS["bert-base"], "int8", 40, 128)
+    times = kernels_ms(ops, on)
+    assert math.fsum(times) == pytest.approx(total_ms(ops, on), rel=1e-9)
+    assert all(ms > 0 for ms in times)
+    empty = Op("transpose", "nothing", "float16")
+    assert op_ms(empty, on) == pytest.approx(1e-3 * LIGHT_OVERHEAD * on.overhead_us)
+
+
+def test_three_readers_of_one_tensor_have_the_cache_between_them() -> None:
+    on = setting(find_device("t4"), load_coefficients())
+    alone = Op("transpose", "k", "int8", activation_bytes=12_000_000)
+    assert op_ms(replace(alone, sharing=3), on) > op_ms(alone, on)
+
+
 @given(device=st.sampled_from(DEVICES), m=st.integers(1, 20000), n=st.integers(16, 4096), k=st.integers(16, 4096))
 def test_int8_gemm_is_never_slower_and_no_op_beats_the_datasheet(device: Any, m: int, n: int, k: int) -> None:
     on = setting(device, load_coefficients())
@@ -171,60 +217,7 @@ def test_operations_of_bert_base() -> None:
     assert gigas == pytest.approx(894, rel=0.005)  # 870 in linears, 24 in attention
 
 
-# ---- from a fusion map to kernels ----
-
-
-def test_qkv_is_one_gemm_unless_one_of_them_is_float() -> None:
-    def layer(name: str, precision: str = "int8") -> LayerRecord:
-        return LayerRecord(
-            f"{'int8' if precision == 'int8' else 'float'}_gemm", f"l.0.self.{name}", precision, 384, 384
-        )
-
-    attention = LayerRecord("int8_fused_attention", "l.0.self", "int8", heads=12, head_size=32)
-    one = graph_ops([layer("query"), layer("key"), layer("value"), attention], 2, 16)
-    assert [(op.name, op.m, op.n, op.k) for op in one[:1]] == [("l.0.self.qkv", 32, 3 * 384, 384)]
-    three = graph_ops([layer("query"), layer("key", "float16"), layer("value"), attention], 2, 16)
-    assert len(three) == 4
-
-
-def test_linter_spellings_are_understood() -> None:
-    theirs = [
-        replace(layer, kind={"residual": "residual_add", "layernorm": "layer_norm"}.get(layer.kind, layer.kind))
-        for layer in int8_base()
-    ]
-    theirs = [replace(layer, precision="fp16" if layer.precision == "float16" else "int8") for layer in theirs]
-    assert graph_ops(theirs, 4, 128) == graph_ops(int8_base(), 4, 128)
-
-
-def test_unfused_attention_writes_its_scores() -> None:
-    fused = LayerRecord("float_fused_attention", "a", "float16", heads=12, head_size=64)
-    [one], [three] = graph_ops([fused], 8, 128), graph_ops([replace(fused, kind="unfused")], 8, 128)
-    assert (one.launches, three.launches) == (1, 3)
-    assert three.activation_bytes - one.activation_bytes == 4 * 2 * 8 * 12 * 128 * 128
-    assert three.operations == one.operations == 2 * 2 * 8 * 12 * 128 * 128 * 64
-
-
-def test_a_float_residual_makes_its_producers_write_more() -> None:
-    layers = list(int8_base())
-    index = next(i for i, layer in enumerate(layers) if layer.kind == "residual" and ".5." in layer.name)
-    layers[index] = replace(layers[index], precision="float16")
-    changed = [
-        (op.name, new.activation_bytes - op.activation_bytes)
-        for op, new in zip(graph_ops(int8_base(), 1, 128), graph_ops(layers, 1, 128), strict=True)
-        if op != new
-    ]
-    values = 128 * 768
-    assert changed == [
-        ("encoder.layer.4.output.norm", 2 * values),  # its result in FP16 beside the INT8 one
-        ("encoder.layer.5.attention.output", values),
-        ("encoder.layer.5.attention.residual", 2 * values),
-    ]
-
-
-def test_pooler_and_what_follows_see_one_token_per_text() -> None:
-    layers = [*int8_base()[:-1], LayerRecord("float_gemm", "bert.pooler.dense", "float16", 768, 768)]
-    ops = graph_ops([*layers, LayerRecord("float_gemm", "classifier", "float16", 768, 2)], 4, 128)
-    assert [op.m for op in ops[-2:]] == [4, 4]
+# ---- what is refused ----
 
 
 @pytest.mark.parametrize(
@@ -257,9 +250,12 @@ def test_layers_add_up_and_json_is_labelled() -> None:
     assert value["estimate"] is True
     assert set(value) == {
         "estimate", "device", "batch", "sequence", "estimate_ms", "estimate_sequences_per_s", "estimate_speedup",
-        "layers", "quantizers", "validation",
+        "kernels", "layers", "quantizers", "validation",
     }  # fmt: skip
-    total = value["estimate_ms"]["lowered"]
+    assert value["kernels"]["from"] == "predicted"
+    assert value["kernels"]["count"] == len(value["layers"])
+    assert value["kernels"]["predicted_estimate_ms"] == total_of(value)
+    total = total_of(value)
     assert math.fsum(layer["estimate_ms"] for layer in value["layers"]) == pytest.approx(total, abs=1e-6)
     assert total < value["estimate_ms"]["float16"] < value["estimate_ms"]["float32"]
     assert value["estimate_speedup"]["float16"] == pytest.approx(value["estimate_ms"]["float16"] / total)
@@ -268,10 +264,11 @@ def test_layers_add_up_and_json_is_labelled() -> None:
 
 
 def test_report_agrees_with_what_was_validated() -> None:
+    of_row = partial(predicted_ms, coefficients=load_coefficients(), compiled=False)
     row = Row("trt-8.5.1", "t4", "bert-base", 64, 128, "int8", 34.27)
     report = estimate(int8_base(), "t4", 64, 128)
-    assert report["estimate_ms"]["lowered"] == pytest.approx(predicted_ms(row, load_coefficients()), abs=1e-4)
-    wide = predicted_ms(replace(row, precision="float16"), load_coefficients())
+    assert report["estimate_ms"]["lowered"] == pytest.approx(of_row(row), abs=1e-4)
+    wide = of_row(replace(row, precision="float16"))
     assert report["estimate_ms"]["float16"] == pytest.approx(wide, abs=1e-4)
 
 

@@ -1,27 +1,24 @@
-"""Fit the estimator on published rows and judge it by those it never saw: ``python -m qdq.studies.estimate``.
+"""Coefficients fitted on published rows, and the errors on those they never saw.
 
 The fit is least squares on the logarithm of predicted over published latency, so 0.5 ms and 500 ms count alike. It is
-deterministic; a test fits again and compares. Writes data/coefficients.json, then data/validation.json and the
-generated part of docs/estimate.md.
+deterministic; a test fits again and compares. It is made on the kernels that the compiler builds of the published
+networks; the same coefficients are then judged on the predicted kernels, too.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 from engines.estimate.devices import find_device
-from engines.estimate.kernels import graph_ops
-from engines.estimate.model import COEFFICIENTS, VALIDATION, Coefficients, load_coefficients, setting, total_ms
+from engines.estimate.model import Coefficients, load_coefficients, setting, total_ms
 from engines.estimate.published import A100, T4, Row, fitted, held_out_groups, published_rows
-from engines.estimate.workload import ENCODERS, LayerRecord, Op, encoder_layers
-from qdq.base.artifacts import write_json
-from qdq.studies import pages
-from qdq.studies.study import exit_code
+from qdq.studies.estimate.networks import row_ops
+
+Predict = Callable[[Row], float]
 
 START = Coefficients(0.9, 0.4, 0.6, 4.0, 4.0)  # also what a coefficient stays at when no row can see it
 DIGITS = 4  # significant; more would only record rounding
@@ -29,38 +26,12 @@ TARGET = Row(T4, "t4", "bert-base", 40, 128, "int8", 22.2)  # 22.2 and 41.6 ms a
 TARGET_FLOAT = replace(TARGET, precision="float16", ms=41.6)
 
 
-def predicted_ms(row: Row, coefficients: Coefficients, power_limited: bool | None = None) -> float:
+def predicted_ms(
+    row: Row, coefficients: Coefficients, power_limited: bool | None = None, *, compiled: bool = True
+) -> float:
     """Latency that the model gives the network, device and shape of a published row, in ms."""
     on = setting(find_device(row.device), coefficients, power_limited)
-    return total_ms(row_ops(row.encoder, row.precision, row.batch, row.sequence, row.whole), on)
-
-
-@lru_cache(maxsize=256)
-def row_ops(encoder: str, precision: str, batch: int, sequence: int, whole: bool) -> tuple[Op, ...]:
-    """Kernels of a published network; the fit asks for the same ones over and over."""
-    if precision != "int8-v1":
-        return graph_ops(encoder_layers(ENCODERS[encoder], precision, whole=whole), batch, sequence)
-    return _int32_outputs(graph_ops(_v1_layers(encoder, whole), batch, sequence))
-
-
-def _v1_layers(encoder: str, whole: bool) -> tuple[LayerRecord, ...]:
-    """FasterTransformer's INT8-v1: residuals in float, and GELU on its own because its GEMM writes INT32."""
-    layers: list[LayerRecord] = []
-    for layer in encoder_layers(ENCODERS[encoder], "int8", whole=whole):
-        layers.append(replace(layer, precision="float16") if layer.kind == "residual" else layer)
-        if layer.name.endswith(".intermediate"):
-            layers.append(LayerRecord("gelu", layer.name, "float16"))
-    return tuple(layers)
-
-
-def _int32_outputs(ops: Sequence[Op]) -> tuple[Op, ...]:
-    """INT8-v1 again: an INT8 GEMM writes its INT32 sums, and the kernel after it reads them."""
-    changed, extra = [], 0
-    for op in ops:
-        op = replace(op, activation_bytes=op.activation_bytes + extra)
-        extra = 3 * op.m * op.n if op.kind == "int8_gemm" else 0
-        changed.append(replace(op, activation_bytes=op.activation_bytes + extra))
-    return tuple(changed)
+    return total_ms(row_ops(row, compiled=compiled), on)
 
 
 def fit(rows: Sequence[Row], names: Sequence[str] | None = None) -> Coefficients:
@@ -95,23 +66,24 @@ def validate() -> dict[str, Any]:
     coefficients, rows = load_coefficients(), published_rows()
     official = [row for row in rows if row.source in (T4, A100)]
     unseen = [row for row in official if not fitted(row)]
-    predict = partial(predicted_ms, coefficients=coefficients)
-    groups = {"fitted rows": _score([row for row in rows if fitted(row)], predict)}
-    groups |= {name: _score(group, predict) for name, group in held_out_groups(rows).items()}
-    groups["FP16/INT8 ratio"] = _ratios(unseen, predict)
-    groups |= _other_devices(rows)
+    compiled = partial(predicted_ms, coefficients=coefficients)
+    both = {"compiled": compiled, "predicted": partial(compiled, compiled=False)}
+    groups = {"fitted rows": [row for row in rows if fitted(row)], **held_out_groups(rows)}
+    scores = {name: _scores(group, both) for name, group in groups.items()}
+    scores["FP16/INT8 ratio"] = {name: _ratios(unseen, predict) for name, predict in both.items()}
+    scores |= _other_devices(rows)
     # The shape that people ask about first, then every row by itself.
-    int8, wide = predict(TARGET), predict(TARGET_FLOAT)
+    int8, wide = compiled(TARGET), compiled(TARGET_FLOAT)
     return {
         "coefficients": asdict(coefficients),
-        "groups": [{"name": name, **score} for name, score in groups.items()],  # a list: JSON objects lose order
-        "devices": {name: _score([r for r in unseen if r.device == name], predict) for name in ("t4", "a100")},
+        "groups": [{"name": name, **score} for name, score in scores.items()],  # a list: JSON objects lose order
+        "devices": {name: _scores([r for r in unseen if r.device == name], both) for name in ("t4", "a100")},
         "target": {
             "estimate_ms": {"int8": round(int8, 1), "float16": round(wide, 1)},
             "interpolated_ms": {"int8": TARGET.ms, "float16": TARGET_FLOAT.ms},
             "ratio": round(wide / int8, 2),
         },
-        "rows": [_row(row, predict(row)) for row in official],
+        "rows": [_row(row, compiled(row)) for row in official],
     }
 
 
@@ -125,11 +97,17 @@ def _row(row: Row, estimate: float) -> dict[str, Any]:
     }
 
 
-def _score(rows: Iterable[Row], predict: Callable[[Row], float]) -> dict[str, Any]:
+def _scores(rows: Iterable[Row], both: Mapping[str, Predict]) -> dict[str, Any]:
+    """Errors with compiled and with predicted kernels."""
+    found = tuple(rows)
+    return {name: _score(found, predict) for name, predict in both.items()}
+
+
+def _score(rows: Iterable[Row], predict: Predict) -> dict[str, Any]:
     return _summary({row.label: predict(row) / row.ms for row in rows})
 
 
-def _ratios(rows: Sequence[Row], predict: Callable[[Row], float]) -> dict[str, Any]:
+def _ratios(rows: Sequence[Row], predict: Predict) -> dict[str, Any]:
     """FP16 over INT8 latency wherever both are published and neither was fitted."""
     published = {replace(row, ms=0.0): row.ms for row in rows}
     found = {}
@@ -165,16 +143,6 @@ def _other_devices(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     for name, (source, coefficients) in blind.items():
         # Without T4 rows nothing tells that small boards are power-limited, so neither prediction has the limit.
         predict = partial(predicted_ms, coefficients=coefficients, power_limited=False)
-        found[f"other device: {name} rows alone"] = _score([row for row in rows if row.source == source], predict)
+        both = {"compiled": predict, "predicted": partial(predict, compiled=False)}
+        found[f"other device: {name} rows alone"] = _scores([row for row in rows if row.source == source], both)
     return found
-
-
-def main() -> None:
-    """Fit, validate, and write the result everywhere it is shown."""
-    sys.stdout.write(f"wrote {write_json(COEFFICIENTS, coefficients_json())}\n")
-    write_json(VALIDATION, validate())
-    pages.main()
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(main))
