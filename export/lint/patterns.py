@@ -31,7 +31,8 @@ class Linear:
     """A MatMul or Gemm by a constant. `crossed` are Q/DQ nodes between the product and its bias.
 
     `ratio` is a Mul of the product by a number per output channel: what is left of the weight's scales once they are
-    one (`export.passes.weight_ratios`).
+    one (`export.passes.weight_ratios`). A Q/DQ pair before it is no hindrance: the GEMM then writes INT8
+    (`export.passes.quantized_products`).
     """
 
     node: NodeProto
@@ -128,8 +129,8 @@ def find_linears(graph: LintGraph) -> tuple[Linear, ...]:
 
 
 def _ratio(graph: LintGraph, product: NodeProto, n: int | None) -> NodeProto | None:
-    """The Mul by a constant of `n` numbers, all that reads the product; None for any other reader."""
-    readers = graph.readers(product.output[0])
+    """The Mul by a constant of `n` numbers, all that reads the product or its codes; None for any other reader."""
+    readers = [reader for reader, _ in behind(graph, product.output[0])]
     if len(readers) != 1 or readers[0].op_type != "Mul" or n in (None, 1):
         return None
     return readers[0] if any(graph.constant(t) and graph.size(t) == n for t in readers[0].input) else None

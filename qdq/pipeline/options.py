@@ -129,6 +129,7 @@ class CompileOptions(TreatmentOptions):
 
     # docs/tensorrt.md, "Build options", explains these.
     sm: int = _builder(75, "the GPU's compute capability, 75 for 7.5", CALIBRATE, among=CAPABILITIES)
+    product_codes: bool = _builder(True, "linears write INT8: one more rounding, a third fewer bytes", LOWER)
     workspace_gib: float = _builder(4.0, "limit of a kernel's memory", BUILD, "G", positive=True)
     optimization_level: int = _builder(3, "0 to 5, fast to best", BUILD, within=(0, 5))
     timing_cache: str | None = _builder(

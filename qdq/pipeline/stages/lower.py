@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from engines.interface import graph_files
 from engines.targets import CPU_TARGETS, TARGETS
@@ -16,6 +17,9 @@ from qdq.pipeline.run import CANONICAL, Run
 
 if TYPE_CHECKING:
     from export.passes import LowerOptions
+    from export.products import Product
+
+T = TypeVar("T")
 
 
 def lower(run: Run, stage: Stage) -> Sequence[Path]:
@@ -24,8 +28,10 @@ def lower(run: Run, stage: Stage) -> Sequence[Path]:
 
     options = cpu_lowering(run)
     if TARGETS[run.options.target].gpu:
-        measured = ranges(run, stage, run.work.path / CANONICAL, run.options.body)
-        options = replace(options, body=run.options.body, ranges=measured)  # type: ignore[arg-type]  # validated
+        canonical, body = run.work.path / CANONICAL, run.options.body
+        found = products(run, stage, canonical) if run.options.product_codes else None
+        measured = ranges(run, stage, canonical, body)
+        options = replace(options, body=body, ranges=measured, products=found)  # type: ignore[arg-type]  # validated
     report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target, options=options)
     changes = [f"{step['pass']}: {len(step['changed'])} nodes" for step in report["passes"]]
     stage.say(", ".join(changes))
@@ -63,11 +69,22 @@ def short_float(run: Run) -> Literal["fp16", "bf16"]:
 def ranges(run: Run, stage: Stage, graph: Path, body: str) -> Mapping[str, float] | None:
     """Largest |x| of every float tensor of `graph` on a quarter of the calibration text; None when not measured."""
     from export.ranges import measure_ranges
+
+    return None if body == "fp32" else _measured(run, stage, "ranges", partial(measure_ranges, graph))
+
+
+def products(run: Run, stage: Stage, graph: Path) -> Mapping[str, Product] | None:
+    """Distribution of every product of an INT8 linear on the same text; None when not measured."""
+    from export.products import measure_products
+
+    return _measured(run, stage, "products", partial(measure_products, graph))
+
+
+def _measured(run: Run, stage: Stage, what: str, measure: Callable[..., T]) -> T | None:
+    """Call `measure` with a quarter of the calibration text and the stage's progress; None without ONNX Runtime."""
     from qdq.calibrate.rebatch import MICRO_BATCH
     from qdq.text.encode import calibration_batches
 
-    if body == "fp32":
-        return None
     loaded = run.reference
     choices = CHOICES if loaded.task.choices else None
     records = run.calibration.records
@@ -77,7 +94,7 @@ def ranges(run: Run, stage: Stage, graph: Path, body: str) -> Mapping[str, float
         )
     )[::-4]  # sorted by length, so this starts with the longest
     try:
-        return measure_ranges(graph, feeds, lambda done: stage.progress(done, len(feeds)))
+        return measure(feeds, lambda done: stage.progress(done, len(feeds)))
     except Unavailable:
-        run.screen.warn("ranges not measured: ONNX Runtime is not installed (pip install '.[cpu]')")
+        run.screen.warn(f"{what} not measured: ONNX Runtime is not installed (pip install '.[cpu]')")
         return None
