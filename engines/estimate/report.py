@@ -41,7 +41,7 @@ def estimate(
     on = setting(found, load_coefficients())
     predicted = graph_ops(network, batch, sequence)
     kernels = kernels or KernelList((), "the compiler was not asked")
-    ops = kernels.ops or predicted
+    ops, source = (kernels.ops, COMPILED) if kernels.ops else (predicted, PREDICTED)
     # The graph as it is, and the same network without INT8.
     times = [round(ms, DIGITS) for ms in kernels_ms(ops, on)]
     totals = {"lowered": round(math.fsum(times), DIGITS)}
@@ -57,7 +57,7 @@ def estimate(
         "estimate_sequences_per_s": {name: 1e3 * batch / ms for name, ms in totals.items()},
         "estimate_speedup": {name: totals[name] / totals["lowered"] for name in VARIANTS[1:]},
         "kernels": {
-            "from": COMPILED if kernels.ops else PREDICTED,
+            "from": source,
             "about": kernels.about,
             "count": len(ops),
             "megabytes": round(sum(op.weight_bytes + op.activation_bytes for op in ops) / 1e6, 2),
@@ -65,7 +65,7 @@ def estimate(
         },
         "layers": [_layer(op, ms, on) for op, ms in zip(ops, times, strict=True)],
         "quantizers": _quantizers(network, batch, sequence, on),
-        "validation": _validation(found, network, batch, sequence, ops if kernels.ops else ()),
+        "validation": _validation(found, ops, source, _extrapolated(found, network, batch, sequence)),
     }
 
 
@@ -99,10 +99,22 @@ def _without_int8(layer: LayerRecord) -> tuple[tuple[str, str], ...]:
     return (("float residual", "residual"),) if layer.kind == "residual" else ()
 
 
-def _validation(
-    device: Device, network: Sequence[LayerRecord], batch: int, sequence: int, compiled: Sequence[Op]
-) -> dict[str, Any]:
+def _validation(device: Device, ops: Sequence[Op], source: str, notes: list[str]) -> dict[str, Any]:
     """Errors of estimates for this device on published latencies, in percent, or the range without such rows."""
+    scores = read_json(VALIDATION)["devices"].get(device.name)
+    score = scores[source] if scores else None
+    return {
+        "validated": score is not None,
+        "rows": score["rows"] if score else 0,
+        "mean_error_percent": score["mean_error_percent"] if score else None,
+        "worst_error_percent": score["worst_error_percent"] if score else None,
+        "range_ms": None if score else _power_range(device, ops),
+        "notes": notes,
+    }
+
+
+def _extrapolated(device: Device, network: Sequence[LayerRecord], batch: int, sequence: int) -> list[str]:
+    """In how far no published row is like this network and shape."""
     notes = []
     if sequence != PUBLISHED_SEQUENCE:
         notes.append(f"every published row has sequence {PUBLISHED_SEQUENCE}: sequence {sequence} is extrapolated")
@@ -113,17 +125,7 @@ def _validation(
         notes.append(f"published rows are BERT-base and BERT-large: width {max(widths)} is extrapolated")
     if device.name != "t4":
         notes.append("FP32 has published rows on the T4 alone: its estimate here is unvalidated")
-    scores = read_json(VALIDATION)["devices"].get(device.name)
-    score = scores[COMPILED if compiled else PREDICTED] if scores else None
-    ops = compiled or graph_ops(network, batch, sequence)
-    return {
-        "validated": score is not None,
-        "rows": score["rows"] if score else 0,
-        "mean_error_percent": score["mean_error_percent"] if score else None,
-        "worst_error_percent": score["worst_error_percent"] if score else None,
-        "range_ms": None if score else _power_range(device, ops),
-        "notes": notes,
-    }
+    return notes
 
 
 def _power_range(device: Device, ops: Sequence[Op]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_predicted_and_compiled_kernels_give_one_estimate(compiler: Compiler, fo
     ops = kernel_ops(compiler.compile(path, (75,), Shapes.fixed(8, 128)).kernels)
     predicted = graph_ops(fusion_map(onnx.load(path), 75, 128), 8, 128)
     assert len(predicted) == pytest.approx(len(ops), abs=3)
-    assert total_ms(predicted, T4) == pytest.approx(total_ms(ops, T4), rel=0.03)
+    assert total_ms(predicted, T4) == pytest.approx(total_ms(ops, T4), rel=0.02)
     assert sum(op.operations for op in predicted) == pytest.approx(sum(op.operations for op in ops), rel=0.002)
 
 
@@ -234,14 +235,22 @@ def test_without_the_compiler_the_reason_is_said(monkeypatch: pytest.MonkeyPatch
     assert estimate(base(), "t4", 8, 128, found)["kernels"]["from"] == "predicted"
 
 
+@pytest.mark.parametrize("form", [FLOAT16, FEW_ROWS], ids=["fp16", "few rows"])
+def test_one_middle_layer_stands_for_all(compiler: Compiler, form: Form, tmp_path: Path) -> None:
+    path = write_network(Network(SMALL, form, 2), 7, tmp_path / "m.onnx")
+    whole = kernel_ops(compiler.compile(path, (75, 80), Shapes.fixed(2, 128)).kernels)
+    expanded = compile_network(compiler, Network(SMALL, form, 2)).of(7)
+    assert Counter(replace(op, name="") for op in expanded) == Counter(replace(op, name="") for op in whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", FORMS)
 def test_kept_kernels_are_what_the_compiler_builds(compiler: Compiler, precision: str) -> None:
     kept = kept_kernels()["bert-base", 1, 128, precision]
     network = Network(ENCODERS["bert-base"], FORMS[precision], 1, head="spans")
     found = compile_network(compiler, network)
-    unnamed = [sorted(replace(op, name=op.kind).__repr__() for op in part) for part in (found.middle, found.others)]
-    assert [sorted(map(repr, part)) for part in (kept.middle, kept.others)] == unnamed
+    for ours, theirs in ((kept.middle, found.middle), (kept.others, found.others)):
+        assert Counter(ours) == Counter(replace(op, name=op.kind) for op in theirs)
 
 
 def test_every_tensor_of_the_nearest_form_is_int8() -> None:

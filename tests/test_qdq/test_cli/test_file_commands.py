@@ -78,8 +78,9 @@ def test_estimate(qdq: Qdq, graph: Path) -> None:
     assert ran.code == 0 and ran.out.startswith("Estimate, NVIDIA T4 (16 GB), batch 8 x sequence 128")
     assert max(map(len, ran.out.splitlines())) <= 80
     assert qdq("estimate", graph, "--device", "l4").out.startswith("Unvalidated estimate, NVIDIA L4")
-    told = json.loads(qdq("estimate", graph, "--json").out)
+    told = json.loads(qdq("estimate", graph, "--json", "--predict").out)
     assert told["estimate_ms"]["lowered"] < told["estimate_ms"]["float32"]
+    assert told["kernels"]["from"] == "predicted" and told["kernels"]["about"] == "the compiler was not asked"
 
 
 @pytest.mark.parametrize(
