@@ -97,6 +97,8 @@ def _gemm(kernel: Kernel, constants: int, moved: int) -> Op:
 
 def _attention(kernel: Kernel, moved: int) -> Op:
     """Two products per head and text: rows x keys x head size."""
+    from engines.tensorrt_rtx.coverage import INT8_PRODUCT
+
     *outer, rows, size = kernel.outputs[0].shape
     heads = math.prod(outer)
     values = [tensor for tensor in kernel.inputs if tensor.type in PRECISIONS]
@@ -104,6 +106,8 @@ def _attention(kernel: Kernel, moved: int) -> Op:
     sizes = Counter(tensor.elements for tensor in values)
     keys = max((elements for elements, times in sizes.items() if times > 1), default=max(sizes))
     precision = _precision(tensor for tensor in values if tensor.elements == keys)
+    if precision == "int8" and not all(INT8_PRODUCT in name for name in kernel.instructions):
+        precision = "float16"  # reads INT8 and multiplies what it makes of it
     kind = "int8_fused_attention" if precision == "int8" else "float_fused_attention"
     return Op(kind, _name(kernel), precision, rows, keys // (heads * size), size, 2 * heads, 0, moved)
 

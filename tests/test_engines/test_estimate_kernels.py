@@ -178,6 +178,16 @@ def test_a_kernel_becomes_work(
     assert kernel_ops([kernel]) == (expected,)
 
 
+def test_attention_that_reads_int8_may_multiply_fp16() -> None:
+    def attention(*instructions: str) -> Op:
+        kernel = Kernel("m", "attention", (TOKENS, KEYS, TOKENS), (), (TOKENS,), ("a.Softmax",), None, instructions)
+        return kernel_ops([kernel])[0]
+
+    assert attention("Turing_imma_int8_int32_traits", "Turing_imma_int8_int32_traits").precision == "int8"
+    wide = attention("Turing_imma_int8_int32_traits", "Turing_hmma_fp16_traits")
+    assert (wide.kind, wide.precision) == ("float_fused_attention", "float16")
+
+
 def test_a_type_without_a_rate_is_named() -> None:
     kernel = Kernel("g", "gemm", (tensor("fp8", 8, 8),), (tensor("fp8", 8, 8),), (tensor("fp16", 8, 8),), ("a.MatMul",))
     with pytest.raises(ConfigError, match="no rate of fp8 is known; give a graph of INT8, FP16"):
