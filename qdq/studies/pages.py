@@ -40,6 +40,7 @@ def pages() -> dict[Path, str]:
         "compression": compression_page.summary(compressed),
         "example": example_text(compiled[EXAMPLE]),
     }
+    # Parts of every page by the names of their markers.
     parts = {
         ROOT / "README.md": readme,
         DOCS / "compression.md": {"results": compression_page.sections(compressed)},
