@@ -45,8 +45,7 @@ def check_command(
     """
     render = FORMATS[choice(format, FORMATS, "--format")]
     report = lint(read_model(path), target, sm, sequence)
-    failed = report.of("error") or (strict and (report.of("accuracy") or report.of("performance")))
-    return render(report, str(path)), FOUND if failed else CLEAN
+    return render(report, str(path)), FOUND if report.fails(strict) else CLEAN
 
 
 def check_compiled_command(
@@ -64,7 +63,7 @@ def check_compiled_command(
     choice(format, FORMATS, "--format")
     report = lint(read_model(path), platform.target, platform.sm, platform.sequence)
     built = compile(path)
-    failed = built.refused or report.of("error") or (strict and report.of("performance"))
+    failed = built.refused or report.fails(strict)
     if format == "json":
         text = to_json({"file": str(path), **report.as_json(), "compiled": built.as_json(report)})
     elif format == "sarif":

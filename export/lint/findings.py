@@ -112,6 +112,11 @@ class LintReport:
         """The findings of one severity."""
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
+    def fails(self, strict: bool) -> bool:
+        """Return whether `qdq check` ends with 1: an error, with `strict` also an accuracy or performance finding."""
+        failing = SEVERITIES[:-1] if strict else SEVERITIES[:1]
+        return any(finding.severity in failing for finding in self.findings)
+
     def counts(self) -> dict[Severity, int]:
         """Number of findings per severity."""
         counted = Counter(finding.severity for finding in self.findings)

@@ -13,9 +13,9 @@ from onnx import NodeProto, TensorProto
 from export.inventory import MULTIPLICATIONS
 from export.lint.graph import LintGraph, Operand
 from export.lint.limits import FLOAT_HEAD_SIZES, MIN_SM, device_limits, int8_attention_limits
-from export.lint.patterns import Attention, Linear, Patterns, Residual, ancestors
+from export.lint.patterns import Attention, Linear, Patterns, Residual
 from export.lint.projections import parting_problem, scaled_along_k
-from export.lint.recognize import SCORES, recognize
+from export.lint.recognize import recognize
 from export.names import DEQUANTIZE, QUANTIZE, one_by_one
 from export.reading import label
 
@@ -215,13 +215,16 @@ def limit_problems(graph: LintGraph, attention: Attention, sm: int, sequence: in
 
 
 def quantized_scores(graph: LintGraph, attention: Attention) -> tuple[NodeProto, ...]:
-    """Return the Q between the first BMM and the softmax, which no fused kernel has room for."""
-
-    def passes(node: NodeProto) -> bool:
-        return node is not attention.bmm1 and (node.op_type in SCORES or graph.moves(node))
-
-    makers = (graph.producer(tensor) for tensor in ancestors(graph, attention.softmax.input[0], passes))
-    return tuple(node for node in makers if node is not None and node.op_type == QUANTIZE)
+    """Return the Q between the first BMM and its mask: no fused kernel has room for them, as it has behind the mask."""
+    found: list[NodeProto] = []
+    pending = [attention.bmm1.output[0]]
+    while pending:
+        for reader in graph.readers(pending.pop()):
+            if reader.op_type == QUANTIZE:
+                found.append(reader)
+            elif reader.op_type in ("Cast", "Div", "Mul") or graph.moves(reader):
+                pending.append(reader.output[0])
+    return tuple(found)
 
 
 def fuses_in_float(missing: tuple[str, ...]) -> bool:
@@ -237,7 +240,7 @@ def attention_layer(graph: LintGraph, attention: Attention, sm: int, sequence: i
     queries = graph.shapes.get(attention.bmm1.input[0]) or ()
     alone = ["its query is a single row, which takes two small products and no fused kernel"]
     other = alone if len(queries) == 4 and queries[2] == 1 else []
-    other += ["Q/DQ on the scores, before softmax"] if quantized_scores(graph, attention) else []
+    other += ["Q/DQ between the first BMM and its mask"] if quantized_scores(graph, attention) else []
     float_type = graph.float_type(attention.bmm2.output[0])
     layer = FusedLayer(
         "unfused", label(attention.softmax), float_type, heads=attention.heads, head_size=attention.head_size

@@ -56,15 +56,15 @@ def _blocked_norm(subject: Subject) -> Iterator[Hit]:
 def _broken_attention(subject: Subject) -> Iterator[Hit]:
     """Fires: an attention with some of the Q/DQ that INT8 fusion needs, but not all; says which are missing.
 
-    Needed: on q and k before the first BMM, after softmax, on v, and after the second BMM; one on the scores is too
-    many. Leaves alone: all five; an attention none of whose four operands is quantized (QDQ-N301).
+    Needed: on q and k before the first BMM, after softmax, on v, and after the second BMM; one between the first BMM
+    and its mask is too many. Leaves alone: all five; an attention none of whose four operands is quantized (QDQ-N301).
     """
     graph = subject.graph
     for attention in subject.patterns.attentions:
         missing = missing_quantization(graph, attention)
         scores = quantized_scores(graph, attention)
         if scores:
-            reason = "not fused, Q/DQ between the first BMM and the softmax"
+            reason = "not fused, Q/DQ between the first BMM and its mask"
             yield Hit(names(attention.softmax, *scores), reason, scores[0].input[0])
         if scores or not missing or is_float(missing):
             continue

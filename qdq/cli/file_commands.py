@@ -34,9 +34,9 @@ class GraphOptions:
 class CheckOptions(GraphOptions):
     """Options of `qdq check`."""
 
-    target: str = option("trt11", "trt10 or trt11")
+    target: str = option("trt11", "trt10, trt11 or rtx (TensorRT for RTX)")
     format: str = option("text", "text, json or sarif")
-    strict: bool = option(False, "performance findings fail too (default: errors only)")
+    strict: bool = option(False, "accuracy and performance findings fail too (default: errors only)")
     sm: int = option(75, "compute capability, 75 to 100 (default: 75, a T4)")
     compile: bool = option(False, "let NVIDIA's compiler build it, too; needs no GPU")
     shape: str | None = option(

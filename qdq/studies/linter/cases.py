@@ -129,6 +129,7 @@ def _forms(draw: random.Random) -> Iterator[Case]:
     """Forms of the encoder at random: bodies, weights, projections, attention, skips, sizes, GPUs, shapes."""
     for number in range(80):
         heads, size = draw.choice((2, 2, 4)), draw.choice((16, 16, 32, 32, 64, 24, 8, 128))
+        # Drawn in a fixed order: another one would be another list.
         body = draw.choice(BODIES)
         weights = draw.choice(WEIGHTS)
         form = Form(

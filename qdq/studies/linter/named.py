@@ -114,6 +114,9 @@ NAMED_EDITS: Mapping[str, Edit] = {
     "casts in attention": t.wide_points(*(f"{e.SELF}matmul_{operand}_input_quantizer" for operand in "qkv")),
     "quantized classifier": e.gemm_weight(0),
     "query per tensor": t.query_scale(0.01),
+    "query with a scale of its own": e.edit(
+        *(e.weight_scale((), None, linear) for linear in (e.QUERY, e.KEY, f"{e.SELF}value")), t.query_scale(0.02)
+    ),
     # Blocks.
     "float skip": _operands(e.ADD, 1),
     "float branch": _operands(e.ADD, 0),
@@ -126,8 +129,20 @@ NAMED_EDITS: Mapping[str, Edit] = {
     "late scale": b.scaled_scores("Mul"),
     "masked by Where": e.masked_by_where,
     "no Q behind attention": _operands(f"{OUTPUT}.MatMul", 0),
-    "quantized scores": _requantized(f"{e.SELF}Softmax", 0, "scores"),
+    "quantized scores": _requantized(f"{e.SELF}Add", 0, "scores"),
+    "quantized masked scores": _requantized(e.SOFTMAX, 0, "scores"),
     "nothing quantized": Graph.strip,
+    # What other tools write.
+    "like ModelOpt's torch path": e.edit(
+        e.float_attention, e.float_residual, b.second_quantizer(None), _requantized(e.NORM, 0, "sum")
+    ),
+    "like ONNX Runtime's quantizer": e.edit(
+        b.scaled_scores("Mul"),
+        _requantized(f"{e.SELF}Add", 0, "scores"),
+        _requantized(f"{e.UP}.Add", 0, "product"),
+        _requantized(e.GELU, 0, "biased"),
+        _requantized(e.NORM, 0, "sum"),
+    ),
 }
 
 # name -> changes of the form, compute capability, sizes
@@ -155,6 +170,7 @@ NAMED_FORMS: Mapping[str, tuple[Mapping[str, Any], int, Mapping[str, int]]] = {
     "attention qkv": ({"body": "fp16", "attention": "qkv"}, 75, {}),
     "attention qv": ({"body": "fp16", "attention": "qv"}, 75, {}),
     "skip with its own Q": ({"body": "fp16", "skip": "own"}, 75, {}),
+    "like ModelOpt's ONNX path": ({"body": "fp16", "skip": "own", "late_scale": True}, 75, {}),
     "heads of 8": ({"body": "fp16", "hidden": 16}, 75, {}),
     "heads of 24": ({"body": "fp16", "hidden": 48}, 75, {}),
     "heads of 48": ({"body": "fp16", "hidden": 96}, 75, {}),

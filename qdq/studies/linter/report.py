@@ -17,8 +17,9 @@ LETTERS = {"E": "Errors", "A": "Accuracy", "P": "Performance", "N": "Notes"}
 
 
 def recorded(judged: Sequence[Judged], version: str) -> dict[str, Any]:
-    """What is written down of a run: totals, every rule's verdict as found, every difference with its reason."""
+    """The record of a run: totals, every rule's verdict as found, every difference with its reason."""
     found = {one.case.name: differences(one) for one in judged}
+    # Totals first, then what a reader has to look into.
     return {
         "compiler": version,
         "graphs": len(judged),

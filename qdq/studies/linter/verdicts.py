@@ -93,6 +93,7 @@ class Judge:
             shapes = Shapes.fixed(BATCH, case.sequence)
         else:
             shapes = Shapes.between((1, 1), (BATCH, case.sequence), (BATCH, case.longest))
+        # A refusal is an answer; whatever else goes wrong is an error of the run.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             onnx.save(model, path)

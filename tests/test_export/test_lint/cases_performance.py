@@ -74,9 +74,9 @@ CASES: Cases = {
         [
             (lambda graph: graph.float_operand(BMM1, 1), (SOFTMAX,)),
             (edit(masked_by_where, lambda graph: graph.float_operand(BMM2, 0)), (SOFTMAX,)),
-            (lambda graph: graph.requantize(SOFTMAX, 0, "scores"), (SOFTMAX,)),
+            (lambda graph: graph.requantize(f"{SELF}Add", 0, "scores"), (SOFTMAX,)),
         ],
-        [float_attention, moved_codes, masked_by_where],
+        [float_attention, moved_codes, masked_by_where, lambda graph: graph.requantize(SOFTMAX, 0, "scores")],
     ),
     "QDQ-P204": (
         [

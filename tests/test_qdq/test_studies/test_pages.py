@@ -9,14 +9,14 @@ import pytest
 
 from qdq.errors import ConfigError, DataError
 from qdq.studies.markdown import filled, table
-from qdq.studies.pages import pages
+from qdq.studies.pages import LINTER, pages
 from qdq.studies.prove import RANDOM
 from qdq.studies.study import RESULTS, exit_code, load_results
 
 
 def test_the_pages_are_what_the_results_give() -> None:
     found = pages()
-    names = {"README.md", "accuracy.md", "compression.md", "estimate.md", "performance.md", "tensorrt.md"}
+    names = {"README.md", "accuracy.md", "check.md", "compression.md", "estimate.md", "performance.md", "tensorrt.md"}
     assert {path.name for path in found} == names
     for path, text in found.items():
         assert text == path.read_text(encoding="utf-8"), f"{path.name}: run 'python -m qdq.studies.pages'"
@@ -48,6 +48,7 @@ def test_a_study_ends_with_one_line_and_a_code(capsys: pytest.CaptureFixture[str
 def test_the_tensorrt_graphs_were_proved() -> None:
     """Findings of `make prove` on real models: the same acceptance the tests hold a tiny graph to."""
     results = load_results(RESULTS / "tensorrt")
+    assert results.pop(LINTER)["graphs"] >= 200
     assert set(results) == {"all-MiniLM-L6-v2", "minilm-mrpc", RANDOM}
     for name, result in results.items():
         lint, removals, half = result["lint"], result["removals"], result["fp16"]

@@ -132,6 +132,7 @@ class Writer(Nodes):
             return {
                 part[0]: self.op("Gather", f"{name}.{part}.Gather", [moved, place], axis=0) for part, place in pairs
             }
+        # Three tensors of the width of the model, each into heads.
         if form.qkv == "split":
             merged = self.linear(quantized, f"{name}.qkv", (hidden, 3 * hidden))
             outputs = [f"{name}.Split_{index}" for index in range(3)]
@@ -159,6 +160,7 @@ class Writer(Nodes):
                 else tensor
             )
 
+        # Scores, mask and softmax, then the product with the values.
         turned = self.op("Transpose", f"{name}.Transpose_3", [operand("k", tensors["k"])], perm=[0, 1, 3, 2])
         scores = self.op("MatMul", f"{name}.MatMul", [operand("q", tensors["q"]), turned])
         if form.late_scale:
