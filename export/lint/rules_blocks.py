@@ -174,7 +174,7 @@ RULES: tuple[Rule, ...] = (
         Verdict(
             "contradicted",
             "no kernel and no byte more or less: a branch's pair is rounded in registers",
-            ("float skip", "no pair on the add"),
+            ("float skip",),
         ),
         _half_residual,
         {"trt11": "note", "rtx": "note"},

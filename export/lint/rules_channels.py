@@ -136,7 +136,11 @@ RULES: tuple[Rule, ...] = (
         "activation quantized per channel",
         "use one scale per activation tensor; only weights may have one per output channel",
         sources.HEADER,
-        Verdict("confirmed", "refused by the graph compiler: the axis is not one of its product", ("Q per channel",)),
+        Verdict(
+            "confirmed",
+            "refused in an FP32 body; in FP16 built, with the linears behind it in float",
+            ("Q per channel",),
+        ),
         _activations,
     ),
     Rule(
@@ -144,7 +148,11 @@ RULES: tuple[Rule, ...] = (
         "per-channel DequantizeLinear on a computed tensor",
         "dequantize activations with the one scale of their Q",
         sources.HEADER,
-        Verdict("confirmed", "refused by the graph compiler: the axis is not one of its product", ("DQ per channel",)),
+        Verdict(
+            "confirmed",
+            "refused in an FP32 body; in FP16 built, with the linears behind it in float",
+            ("DQ per channel",),
+        ),
         _rooted,
     ),
     Rule(

@@ -26,7 +26,7 @@ def recorded(judged: Sequence[Judged], version: str) -> dict[str, Any]:
         "refused_by_both": sum(bool(one.built.refused and one.predicted.refused) for one in judged),
         "int8_linears": sum(len(one.built.linears) for one in judged),
         "int8_attentions": sum(kind == INT8 for one in judged for kind in one.built.attentions.values()),
-        "gpus": dict(sorted(Counter(str(one.case.sm) for one in judged).items())),
+        "gpus": {str(sm): count for sm, count in sorted(Counter(one.case.sm for one in judged).items())},
         "broken_claims": list(broken_claims(judged)),
         "differences": [
             {
@@ -71,7 +71,9 @@ def _problem(rule: Rule, judged: Judged) -> str:
 def summary(result: Mapping[str, Any]) -> str:
     """The recorded run in words and a table of its differences."""
     differing, graphs = result["differences"], result["graphs"]
-    gpus = ", ".join(f"{count} for SM {sm}" for sm, count in result["gpus"].items())
+    gpus = ", ".join(
+        f"{count} for SM {sm}" for sm, count in sorted(result["gpus"].items(), key=lambda item: int(item[0]))
+    )
     head = (
         f"{graphs} graphs ({gpus}), compiled by TensorRT for RTX {result['compiler']}: linter and compiler agree on "
         f"{graphs - len(differing)}. Both refuse {result['refused_by_both']}; in the others {result['int8_linears']} "

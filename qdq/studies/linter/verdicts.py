@@ -153,10 +153,10 @@ def _kernels(judged: Judged) -> Iterator[str]:
     if judged.plain is None or judged.plain.refused:
         return
     if judged.cost and not judged.warned:
-        yield f"{judged.cost} kernels more than without the edit, and no finding says so"
+        yield f"{judged.cost} more kernels than without the edit, and no finding says so"
     slow = [finding.rule for finding in judged.findings if finding.severity == "performance"]
     if slow and not judged.cost:
-        yield f"no kernel more than without the edit, in spite of {', '.join(dict.fromkeys(slow))}"
+        yield f"no more kernels than without the edit, in spite of {', '.join(dict.fromkeys(slow))}"
 
 
 def _short(name: str) -> str:
