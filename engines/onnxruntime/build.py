@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engines.instructions import Int8Sums, int8_sums
 from engines.interface import graph_files, interface
 from engines.onnxruntime.fuse import fuse
 from engines.precision import Verdict, assemble
@@ -17,6 +18,7 @@ from qdq.base.artifacts import PARTIAL_PREFIX
 from qdq.errors import BuildError, Unavailable
 
 ENGINE = "engine.onnx"
+WEIGHTS = "qdq.weights"  # key of the engine's metadata: the coding of its weights, s8 or u8
 ATTENTION = "MultiHeadAttention"  # multiplies floats and keeps the scores in the cache
 LARGEST_FILE = 3 << 29  # bytes of weights that go into the file itself; protobuf ends at 2 GiB
 # Operators whose CPU kernels multiply 8-bit operands. MatMul, Gemm and the Fused* ones multiply floats.
@@ -28,13 +30,15 @@ class OnnxRuntimeSettings:
     """Settings that sessions are opened with.
 
     `nodes`: CPUs by NUMA node. With several, the worker threads of a session stay on one (the calling thread is the
-    caller's to place).
+    caller's to place). `sums`: the CPU that engines are built for and sessions opened on, this one; where it adds
+    products in saturating pairs, weights are multiplied as u8.
     """
 
     threads: int = 0  # intra-op; 0 lets ONNX Runtime use all physical cores
     defaults: bool = False  # everything else as ONNX Runtime has it, for a fair rival: waiting threads spin
     streams: int = 0  # requests that callers run at once, each on `threads` threads of its own session; 0 is one
     nodes: tuple[tuple[int, ...], ...] = ()
+    sums: Int8Sums = field(default_factory=int8_sums)
 
     def session_options(self, stream: int = 0) -> Any:
         """Quiet SessionOptions with these settings."""
@@ -51,6 +55,9 @@ class OnnxRuntimeSettings:
             options.add_session_config_entry(
                 "session.intra_op_thread_affinities", ";".join([node] * (self.threads - 1))
             )
+        # Of an engine built for another CPU; see engines/onnxruntime/unsigned.py for why not everywhere.
+        if self.sums.saturate:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         # Waiting threads burn a core for milliseconds after every call, which whoever shares the machine then lacks.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
@@ -66,7 +73,8 @@ def build(lowered: Path, folder: Path, settings: OnnxRuntimeSettings, names: Mat
     recorded: dict[str, Any] = {"threads": settings.threads, "onnxruntime": _runtime().__version__}
     files = graph_files(lowered)
     if names is not None:
-        recorded |= {"fused": _write_engine(lowered, folder / ENGINE)}
+        recorded |= {"fused": _write_engine(lowered, folder / ENGINE, settings.sums)}
+        recorded |= {"int8_sums": {**settings.sums.as_json(), "weights": coding(settings.sums)}}
         files = graph_files(folder / ENGINE)
     report = None
     with tempfile.TemporaryDirectory(prefix="qdq-ort-") as scratch:
@@ -81,14 +89,18 @@ def build(lowered: Path, folder: Path, settings: OnnxRuntimeSettings, names: Mat
     return BuiltEngine("onnxruntime", files, inputs, outputs, report, recorded)
 
 
-def _write_engine(lowered: Path, engine: Path) -> dict[str, Any]:
-    """Fuse and write; what was fused. The external data of a large model lies beside it as ``engine.onnx.data``."""
+def _write_engine(lowered: Path, engine: Path, sums: Int8Sums) -> dict[str, Any]:
+    """Fuse for a CPU with `sums` and write; what was fused.
+
+    The external data of a large model lies beside it as ``engine.onnx.data``.
+    """
     import onnx
 
     try:
-        model, fused = fuse(lowered)
+        model, fused = fuse(lowered, unsigned=sums.saturate)
     except (OSError, onnx.checker.ValidationError) as error:
         raise BuildError(f"ONNX Runtime cannot load {lowered}: {error}; run the lower stage again") from error
+    onnx.helper.set_model_props(model, {WEIGHTS: coding(sums)})
     data = engine.with_name(f"{engine.name}.data")
     external = model.ByteSize() > LARGEST_FILE
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=engine.parent) as scratch:
@@ -99,6 +111,11 @@ def _write_engine(lowered: Path, engine: Path) -> dict[str, Any]:
             if (Path(scratch) / file.name).exists():
                 os.replace(Path(scratch) / file.name, file)
     return fused
+
+
+def coding(sums: Int8Sums) -> str:
+    """Coding of weights that is right and fastest with `sums`: u8 products are exact everywhere, s8 ones need VNNI."""
+    return "u8" if sums.saturate else "s8"
 
 
 def open_session(model: Path, options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from engines.interface import feeds_for
-from engines.onnxruntime.build import OnnxRuntimeSettings, failures, open_session, reason
+from engines.onnxruntime.build import WEIGHTS, OnnxRuntimeSettings, coding, failures, open_session, reason
 from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
+
+logger = logging.getLogger(__name__)
 
 
 class SessionInputs:
@@ -36,6 +39,7 @@ class OnnxRuntimeRunner:
         for stream in range(max(1, settings.streams)):
             session = open_session(model, settings.session_options(stream))
             self._free.put(session)
+        _compare_cpu(session, model, settings)
         self._inputs = SessionInputs(session)
         self._outputs = [output.name for output in session.get_outputs()]
 
@@ -54,3 +58,18 @@ class OnnxRuntimeRunner:
         finally:
             self._free.put(session)
         return {name: np.asarray(value, dtype=np.float32) for name, value in zip(self._outputs, results, strict=True)}
+
+
+def _compare_cpu(session: Any, model: Path, settings: OnnxRuntimeSettings) -> None:
+    """Say that an engine was built for the other kind of CPU; its results are the same here."""
+    built, here = session.get_modelmeta().custom_metadata_map.get(WEIGHTS), coding(settings.sums)
+    if built is None or built == here:
+        return
+    effect = (
+        "its u8 weights are right here, too, and about half as fast as s8 ones"
+        if built == "u8"
+        else "its s8 weights are multiplied as u8 here, with the same results"
+    )
+    logger.warning(
+        "%s was built for another kind of CPU than this one (%s): %s; build it again here", model, settings.sums, effect
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engines.instructions import Int8Sums, int8_sums
 from engines.interface import interface
 from engines.openvino.precision import verdicts
+from engines.openvino.reading import mark, read_network
 from engines.precision import assemble
 from engines.types import BuiltEngine, MatmulNames
 from qdq.base.artifacts import atomic_path
@@ -27,7 +29,8 @@ class OpenVINOSettings:
     numbers behind the user's back. `dynamic_group` is written into the IR, so that every reader computes the same.
     `shape`, of every input, has a runner compile a second, static variant: OpenVINO's kernels for a known shape are
     faster, and a large batch can be cut into pieces (see `OpenVINORunner`). Other shapes run in the dynamic variant.
-    `pinned` is for machines of several NUMA nodes: OpenVINO then keeps the threads of a stream on one.
+    `pinned` is for machines of several NUMA nodes: OpenVINO then keeps the threads of a stream on one. `sums` are those
+    of the CPU that engines are built for and opened on, this one.
     """
 
     threads: int = 0  # inference threads; 0 lets OpenVINO use all cores
@@ -36,6 +39,7 @@ class OpenVINOSettings:
     shape: tuple[int, ...] | None = None
     streams: int = 0  # requests that callers run at once, each on `threads` threads; 0 is latency mode
     pinned: bool = False  # threads stay on their cores
+    sums: Int8Sums = field(default_factory=int8_sums)
 
     def __post_init__(self) -> None:
         choice(self.precision_hint, PRECISION_HINTS, "precision hint")
@@ -56,6 +60,8 @@ def build(
 ) -> BuiltEngine:
     """Convert `lowered` to IR in `folder`, compile it once and read its precisions back.
 
+    For a CPU whose INT8 products saturate, the IR's weights are made to fit and its attention is float
+    (`engines.openvino.saturation`).
     `names` None is a floating-point engine. Raises BuildError with OpenVINO's reason when it refuses the graph,
     DeployError when the IR cannot be written, Unavailable when openvino is not installed.
     """
@@ -65,19 +71,23 @@ def build(
 
     xml, weights = folder / f"{stem}.xml", folder / f"{stem}.bin"
     try:
-        model = core.read_model(str(lowered))
+        network = read_network(core, lowered, settings.sums)
+        model = network.model
         _name_generated(model)
         if settings.dynamic_group:
             model.set_rt_info(str(settings.dynamic_group), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         compiled = core.compile_model(model, "CPU", settings.properties())
     except RuntimeError as error:
         raise BuildError(f"OpenVINO cannot build {lowered}: {reason(error)}; run the lower stage again") from error
-    _save(model, xml, weights)
     report = None if names is None else assemble(names, verdicts(compiled.get_runtime_model()))
+    if report is not None and report.encoder_linear[0] + report.attention_matmul[0]:
+        mark(model, settings.sums)
+    _save(model, xml, weights)
     recorded = {
         "threads": settings.threads,
         "precision_hint": settings.precision_hint,
         **({"dynamic_group": settings.dynamic_group} if settings.dynamic_group else {}),
+        "int8_sums": {**settings.sums.as_json(), **({"fitted": network.fitted} if network.fitted else {})},
         "openvino": openvino.__version__,
         "inference_precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
     }

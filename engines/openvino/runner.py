@@ -14,6 +14,7 @@ import numpy as np
 from engines.cores import available_cores
 from engines.interface import feeds_for
 from engines.openvino.build import OpenVINOSettings, open_core, reason
+from engines.openvino.reading import read_network
 from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
 
@@ -30,10 +31,12 @@ class OpenVINORunner:
     """
 
     def __init__(self, model: Path, settings: OpenVINOSettings) -> None:
-        """Raises BuildError when OpenVINO cannot load `model`, Unavailable when it is not installed."""
+        """Raises BuildError when OpenVINO cannot load `model` or the CPU it was built for sums in another way, and
+        Unavailable when openvino is not installed.
+        """
         self._core, self._model, self._settings = open_core(), model, settings
         try:
-            self._network = self._core.read_model(str(model))
+            self._network = read_network(self._core, model, settings.sums).model
         except RuntimeError as error:
             raise BuildError(f"OpenVINO cannot load {model}: {reason(error)}; build it again") from error
         self._ranks = {port.get_any_name(): len(port.get_partial_shape()) for port in self._network.inputs}

@@ -13,6 +13,7 @@ from typing import Any
 from engines.interface import feeds_for
 from engines.openvino.build import OpenVINOSettings, open_core, reason
 from engines.openvino.precision import INT8_TYPES, information, operand_types, origins, weight_origins
+from engines.openvino.reading import read_network
 from engines.profile.layers import Layer, Profiled
 from qdq.base.types import Feeds
 from qdq.errors import BuildError
@@ -30,7 +31,7 @@ class OpenVINOProfiler:
         """Raises BuildError when OpenVINO cannot load `model`, Unavailable when it is not installed."""
         core = open_core()
         try:
-            self._network = core.read_model(str(model))
+            self._network = read_network(core, model, settings.sums).model
             if settings.shape is not None:
                 self._network.reshape({port.get_any_name(): list(settings.shape) for port in self._network.inputs})
             self._compiled = core.compile_model(self._network, "CPU", {**settings.properties(), "PERF_COUNT": True})

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.instructions import int8_sums
 from engines.targets import TARGETS
 from qdq.base.artifacts import sha256_file
 from qdq.pipeline.options import CompileOptions
@@ -95,8 +96,9 @@ def _variants_inputs(run: Run) -> Mapping[str, Any]:
 
 def _build_inputs(run: Run) -> Mapping[str, Any]:
     asked = build.engine_options(run)
-    plan = asked.plan.as_json() if asked.plan else None
-    settings = [asked.threads, asked.precision_hint, plan]
+    # A CPU engine is built for the way this CPU sums INT8 products.
+    machine = asked.plan.as_json() if asked.plan else int8_sums().as_json()
+    settings = [asked.threads, asked.precision_hint, machine]
     return {"lowered": fingerprint(run.lowered), "settings": settings, **_capability(run.options)}
 
 

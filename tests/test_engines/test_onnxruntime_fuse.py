@@ -60,6 +60,27 @@ def test_values_stay_those_of_the_graph(
         assert np.abs(result - expected).mean() < 0.002
 
 
+def test_unsigned_weights_give_the_same_values(
+    write_encoder: Callable[..., Path], make_feeds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For a CPU whose s8 products saturate: every linear, the mask's row in the key included, and nothing printed."""
+    graph = lowered(write_encoder())
+    (signed, _), (unsigned, fusions) = fuse(graph), fuse(graph, unsigned=True)
+    assert (fusions["linears"], fusions["attention"]) == (6, 1)
+    kinds = [
+        {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}
+        for model in (signed, unsigned)
+    ]
+    assert (TensorProto.INT8 in kinds[0], TensorProto.INT8 in kinds[1], TensorProto.UINT8 in kinds[1]) == (
+        True,
+        False,
+        True,
+    )
+    feeds = make_feeds(4, 16)
+    np.testing.assert_array_equal(outputs(unsigned, tmp_path, feeds), outputs(signed, tmp_path, feeds))
+    assert capsys.readouterr().out == ""
+
+
 def test_padding_is_invisible(write_encoder: Callable[..., Path], make_feeds: Any, tmp_path: Path) -> None:
     """Other ids where the mask is 0 change no row of a real token, not by one bit."""
     model, fusions = fuse(lowered(write_encoder()))

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from engines.instructions import int8_sums
 from engines.onnxruntime.build import OnnxRuntimeSettings
 from engines.openvino import OpenVINOSettings, build
 from engines.profile.command import ProfileSettings, profile_command, subjects_of
@@ -89,9 +90,11 @@ def test_feeds_fit_the_table_of_the_model(encoder: Path, suffix: str) -> None:
     assert feeds["attention_mask"].sum(axis=1).tolist() == [9, 6, 9, 6]
 
 
-def test_the_peak_of_int8_is_above_that_of_floats() -> None:
+def test_the_peak_of_int8_is_above_that_of_floats_where_the_cpu_has_an_instruction_for_it() -> None:
+    """Without VNNI, OpenVINO's INT8 kernel reached 58 billion operations a second beside 70 in FP32."""
     peak = measure_peak(1)
-    assert peak["int8"] > peak["fp32"] > 1  # a laptop core of 2010 multiplied more than a billion floats a second
+    assert min(peak.values()) > 1  # a laptop core of 2010 multiplied more than a billion floats a second
+    assert peak["int8"] > peak["fp32"] or int8_sums().saturate
 
 
 def synthetic() -> dict[str, Any]:
