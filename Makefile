@@ -30,7 +30,8 @@
 #|                  (default: from the checkpoint's architecture)
 #|   TARGET=        auto, openvino, onnxruntime, tensorrt, tensorrt-rtx
 #|                  (default: auto, which is tensorrt when a GPU and the
-#|                  tensorrt module are there, else openvino)
+#|                  tensorrt module are there, else openvino, or onnxruntime on
+#|                  an x86 CPU without VNNI)
 #|   CALIB=         file, folder or datasets:NAME (default: bundled English
 #|                  text)
 #|   EVAL=          text to compare with FP32 on and to time with (default: the

@@ -10,13 +10,14 @@ import importlib.util
 import platform
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from engines.bench.machine import machine
+from engines.instructions import Int8Sums, int8_sums
 from engines.targets import BASELINE, TARGETS
 from engines.tensorrt.availability import Probe
 from engines.tensorrt_rtx.libraries import installed_version as compiler_version
@@ -43,7 +44,6 @@ PACKAGES = (  # in the order of the report
 # load, inject, calibrate, export and lower: everything before a target's own engine
 CORE = ("torch", "transformers", "pytorch-quantization", "onnx", "onnx-graphsurgeon", "onnxscript")
 MARKS = {True: "yes", False: "no", None: "-"}
-INT8_ISA = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")  # any one makes INT8 kernels pay
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def doctor(folder: Path = Path()) -> dict[str, Any]:
     not exist).
 
     Keys: python, packages {name: version or null}, compiler {version, missing: a sentence; one is null}, machine,
-    disk_free_gib, targets {name: {build, run, benchmark, missing [[what, command]]}}, warnings. A package that is
-    installed but broken is not detected.
+    int8_sums {instructions, sums}, disk_free_gib, targets {name: {build, run, benchmark, missing [[what, command]]}},
+    warnings. A package that is installed but broken is not detected.
     """
     packages = {name: installed_version(name) for name in PACKAGES}
-    hardware = machine()
+    hardware, sums = machine(), int8_sums()
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = round(shutil.disk_usage(existing).free / 2**30, 1)
     probes = {name: target.probe() for name, target in TARGETS.items() if target.probe}
@@ -76,9 +76,10 @@ def doctor(folder: Path = Path()) -> dict[str, Any]:
         "packages": packages,
         "compiler": {"version": compiler_version(), "missing": compiler_missing()},
         "machine": {**hardware, "gpu": gpu},
+        "int8_sums": sums.as_json(),
         "disk_free_gib": free,
         "targets": {name: asdict(ability) for name, ability in abilities(packages, probes, server).items()},
-        "warnings": warnings(hardware["isa"], free),
+        "warnings": warnings(sums, free),
     }
 
 
@@ -119,13 +120,19 @@ def abilities(packages: Mapping[str, str | None], probes: Mapping[str, Probe], s
     }
 
 
-def warnings(isa: Iterable[str], free_gib: float) -> list[str]:
+def warnings(sums: Int8Sums, free_gib: float) -> list[str]:
     """Sentences about what works but will disappoint."""
     sentences = []
-    if not set(isa) & set(INT8_ISA):
+    if sums.saturate:
         sentences.append(
-            "This CPU shows no INT8 instructions (avx512_vnni, avx_vnni, amx_int8; Arm: asimddp, i8mm): "
-            "INT8 may not be faster than FP32 here."
+            "This x86 CPU has no VNNI (avx512_vnni, avx_vnni, amx_int8): it adds INT8 products in pairs that saturate "
+            "at 32767, and multiplies INT8 at most about twice as fast as FP32. Engines built here are right all the "
+            "same: onnxruntime, the default target of such a CPU, codes weights in u8 and sums exactly; openvino gets "
+            "weights that fit, up to one bit coarser, and float attention, and is not faster than FP32."
+        )
+    elif not sums.instructions:
+        sentences.append(
+            "This CPU shows no INT8 instructions (Arm: asimddp, i8mm): INT8 may not be faster than FP32 here."
         )
     if free_gib < FREE_DISK_GIB:
         sentences.append(f"Only {free_gib:g} GiB of disk are free; {FREE_DISK_GIB:g} GiB are comfortable.")
@@ -139,7 +146,7 @@ def render(report: Mapping[str, Any]) -> str:
     lines = [
         *_field("Python", report["python"]),
         *_field("CPU", f"{hardware['cpu']}, {hardware['cores']} cores usable"),
-        *_field("INT8", ", ".join(name for name in hardware["isa"] if name in INT8_ISA) or "no instructions seen"),
+        *_field("INT8", _int8(report["int8_sums"])),
         *_field("GPU", hardware["gpu"] or "none"),
         *_field("Disk", f"{report['disk_free_gib']:g} GiB free"),
         *_field("Compiler", _compiler(report["compiler"])),
@@ -169,6 +176,10 @@ def _compiler(compiler: Mapping[str, str | None]) -> str:
 
 def _field(name: str, value: str) -> list[str]:
     return textwrap.wrap(value, WIDTH, initial_indent=f"{name:<10}", subsequent_indent=" " * 10)
+
+
+def _int8(sums: Mapping[str, Any]) -> str:
+    return f"{', '.join(sums['instructions']) or 'no instructions seen'}; sums of products: {sums['sums']}"
 
 
 def _split(sentence: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from engines import targets
 from engines.cores import available_cores, numa_nodes, share_cores
+from engines.instructions import int8_sums
 from qdq.base.choices import BODIES, CAPABILITIES, HARDWARE, INPUT_TYPES, PLACEMENTS, PRECISION_HINTS
 from qdq.base.option import FREE, as_json, check, option, values_for
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, CLIP, DEFAULT_MOVING_RATE, Algorithm, algorithm_named
@@ -37,7 +38,10 @@ MANY = 1_000_000
 
 # Help that is too long for its declaration below.
 OTHER_ROWS = "the rows behind the calibration rows, else bundled text"
-DETECTED_TARGET = "auto, which is tensorrt when a GPU and the tensorrt module are there, else openvino"
+DETECTED_TARGET = (
+    "auto, which is tensorrt when a GPU and the tensorrt module are there, else openvino, or onnxruntime on an x86 CPU "
+    "without VNNI"
+)
 CALIBRATORS = ", ".join((f"{CLIP} (max, residual adds by the error of their sum)", *ALGORITHMS))
 CALIBRATORS = f"{CALIBRATORS}; as in PaddleNLP {', '.join(ALIASES)}"
 
@@ -266,11 +270,16 @@ def _check_together(options: CompileOptions, target: str) -> None:
 
 
 def detect_target() -> str:
-    """Return tensorrt when a CUDA GPU and the tensorrt module are both present, else openvino."""
+    """Return tensorrt when a CUDA GPU and the tensorrt module are both present, else the better CPU target.
+
+    That is openvino, and onnxruntime where INT8 products saturate: OpenVINO's weights then lose bits, and its kernels
+    are no faster than FP32 (docs/performance.md, "CPUs without VNNI").
+    """
     import importlib.util
 
-    if importlib.util.find_spec("tensorrt") is None:
-        return "openvino"
-    from engines.tensorrt import probe
+    if importlib.util.find_spec("tensorrt") is not None:
+        from engines.tensorrt import probe
 
-    return "tensorrt" if probe().ready else "openvino"
+        if probe().ready:
+            return "tensorrt"
+    return "onnxruntime" if int8_sums().saturate else "openvino"

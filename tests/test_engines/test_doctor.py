@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engines.doctor import CORE, PACKAGES, WIDTH, abilities, doctor, installed_version, render, warnings
+from engines.instructions import Int8Sums
 from engines.targets import TARGETS
 from engines.tensorrt.availability import Probe
 
@@ -85,10 +86,19 @@ def test_folder_need_not_exist(tmp_path: Path) -> None:
 
 
 def test_warnings() -> None:
-    assert warnings(["avx2", "avx512_vnni"], 100.0) == []
-    slow, full = warnings(["avx2"], 1.5)
-    assert "INT8 may not be faster than FP32" in slow
+    assert warnings(Int8Sums(("avx512_vnni",), saturate=False), 100.0) == []
+    saturating, full = warnings(Int8Sums(("avx2",), saturate=True), 1.5)
+    assert "no VNNI" in saturating and "onnxruntime, the default target of such a CPU" in saturating
     assert "Only 1.5 GiB" in full
+    (slow,) = warnings(Int8Sums((), saturate=False), 100.0)  # an old Arm
+    assert "INT8 may not be faster than FP32" in slow
+
+
+def test_the_instruction_sets_and_how_they_sum_are_printed(report: dict[str, Any]) -> None:
+    avx2 = {**report, "int8_sums": Int8Sums(("avx2",), saturate=True).as_json()}
+    assert "INT8      avx2; sums of products: saturating pairs\n" in render(avx2)
+    nothing = {**report, "int8_sums": Int8Sums((), saturate=False).as_json()}
+    assert "INT8      no instructions seen; sums of products: exact\n" in render(nothing)
 
 
 def test_absent_package() -> None:

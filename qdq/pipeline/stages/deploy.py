@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.targets import TARGETS
+from engines.instructions import int8_sums
+from engines.targets import TARGETS, EngineOptions
 from qdq.base.artifacts import PARTIAL_PREFIX
 from qdq.base.screen import Stage
 from qdq.errors import Unavailable
 from qdq.pipeline.run import CANONICAL, Run
 from qdq.pipeline.stages.bench import workload
+from qdq.pipeline.stages.build import multiplications
 from qdq.pipeline.stages.lower import cpu_lowering
 
 if TYPE_CHECKING:
@@ -53,24 +55,27 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
         served = served_engine(run, backend, Path(scratch))
         write_repository(served, settings, samples, folder)
-    stage.say(f"Triton repository for the {backend} backend, {len(names)} model(s), read back")
+    where = "" if TARGETS[backend].gpu else f", for {int8_sums().reach}"
+    stage.say(f"Triton repository for the {backend} backend, {len(names)} model(s), read back{where}")
     return tuple(folder / name for name in names)
 
 
 def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
-    """The engine Triton serves: the run's own, or for another backend the graph as lowered for that, in `scratch`.
+    """The engine Triton serves: the run's own, or for another backend one that is lowered and built in `scratch`.
 
-    Every lowering computes the same values, but in the coding of another target ONNX Runtime would run partly in float.
+    Built, because a graph alone is not safe where INT8 products saturate, and Triton passes on no option against that;
+    lowered, because in the coding of another target ONNX Runtime would run partly in float.
     """
     from engines.interface import interface
     from engines.types import BuiltEngine
 
     if backend == run.options.target:
+        inputs, outputs = interface(run.lowered)
         files = tuple(run.target / name for name in TARGETS[backend].files)
-    else:
-        from export.passes import lower
+        return BuiltEngine(backend, files, inputs, outputs, None, {})
+    from export.passes import lower
 
-        lower(run.work.path / CANONICAL, backend, scratch, options=cpu_lowering(run))
-        files = (scratch / "model.onnx",)
-    inputs, outputs = interface(run.lowered)
-    return BuiltEngine(backend, files, inputs, outputs, None, {})
+    lower(run.work.path / CANONICAL, backend, scratch, options=cpu_lowering(run))
+    graph = scratch / "model.onnx"
+    options = EngineOptions(run.options.threads, run.options.precision_hint)
+    return TARGETS[backend].build(graph, scratch, options, multiplications(graph))

@@ -12,6 +12,7 @@ import pytest
 
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.cores import available_cores
+from engines.instructions import Int8Sums
 from qdq.cli.plans import PlanOptions
 from qdq.errors import ConfigError
 from qdq.pipeline import options as module
@@ -123,10 +124,14 @@ def test_a_spec_file_takes_the_place_of_a_named_placement() -> None:
     assert resolve(CompileOptions(target="openvino", spec="s.yaml"), "m").placement is None
 
 
-def test_auto_is_openvino_without_the_tensorrt_module(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("saturate", "target"), [(False, "openvino"), (True, "onnxruntime")])
+def test_auto_without_the_tensorrt_module_goes_by_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, saturate: bool, target: str
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert detect_target() == "openvino"
-    assert resolve(CompileOptions(), "m").target == "openvino"
+    monkeypatch.setattr(module, "int8_sums", lambda: Int8Sums((), saturate))
+    assert detect_target() == target
+    assert resolve(CompileOptions(), "m").target == target
 
 
 def test_options_are_plain_json() -> None:
