@@ -4,7 +4,7 @@ The rules are those of TensorRT for RTX 1.7.1, whose kernels docs/estimate.md se
 
 - an INT8 GEMM writes floating point, because its bias and the scales of its channels are applied by the kernels behind
   it: one for the heads of query, key and value together when they are one product of the graph, else one for each; one
-  for a GELU. A `narrow` GEMM has neither bias nor such scales and writes INT8;
+  for a GELU. A `narrow` GEMM, whose product is quantized before that, writes INT8;
 - a float GEMM computes its GELU itself, and leaves query, key and value to three kernels;
 - fused attention writes what the next GEMM reads; a float one leaves a transpose of it behind. Unfused, it is two
   products with a softmax between them;

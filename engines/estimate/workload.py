@@ -45,6 +45,8 @@ class Layer(Protocol):
     def head_size(self) -> int | None: ...
     @property
     def one_row(self) -> bool: ...  # works on one token of every text
+    @property
+    def narrow(self) -> bool: ...  # gemm: writes INT8
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class LayerRecord:
     head_size: int = 0
     one_row: bool = False  # of one token of every text; all tokens otherwise
     products: int = 1  # gemm: nodes of the graph that run as one kernel, side by side
-    narrow: bool = False  # INT8 gemm: writes INT8, which takes one scale per tensor and no bias
+    narrow: bool = False  # INT8 gemm: writes INT8, which takes one scale per tensor and no bias before the Q
 
     @property
     def element_bytes(self) -> int:
@@ -167,8 +169,7 @@ def records(layers: Iterable[Layer]) -> tuple[LayerRecord, ...]:
                 f"{where}: heads and head size are not known; give the graph's head dimensions fixed sizes"
             )
         sizes = layer.k or 0, layer.n or 0, layer.heads or 0, layer.head_size or 0
-        narrow = isinstance(layer, LayerRecord) and layer.narrow
-        found.append(LayerRecord(kind, layer.name, precision, *sizes, layer.one_row, narrow=narrow))
+        found.append(LayerRecord(kind, layer.name, precision, *sizes, layer.one_row, narrow=layer.narrow))
     return tuple(found)
 
 

@@ -53,6 +53,7 @@ class FusedLayer:
     # What a GEMM computes on its result before writing it: bias, gelu, residual_add, quantize (INT8 out).
     epilogue: tuple[str, ...] = ()
     one_row: bool = False  # works on one token of every text, by the shapes of the graph
+    narrow: bool = False  # an INT8 GEMM whose product is quantized at once, which it then writes as INT8
 
     @property
     def linears(self) -> int:
@@ -161,8 +162,17 @@ def _gemm(graph: LintGraph, patterns: Patterns, linear: Linear) -> tuple[FusedLa
         reason=problem,
         role=patterns.role(linear),
         epilogue=epilogue,
+        narrow=not problem and _narrow(graph, linear),
     )
     return layer, absorbed
+
+
+def _narrow(graph: LintGraph, linear: Linear) -> bool:
+    """Return whether a Q stands right behind a product whose weight has one scale, so that nothing is left to do."""
+    readers = graph.consumers(linear.node.output[0])
+    weight = graph.operand(linear.node.input[linear.weight]).dequantize
+    one_scale = weight is not None and graph.size(weight.input[1]) == 1
+    return one_scale and bool(readers) and all(reader.op_type == QUANTIZE for reader in readers)
 
 
 def _epilogue(graph: LintGraph, patterns: Patterns, linear: Linear) -> tuple[tuple[str, ...], set[str]]:

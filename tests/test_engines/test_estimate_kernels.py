@@ -21,7 +21,7 @@ from engines.tensorrt_rtx import Compiler, Kernel, Shapes, Tensor, missing
 from export.lint import fusion_map
 from qdq.errors import ConfigError
 from qdq.studies.estimate.forms import FLOAT16, LOWERED, NARROW, Form, Network, write_network
-from qdq.studies.estimate.lowering import FEW_ROWS, LOWERING, SHARED
+from qdq.studies.estimate.lowering import CODES, FEW_ROWS, LOWERING, MERGED, SHARED
 from qdq.studies.estimate.networks import COMPILED, FORMS, compile_network, kept_kernels
 
 SMALL = Encoder(4, 128, 2, 512)
@@ -199,8 +199,8 @@ def test_a_type_without_a_rate_is_named() -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [FLOAT16, replace(LOWERED, skip="float"), SHARED, FEW_ROWS, replace(SHARED, attention="")],
-    ids=["fp16", "point by point", "shared skip", "few rows", "float attention"],
+    [FLOAT16, LOWERED, MERGED, SHARED, CODES, FEW_ROWS, replace(SHARED, attention=""), NARROW],
+    ids=["fp16", "point by point", "merged", "shared skip", "codes", "few rows", "float attention", "published"],
 )
 def test_predicted_and_compiled_kernels_give_one_estimate(compiler: Compiler, form: Form, tmp_path: Path) -> None:
     path = write_network(Network(SMALL, form, 8), SMALL.layers, tmp_path / "m.onnx")

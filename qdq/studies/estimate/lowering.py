@@ -27,7 +27,8 @@ WIDE_HEADS = Encoder(12, 768, 16, 3072)  # heads of 48, which INT8 attention can
 RATIO = replace(LOWERED, scales="ratio")
 MERGED = replace(RATIO, merged=True)
 SHARED = replace(MERGED, skip="shared")
-FEW_ROWS = replace(SHARED, few_rows=True)
+CODES = replace(SHARED, codes=True)
+FEW_ROWS = replace(CODES, few_rows=True)
 # Each adds to the one before it.
 STEPS: Mapping[str, Form] = {
     "FP16": FLOAT16,
@@ -35,6 +36,7 @@ STEPS: Mapping[str, Form] = {
     "+ scale per tensor, ratio behind": RATIO,
     "+ one product for q, k, v": MERGED,
     "+ skip from the linears' Q": SHARED,
+    "+ codes of the products": CODES,
     "+ needed rows": FEW_ROWS,
     "FP16, needed rows": replace(FLOAT16, few_rows=True),
 }
