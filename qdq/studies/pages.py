@@ -32,7 +32,7 @@ def pages() -> dict[Path, str]:
     compiled, peers = load_results(RESULTS), load_results(RESULTS / "peers")
     compressed = load_results(RESULTS / "compression")
     proofs = load_results(RESULTS / "tensorrt")
-    linter = proofs.pop(LINTER)
+    linter = proofs.pop(LINTER)  # of the linter, the others are of models
     profiles = sorted((RESULTS / "performance").glob("*/profile.json"))
     readme = {
         "results": results_table(compiled),
