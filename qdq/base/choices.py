@@ -19,6 +19,7 @@ PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
     "auto": {},  # every point but those listed in `declined`
     "linear": {"matmul": (), "residual": ()},
     "linear+qk": {"matmul": ("q", "k"), "residual": ()},
+    "fused": {"residual": ("residual",), "shared_skip": True},  # what TensorRT's compiler reads as INT8
     "qdqbert": {},
     "dynamic": {"matmul": (), "residual": (), "dynamic": True},
     "ft1": {"residual": ()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,13 +13,14 @@ from qdq.errors import ModelError
 from qdq.inject.attention import IMPLEMENTATION, register
 from qdq.inject.blocks import replace_gelus
 from qdq.inject.embedding import QuantEmbedding
-from qdq.inject.families import Family, family_of
+from qdq.inject.families import Family, family_of, skip_readers
 from qdq.inject.placement import Candidate, Placement, Zone, decide
 from qdq.inject.quantizer import Layout, QuantLinear, TensorQuantizer
 from qdq.inject.spec import QuantSpec
 
 __all__ = ["Placement", "QuantSpec", "candidates", "decided", "inject", "quantizers", "remove"]
 
+NO_READER = "shared_skip: no quantized linear reads the same tensor, so it would need a QuantizeLinear of its own"
 MATMUL_LAYOUTS: dict[str, Layout] = {"q": "heads", "k": "heads", "a": "scores", "v": "heads"}
 
 
@@ -72,9 +74,19 @@ def candidates(model: PreTrainedModel, family: Family) -> Iterator[Candidate]:
 
 def decided(model: PreTrainedModel, spec: QuantSpec) -> Placement:
     """The decision of `spec` on every candidate point of an injected model."""
-    return Placement(
-        tuple(decide(candidate, spec) for candidate in candidates(model, family_of(model.config.model_type)))
-    )
+    family = family_of(model.config.model_type)
+    found = list(candidates(model, family))
+    points = [decide(candidate, spec) for candidate in found]
+    if not spec.shared_skip:
+        return Placement(tuple(points))
+    # A linear quantizes what it reads only together with its weight.
+    placed = {point.name for point in points if point.placed}
+    quantized = {c.module for c in found if {f"{c.module}.input_quantizer", f"{c.module}.weight_quantizer"} <= placed}
+    for index, candidate in enumerate(found):
+        is_skip = points[index].placed and (candidate.kind, candidate.operand) == ("residual", "residual")
+        if is_skip and quantized.isdisjoint(skip_readers(family, candidate.module)):
+            points[index] = replace(points[index], placed=False, reason=NO_READER)
+    return Placement(tuple(points))
 
 
 def remove(model: PreTrainedModel, names: Collection[str]) -> None:

@@ -29,17 +29,22 @@ class Residual(Treated):
 
     `_channel_scale` [H] (`qdq.calibrate.treatments.scale_residuals`) divides both operands before their quantizers
     and multiplies the sum. The linear that computes `local` does its division in its rows.
+
+    `_skip_factor` [H] (`qdq.calibrate.treatments.share_skips`) multiplies the residual operand before its quantizer and
+    divides it behind: the smoothing of the linears that read the same tensor. An add has one of the two at most.
     """
 
-    TREATMENTS = ("_channel_scale",)
+    TREATMENTS = ("_channel_scale", "_skip_factor")
     _channel_scale: Tensor | None
+    _skip_factor: Tensor | None
 
     def __init__(self, source: nn.Module | None = None) -> None:
         super().__init__()
         self.add_local_input_quantizer: nn.Module | None = None
         self.add_residual_input_quantizer: nn.Module | None = None
         self.observer: Callable[[Tensor, Tensor], None] | None = None  # sees the operands of every add
-        self.treat("_channel_scale", None)
+        for name in self.TREATMENTS:
+            self.treat(name, None)
         if source is not None:
             adopt(self, source)
 
@@ -55,8 +60,14 @@ class Residual(Treated):
             self.observer(local, residual)
         if self._channel_scale is not None:
             residual = residual / self._channel_scale
-        total = quantize(self.add_local_input_quantizer, local) + quantize(self.add_residual_input_quantizer, residual)
+        total = quantize(self.add_local_input_quantizer, local) + self._skip(residual)
         return total if self._channel_scale is None else total * self._channel_scale
+
+    def _skip(self, residual: Tensor) -> Tensor:
+        """[B, S, H], quantized as the linears that read it quantize it."""
+        if self._skip_factor is None:
+            return quantize(self.add_residual_input_quantizer, residual)
+        return quantize(self.add_residual_input_quantizer, residual * self._skip_factor) / self._skip_factor
 
 
 class ResidualAdd(Residual):

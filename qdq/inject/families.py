@@ -47,6 +47,8 @@ class Family:
         query: attribute of the query projection on such a module, where 1/sqrt(d) is folded in.
         residual: class names (after replacement) that own the two residual operands.
         gelu_output: regular expression for the end of the path of the linear that reads the activation function.
+        skips: path of each residual add below an encoder block -> paths of the linears that read its residual operand,
+            too ("" is the block itself).
         widths: paths of heads and neurons, None when the family cannot be pruned in width.
         token_types: the family has a `token_type_ids` input.
         position_offset: positions the embedding table loses to padding (RoBERTa starts at padding_idx + 1).
@@ -58,9 +60,14 @@ class Family:
     query: str
     residual: tuple[str, ...]
     gelu_output: str
+    skips: Mapping[str, tuple[str, ...]]
     widths: Widths | None = None
     token_types: bool = True
     position_offset: int = 0
+
+
+def _below(module: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{module}.{name}" for name in names)
 
 
 def _bert_like(prefix: str, token_types: bool = True, position_offset: int = 0) -> Family:
@@ -71,6 +78,7 @@ def _bert_like(prefix: str, token_types: bool = True, position_offset: int = 0) 
         query="query",
         residual=("ResidualOutput",),
         gelu_output=r"(?<!attention)\.output\.dense",
+        skips={"attention.output": _below("attention.self", PROJECTIONS[0]), "output": ("intermediate.dense",)},
         widths=Widths("attention.self", PROJECTIONS[0], "attention.output.dense", "intermediate.dense", "output.dense"),
         token_types=token_types,
         position_offset=position_offset,
@@ -92,6 +100,7 @@ FAMILIES: Mapping[str, Family] = {
         query="q_lin",
         residual=("ResidualAdd",),
         gelu_output=r"\.ffn\.lin2",
+        skips={"attention_add": _below("attention", PROJECTIONS[1]), "ffn_add": ("ffn.lin1",)},
         widths=Widths("attention", PROJECTIONS[1], "attention.out_lin", "ffn.lin1", "ffn.lin2", "n_heads"),
         token_types=False,
     ),
@@ -102,6 +111,7 @@ FAMILIES: Mapping[str, Family] = {
         query="query",
         residual=("AlbertAttention", "AlbertLayer"),
         gelu_output=r"\.ffn_output",
+        skips={"attention": _below("attention", PROJECTIONS[0]), "": ("ffn",)},
         widths=Widths("attention", PROJECTIONS[0], "attention.dense", "ffn", "ffn_output"),
     ),
     "mpnet": Family(
@@ -115,10 +125,19 @@ FAMILIES: Mapping[str, Family] = {
         query="q",
         residual=("MPNetAttention", "ResidualOutput"),
         gelu_output=r"\.output\.dense",
+        skips={"attention": _below("attention.attn", PROJECTIONS[2]), "output": ("intermediate.dense",)},
         token_types=False,
         position_offset=2,
     ),
 }
+
+
+def skip_readers(family: Family, add: str) -> tuple[str, ...]:
+    """Paths of the linears that read the residual operand of the residual add at path `add`, too."""
+    ends = [end for end in family.skips if not end or add.endswith(f".{end}")]
+    own = max(ends, key=len)
+    block = add.removesuffix(f".{own}") if own else add
+    return tuple(f"{block}.{reader}" for reader in family.skips[own])
 
 
 def family_of(model_type: str) -> Family:

@@ -28,6 +28,8 @@ class QuantSpec:
         linear: quantize linear inputs and weights.
         matmul: attention matmul operands to quantize, of q, k, a (softmax probabilities), v.
         residual: residual-add operands to quantize, of local and residual.
+        shared_skip: the residual operand of an add takes factor and range of the linears that read the same tensor, so
+            that TensorRT has one QuantizeLinear for both; where no quantized linear reads it, it stays float.
         dynamic: linear inputs are quantized at run time, each tensor from its own range, so nothing is calibrated
             (torch.ao's dynamic quantization); CPU targets only.
         enable_layers: regular expression on point names, quantized against every other switch; the only way to
@@ -53,6 +55,7 @@ class QuantSpec:
     linear: bool = True
     matmul: tuple[str, ...] = MATMUL_OPERANDS
     residual: tuple[str, ...] = RESIDUAL_OPERANDS
+    shared_skip: bool = False
     dynamic: bool = False
     enable_layers: str | None = None
     disable_layers: str | None = None

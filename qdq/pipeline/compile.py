@@ -23,7 +23,7 @@ from qdq.pipeline.recall import recalled
 from qdq.pipeline.run import CANONICAL, Run
 from qdq.pipeline.stages.bench import bench
 from qdq.pipeline.stages.build import check_weights
-from qdq.pipeline.stages.inject import inject, requested_spec, write_placement
+from qdq.pipeline.stages.inject import fitting_spec, inject, requested_spec, write_placement
 from qdq.pipeline.stages.load import load
 from qdq.pipeline.stages.shapes import bench_shapes
 from qdq.pipeline.steps import STEPS, VARIANTS, VARYING, Step
@@ -134,7 +134,7 @@ def _single(run: Run, name: str) -> None:
             (loaded,) = load(run, stage)
         with run.screen.stage("inject") as stage:
             _, placement = inject(run, stage, loaded)
-        write_placement(run, placement)
+        write_placement(run, placement, fitting_spec(run, loaded)[1])
     elif name == "shapes":
         with run.screen.stage(name, undisturbed=True) as stage:
             bench_shapes(run, stage)

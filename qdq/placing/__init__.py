@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from qdq.inject.spec import QuantSpec, named_spec
 
-# The widest placement `auto` starts from: on TensorRT every point can pay; on a CPU, the default without `auto`.
+# The widest placement `auto` starts from: on TensorRT every point that its compiler makes something of; on a CPU, the
+# default without `auto`.
 # Its keys are the kinds of targets, `Target.placement` in engines.targets: both CPU engines share decisions.
-WIDEST = {"tensorrt": "qdqbert", "cpu": "linear+qk"}
+WIDEST = {"tensorrt": "fused", "cpu": "linear+qk"}
 
 
 def base_spec(placement: str, target_kind: str) -> QuantSpec:

@@ -91,6 +91,7 @@ def _apply(
     members = {unit.name: unit.points for unit in found}
     declined = tuple((point, reason) for name, reason in decision.dropped.items() for point in members[name])
     final = replace(spec, declined=(*spec.declined, *declined))
-    remove(loaded.model, [point for point, _ in declined])
+    placement = decided(loaded.model, final)
+    remove(loaded.model, {point.name for point in placement.points if not point.placed})
     drop_unused_scales(loaded.model)
-    return final, decided(loaded.model, final)
+    return final, placement

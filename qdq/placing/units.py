@@ -82,7 +82,7 @@ LOSSES: Mapping[str, Mapping[str, str]] = {
         "linear": "its GEMM then runs in FP16",
         "attention": "TensorRT fuses attention in INT8 only with all four operands, so all four go and it runs in FP16",
         "residual local": "its GEMM then writes FP16 instead of INT8, and the add reads that",
-        "residual skip": "the add then reads this operand in FP16",
+        "residual skip": "the LayerNorm in front then writes this tensor in FP16 beside the INT8 that linears read",
     },
     "cpu": {
         "linear": "its multiplication then runs in floating point",

@@ -7,7 +7,7 @@ are left alone: once smoothed they have no outliers, and clipping them only cost
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,14 +23,18 @@ OPERANDS = ("local", "residual")  # of an add, in the order they are observed
 ROUNDS = 2  # each operand is chosen with the other one as found
 
 
-def choose_clips(module: nn.Module, observed: Observed, maxima: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Set the amax of every residual operand observed; returns rows for calibration.json.
+def choose_clips(
+    module: nn.Module, observed: Observed, maxima: Mapping[str, float], apart: Collection[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """Set the amax of every residual operand observed but those of the adds `apart`; rows for calibration.json.
 
     `maxima`: the largest magnitude of every point over all of the data.
     """
     rows: list[dict[str, Any]] = []
     parts = dict(module.named_modules())
     for path, seen in observed.residuals.items():
+        if path in apart:
+            continue
         add = parts[path]
         assert isinstance(add, Residual)  # only those are observed as residuals
         points = add.quantized_operands

@@ -27,6 +27,7 @@ from qdq.calibrate.treatments.observe import Group, Observed, observe
 from qdq.calibrate.treatments.rounding import correct_biases, round_weights
 from qdq.calibrate.treatments.scale_residuals import scale_residuals
 from qdq.calibrate.treatments.settings import Treatments
+from qdq.calibrate.treatments.share_skips import Skip, choose_shared, shared_skips, smooth_shared
 from qdq.calibrate.treatments.smooth import COMPENSATED, apply_smoothing, choose_smoothing
 from qdq.inject import quantizers
 from qdq.inject.quantizer import QuantLinear, treated
@@ -45,6 +46,7 @@ class Prepared:
     collected: Collected
     observed: Observed | None
     report: Report
+    skips: list[Skip]
 
 
 def prepare(
@@ -63,7 +65,7 @@ def prepare(
     earlier = clear_treatments(module)
     freeze_weights(module, spec.recalibrate_weights or earlier)  # first: a damaged weight makes every later point NaN
     report: Report = {}
-    observed = None
+    observed, skips = None, list[Skip]()
     # Exact treatments, in this order: each changes the weights and the statistics that the next one reads
     if treatments.observes:
         observed = observe(module, batches, progress, treatments.value_centering)
@@ -71,17 +73,23 @@ def prepare(
             report["value_centering"] = center_values(module, observed)
         if treatments.equalization:
             report["equalization"] = equalize(module, observed)
+        skips = shared_skips(module, observed) if spec.shared_skip else []
         if treatments.smoothing:
             share = 1.0 if treatments.round_type == "round" else COMPENSATED
             kept = context_readers(module, observed)
-            report["smoothing"] = [_smooth(group, share) for group in observed.groups if group.name not in kept]
+            together = {skip.group.name: skip for skip in skips}
+            report["smoothing"] = [
+                smooth_shared(together[group.name], share) if group.name in together else _smooth(group, share)
+                for group in observed.groups
+                if group.name not in kept
+            ]
         if treatments.residual_scaling:
-            report["residual_scaling"] = scale_residuals(module, observed)
+            report["residual_scaling"] = scale_residuals(module, observed, {skip.path for skip in skips})
     # Ranges, of the treated weights and of the activations they produce
     if treatments.moves_ranges:
         freeze_weights(module)
     collected = collect(module, batches, algorithms, progress)
-    return Prepared(module, spec, treatments, collected, observed, report)
+    return Prepared(module, spec, treatments, collected, observed, report, skips)
 
 
 def _smooth(group: Group, weight_share: float) -> dict[str, Any]:
@@ -106,7 +114,8 @@ def finish(
     table = settle(module, prepared.spec, prepared.collected, algorithm)
     if observed is not None and treatments.clip_search:
         maxima = {name: point.maximum.largest for name, point in prepared.collected.points.items()}
-        report["clip_search"] = choose_clips(module, observed, maxima)
+        report["shared_ranges"] = choose_shared(prepared.skips, maxima)
+        report["clip_search"] = choose_clips(module, observed, maxima, {skip.path for skip in prepared.skips})
         apply_switches(module, prepared.spec)
     if treatments.softmax_scale:
         report["softmax_scale"] = _softmax_scale(module)

@@ -11,7 +11,7 @@ quantizer and of a LayerNorm, where an engine fuses them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -38,11 +38,18 @@ PRODUCERS = (
 )
 
 
-def scale_residuals(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
-    """Scale every observed residual add where it pays; updates `observed`. Rows for calibration.json."""
+def scale_residuals(
+    module: nn.Module, observed: Observed, apart: Collection[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """Scale every observed residual add but those `apart` where it pays; updates `observed`.
+
+    Returns rows for calibration.json.
+    """
     parts = dict(module.named_modules())
     rows: list[dict[str, Any]] = []
     for name, seen in observed.residuals.items():
+        if name in apart:
+            continue
         add, linear = parts[name], producer(name, parts)
         assert isinstance(add, Residual)  # only those are observed as residuals
         if linear is None:

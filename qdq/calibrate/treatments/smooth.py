@@ -11,7 +11,7 @@ Where a value projection feeds the input through attention, its rows absorb the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,12 +32,15 @@ FLOOR = 1e-3  # of the median channel: an almost silent channel must not be blow
 
 
 def choose_smoothing(
-    group: Group, worth_it: float = WORTH_IT, weight_share: float = 1.0
+    group: Group,
+    worth_it: float = WORTH_IT,
+    weight_share: float = 1.0,
+    beside: Callable[[Tensor, Tensor], float] = lambda factor, amax: 0.0,
 ) -> tuple[dict[str, Any], Tensor]:
     """The decision for `group`, and the factor [in] its input is multiplied by: the best one, even if declined.
 
     `weight_share`: share of the error of rounding weights to nearest that will remain; `COMPENSATED` where a later
-    rounding compensates it.
+    rounding compensates it. `beside`: relative error that a factor and its amax cause in another reader of the input.
     """
     first = next(iter(group.linears.values()))
     weight, largest = group.weight, group.seen.largest
@@ -46,10 +49,10 @@ def choose_smoothing(
     power = mean_square(exact) or 1.0
 
     def error(factor: Tensor) -> float:
-        smoothed, scaled = rows * factor, weight / factor
-        of_inputs = fake_quantize(smoothed, (largest * factor).amax()) @ scaled.T - exact
+        smoothed, scaled, amax = rows * factor, weight / factor, (largest * factor).amax()
+        of_inputs = fake_quantize(smoothed, amax) @ scaled.T - exact
         of_weights = smoothed @ (_rounded(scaled, first) - scaled).T
-        return (mean_square(of_inputs) + weight_share * mean_square(of_weights)) / power
+        return (mean_square(of_inputs) + weight_share * mean_square(of_weights)) / power + beside(factor, amax)
 
     before = error(torch.ones_like(largest))
     factors = {alpha: smoothing_factor(largest, weight, alpha) for alpha in ALPHAS}

@@ -10,13 +10,14 @@ from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
 from qdq.errors import CalibrationError
 from qdq.pipeline.run import Run
-from qdq.pipeline.stages.inject import requested_spec, write_placement
+from qdq.pipeline.stages.inject import fitting_spec, write_placement
 from qdq.pipeline.stages.place import SEARCH_PLOT, SEARCH_REPORT, decided, left_out
 from qdq.pipeline.stages.ranges import Calibrated, measured
 
 if TYPE_CHECKING:
     from qdq.calibrate.table import CalibrationTable
     from qdq.inject import Placement
+    from qdq.inject.spec import QuantSpec
     from qdq.load.model import LoadedModel
 
 
@@ -26,8 +27,8 @@ def calibrate(run: Run, stage: Stage, loaded: LoadedModel, placement: Placement)
     from qdq.calibrate.checkpoint import write_checkpoint
 
     # Ranges.
-    spec = requested_spec(run)
-    if _take_over(run, loaded) and run.options.calibration is None:
+    spec, limits = fitting_spec(run, loaded)
+    if _take_over(run, loaded, spec) and run.options.calibration is None:
         found = Calibrated(_completed(loaded), "the checkpoint's own amax", "amax taken from the checkpoint")
     else:
         found = measured(run, loaded, spec, stage)
@@ -48,12 +49,13 @@ def calibrate(run: Run, stage: Stage, loaded: LoadedModel, placement: Placement)
     calibration = write_json(run.work.path / "calibration.json", content)
     swept = [write_json(run.work.path / "sweep.json", found.sweep)] if found.sweep else []
     searched = [run.work.path / name for name in (SEARCH_REPORT, SEARCH_PLOT)] if run.options.search else []
-    return run.checkpoint, calibration, write_placement(run, placement, auto), *swept, *searched
+    return run.checkpoint, calibration, write_placement(run, placement, limits, auto), *swept, *searched
 
 
-def _take_over(run: Run, loaded: LoadedModel) -> bool:
+def _take_over(run: Run, loaded: LoadedModel, spec: QuantSpec) -> bool:
     """Set the amax that a checkpoint of ours brings for its own spec, or QDQBERT's for any; True when it did."""
     from qdq.calibrate.checkpoint import import_qdqbert, load_amax, read_amax, table_amax
+    from qdq.calibrate.treatments.share_skips import tie_skips
     from qdq.load.source import is_checkpoint
 
     ours = is_checkpoint(loaded.folder)
@@ -63,7 +65,10 @@ def _take_over(run: Run, loaded: LoadedModel) -> bool:
     if ours:
         load_amax(loaded.model, {**table_amax(loaded.model), **amax})  # a table the options add needs no data
         return True
-    return bool(import_qdqbert(loaded.model, amax)[0])
+    imported = bool(import_qdqbert(loaded.model, amax)[0])
+    if imported and spec.shared_skip:
+        tie_skips(loaded.model)
+    return imported
 
 
 def _completed(loaded: LoadedModel) -> CalibrationTable:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,15 +39,37 @@ def requested_spec(run: Run) -> QuantSpec:
 
 def inject(run: Run, stage: Stage, loaded: LoadedModel) -> tuple[LoadedModel, Placement]:
     """Stage 2: quantizers into the loaded model, in place. `write_placement` writes what was decided."""
+    from qdq.inject import decided, remove
     from qdq.inject import inject as inject_points
 
-    spec = requested_spec(run)
-    placement = inject_points(loaded.model, spec)
+    placement = inject_points(loaded.model, requested_spec(run))
+    spec, limits = fitting_spec(run, loaded)
+    for limit in limits:
+        run.screen.warn(limit)
+    if spec.declined:
+        placement = decided(loaded.model, spec)
+        remove(loaded.model, {point.name for point in placement.points if not point.placed})
     stage.say(f"{len(placement.placed)} of {len(placement.points)} points placed ({spec.placement})")
     return loaded, placement
 
 
-def write_placement(run: Run, placement: Placement, auto: Decision | None = None) -> Path:
-    """placement.json: every candidate point with its reason, and how `--placement auto` decided."""
+def fitting_spec(run: Run, loaded: LoadedModel) -> tuple[QuantSpec, list[str]]:
+    """The spec the options ask for, less the attention points that cannot run in INT8 on the target; and why not.
+
+    `loaded` is injected. A limit of the target is a sentence with the way out; points that were asked for by name stay.
+    """
+    from export.lint.limits import int8_attention_limits
+    from qdq.placing.attention import fitting
+
+    spec, options = requested_spec(run), run.options
+    if TARGETS[options.target].placement != "tensorrt":
+        return spec, []
+    limits = partial(int8_attention_limits, longest=options.sequence, sm=options.sm)
+    return fitting(loaded.model, spec, limits)
+
+
+def write_placement(run: Run, placement: Placement, limits: Sequence[str] = (), auto: Decision | None = None) -> Path:
+    """placement.json: every candidate with its reason, limits of the target, and how `--placement auto` decided."""
     decision = {} if auto is None else {"auto": auto.as_json()}
-    return write_json(run.work.path / "placement.json", {**placement.as_json(), **decision})
+    limited = {"limits": list(limits)} if limits else {}
+    return write_json(run.work.path / "placement.json", {**placement.as_json(), **limited, **decision})

@@ -40,7 +40,7 @@ def damaged(load_tiny: Load, encode: Callable[..., Any], target: str = "tensorrt
     loaded, spec = load_tiny(), base_spec("auto", target)
     inject(loaded.model, spec)
     calibrate(loaded.module(), [encode(loaded)], spec, algorithm_named("max"))
-    culprit = next(name for name in quantizers(loaded.model) if name.endswith("1.output.add_local_input_quantizer"))
+    culprit = next(name for name in quantizers(loaded.model) if name.endswith("1.output.add_residual_input_quantizer"))
     point = quantizers(loaded.model)[culprit]
     point.set_amax(torch.as_tensor(point.amax) * 500)
     return loaded, spec, culprit
@@ -54,9 +54,9 @@ def test_what_hurts_is_left_out_with_its_reason_and_the_rest_stays(
     final, placement, decision = decide_placement(loaded, spec, records, "tensorrt", 64)
     reasons = {point.name: point.reason for point in placement.points if not point.placed}
     assert "auto: leaving it out alone takes the divergence of all points from" in reasons[culprit]
-    assert "its GEMM then writes FP16 instead of INT8" in reasons[culprit]
+    assert "the LayerNorm in front then writes this tensor in FP16" in reasons[culprit]
     assert decision.after < 0.02 * decision.before
-    assert len(placement.placed) >= 0.8 * 40
+    assert len(placement.placed) >= 0.8 * 36
     assert set(quantizers(loaded.model)) == {point.name for point in placement.placed}
     again = load_tiny()
     assert [p.name for p in inject(again.model, final).placed] == [p.name for p in placement.placed]
