@@ -76,6 +76,10 @@ class QuantSpec:
         for name in ("weight_bits", "activation_bits"):
             if not 2 <= getattr(self, name) <= 8:
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside 2..8")
+        if self.shared_skip and "local" in self.residual:
+            raise ConfigError(
+                "shared_skip: the add then takes its other operand in floating point; residual: [residual]"
+            )
         if self.clip_gelu is not None and not self.clip_gelu > 0:
             raise ConfigError(f"clip_gelu: {self.clip_gelu} must be positive")
         if any(len(entry) != 2 for entry in self.declined):

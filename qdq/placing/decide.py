@@ -12,7 +12,7 @@ from qdq.inject import Placement, decided, remove
 from qdq.inject.spec import QuantSpec
 from qdq.placing.search import Decision, Search, affordable_checks, choose, search
 from qdq.placing.sensitivity.probe import Probe
-from qdq.placing.units import Unit, layer_of, units
+from qdq.placing.units import Unit, layer_of, source_of_costs, units
 from qdq.tasks.loading import EvaluationSettings, evaluation_of
 from qdq.text.data import Record
 
@@ -69,6 +69,7 @@ def search_placement(
     probe = probe_of(loaded, records, request.sequence, "search rows")
     found = encoder_units(probe.names, request.target_kind)
     curve, decision = search(probe, found, request.max_drop if probe.labelled else None, progress)
+    curve = replace(curve, target_kind=request.target_kind, about=source_of_costs(request.target_kind))
     if curve.best is None:
         return spec, decided(loaded.model, spec), decision, curve
     return *_apply(loaded, spec, found, decision), decision, curve

@@ -1,7 +1,6 @@
 """Engines of placements on the curve of `--search`, timed in one interleaved run: what leaving units out really costs.
 
-For the CPU targets. A TensorRT engine per placement is minutes of building on the machine it is for; there the cost
-stays what the estimator predicts, and `qdq compile --spec` with one of the placements measures it.
+For the CPU targets; `qdq.placing.compiled` is its like for TensorRT, whose engines cannot be timed without their GPU.
 """
 
 from __future__ import annotations
@@ -101,14 +100,19 @@ def with_latency(found: Search, units: Sequence[Unit], graph: Path, timing: Timi
 
     `graph`: canonical, with every point of `units`. Raises Unavailable.
     """
-    members = {unit.name: unit.points for unit in units}
     layers = {layer_of(point) for unit in units for point in unit.points}
-    left_out = {
-        str(index): [point for ranked in found.ranking[:index] for point in members[ranked.unit]]
-        for index in spread_over(found)
-    }
+    left_out = {str(index): points for index, points in some_placements(found, units).items()}
     added = {index: share * len(layers) for index, share in added_latency(graph, left_out, timing).items()}
     return replace(found, curve=tuple(replace(t, measured=added.get(str(t.dropped))) for t in found.curve))
+
+
+def some_placements(found: Search, units: Sequence[Unit]) -> dict[int, list[str]]:
+    """Units left out -> the points these are, for `MEASURED` placements or one more: those worth an engine."""
+    members = {unit.name: unit.points for unit in units}
+    return {
+        index: [point for ranked in found.ranking[:index] for point in members[ranked.unit]]
+        for index in spread_over(found)
+    }
 
 
 def spread_over(found: Search) -> list[int]:

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from qdq.base.picture import new_figure, save_figure
 from qdq.base.types import Progress
 from qdq.placing.sensitivity.probe import Probe
 from qdq.placing.units import Unit
@@ -43,6 +41,10 @@ class Tried:
     drop_points: float | None  # of the task metric, in points; None where that was not measured
     within: bool  # the limit that was asked for
     measured: float | None = None  # as `cost`, by an engine that was built and timed; None where none was
+    kernels: float = 0.0  # predicted to be added to the compiled engine, where that is known
+    megabytes: float = 0.0  # likewise, of what all its kernels read and write
+    compiled_kernels: int | None = None  # of the whole engine as compiled; None where none was
+    compiled_megabytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Search:
-    """The whole curve; `best` is None when nothing is within `limit`, `closest` is then what comes nearest."""
+    """The whole curve; `best` is None when nothing is within `limit`, `closest` is then what comes nearest.
+
+    `target_kind` and `about`: the targets that costs are for, and where they come from.
+    """
 
     curve: tuple[Tried, ...]
     ranking: tuple[Ranked, ...]
@@ -89,6 +94,8 @@ class Search:
     samples: int
     best: int | None
     closest: int
+    target_kind: str = "cpu"
+    about: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The content of search.json."""
@@ -176,17 +183,30 @@ def choose(
         worthwhile = [unit for unit in others if gains.get(unit.name, 0.0) > WORTHLESS * before]
         ranked = by_gain(worthwhile, gains)[:MOST]
     # Leave out one more at a time until the bound is met or the budget is spent.
-    curve = [Tried(0, 0.0, before, None, before <= bound)]
+    curve = [_tried((), before, None, before <= bound)]
     while not curve[-1].within and len(curve) <= len(ranked) and budget.left > 0:
         gone = ranked[: len(curve)]
         left = budget.divergence(probe, without(probe.names, gone))
-        curve.append(Tried(len(gone), sum(unit.cost for unit in gone), left, None, left <= bound))
+        curve.append(_tried(gone, left, None, left <= bound))
     # Take the best of these, and quantize again what it does not need.
     best = min(curve, key=lambda tried: (max(tried.divergence, bound), tried.dropped))
     kept, after = ranked[: best.dropped], best.divergence
     if best.within:
         kept, after = _taken_back(budget, probe, kept, after, bound)
     return Decision(reasons(kept, before, gains), before, after, bound, tuple(curve), budget.checks)
+
+
+def _tried(gone: Sequence[Unit], divergence: float, drop: float | None, within: bool) -> Tried:
+    """The placement without the units `gone`, with what leaving out each of them costs."""
+    return Tried(
+        len(gone),
+        sum(unit.cost for unit in gone),
+        divergence,
+        drop,
+        within,
+        kernels=sum(unit.kernels for unit in gone),
+        megabytes=sum(unit.megabytes for unit in gone),
+    )
 
 
 def _gains(
@@ -244,7 +264,7 @@ def search(probe: Probe, units: Sequence[Unit], max_drop: float | None, progress
         trial = probe.trial(without(probe.names, gone), by_metric)
         drop = None if floating is None or trial.metric is None else 100 * (floating - trial.metric)
         within = (trial.divergence if drop is None else drop) <= limit
-        curve.append(Tried(count, sum(unit.cost for unit in gone), trial.divergence, drop, within))
+        curve.append(_tried(gone, trial.divergence, drop, within))
         progress(len(units) + count + 1, total)
     # Take the cheapest that is within the limit.
     best = min((t for t in curve if t.within), key=lambda t: (t.cost, t.divergence), default=None)
@@ -255,27 +275,3 @@ def search(probe: Probe, units: Sequence[Unit], max_drop: float | None, progress
     found = Search(tuple(curve), ranking, limit, by, probe.samples, dropped, closest.dropped)
     why, bound = reasons(ranked[: chosen.dropped], whole, gains), max(BOUND, chosen.divergence)
     return found, Decision(why, whole, chosen.divergence, bound, found.curve, total)
-
-
-def plot_curve(found: Search, path: Path) -> Path:
-    """PNG of accuracy against predicted and, where engines were timed, measured latency: a dot per placement tried."""
-    losses: list[tuple[str, list[float | None], bool]]
-    losses = [("divergence, search rows", [tried.divergence for tried in found.curve], found.by == "divergence")]
-    if found.by == "metric":
-        losses.insert(0, ("drop in points, search rows", [tried.drop_points for tried in found.curve], True))
-    predicted, measured = ([getattr(tried, name) for tried in found.curve] for name in ("cost", "measured"))
-    figure = new_figure(5.5 * len(losses), 4.5)
-    for axes, (label, loss, limited) in zip(figure.subplots(1, len(losses), squeeze=False)[0], losses, strict=True):
-        axes.plot(predicted, loss, ".-", label="predicted latency")
-        if any(added is not None for added in measured):
-            axes.plot(measured, loss, "s", color="tab:orange", label="measured latency, the same placements")
-        if limited:
-            axes.axhline(found.limit, color="tab:red", linestyle="--", label="limit")
-        if found.best is not None:
-            axes.plot(predicted[found.best], loss[found.best], "o", color="tab:green", label="best")
-        axes.set_xlabel("latency added, in layers with everything quantized")
-        axes.set_ylabel(label)
-        axes.set_ylim(top=axes.get_ylim()[1] * 1.45)  # room for the legend above every dot
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(loc="upper right", fontsize=8)
-    return save_figure(figure, path)

@@ -1,8 +1,9 @@
 """Points by name: their kinds, layers and groups, and the units that a target computes in INT8 only together.
 
 `python -m qdq.studies.placement_costs` writes the costs: what leaving out one unit of one layer adds to the latency, as
-a share of that layer's with everything quantized. On a CPU they are measured, engine against engine; for TensorRT they
-are the estimator's, from the fusion map with the unit taken away.
+a share of that layer's with everything quantized. On a CPU they are measured, engine against engine. For TensorRT the
+graph without the unit is compiled; what that adds in kernels and megabytes is there, too, and the latency is estimated
+from them.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Unit:
     kind: str  # key of the cost tables
     loses: str  # what the target loses when this unit is floating point, for the reason in placement.json
     cost: float  # latency added when this unit is floating point, as a share of one layer's
+    kernels: float = 0.0  # added to the compiled engine, where that is known
+    megabytes: float = 0.0  # that its kernels read and write in addition
 
 
 # Consequence of leaving a unit out, by kind of target and `_family`.
@@ -94,6 +97,11 @@ LOSSES: Mapping[str, Mapping[str, str]] = {
 }
 
 
+def source_of_costs(target_kind: str) -> str:
+    """Sentence on how the costs of units were found."""
+    return str(read_json(TABLE).get(target_kind, {}).get("about", ""))
+
+
 def units(points: Iterable[str], target_kind: str) -> tuple[Unit, ...]:
     """Group points into units, in model order. `target_kind` is a key of `LOSSES`.
 
@@ -101,7 +109,8 @@ def units(points: Iterable[str], target_kind: str) -> tuple[Unit, ...]:
     operands of one attention multiplication on a CPU, and of both on TensorRT. Residual operands stand alone.
     """
     losses = LOSSES[target_kind]
-    costs = read_json(TABLE).get(target_kind, {}).get("shares", {})  # kind -> share of a layer's latency
+    table = read_json(TABLE).get(target_kind, {})
+    shares, kernels, megabytes = (table.get(name, {}) for name in ("shares", "kernels", "megabytes"))
     members: dict[tuple[str, str], list[str]] = {}
     for point in points:
         members.setdefault((point.rpartition(".")[0], _family(point, losses)), []).append(point)
@@ -109,7 +118,9 @@ def units(points: Iterable[str], target_kind: str) -> tuple[Unit, ...]:
     for (owner, family), inside in members.items():
         alike = family.startswith("attention") or layer_of(inside[0]) is None
         kind = family if alike else f"{family} {part_of(inside[0])}"  # the same in every layer
-        found.append(Unit(f"{owner} ({family})", tuple(inside), kind, losses[family], cost_of(kind, costs)))
+        cost = max(cost_of(kind, shares), SMALLEST)
+        added = cost_of(kind, kernels), cost_of(kind, megabytes)
+        found.append(Unit(f"{owner} ({family})", tuple(inside), kind, losses[family], cost, *added))
     return tuple(found)
 
 
@@ -123,7 +134,10 @@ def _family(point: str, losses: Mapping[str, str]) -> str:
 
 
 def cost_of(kind: str, costs: Mapping[str, float]) -> float:
-    """Cost of a kind, else the mean of its family's: other model families name their parts otherwise."""
-    family = kind.split(" ")[0]
-    found = [costs[kind]] if kind in costs else [share for name, share in costs.items() if name.split(" ")[0] == family]
-    return max(sum(found) / len(found), SMALLEST) if found else SMALLEST
+    """Cost of a kind, else the mean of those most like it: other model families name their parts otherwise."""
+    words = kind.split(" ")
+    for length in range(len(words), 0, -1):  # "residual skip output", then "residual skip", then "residual"
+        found = [cost for name, cost in costs.items() if name.split(" ")[:length] == words[:length]]
+        if found:
+            return sum(found) / len(found)
+    return 0.0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.targets import TARGETS
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
-from qdq.errors import BuildError, CalibrationError
+from qdq.errors import BuildError, CalibrationError, PassError
 from qdq.pipeline.run import Run
 from qdq.pipeline.stages.export import export_example
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qdq.load.model import LoadedModel
     from qdq.placing.latency import Timing
     from qdq.placing.search import Decision, Search
+    from qdq.placing.units import Unit
 
 SEARCH_REPORT, SEARCH_PLOT = "search.json", "search.png"
 
@@ -47,32 +48,31 @@ def left_out(placement: Placement, spec: QuantSpec, auto: Decision) -> str:
 
 
 def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> tuple[QuantSpec, Placement, Decision]:
-    """`--search`: the curve over training rows, on a CPU target with measured latencies, to search.json and search.png.
+    """`--search`: the curve over training rows, with engines of some placements, to search.json and search.png.
+
+    On a CPU target engines are timed; for TensorRT the compiler says their kernels and bytes, where it is installed.
 
     Raises CalibrationError when no placement on it is within the allowed drop; the curve is written all the same.
     """
     from qdq.inject import quantizers
     from qdq.pipeline.texts import search_records
     from qdq.placing.decide import SearchRequest, encoder_units, search_placement
-    from qdq.placing.latency import exported, with_latency
+    from qdq.placing.latency import exported
 
     options = run.options
     records = search_records(options, run.calibration)
     target_kind = TARGETS[options.target].placement
     request = SearchRequest(target_kind, options.sequence, options.max_drop)
-    # The graph with every point, for a target whose engines this machine builds in seconds.
-    timed: AbstractContextManager[Path | None] = (
-        nullcontext() if TARGETS[options.target].gpu else exported(loaded, export_example(loaded))
-    )
-    with timed as graph:
+    with exported(loaded, export_example(loaded)) as graph:  # with every point
         points = encoder_units(quantizers(loaded.model), target_kind)
         spec, placement, choice, found = search_placement(loaded, spec, records, request, stage.progress)
-        path = _write_search(run, found)  # before engines are timed: the search took minutes
-        if graph is not None and found.best is not None:
+        path = _write_search(run, found)  # before engines are built: the search took minutes
+        if found.best is not None:
             try:
-                _write_search(run, with_latency(found, points, graph, _timing(run, loaded)))
-            except BuildError as error:
-                run.screen.warn(f"no engine of the search was timed: {error}")
+                _write_search(run, _with_engines(run, loaded, found, points, graph))
+            except (BuildError, PassError) as error:
+                done = "compiled" if TARGETS[options.target].gpu else "timed"
+                run.screen.warn(f"no engine of the search was {done}: {error}")
     if found.best is None:
         run.work.keep()  # the curve, even of a first run, which ends here
         closest = found.curve[found.closest]
@@ -85,8 +85,26 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> t
     return spec, placement, choice
 
 
+def _with_engines(run: Run, loaded: LoadedModel, found: Search, units: Sequence[Unit], graph: Path) -> Search:
+    """`found` with what engines of some placements cost. Raises BuildError, PassError."""
+    from export.passes import LowerOptions
+    from export.ranges import measure_ranges
+    from qdq.placing.compiled import Setting, with_compiled
+    from qdq.placing.latency import with_latency
+
+    options, timing = run.options, _timing(run, loaded)
+    if not TARGETS[options.target].gpu:
+        return with_latency(found, units, graph, timing)
+    lowering = LowerOptions(
+        body=options.body,  # type: ignore[arg-type]  # validated
+        ranges=None if options.body == "fp32" else measure_ranges(graph, timing.feeds),
+    )
+    choices = timing.shape[1] if len(timing.shape) == 3 else 2
+    return with_compiled(found, units, graph, Setting(options.sm, options.batch, options.sequence, lowering, choices))
+
+
 def _write_search(run: Run, found: Search) -> Path:
-    from qdq.placing.search import plot_curve
+    from qdq.placing.curve import plot_curve
 
     path = write_json(run.work.path / SEARCH_REPORT, found.as_json())
     plot_curve(found, run.work.path / SEARCH_PLOT)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from engines.tensorrt_rtx import missing
 from export.to_onnx import export_onnx
 from qdq.calibrate.algorithms import algorithm_named
 from qdq.calibrate.calibrate import calibrate
@@ -24,8 +25,9 @@ from qdq.load.runner import TorchRunner
 from qdq.pipeline.run import CANONICAL
 from qdq.pipeline.stages.export import export_example
 from qdq.placing import base_spec
+from qdq.placing.curve import plot_curve
 from qdq.placing.decide import SearchRequest, decide_placement, search_placement
-from qdq.placing.search import affordable_checks, choose, plot_curve
+from qdq.placing.search import affordable_checks, choose
 from qdq.placing.sensitivity.probe import Probe
 from qdq.placing.units import cost_of, layer_of, units
 from qdq.studies.placement_costs import cpu_shares
@@ -212,6 +214,38 @@ def test_search_times_engines_of_the_curve_on_a_cpu(
     timed = {tried["dropped"]: tried["measured"] for tried in report["curve"] if tried["measured"] is not None}
     assert {0, report["best"], report["curve"][-1]["dropped"]} <= timed.keys() and len(timed) <= 7
     assert timed.pop(0) == 0.0 and all(-2 < added != 0 for added in timed.values())  # of two layers
+
+
+TENSORRT = ("--target", "tensorrt", "--search", "--max-drop", "100")
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_search_compiles_placements_of_the_curve_for_tensorrt(
+    workplace: Path, qdq: Callable[..., Any], small: tuple[str, ...]
+) -> None:
+    source = ("--model", "tiny-bert", "--calibration", "text.jsonl", "--eval-data", "text.jsonl", "--out", "auto")
+    ran = qdq("calibrate", *source, *TENSORRT, *small)
+    assert ran.code == 0, ran.err
+    report = json.loads(Path("auto/search.json").read_text())
+    assert report["target_kind"] == "tensorrt" and report["about"].startswith("compiled by TensorRT for RTX")
+    compiled = [tried for tried in report["curve"] if tried["compiled_kernels"] is not None]
+    assert {0, report["best"], report["curve"][-1]["dropped"]} <= {tried["dropped"] for tried in compiled}
+    first, last = compiled[0], compiled[-1]
+    assert first["dropped"] == 0 and last["compiled_kernels"] > first["compiled_kernels"] > 0
+    assert first["compiled_megabytes"] > 0 and all(tried["measured"] is None for tried in report["curve"])
+    assert last["kernels"] > 0 and last["megabytes"] > 0  # predicted from the table
+
+
+def test_search_for_tensorrt_without_its_compiler_keeps_the_predicted_curve(
+    workplace: Path, qdq: Callable[..., Any], small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.tensorrt_rtx.libraries.missing", lambda: "the compiler is not installed: get it")
+    source = ("--model", "tiny-bert", "--calibration", "text.jsonl", "--eval-data", "text.jsonl", "--out", "auto")
+    ran = qdq("calibrate", *source, *TENSORRT, *small)
+    assert ran.code == 0, ran.err
+    assert "no engine of the search was compiled: the compiler is not installed: get it" in " ".join(ran.err.split())
+    report = json.loads(Path("auto/search.json").read_text())
+    assert report["best"] is not None and all(tried["compiled_kernels"] is None for tried in report["curve"])
 
 
 def test_a_search_without_the_runtime_keeps_its_curve(
