@@ -38,8 +38,8 @@
 #|                  rows behind the calibration rows, else bundled text)
 #|   TEXT_COLUMNS=  column of the text, and of its pair (default: detected)
 #|   LABEL_COLUMN=  column of the label, for the task metric (default: detected)
-#|   PLACEMENT=     auto, linear, linear+qk, qdqbert, dynamic, ft1, ft2, ft3,
-#|                  trt (default: auto)
+#|   PLACEMENT=     auto, linear, linear+qk, fused, qdqbert, dynamic, ft1, ft2,
+#|                  ft3, trt (default: auto)
 #|   CALIBRATOR=    clip (max, residual adds by the error of their sum), max,
 #|                  percentile, entropy, mse, emd, avg, moving_average; as in
 #|                  PaddleNLP abs_max, min_max, hist, KL, moving_average_abs_max

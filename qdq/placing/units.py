@@ -134,10 +134,9 @@ def _family(point: str, losses: Mapping[str, str]) -> str:
 
 
 def cost_of(kind: str, costs: Mapping[str, float]) -> float:
-    """Cost of a kind, else the mean of those most like it: other model families name their parts otherwise."""
-    words = kind.split(" ")
-    for length in range(len(words), 0, -1):  # "residual skip output", then "residual skip", then "residual"
-        found = [cost for name, cost in costs.items() if name.split(" ")[:length] == words[:length]]
-        if found:
-            return sum(found) / len(found)
-    return 0.0
+    """Cost of a kind, else the mean of its family's: other model families name their parts otherwise. 0 for none."""
+    if kind in costs:
+        return costs[kind]
+    family = kind.rpartition(" ")[0] or kind  # "residual skip output" is of the family "residual skip"
+    found = [cost for name, cost in costs.items() if (name.rpartition(" ")[0] or name) == family]
+    return sum(found) / len(found) if found else 0.0

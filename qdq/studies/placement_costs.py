@@ -1,10 +1,11 @@
 """`python -m qdq.studies.placement_costs WORK`: the cost of leaving a unit in floating point, for `--placement auto`.
 
-WORK is a work directory compiled with placement qdqbert, for example of the bundled model:
-``qdq compile --target tensorrt --placement qdqbert --out build/costs``.
+WORK is a work directory, for example of the bundled model, compiled with placement fused for TensorRT and qdqbert for a
+CPU: ``qdq compile --target tensorrt --placement fused --out build/costs``. For TensorRT there may be a second one with
+qdqbert, which has the residual operands that fused leaves float.
 
-TensorRT: every unit of one middle layer is taken away from the lowered graph; the estimator says what the fusions lost
-by that cost. Nothing is timed, no GPU is needed; the figures carry the estimator's error.
+TensorRT: the graph without each unit of one middle layer is compiled. Kernels and megabytes are facts of that engine;
+nothing is timed and no GPU is needed, so the latency they stand for carries the estimator's error.
 
 CPU (``--target cpu``): one OpenVINO engine for every kind of unit, timed in one interleaved run with the engine of the
 CPU's own placement: without the kind in every layer where that placement quantizes it, with it where it does not.
@@ -15,13 +16,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import read_json, write_json
 from qdq.errors import DeployError
 from qdq.pipeline.run import CANONICAL
 from qdq.placing.units import TABLE, layer_of, units
 from qdq.studies.study import exit_code, parser
+
+if TYPE_CHECKING:
+    from engines.tensorrt_rtx import Compiled
 
 DEVICE, BATCH, SEQUENCE = "t4", 40, 128
 WHOLE = "cpu placement"  # the engine that every other one is compared with
@@ -57,32 +61,72 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
     return {kind: round(slower[kind] if points <= own else -slower[kind], 4) for kind, points in kinds.items()}
 
 
-def tensorrt_shares(work: Path) -> dict[str, float]:
-    """Cost kind -> latency a unit adds when left out, as a share of one layer's. Raises DeployError, ConfigError."""
-    import onnx
+def tensorrt_costs(works: Sequence[Path]) -> dict[str, Any]:
+    """The part of the table for TensorRT, from the canonical graphs of `works`: kinds of an earlier one count.
 
-    from engines.estimate import estimate, find_device
-    from export.lint import fusion_map
-    from export.lint.removal import layers_without
+    Of every cost kind, when one unit of it is left out in a middle layer: kernels and megabytes that are added to the
+    compiled engine, and the latency these are estimated to take, as a share of one layer's; and what the layer itself
+    has. Raises DeployError for a work directory without a graph, Unavailable without the compiler.
+    """
+    from engines.estimate.devices import find_device
+    from export.passes import LowerOptions
+    from qdq.placing.compiled import Setting, compiled_without
 
-    graph = work / "tensorrt" / "model.onnx"
-    _require(graph, "qdq compile --target tensorrt --placement qdqbert")
-    model = onnx.load(graph, load_external_data=False)
-    points = [point["name"] for point in read_json(work / "placement.json")["points"] if point["placed"]]
-    layers = sorted({index for point in points if (index := layer_of(point)) is not None})
-    middle = layers[len(layers) // 2]
     sm = find_device(DEVICE).compute_capability
+    found: dict[str, dict[str, float]] = {"shares": {}, "kernels": {}, "megabytes": {}}
+    layer: dict[str, float] = {}
+    for work in works:
+        _require(work / CANONICAL, f"qdq compile --target tensorrt --placement fused --out {work}")
+        points = [point["name"] for point in read_json(work / "placement.json")["points"] if point["placed"]]
+        layers = sorted({index for point in points if (index := layer_of(point)) is not None})
+        middle = layers[len(layers) // 2]  # stands for all: nothing of it borders on embedding or head
+        inside = units([point for point in points if layer_of(point) == middle], "tensorrt")
+        kinds = [unit for unit in inside if unit.kind not in found["shares"]]
+        left_out = {0: (), **{number: unit.points for number, unit in enumerate(kinds, start=1)}}
+        lowering = LowerOptions(ranges=_ranges(work))
+        engines = compiled_without(work / CANONICAL, left_out, Setting(sm, BATCH, SEQUENCE, lowering))
+        whole, per_layer = engines[0], engines[0].per_layer()
+        layer = layer or {"kernels": per_layer[middle][0], "megabytes": round(per_layer[middle][1], 2)}
+        base = milliseconds(whole)
+        for number, unit in enumerate(kinds, start=1):
+            engine = engines[number]
+            found["kernels"][unit.kind] = len(engine.kernels) - len(whole.kernels)
+            found["megabytes"][unit.kind] = round(engine.megabytes - whole.megabytes, 2)
+            found["shares"][unit.kind] = round((milliseconds(engine) - base) * len(layers) / base, 4)
+    about = (
+        f"compiled by TensorRT for RTX {whole.version} for SM {sm / 10} at batch {BATCH} x sequence {SEQUENCE}; shares "
+        f"of latency are estimated from these kernels and bytes for {DEVICE}"
+    )
+    return {"about": about, "layer": layer, **found}
 
-    def milliseconds(network: Any) -> float:
-        return float(estimate(network, DEVICE, BATCH, SEQUENCE)["estimate_ms"]["lowered"])
 
-    # A middle layer stands for all: nothing of it borders on embedding or head.
-    whole = milliseconds(fusion_map(model, sm, SEQUENCE))
-    shares = {}
-    for unit in units([point for point in points if layer_of(point) == middle], "tensorrt"):
-        added = milliseconds(layers_without(model, unit.points, sm, SEQUENCE)) - whole
-        shares[unit.kind] = round(added * len(layers) / whole, 4)
-    return shares
+def milliseconds(engine: Compiled) -> float:
+    """Time of an engine's kernels on DEVICE by datasheet rates: the longer of bytes and products, and a fixed part.
+
+    For the ratio of two engines of one model; `qdq estimate` is the better figure for one engine.
+    """
+    from engines.estimate.devices import find_device
+    from engines.estimate.model import load_coefficients
+
+    device, fixed = find_device(DEVICE), load_coefficients().overhead_turing_us * 1e-6
+    total = 0.0
+    for kernel in engine.kernels:
+        products = kernel.outputs[0].elements * kernel.inputs[0].shape[-1] if kernel.kind == "gemm" else 0
+        precision = "int8" if kernel.inputs and kernel.inputs[0].type == "int8" else "float16"
+        total += fixed + max(kernel.bytes / (device.bandwidth_gb_s * 1e9), 2 * products / device.peak(precision))
+    return 1e3 * total
+
+
+def _ranges(work: Path) -> dict[str, float]:
+    """Largest magnitudes of a canonical graph's tensors on the bundled text, for its FP16 body."""
+    from export.ranges import measure_ranges
+    from qdq.calibrate.checkpoint import load_checkpoint
+    from qdq.text.data import bundled, read_records
+    from qdq.text.encode import workload_of_shape
+
+    loaded, *_ = load_checkpoint(work / "checkpoint")
+    feeds = workload_of_shape(loaded.tokenizer, read_records(bundled(), 16)[0], loaded.inputs, (8, SEQUENCE), 2)
+    return measure_ranges(work / CANONICAL, feeds)
 
 
 def _require(file: Path, command: str) -> None:
@@ -93,16 +137,19 @@ def _require(file: Path, command: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write one part of the table; the other stays."""
     command = parser("placement_costs", __doc__)
-    command.add_argument("work", type=Path, metavar="WORK")
+    command.add_argument("work", type=Path, metavar="WORK", nargs="+")
     command.add_argument("--target", choices=("tensorrt", "cpu"), default="tensorrt")
     typed = command.parse_args(arguments)
-    shape = f"batch {BATCH} x sequence {SEQUENCE}"
     if typed.target == "cpu":
         from engines.bench.machine import machine
 
-        part = {"about": f"measured with OpenVINO at {shape} on {machine()['cpu']}", "shares": cpu_shares(typed.work)}
+        shape = f"batch {BATCH} x sequence {SEQUENCE}"
+        part = {
+            "about": f"measured with OpenVINO at {shape} on {machine()['cpu']}",
+            "shares": cpu_shares(typed.work[0]),
+        }
     else:
-        part = {"about": f"estimated for {DEVICE}, {shape}", "shares": tensorrt_shares(typed.work)}
+        part = tensorrt_costs(typed.work)
     write_json(TABLE, {**(read_json(TABLE) if TABLE.is_file() else {}), typed.target: part})
 
 
