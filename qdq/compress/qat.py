@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from qdq.calibrate.calibrate import summarise
 from qdq.calibrate.treatments.order import drop_rounding
+from qdq.calibrate.treatments.share_skips import tie_skips
 from qdq.compress.best import KeepBest
 from qdq.compress.datasets import without_labels
 from qdq.compress.distillation import counted, labelled, logit_error, recorded_states, squared_error
@@ -111,6 +112,8 @@ class Qat(Method):
         train(session, module, folder, deciding, RANGE_RATE, [FreezeRanges(module, args.freeze_observers), best])
         step = best.restore(self.name, student)
         finish(student, originals)
+        if start.spec.shared_skip:  # each quantizer has learned a range of its own
+            tie_skips(student)
         student.train(False)
         # Describe and score it.
         table = summarise(student, "qat", None, start.table.samples, start.table.tokens)

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 PLACEMENT = "qdqbert"  # whose treatments and algorithms are compared
 ALGORITHMS = ("max", "percentile:99.99", "percentile:99.999", "KL", "mse", "emd", "avg", "moving_average")
 SAMPLES = 128  # rows that points and placements are judged on
-CHECKPOINT, GRAPH, OPENVINO = "torch, fake-quantized", "ONNX Runtime, exported graph", "OpenVINO engine"
-FILES = {CHECKPOINT: "checkpoint", GRAPH: "model.qdq.onnx", OPENVINO: "openvino/model.xml"}
+CHECKPOINT, GRAPH, OPENVINO = "torch, fake-quantized", "ONNX Runtime, lowered graph", "OpenVINO engine"
+FILES = {CHECKPOINT: "checkpoint", GRAPH: "{target}/model.onnx", OPENVINO: "openvino/model.xml"}
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,12 @@ def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -
     for way in missing:
         out = work / f"{case.model}-{way.placement}-{way.target}".replace("+", "-")
         chosen = {"placement": way.placement, "target": way.target, "out": str(out)}
-        stages = ("calibrate", "export", *(("lower", "build") if OPENVINO in way.engines else ()))
+        stages = ("calibrate", "export", "lower", *(("build",) if OPENVINO in way.engines else ()))
         run_stages(stages, case.typed(shared) | chosen)
         for engine in way.engines:
-            (open_runner,) = contestants(str(out / FILES[engine]), available_cores(), "f32").values()
+            (open_runner,) = contestants(
+                str(out / FILES[engine].format(target=way.target)), available_cores(), "f32"
+            ).values()
             found = scored(evaluation, open_runner(), floating)
             figure = {
                 "model": case.model,

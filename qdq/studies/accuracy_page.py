@@ -14,6 +14,14 @@ Figure = Mapping[str, Any]  # content of one file that `qdq.studies.accuracy` wr
 MEASURED = RESULTS / "accuracy"
 EFFECTS, DECISIONS, COSTS = MEASURED / "effects", MEASURED / "decisions", RESULTS / "calibration"
 HURTING = 12  # rows of the table of groups
+TIMED = ("predicted latency", "measured latency")
+COMPILED = ("kernels added, predicted", "MB added, predicted", "kernels, compiled", "MB, compiled")
+LATENCY = {
+    "cpu": "Latency is in layers with everything quantized: predicted from measured costs of operations, and measured "
+    "with the engine of that placement",
+    "tensorrt": "Latency is in layers with everything quantized: predicted from the fusions that are lost; nothing was "
+    "timed without a GPU",
+}
 
 
 def page() -> str:
@@ -51,7 +59,7 @@ Every figure is of a real task: calibrated on 128 training texts, scored on the 
 metric. `drop` is FP32 minus INT8 in points, with its 95 % bootstrap interval over paired samples; a drop whose interval
 holds zero is not significant. `points` counts quantizers placed of the twenty per layer; `auto` decided from the
 calibration texts alone. OpenVINO rows are of the engine that was built; placements for TensorRT are scored by fake
-quantization and by ONNX Runtime on the exported graph, because no TensorRT ran here.
+quantization and by ONNX Runtime on the graph that a row names, because no TensorRT ran here.
 
 This page is written by `make accuracy` from [docs/results/accuracy](results/accuracy), after measuring what is not
 there yet.
@@ -138,21 +146,33 @@ def _sensitivity(name: str, report: Mapping[str, Any]) -> str:
 def _searched(name: str, report: Mapping[str, Any]) -> str:
     """The curve of one search: where it was timed, and the best."""
     model, _, target = name.partition("-search-")
-    latency = "predicted from measured costs of operations, and measured with the engine of that placement"
-    if target == "tensorrt":
-        latency = "predicted from the fusions that are lost; nothing was timed without a GPU"
-    headers = ["units left out", "divergence", "points lost", "predicted latency", "measured latency", ""]
+    compiled = report.get("target_kind") == "tensorrt"
     step = max(1, len(report["curve"]) // 8)
     rows = []
     for index, tried in enumerate(report["curve"]):
-        timed, best = tried["measured"], index == report["best"]
-        if timed is not None or index % step == 0 or best:
-            judged = (f"{tried['divergence']:.6f}", f"{0.0 + tried['drop_points']:+.2f}", f"+{tried['cost']:.3f}")
-            measured, mark = "–" if timed is None else f"{timed:+.3f}", "best" if best else ""
-            rows.append([tried["dropped"], *judged, measured, mark])
+        costs, built = (_compiled if compiled else _timed)(tried)
+        best = index == report["best"]
+        if built or index % step == 0 or best:
+            judged = (f"{tried['divergence']:.6f}", f"{0.0 + tried['drop_points']:+.2f}")
+            rows.append([tried["dropped"], *judged, *costs, "best" if best else ""])
+    headers = ["units left out", "divergence", "points lost", *(COMPILED if compiled else TIMED), ""]
+    about = f"Kernels and megabytes are {report['about']}" if compiled else LATENCY.get(target, LATENCY["cpu"])
     return (
         f"## What the search finds: {model}, {target}\n\n"
         f"`qdq calibrate --search --target {target}`, at most {report['limit']:g} points lost on {report['samples']} "
-        f"training rows that did not calibrate. Latency is in layers with everything quantized: {latency}.\n\n"
+        f"training rows that did not calibrate. {about}.\n\n"
         f"{table(headers, rows)}\n\n![trade-off](results/accuracy/decisions/{name}.png)\n"
     )
+
+
+def _timed(tried: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Cells of a placement's latency, and whether an engine of it was timed."""
+    measured = tried["measured"]
+    return [f"+{tried['cost']:.3f}", "–" if measured is None else f"{measured:+.3f}"], measured is not None
+
+
+def _compiled(tried: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Cells of a placement's kernels and bytes, and whether it was compiled."""
+    kernels, megabytes = tried["compiled_kernels"], tried["compiled_megabytes"]
+    found = ["–", "–"] if kernels is None else [str(kernels), f"{megabytes:.1f}"]
+    return [f"{tried['kernels']:+g}", f"{tried['megabytes']:+.1f}", *found], kernels is not None

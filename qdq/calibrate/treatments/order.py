@@ -27,7 +27,7 @@ from qdq.calibrate.treatments.observe import Group, Observed, observe
 from qdq.calibrate.treatments.rounding import correct_biases, round_weights
 from qdq.calibrate.treatments.scale_residuals import scale_residuals
 from qdq.calibrate.treatments.settings import Treatments
-from qdq.calibrate.treatments.share_skips import Skip, choose_shared, shared_skips, smooth_shared
+from qdq.calibrate.treatments.share_skips import Skip, shared_skips, smooth_shared
 from qdq.calibrate.treatments.smooth import COMPENSATED, apply_smoothing, choose_smoothing
 from qdq.inject import quantizers
 from qdq.inject.quantizer import QuantLinear, treated
@@ -46,7 +46,7 @@ class Prepared:
     collected: Collected
     observed: Observed | None
     report: Report
-    skips: list[Skip]
+    shared: frozenset[str]  # residual adds whose skip shares a quantizer with linears
 
 
 def prepare(
@@ -89,7 +89,7 @@ def prepare(
     if treatments.moves_ranges:
         freeze_weights(module)
     collected = collect(module, batches, algorithms, progress)
-    return Prepared(module, spec, treatments, collected, observed, report, skips)
+    return Prepared(module, spec, treatments, collected, observed, report, frozenset(skip.path for skip in skips))
 
 
 def _smooth(group: Group, weight_share: float) -> dict[str, Any]:
@@ -114,8 +114,7 @@ def finish(
     table = settle(module, prepared.spec, prepared.collected, algorithm)
     if observed is not None and treatments.clip_search:
         maxima = {name: point.maximum.largest for name, point in prepared.collected.points.items()}
-        report["shared_ranges"] = choose_shared(prepared.skips, maxima)
-        report["clip_search"] = choose_clips(module, observed, maxima, {skip.path for skip in prepared.skips})
+        report["clip_search"] = choose_clips(module, observed, maxima, prepared.shared)
         apply_switches(module, prepared.spec)
     if treatments.softmax_scale:
         report["softmax_scale"] = _softmax_scale(module)

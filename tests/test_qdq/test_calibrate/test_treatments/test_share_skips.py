@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -38,15 +37,15 @@ every_family = pytest.mark.parametrize("model_type", FAMILIES)
 
 def calibrated(
     loaded: LoadedModel, encode: Encode, treatments: Treatments, algorithm: str = "max", spec: QuantSpec = FUSED
-) -> dict[str, Any]:
-    """Inject and calibrate in place; returns the report. One channel of every LayerNorm is an outlier."""
+) -> None:
+    """Inject and calibrate in place. One channel of every LayerNorm is an outlier."""
     for name, parameter in loaded.model.named_parameters():
         if "layer_norm.weight" in name.lower() or "layernorm.weight" in name.lower():
             parameter.data[3] = 20.0
     inject(loaded.model, spec)
     chosen = algorithm_named(algorithm)
     prepared = prepare(loaded.module(), MicroBatches.of([encode(loaded)], 4), spec, [chosen], treatments)
-    return finish(prepared, chosen)[1]
+    finish(prepared, chosen)
 
 
 def adds(loaded: LoadedModel) -> dict[str, Residual]:
@@ -81,9 +80,9 @@ def test_a_lowered_graph_has_no_quantizer_for_a_shared_skip(
     model_type: str, load_tiny: Load, encode: Encode, tmp_path: Path
 ) -> None:
     loaded = load_tiny(model_type)
-    report = calibrated(loaded, encode, Treatments())
+    calibrated(loaded, encode, Treatments())
     assert any(part._skip_factor is not None for part in adds(loaded).values())
-    assert len(report["shared_ranges"]) == len(adds(loaded))
+    assert_shared(loaded)
     with folded(loaded.model):
         export_onnx(loaded.module(), export_example(loaded), loaded.outputs, tmp_path / "model.onnx")
     lower(tmp_path / "model.onnx", "tensorrt", tmp_path / "lowered")
@@ -91,9 +90,10 @@ def test_a_lowered_graph_has_no_quantizer_for_a_shared_skip(
     quantized = [node.name for node in graph.node if node.op_type == "QuantizeLinear"]
     skips = [name for name in quantizers(loaded.model) if "add_residual" in name]
     assert skips and not [name for name in quantized if "add_residual" in name]
-    # Each layer: the input of q, k and v, of three linears, and four operands of attention.
+    # Each layer: the input of q, k and v, of three linears, and four operands of attention. Where only one row of the
+    # last layer is needed, its query has an input of its own.
     depth = len([node for node in graph.node if node.op_type == "Softmax"])
-    assert len(quantized) == 8 * depth
+    assert len(quantized) in (8 * depth, 8 * depth + 1)
 
 
 @pytest.mark.parametrize(
