@@ -45,6 +45,18 @@ def _onnxruntime_dynamic(model: Path, calibration: Calibration, path: Path) -> N
 
 def _onnxruntime_static(model: Path, calibration: Calibration, path: Path) -> None:
     """Q/DQ, u8 activations and per-channel s8 weights of every MatMul and Gemm: its best for x86 transformers."""
+    _quantize_static(model, calibration, path, "QUInt8", {})
+
+
+def _onnxruntime_static_s8(model: Path, calibration: Calibration, path: Path) -> None:
+    """The same in the form that TensorRT takes: symmetric s8 on both sides, biases in float."""
+    options = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+    _quantize_static(model, calibration, path, "QInt8", options)
+
+
+def _quantize_static(
+    model: Path, calibration: Calibration, path: Path, activations: str, options: Mapping[str, bool]
+) -> None:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
 
@@ -61,9 +73,29 @@ def _onnxruntime_static(model: Path, calibration: Calibration, path: Path) -> No
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         calibrate_method=CalibrationMethod.MinMax,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType[activations],
         weight_type=QuantType.QInt8,
         op_types_to_quantize=["MatMul", "Gemm"],
+        extra_options=dict(options),
+    )
+
+
+def _modelopt(model: Path, calibration: Calibration, path: Path) -> None:
+    """INT8 with everything at its defaults, which are an FP16 body and entropy calibration; on the CPU.
+
+    https://nvidia.github.io/Model-Optimizer/guides/_onnx_quantization.html
+    """
+    import numpy as np
+    from modelopt.onnx.quantization import quantize
+
+    data = {name: np.concatenate([feeds[name] for feeds in calibration]) for name in calibration[0]}
+    quantize(
+        onnx_path=str(model),
+        quantize_mode="int8",
+        calibration_data=data,
+        calibration_eps=["cpu"],
+        output_path=str(path),
+        log_level="ERROR",
     )
 
 
@@ -84,6 +116,8 @@ def _nncf(model: Path, calibration: Calibration, path: Path) -> None:
 ARTIFACTS: Mapping[str, Callable[[Path, Calibration, Path], None]] = {
     "onnxruntime-dynamic.onnx": _onnxruntime_dynamic,
     "onnxruntime-static.onnx": _onnxruntime_static,
+    "onnxruntime-static-s8.onnx": _onnxruntime_static_s8,
+    "modelopt.onnx": _modelopt,
     "nncf.xml": _nncf,
 }
 

@@ -1,0 +1,176 @@
+"""Our TensorRT graph beside those of other tools, in NVIDIA's own compiler: one checkpoint, one calibration text.
+
+``python -m qdq.studies.peers.compiled --model M --calibration TRAIN --eval-data DEV --json OUT`` (`make
+compare-compiled` does so in an environment that has ModelOpt). Written, per graph and compute capability: kernels,
+megabytes, INT8 linears and attentions, and products whose scale is an FP32 number, or the node that the compiler
+refuses and why; once per graph its accuracy in ONNX Runtime without optimizations, which is what the graph says and no
+engine's own. Nothing runs on a GPU. A graph that lies in --work is not built again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines.tensorrt_rtx import Refused, Shapes, compile_graph, coverage, installed_version
+from qdq.base.artifacts import write_json
+from qdq.base.choices import CAPABILITIES
+from qdq.base.screen import Screen
+from qdq.errors import BuildError, QdqError
+from qdq.load.source import short_name
+from qdq.pipeline.run import FLOAT as OWN_FLOAT
+from qdq.studies.models import batches, run_stages
+from qdq.studies.peers import build
+from qdq.studies.peers.build import OUT, TASK, Material
+from qdq.studies.peers.compiled_table import render_compiled
+from qdq.studies.peers.tools import FLOAT, build_artifact
+from qdq.studies.study import exit_code, parser
+
+if TYPE_CHECKING:
+    from engines.types import Runner
+
+SHAPE = (40, 128)
+TEXTS = 8  # of a batch that is scored
+# Graph: its file in the work directory. "fp16" is the model unquantized, as `TARGET=tensorrt` compares with.
+OURS, HALF = "qdq", "fp16"
+TOOLS = ("modelopt", "onnxruntime-static", "onnxruntime-static-s8")
+TARGET = "tensorrt"
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Build, score and compile every graph; the object `render_compiled` shows. Raises QdqError."""
+    screen = Screen()
+    material = build.prepare(options)
+    made: dict[str, Path | str] = {}
+    with screen.stage("graphs") as stage:
+        for done, name in enumerate((OURS, HALF, *TOOLS)):
+            stage.progress(done, 2 + len(TOOLS))
+            made[name] = _graph(material, name)
+    rows: dict[str, Any] = {}
+    with screen.stage("compile") as stage:
+        for done, (name, graph) in enumerate(made.items()):
+            stage.progress(done, len(made))
+            if isinstance(graph, str):
+                rows[name] = {"failed": graph}
+                continue
+            compiled = {str(sm): _compiled(graph, sm) for sm in options.sm}
+            rows[name] = {"accuracy": _accuracy(material, graph), "sm": compiled}
+    tools = {name: metadata.version(name) for name in ("onnxruntime", "nvidia-modelopt") if _installed(name)}
+    return {
+        "model": short_name(options.model),
+        "shape": SHAPE,
+        "compiler": installed_version(),
+        "tools": tools,
+        "rows": rows,
+    }
+
+
+def _installed(package: str) -> bool:
+    return any(True for _ in metadata.distributions(name=package))
+
+
+def _graph(material: Material, name: str) -> Path | str:
+    """The file of a graph, built if it is not there, or why it cannot be built."""
+    work: Path = material.options.work
+    if name in (OURS, HALF):
+        return _our_graph(material, name)
+    path = work / f"{name}.onnx"
+    try:
+        if not path.is_file():
+            build.alone(build_artifact, work / FLOAT, material.calibration, path)
+    except QdqError as error:
+        return str(error)
+    return path
+
+
+def _our_graph(material: Material, name: str) -> Path:
+    """Our graph lowered with the default placement, or the unquantized one in FP16."""
+    out: Path = material.options.work / OUT
+    typed = {**material.typed, "target": TARGET}
+    lowered, half = out / TARGET / "model.onnx", material.options.work / HALF / "model.onnx"
+    if name == OURS:
+        if not lowered.is_file():
+            build.alone(run_stages, ("calibrate", "export", "lower"), typed)
+        return lowered
+    if not half.is_file():
+        from export.passes import float_variant
+
+        half.parent.mkdir(parents=True, exist_ok=True)
+        float_variant(out / OWN_FLOAT, "fp16", half.parent, None)
+    return half
+
+
+def _compiled(graph: Path, sm: int) -> dict[str, Any]:
+    """What the compiler makes of a graph for one compute capability, or the first node it refuses."""
+    try:
+        found = compile_graph(graph, (sm,), Shapes.fixed(*SHAPE))
+    except Refused as error:
+        first = error.errors[0]
+        return {"refused": first.reason, "operator": first.operator, "node": first.node, "nodes": len(error.errors)}
+    except BuildError as error:
+        return {"refused": str(error).partition("\n")[0], "operator": "", "node": "", "nodes": 0}
+    covered = coverage(found, graph)
+    return {
+        "kernels": len(found.kernels),
+        "megabytes": round(found.megabytes, 2),
+        "linears": covered.int8_linears,
+        "attentions": covered.int8_attentions,
+        "fp32_scales": covered.fp32_scales,
+    }
+
+
+def _accuracy(material: Material, graph: Path) -> dict[str, Any]:
+    """accuracy.json of a graph against torch FP32 over the texts."""
+    from engines import compare as engines_compare
+    from qdq.load.runner import TorchRunner
+    from qdq.tasks.labels import class_indices
+
+    loaded = material.loaded
+    feeds = batches(loaded, material.texts, (TEXTS, SHAPE[1]), "longest")
+    labels = class_indices(material.texts, loaded.labels, len(loaded.labels), required=False)[0]
+    floating = TorchRunner(loaded.module(), material.threads)
+    return engines_compare.compare(floating, _runner(graph), feeds, TASK, labels)
+
+
+def _runner(graph: Path) -> Runner:
+    """A graph in ONNX Runtime without optimizations, which takes the ids in the type that it declares."""
+    from export.unoptimized import open_unoptimized
+
+    session = open_unoptimized(str(graph), graph.parent)
+    types = {item.name: np.int32 if "int32" in item.type else np.int64 for item in session.get_inputs()}
+    outputs = [item.name for item in session.get_outputs()]
+
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        values = session.run(outputs, {name: feeds[name].astype(kind) for name, kind in types.items()})
+        return {name: value.astype(np.float32) for name, value in zip(outputs, values, strict=True)}
+
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the report to --json and print its table. Raises QdqError."""
+    command = parser("peers.compiled", __doc__)
+    add = command.add_argument
+    add("--model", required=True, help="sequence-classification checkpoint")
+    add("--json", required=True, type=Path, help="where the report goes")
+    for name in ("calibration", "eval-data"):
+        add(f"--{name}", help="file or folder (default: bundled text)")
+    add("--work", type=Path, default=Path("build/peers-compiled"), help="where graphs are built (default: %(default)s)")
+    add("--sm", type=int, nargs="+", choices=CAPABILITIES, default=[75, 89], help="compute capabilities")
+    for name, default in (("samples", 128), ("eval-samples", 512), ("threads", 0)):
+        add(f"--{name}", type=int, default=default, metavar="N", help="(default: %(default)s)")
+    command.set_defaults(shapes=(SHAPE,), precision_hint="f32")
+    options = command.parse_args(arguments)
+    report = compare(options)
+    write_json(options.json, report)
+    sys.stdout.write(render_compiled(report) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
