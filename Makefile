@@ -5,6 +5,8 @@
 #|   make bench-t4   INT8, FP16 and FP32 TensorRT plans side by side on the GPU
 #|   make bench-peers  our CPU engines and other tools (NNCF, ONNX Runtime's
 #|                   quantizers, torch), interleaved; a second environment
+#|   make compare-compiled  our TensorRT graph and other tools' (ModelOpt, ONNX
+#|                   Runtime's) in NVIDIA's compiler: docs/tensorrt.md
 #|   make walkthrough DATA=…  fine-tune on MRPC, quantize dynamically, compare
 #|   make test       make lint, make type, then the tests (ARGS="-k name" chooses
 #|                   some; in WORKERS=2 processes, 0 for a debugger)
@@ -67,7 +69,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: profile help setup accuracy engine bench bench-t4 prove test lint type clean distclean lock results test-gpu bench-peers
+.PHONY: profile help setup accuracy engine bench bench-t4 prove test lint type clean distclean lock results test-gpu bench-peers compare-compiled
 
 VENV := .venv
 PYTHON ?= python3
@@ -157,6 +159,16 @@ bench-peers: $(PEERS)/.installed
 	  --json docs/results/peers/bert-base-random.json
 	@$(PEERS)/bin/python -m qdq.studies.pages
 
+# Our TensorRT graph and other tools' in NVIDIA's compiler, which needs no GPU. The table of docs/tensorrt.md.
+compare-compiled: $(PEERS)/.modelopt
+	@mkdir -p docs/results/compiled
+	@[ -d $(SHARED)/models ] || { echo "compare-compiled compiles $(SHARED)/models, which are not here; for a model of your" \
+	  "own: $(PEERS)/bin/python -m qdq.studies.peers.compiled --help"; exit 1; }
+	@$(PEERS)/bin/python -m qdq.studies.peers.compiled --model $(SHARED)/models/minilm-mrpc \
+	  --calibration $(SHARED)/data/mrpc/train.tsv --eval-data $(SHARED)/data/mrpc/dev.tsv \
+	  --json docs/results/compiled/minilm-mrpc.json
+	@$(PEERS)/bin/python -m qdq.studies.pages
+
 prove: setup
 	@$(VENV)/bin/python -m qdq.studies.prove
 
@@ -240,9 +252,13 @@ $(PEERS)/.installed: $(PINS) requirements-peers.txt
 	@mkdir -p build && rm -rf $(PEERS) && $(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt $(BUILD_TOOLS)
 	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps $(TORCH)
-	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e '.[cpu,triton]' \
+	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e '.[cpu,rtx,triton]' \
 	  -r requirements-peers.txt
 	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r requirements-demo.txt
+	@touch $@
+
+$(PEERS)/.modelopt: $(PEERS)/.installed requirements-modelopt.txt
+	@$(PEERS)/bin/python -m pip install $(PIP_FLAGS) --no-deps -r requirements-modelopt.txt
 	@touch $@
 
 # A new lock: what pip chooses today within pyproject.toml's ranges. "+cpu" names a build of torch, not a version.

@@ -18,6 +18,7 @@ from qdq.pipeline.outcome import int8_text
 from qdq.studies import accuracy_page, compression_page, estimate_page
 from qdq.studies.linter.report import rule_tables, summary
 from qdq.studies.markdown import filled, named, table
+from qdq.studies.peers.compiled_table import render_compiled
 from qdq.studies.peers.table import render_peers
 from qdq.studies.study import DOCS, RESULTS, ROOT, exit_code, load_results
 
@@ -45,7 +46,7 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": readme,
         DOCS / "compression.md": {"results": compression_page.sections(compressed)},
         DOCS / "performance.md": {path.parent.name: cost_table(read_json(path)) for path in profiles},
-        DOCS / "tensorrt.md": {"prove": proof_table(proofs)},
+        DOCS / "tensorrt.md": {"prove": proof_table(proofs), "compiled": _compiled()},
         DOCS / "check.md": {"rules": rule_tables(), "prove": summary(linter)},
         DOCS / "estimate.md": {
             "validation": estimate_page.validation_tables(read_json(VALIDATION)),
@@ -53,6 +54,11 @@ def pages() -> dict[Path, str]:
         },
     }
     return {page: filled(page, part) for page, part in parts.items()} | {DOCS / "accuracy.md": accuracy_page.page()}
+
+
+def _compiled() -> str:
+    """Our TensorRT graph beside other tools', one table per model."""
+    return "\n\n".join(render_compiled(report) for report in load_results(RESULTS / "compiled").values())
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -91,18 +91,17 @@ def _graph(material: Material, name: str) -> Path | str:
 
 def _our_graph(material: Material, name: str) -> Path:
     """Our graph lowered with the default placement, or the unquantized one in FP16."""
-    out: Path = material.options.work / OUT
-    typed = {**material.typed, "target": TARGET}
-    lowered, half = out / TARGET / "model.onnx", material.options.work / HALF / "model.onnx"
+    work: Path = material.options.work
+    lowered, half = work / OUT / TARGET / "model.onnx", work / HALF / "model.onnx"
     if name == OURS:
         if not lowered.is_file():
-            build.alone(run_stages, ("calibrate", "export", "lower"), typed)
+            build.alone(run_stages, ("calibrate", "export", "lower"), {**material.typed, "target": TARGET})
         return lowered
     if not half.is_file():
         from export.passes import float_variant
 
         half.parent.mkdir(parents=True, exist_ok=True)
-        float_variant(out / OWN_FLOAT, "fp16", half.parent, None)
+        float_variant(work / OUT / OWN_FLOAT, "fp16", half.parent, None)
     return half
 
 
