@@ -1,4 +1,4 @@
-"""The generated parts of docs/estimate.md: the validation, and what each change of the lowering is worth."""
+"""The generated parts of docs/estimate.md, and of docs/tensorrt.md what was tried beside the lowering."""
 
 from __future__ import annotations
 
@@ -70,3 +70,14 @@ def _table(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _time(ms: float, first: float) -> tuple[str, str]:
     return f"{ms:.2f}", f"{ms / first:.3f}"
+
+
+def tried_table(report: Mapping[str, Any]) -> str:
+    """Forms of a layer that were tried, one per row, with what speaks against it."""
+    headers = ["form of a middle layer", "kernels", "MB", "why not"]
+    rows = ([row["form"], row["kernels"], f"{row['megabytes']:.1f}", row["why"]] for row in report["rows"])
+    return (
+        f"{table(headers, rows)}\n\n{report['shape']}'s sizes, {report['batch']} × {report['sequence']}, compiled with "
+        f"TensorRT for RTX {report['compiler']} for compute capabilities 7.5 and 8.0 (`python -m "
+        "qdq.studies.estimate.tried`). MB: inputs, constants and outputs of all kernels."
+    )

@@ -46,7 +46,11 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": readme,
         DOCS / "compression.md": {"results": compression_page.sections(compressed)},
         DOCS / "performance.md": {path.parent.name: cost_table(read_json(path)) for path in profiles},
-        DOCS / "tensorrt.md": {"prove": proof_table(proofs), "compiled": _compiled()},
+        DOCS / "tensorrt.md": {
+            "prove": proof_table(proofs),
+            "compiled": _compiled(),
+            "tried": estimate_page.tried_table(read_json(RESULTS / "estimate" / "tried.json")),
+        },
         DOCS / "check.md": {"rules": rule_tables(), "prove": summary(linter)},
         DOCS / "estimate.md": {
             "validation": estimate_page.validation_tables(read_json(VALIDATION)),

@@ -47,20 +47,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Build, score and compile every graph; the object `render_compiled` shows. Raises QdqError."""
     screen = Screen()
     material = build.prepare(options)
-    made: dict[str, Path | str] = {}
-    with screen.stage("graphs") as stage:
-        for done, name in enumerate((OURS, HALF, *TOOLS)):
-            stage.progress(done, 2 + len(TOOLS))
-            made[name] = _graph(material, name)
+    with screen.stage("graphs"):
+        made = {name: _graph(material, name) for name in (OURS, HALF, *TOOLS)}
+    # Each graph in ONNX Runtime, and for every compute capability through the compiler.
     rows: dict[str, Any] = {}
     with screen.stage("compile") as stage:
         for done, (name, graph) in enumerate(made.items()):
             stage.progress(done, len(made))
-            if isinstance(graph, str):
-                rows[name] = {"failed": graph}
-                continue
-            compiled = {str(sm): _compiled(graph, sm) for sm in options.sm}
-            rows[name] = {"accuracy": _accuracy(material, graph), "sm": compiled}
+            rows[name] = {"failed": graph} if isinstance(graph, str) else _row(material, graph, options.sm)
     tools = {name: metadata.version(name) for name in ("onnxruntime", "nvidia-modelopt") if _installed(name)}
     return {
         "model": short_name(options.model),
@@ -69,6 +63,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "tools": tools,
         "rows": rows,
     }
+
+
+def _row(material: Material, graph: Path, capabilities: Sequence[int]) -> dict[str, Any]:
+    compiled = {str(sm): _compiled(graph, sm) for sm in capabilities}
+    return {"accuracy": _accuracy(material, graph), "sm": compiled}
 
 
 def _installed(package: str) -> bool:
@@ -106,7 +105,7 @@ def _our_graph(material: Material, name: str) -> Path:
 
 
 def _compiled(graph: Path, sm: int) -> dict[str, Any]:
-    """What the compiler makes of a graph for one compute capability, or the first node it refuses."""
+    """Kernels and coverage of a graph for one compute capability, or the first node that is refused."""
     try:
         found = compile_graph(graph, (sm,), Shapes.fixed(*SHAPE))
     except Refused as error:

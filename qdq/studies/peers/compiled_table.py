@@ -22,6 +22,7 @@ def render_compiled(report: Mapping[str, Any]) -> str:
     headers = ["graph", "accuracy", "agreement", "logit MSE"]
     headers += [f"SM{sm}: kernels, MB; INT8 linears, attentions; FP32 scales" for sm in capabilities]
     rows = []
+    # A tool that failed has its reason in place of every figure.
     for name, row in report["rows"].items():
         if "failed" in row:
             rows.append([LABELS[name], "–", "–", "–", *(f"the tool failed: {row['failed']}" for _ in capabilities)])
@@ -30,6 +31,7 @@ def render_compiled(report: Mapping[str, Any]) -> str:
         metric = fixed(accuracy["metric"] and accuracy["metric"]["int8"], 4)
         scores = [metric, fixed(accuracy["agreement"], 4), fixed(accuracy["logit_mse"], 4)]
         rows.append([LABELS[name], *scores, *(_cell(row["sm"][sm]) for sm in capabilities)])
+    # Below the table, what it was measured with.
     accuracy = report["rows"]["qdq"]["accuracy"]
     floating = f"{accuracy['metric']['fp32']:.4f}" if accuracy["metric"] else "not known"
     batch, sequence = report["shape"]

@@ -66,6 +66,7 @@ def _quantize_static(
         def get_next(self) -> Any:
             return next(self.feeds, None)
 
+    # Everything that is not said is the tool's default.
     quantize(
         str(model),
         str(path),
