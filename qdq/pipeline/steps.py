@@ -72,7 +72,9 @@ def _placement(options: CompileOptions) -> Any:
 
 def _capability(options: CompileOptions) -> Mapping[str, Any]:
     """Compute capability that decides what can fuse on a GPU target; a CPU target knows none."""
-    return {"sm": options.sm} if TARGETS[options.target].gpu else {}
+    if not TARGETS[options.target].gpu:
+        return {}
+    return {"sm": options.sm} | ({"body": options.body} if options.body == "bf16" else {})
 
 
 def _export_inputs(run: Run) -> Mapping[str, Any]:

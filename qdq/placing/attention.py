@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from qdq.inject import decided
+from qdq.inject.families import PROJECTIONS
 from qdq.inject.placement import Point
 from qdq.inject.spec import MATMUL_OPERANDS, QuantSpec
 from qdq.placing.units import kind_of
@@ -24,11 +26,11 @@ KEPT = "the points stay as {} names them, and such an attention does not fuse at
 
 
 def fitting(
-    model: PreTrainedModel, spec: QuantSpec, limits: Callable[[int | None], Sequence[str]]
+    model: PreTrainedModel, spec: QuantSpec, limits: Callable[..., Sequence[str]]
 ) -> tuple[QuantSpec, list[str]]:
     """`spec` without the attention points of an injected `model` that TensorRT cannot fuse, and a line for each why.
 
-    `limits`: sentences on what INT8 fused attention with heads of a size exceeds; empty where it can fuse. Points that
+    `limits(head_size, heads=)`: sentences on what INT8 fused attention exceeds; empty where it can fuse. Points that
     `enable_layers` matches stay whatever the target can do, and so do complete ones that a placement names.
     """
     attentions: dict[str, list[Point]] = {}
@@ -41,7 +43,10 @@ def fitting(
         placed = [point for point in points if point.placed]
         if not placed:
             continue
-        reason, kept = _reason(placed, spec, limits(getattr(model.get_submodule(path), "attention_head_size", None)))
+        owner = model.get_submodule(path)
+        size: int | None = getattr(owner, "attention_head_size", None)
+        problems = limits(size, heads=_width(owner) // size if size else None)
+        reason, kept = _reason(placed, spec, problems)
         forced = [point for point in placed if spec.enable_layers and re.search(spec.enable_layers, point.name)]
         if reason and not kept and not forced:
             declined |= dict.fromkeys((point.name for point in placed), reason)
@@ -49,6 +54,12 @@ def fitting(
             said[f"{reason}; {KEPT.format(spec.placement)}" if kept or forced else reason] += 1
     lines = [f"{count} of {len(attentions)} attentions cannot be INT8: {reason}" for reason, count in said.items()]
     return replace(spec, declined=(*spec.declined, *declined.items())), lines
+
+
+def _width(attention: nn.Module) -> int:
+    """Channels of all heads: outputs of the query projection, by the name that its family has for it."""
+    found: list[nn.Linear] = [getattr(attention, names[0]) for names in PROJECTIONS if hasattr(attention, names[0])]
+    return found[0].out_features
 
 
 def _reason(placed: Sequence[Point], spec: QuantSpec, problems: Sequence[str]) -> tuple[str, bool]:

@@ -101,20 +101,12 @@ def tensorrt_costs(works: Sequence[Path]) -> dict[str, Any]:
 
 
 def milliseconds(engine: Compiled) -> float:
-    """Time of an engine's kernels on DEVICE by datasheet rates: the longer of bytes and products, and a fixed part.
-
-    For the ratio of two engines of one model; `qdq estimate` is the better figure for one engine.
-    """
+    """The estimate for the kernels of a compiled engine on DEVICE, as `qdq estimate` makes it."""
+    from engines.estimate.compiled import kernel_ops
     from engines.estimate.devices import find_device
-    from engines.estimate.model import load_coefficients
+    from engines.estimate.model import load_coefficients, setting, total_ms
 
-    device, fixed = find_device(DEVICE), load_coefficients().overhead_turing_us * 1e-6
-    total = 0.0
-    for kernel in engine.kernels:
-        products = kernel.outputs[0].elements * kernel.inputs[0].shape[-1] if kernel.kind == "gemm" else 0
-        precision = "int8" if kernel.inputs and kernel.inputs[0].type == "int8" else "float16"
-        total += fixed + max(kernel.bytes / (device.bandwidth_gb_s * 1e9), 2 * products / device.peak(precision))
-    return 1e3 * total
+    return total_ms(kernel_ops(engine.kernels), setting(find_device(DEVICE), load_coefficients()))
 
 
 def _ranges(work: Path) -> dict[str, float]:

@@ -64,7 +64,7 @@ def fitting_spec(run: Run, loaded: LoadedModel) -> tuple[QuantSpec, list[str]]:
     spec, options = requested_spec(run), run.options
     if TARGETS[options.target].placement != "tensorrt":
         return spec, []
-    limits = partial(int8_attention_limits, longest=options.sequence, sm=options.sm)
+    limits = partial(int8_attention_limits, longest=options.sequence, sm=options.sm, body=options.body)
     return fitting(loaded.model, spec, limits)
 
 
