@@ -11,7 +11,7 @@ from engines.tensorrt_rtx.compiler import Compiler, Shapes, compile_graph, parse
 from engines.tensorrt_rtx.coverage import Coverage, coverage
 from engines.tensorrt_rtx.kernels import Compiled, Gemm, Kernel, NodeError, Refused, Tensor
 from engines.tensorrt_rtx.libraries import installed_version, missing
-from engines.tensorrt_rtx.proof import proof_text, prove
+from engines.tensorrt_rtx.proof import Pair, proof_text, prove
 
 __all__ = [
     "Compiled",
@@ -20,6 +20,7 @@ __all__ = [
     "Gemm",
     "Kernel",
     "NodeError",
+    "Pair",
     "Refused",
     "Shapes",
     "Tensor",

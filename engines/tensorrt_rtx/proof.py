@@ -3,51 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.tensorrt.settings import TensorRTSettings
-from engines.tensorrt_rtx.build import profile
+from engines.tensorrt_rtx.build import profile, read_back
 from engines.tensorrt_rtx.compiler import Compiler, Shapes
 from engines.tensorrt_rtx.coverage import INT8, coverage
 from engines.tensorrt_rtx.kernels import Compiled
+from engines.types import MatmulNames
 
 NOTE = "compiled, not run; datacenter TensorRT chooses its own kernels"
 
 
-def prove(
-    lowered: Path,
-    floating: tuple[str, Path],
-    settings: TensorRTSettings,
-    capability: int,
-    served: Compiled | None = None,
-) -> dict[str, Any]:
-    """Compile `lowered`, and the same model unquantized, for one compute capability; JSON-ready.
+@dataclass(frozen=True)
+class Pair:
+    """A lowered graph and, in one float type, the same model unquantized."""
 
-    `floating`: float type and graph of the latter. INT8 and scales are those of the engine with the profile of
+    lowered: Path
+    floating: Path
+    float_type: str  # fp16 or bf16
+
+
+def prove(
+    pair: Pair, names: MatmulNames, settings: TensorRTSettings, capability: int, served: Compiled | None = None
+) -> dict[str, Any]:
+    """Compile both graphs for one compute capability; JSON-ready.
+
+    `names` are the multiplications of the lowered one. INT8 and scales are those of the engine with the profile of
     `settings` (`served` when it was compiled already), because its largest shape decides what fuses. Kernels and
     megabytes (inputs, constants and outputs of all kernels) are counted at its tuned shape, where both graphs have
     sizes. Raises Unavailable without the compiler, BuildError when it refuses a graph.
     """
     tuned = Shapes.fixed(settings.batch_opt, settings.sequence_opt, settings.choices)
     with Compiler() as compiler:
-        served = served or compiler.compile(lowered, (capability,), profile(settings))
-        int8 = compiler.compile(lowered, (capability,), tuned)
-        plain = compiler.compile(floating[1], (capability,), tuned)
-    found = coverage(served, lowered)
-    verdicts = {**found.linears, **found.attentions}
+        served = served or compiler.compile(pair.lowered, (capability,), profile(settings))
+        int8 = compiler.compile(pair.lowered, (capability,), tuned)
+        plain = compiler.compile(pair.floating, (capability,), tuned)
+    found, linears = coverage(served, pair.lowered), read_back(served, pair.lowered, names)
+    floats = {item.name: item.reason for item in linears.not_int8 if item.name in names.linears}
+    floats |= {name: reason for name, reason in found.attentions.items() if reason != INT8}
     return {
         "by": f"TensorRT for RTX {served.version}",
         "note": NOTE,
         "compute_capability": capability,
         "profile": {axis: list(sizes) for axis, sizes in settings.ranges().items()},
         "shape": [settings.batch_opt, settings.sequence_opt],
-        "linears": list(found.int8_linears),
+        "linears": list(linears.encoder_linear),
         "attentions": list(found.int8_attentions),
-        "fp32_scales": list(found.fp32_scales),
-        "not_int8": [{"name": name, "reason": reason} for name, reason in verdicts.items() if reason != INT8],
+        "fp32_scales": list(found.fp32_scales),  # of products: linears that are computed together are one
+        "not_int8": [{"name": name, "reason": reason} for name, reason in floats.items()],
         "int8": inventory(int8),
-        "float": {"type": floating[0], **inventory(plain)},
+        "float": {"type": pair.float_type, **inventory(plain)},
     }
 
 
@@ -78,9 +86,9 @@ def proof_text(report: Mapping[str, Any]) -> str:
 
 def _scales(exact: int, all_int8: int) -> Iterator[str]:
     if exact == all_int8:
-        yield "  every INT8 linear gets its scale as an FP32 number"
+        yield "  every INT8 product with weights has its scale as an FP32 number"
         return
-    yield f"  {exact} of {all_int8} INT8 linears get their scale as an FP32 number;"
+    yield f"  {exact} of {all_int8} INT8 products with weights have an FP32 scale;"
     yield "    the others store raw sums as 16-bit floats, which may overflow"
 
 

@@ -35,7 +35,7 @@ def build(run: Run, stage: Stage) -> Sequence[Path]:
         engine = target.build(run.lowered, run.target, options, names)
     except Unavailable:
         if target.compiles:
-            _prove_only(run, stage)
+            _prove_only(run, stage, names)
         raise
     if engine.int8 is None:
         raise BuildError(f"{run.target}: the engine reported no precisions; build it again")
@@ -43,13 +43,13 @@ def build(run: Run, stage: Stage) -> Sequence[Path]:
     files = [file.relative_to(run.target).as_posix() for file in engine.files]
     report: dict[str, Any] = {"target": engine.target, "engine_files": files, "int8": engine.int8.as_json()}
     if engine.compiled is not None:
-        report["compiled"] = compiled_proof(run, stage, tensorrt_settings(run), engine.compiled)
+        report["compiled"] = compiled_proof(run, stage, names, tensorrt_settings(run), engine.compiled)
     written = write_json(run.target / "build.json", {**report, "settings": dict(engine.settings)})
     stage.say(summary(engine.int8))
     return written, *engine.files
 
 
-def _prove_only(run: Run, stage: Stage) -> None:
+def _prove_only(run: Run, stage: Stage, names: MatmulNames) -> None:
     """Leave in build.json, where the engine cannot be built, what NVIDIA's compiler makes of its graph."""
     path, settings = run.target / "build.json", tensorrt_settings(run)
     path.unlink(missing_ok=True)  # of an earlier graph
@@ -57,7 +57,8 @@ def _prove_only(run: Run, stage: Stage) -> None:
         run.screen.line(wrap(f"Not compiled here: {reason}"))
         return
     built: dict[str, Any] = {"target": run.options.target, "engine_files": [], "int8": None}
-    write_json(path, {**built, "settings": settings.as_json(), "compiled": compiled_proof(run, stage, settings)})
+    proof = compiled_proof(run, stage, names, settings)
+    write_json(path, {**built, "settings": settings.as_json(), "compiled": proof})
 
 
 def dynamic_group(run: Run) -> int:

@@ -15,6 +15,7 @@ from qdq.pipeline.stages.lower import ranges, short_float
 if TYPE_CHECKING:
     from engines.tensorrt import TensorRTSettings
     from engines.tensorrt_rtx import Compiled
+    from engines.types import MatmulNames
 
 
 def unproven(run: Run) -> str | None:
@@ -29,17 +30,19 @@ def unproven(run: Run) -> str | None:
 
 
 def compiled_proof(
-    run: Run, stage: Stage, settings: TensorRTSettings, served: Compiled | None = None
+    run: Run, stage: Stage, names: MatmulNames, settings: TensorRTSettings, served: Compiled | None = None
 ) -> dict[str, Any]:
-    """The `compiled` object of build.json. `served`: the run's engine, where that has been compiled already.
+    """The `compiled` object of build.json.
 
-    Raises BuildError, with the node, when the compiler refuses the graph.
+    `names`: multiplications of the run's graph. `served`: its engine, where that has been compiled already. Raises
+    BuildError, with the node, when the compiler refuses the graph.
     """
-    from engines.tensorrt_rtx import prove
+    from engines.tensorrt_rtx import Pair, prove
     from export.passes import float_variant
 
     # The graph to compare with leaves no trace: 'qdq variants' writes it, with its build files, for who wants it.
     floating, body = run.work.path / FLOAT, short_float(run)
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
         float_variant(floating, body, Path(scratch), ranges(run, stage, floating, body))
-        return prove(run.lowered, (body, Path(scratch) / "model.onnx"), settings, run.options.sm, served)
+        pair = Pair(run.lowered, Path(scratch) / "model.onnx", body)
+        return prove(pair, names, settings, run.options.sm, served)

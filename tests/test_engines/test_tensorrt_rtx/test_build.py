@@ -10,7 +10,7 @@ import pytest
 
 from engines.targets import TARGETS, EngineOptions
 from engines.tensorrt.settings import TensorRTSettings
-from engines.tensorrt_rtx import Compiler, missing, proof_text, prove
+from engines.tensorrt_rtx import Compiler, Pair, missing, proof_text, prove
 from engines.types import MatmulNames
 from qdq.errors import BuildError, QdqError, Unavailable
 
@@ -81,17 +81,17 @@ def test_the_account_is_of_the_profile_and_counts_one_shape(write_half: WriteHal
     model = write_half()
     plain = write_half("plain.onnx", operands=(), per_tensor=True)  # stands for the unquantized graph
     assert OPTIONS.plan is not None
-    report = prove(model, ("fp16", plain), OPTIONS.plan, 80)
+    report = prove(Pair(model, plain, "fp16"), NAMES, OPTIONS.plan, 80)
     assert (report["linears"], report["attentions"], report["fp32_scales"]) == ([6, 6], [1, 1], [0, 6])
     assert report["profile"]["batch"] == [1, 4, 4] and report["compute_capability"] == 80
     counted = compiler.compile(model, (80,), SHAPE)
     assert report["int8"]["kernels"] == len(counted.kernels)
     assert report["int8"]["megabytes"] == pytest.approx(counted.megabytes, abs=0.01)
     text = proof_text(report)
-    assert "0 of 6 INT8 linears get their scale as an FP32 number" in text and "layer 1 of 1: " in text
+    assert "0 of 6 INT8 products with weights have an FP32 scale" in text and "layer 1 of 1: " in text
     assert "FP16" in text and max(map(len, text.splitlines())) <= 80
     exact = proof_text(report | {"fp32_scales": [6, 6]})
-    assert "every INT8 linear gets its scale as an FP32 number" in exact
+    assert "every INT8 product with weights has its scale as an FP32 number" in exact
 
 
 def test_a_refused_graph_names_its_node(write_half: WriteHalf, tmp_path: Path) -> None:
