@@ -61,7 +61,7 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
     return {kind: round(slower[kind] if points <= own else -slower[kind], 4) for kind, points in kinds.items()}
 
 
-def tensorrt_costs(works: Sequence[Path]) -> dict[str, Any]:
+def tensorrt_costs(works: Sequence[Path], batch: int = BATCH, sequence: int = SEQUENCE) -> dict[str, Any]:
     """The part of the table for TensorRT, from the canonical graphs of `works`: kinds of an earlier one count.
 
     Of every cost kind, when one unit of it is left out in a middle layer: kernels and megabytes that are added to the
@@ -83,8 +83,8 @@ def tensorrt_costs(works: Sequence[Path]) -> dict[str, Any]:
         inside = units([point for point in points if layer_of(point) == middle], "tensorrt")
         kinds = [unit for unit in inside if unit.kind not in found["shares"]]
         left_out = {0: (), **{number: unit.points for number, unit in enumerate(kinds, start=1)}}
-        lowering = LowerOptions(ranges=_ranges(work))
-        engines = compiled_without(work / CANONICAL, left_out, Setting(sm, BATCH, SEQUENCE, lowering))
+        lowering = LowerOptions(ranges=_ranges(work, sequence))
+        engines = compiled_without(work / CANONICAL, left_out, Setting(sm, batch, sequence, lowering))
         whole, per_layer = engines[0], engines[0].per_layer()
         layer = layer or {"kernels": per_layer[middle][0], "megabytes": round(per_layer[middle][1], 2)}
         base = milliseconds(whole)
@@ -94,7 +94,7 @@ def tensorrt_costs(works: Sequence[Path]) -> dict[str, Any]:
             found["megabytes"][unit.kind] = round(engine.megabytes - whole.megabytes, 2)
             found["shares"][unit.kind] = round((milliseconds(engine) - base) * len(layers) / base, 4)
     about = (
-        f"compiled by TensorRT for RTX {whole.version} for SM {sm / 10} at batch {BATCH} x sequence {SEQUENCE}; shares "
+        f"compiled by TensorRT for RTX {whole.version} for SM {sm / 10} at batch {batch} x sequence {sequence}; shares "
         f"of latency are estimated from these kernels and bytes for {DEVICE}"
     )
     return {"about": about, "layer": layer, **found}
@@ -109,7 +109,7 @@ def milliseconds(engine: Compiled) -> float:
     return total_ms(kernel_ops(engine.kernels), setting(find_device(DEVICE), load_coefficients()))
 
 
-def _ranges(work: Path) -> dict[str, float]:
+def _ranges(work: Path, sequence: int) -> dict[str, float]:
     """Largest magnitudes of a canonical graph's tensors on the bundled text, for its FP16 body."""
     from export.ranges import measure_ranges
     from qdq.calibrate.checkpoint import load_checkpoint
@@ -117,7 +117,7 @@ def _ranges(work: Path) -> dict[str, float]:
     from qdq.text.encode import workload_of_shape
 
     loaded, *_ = load_checkpoint(work / "checkpoint")
-    feeds = workload_of_shape(loaded.tokenizer, read_records(bundled(), 16)[0], loaded.inputs, (8, SEQUENCE), 2)
+    feeds = workload_of_shape(loaded.tokenizer, read_records(bundled(), 16)[0], loaded.inputs, (8, sequence), 2)
     return measure_ranges(work / CANONICAL, feeds)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from engines.tensorrt_rtx import missing
 from export.to_onnx import export_onnx
+from qdq.base.artifacts import write_json
 from qdq.calibrate.algorithms import algorithm_named
 from qdq.calibrate.calibrate import calibrate
 from qdq.calibrate.checkpoint import write_checkpoint
@@ -30,7 +31,7 @@ from qdq.placing.decide import SearchRequest, decide_placement, search_placement
 from qdq.placing.search import affordable_checks, choose
 from qdq.placing.sensitivity.probe import Probe
 from qdq.placing.units import cost_of, layer_of, units
-from qdq.studies.placement_costs import cpu_shares
+from qdq.studies.placement_costs import cpu_shares, tensorrt_costs
 from qdq.tasks.loading import EvaluationSettings, evaluation_of
 from qdq.text.data import Record
 
@@ -161,6 +162,25 @@ def test_cpu_costs_are_measured_for_every_kind(load_tiny: Load, encode: Callable
     assert shares.keys() == {unit.kind for unit in units(inside, "cpu")}
     with pytest.raises(DeployError, match="does not exist; run 'qdq compile --placement qdqbert"):
         cpu_shares(tmp_path / "nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_tensorrt_costs_are_compiled_for_every_kind(
+    load_tiny: Load, encode: Callable[..., Any], tmp_path: Path
+) -> None:
+    loaded, spec = load_tiny(), named_spec("fused")
+    placement = inject(loaded.model, spec)
+    table = calibrate(loaded.module(), [encode(loaded)], spec, algorithm_named("max"))
+    write_checkpoint(loaded, spec, table, tmp_path / "checkpoint")
+    write_json(tmp_path / "placement.json", placement.as_json())
+    with folded(loaded.model):
+        export_onnx(loaded.module(), export_example(loaded), loaded.outputs, tmp_path / CANONICAL)
+    found = tensorrt_costs([tmp_path], batch=2, sequence=32)
+    kinds = {unit.kind for unit in units([n for n in quantizers(loaded.model) if layer_of(n) is not None], "tensorrt")}
+    assert all(found[name].keys() == kinds for name in ("shares", "kernels", "megabytes"))
+    assert found["kernels"]["attention"] >= 1 and found["megabytes"]["residual skip output"] > 0
+    assert found["about"].startswith("compiled by TensorRT for RTX")
 
 
 def test_compile_with_auto_writes_the_decision(
