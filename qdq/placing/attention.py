@@ -33,10 +33,12 @@ def fitting(
     `limits(head_size, heads=)`: sentences on what INT8 fused attention exceeds; empty where it can fuse. Points that
     `enable_layers` matches stay whatever the target can do, and so do complete ones that a placement names.
     """
+    # The points of each attention.
     attentions: dict[str, list[Point]] = {}
     for point in decided(model, spec).points:
         if point.kind == "matmul":
             attentions.setdefault(point.name.rpartition(".")[0], []).append(point)
+    # Those that cannot fuse: left out, or kept because somebody named them; said in either case.
     declined: dict[str, str] = {}
     said: Counter[str] = Counter()
     for path, points in attentions.items():
@@ -63,7 +65,7 @@ def _width(attention: nn.Module) -> int:
 
 
 def _reason(placed: Sequence[Point], spec: QuantSpec, problems: Sequence[str]) -> tuple[str, bool]:
-    """Why an attention with these points placed cannot run in INT8 ("" when it can), and whether they stay."""
+    """Reason why an attention with these points cannot run in INT8 ("" when it can), and whether they stay."""
     if len(placed) < len(MATMUL_OPERANDS):
         there = " and ".join(kind_of(point.name).removeprefix("matmul ") for point in placed)
         return PARTLY.format(there), False

@@ -69,10 +69,14 @@ def drop_unused_scales(module: nn.Module) -> list[str]:
     """Take the scale, and its two operations, off every add that no longer quantizes an operand; their paths.
 
     Exact: the linear's rows, its weight's amax and its bias shift are multiplied back by powers of two. A weight with
-    one amax for all rows keeps the scale, because its codes were rounded with it.
+    one amax for all rows keeps the scale, because its codes were rounded with it. A shared skip that is no longer
+    quantized loses its factor, too, which changes float rounding only.
     """
     parts, dropped = dict(module.named_modules()), []
     for name, add in parts.items():
+        if isinstance(add, Residual) and add._skip_factor is not None and add.add_residual_input_quantizer is None:
+            add.treat("_skip_factor", None)
+            dropped.append(name)
         if not isinstance(add, Residual) or add._channel_scale is None or add.quantized_operands:
             continue
         linear = producer(name, parts)

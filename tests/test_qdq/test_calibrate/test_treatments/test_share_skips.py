@@ -18,9 +18,10 @@ from qdq.calibrate.calibrate import summarise
 from qdq.calibrate.checkpoint import load_checkpoint, write_checkpoint
 from qdq.calibrate.rebatch import MicroBatches
 from qdq.calibrate.treatments.order import finish, prepare
+from qdq.calibrate.treatments.scale_residuals import drop_unused_scales
 from qdq.calibrate.treatments.settings import PLAIN, Treatments
 from qdq.calibrate.treatments.share_skips import readers, tie_skips
-from qdq.inject import decided, inject, quantizers
+from qdq.inject import decided, inject, quantizers, remove
 from qdq.inject.blocks import Residual
 from qdq.inject.families import FAMILIES
 from qdq.inject.quantizer import TensorQuantizer, folded
@@ -171,6 +172,19 @@ def test_a_skip_without_a_quantized_reader_stays_float_with_the_reason(load_tiny
         point = placement[f"{path}.add_residual_input_quantizer"]
         assert point.placed == (".1." in path) == (add.add_residual_input_quantizer is not None)
         assert point.placed or "no quantized linear reads the same tensor" in point.reason
+
+
+def test_a_skip_that_is_left_out_later_loses_its_factor(load_tiny: Load, encode: Encode) -> None:
+    loaded = load_tiny()
+    calibrated(loaded, encode, Treatments())
+    first, *others = (path for path, add in adds(loaded).items() if add._skip_factor is not None)
+    remove(loaded.model, [f"{first}.add_residual_input_quantizer"])
+    with torch.no_grad():
+        before = loaded.module()(**encode(loaded))[0]
+        assert drop_unused_scales(loaded.model) == [first]
+        torch.testing.assert_close(loaded.module()(**encode(loaded))[0], before, rtol=0, atol=0.05)
+    assert adds(loaded)[first]._skip_factor is None
+    assert others and all(adds(loaded)[path]._skip_factor is not None for path in others)
 
 
 def test_one_quantized_reader_is_enough(load_tiny: Load, encode: Encode) -> None:
