@@ -39,7 +39,7 @@ UNKNOWN = frozenset(
 STANDARD = ("", "ai.onnx")
 FOREIGN = "com.microsoft"
 # Ops of that domain whose name and meaning are those of a standard op: the parser looks at the name alone.
-BORROWED = frozenset({"DequantizeLinear", "Gelu", "QuantizeLinear"})
+BORROWED = frozenset({"DequantizeLinear", "Gelu", "LayerNormalization", "QuantizeLinear", "Trilu"})
 
 
 def _unsupported(node: NodeProto) -> bool:
@@ -52,8 +52,8 @@ def _operators(subject: Subject) -> Iterator[Hit]:
     """Fires: integer and dynamic quantization ops, standard ops without an importer, and com.microsoft ops (QAttention,
     DynamicQuantizeMatMul…).
 
-    Leaves alone: the standard QuantizeLinear and DequantizeLinear, com.microsoft's Gelu, QuantizeLinear and
-    DequantizeLinear, other domains (QDQ-E128).
+    Leaves alone: the standard QuantizeLinear and DequantizeLinear, com.microsoft's Gelu, LayerNormalization, Trilu,
+    QuantizeLinear and DequantizeLinear, other domains (QDQ-E128).
     """
     for (domain, op_type), nodes in _by_operator(subject, _unsupported).items():
         standard = "a standard op" if domain in STANDARD else "an op of ONNX Runtime's own domain"
@@ -208,7 +208,7 @@ RULES: tuple[Rule, ...] = (
         sources.OPERATORS,
         Verdict(
             "confirmed",
-            'refused: "Plugin not found"; com.microsoft\'s Gelu, Q and DQ are built, and left alone',
+            'refused: "Plugin not found"; com.microsoft\'s Gelu, LayerNormalization, Q and DQ are built',
             ("DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "QAttention", "FastGelu", "Det"),
         ),
         _operators,

@@ -81,6 +81,7 @@ NAMED_EDITS: Mapping[str, Edit] = {
     "QAttention": x.foreign("QAttention", "com.microsoft"),
     "FastGelu": t.fast_gelu,
     "com.microsoft Gelu": t.microsoft("Gelu", e.GELU),
+    "com.microsoft LayerNormalization": t.microsoft("", e.NORM),
     "com.microsoft Q and DQ": t.microsoft_pairs,
     "Det": t.determinant,
     "plugin": t.plugin,

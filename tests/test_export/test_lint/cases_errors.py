@@ -8,6 +8,7 @@ from qdq.studies.linter.graphs import edits_errors as x
 from qdq.studies.linter.graphs import edits_types as t
 from qdq.studies.linter.graphs.edits import (
     GELU,
+    NORM,
     PAIR,
     QUERY,
     UP,
@@ -107,7 +108,7 @@ CASES: Cases = {
             (t.fast_gelu, (GELU,)),
             (t.determinant, ("det",)),
         ],
-        [t.microsoft("Gelu", GELU), t.microsoft_pairs, t.plugin],
+        [t.microsoft("Gelu", GELU), t.microsoft("", NORM), t.microsoft_pairs, t.plugin],
     ),
     "QDQ-E122": ([(opset(26), ())], [opset(12), opset(25)]),
     "QDQ-E123": (
