@@ -35,6 +35,7 @@ MIN_SM = 75  # T4; INT8 and FP16 fused attention and every current TensorRT star
 FIRST_SM: Mapping[str, int] = {"bf16": 80, "fp8": 89, "int4": 80}
 
 INT8_HEAD_SIZES = (16, 32, 64)
+BF16_UNFUSED = (16, 32)  # those of them that do not fuse in a BF16 body
 INT8_MAX_SEQUENCE = 512
 INT8_LONE_HEAD = 64  # size from which an attention with a single head fuses
 TURING_MAX_SEQUENCE = {64: 384}  # of a profile for SM75, by head size; a graph of fixed shapes fuses up to 512
@@ -94,8 +95,8 @@ def int8_attention_limits(
                 f"its profile reaches sequence {longest}, INT8 fused attention with heads of {head_size} takes at most "
                 f"{turing} on SM {sm // 10}.{sm % 10}"
             )
-    if body == "bf16":
-        problems.append("its body is BF16, INT8 fused attention takes FP16 or FP32")
+    if body == "bf16" and head_size in BF16_UNFUSED:
+        problems.append(f"its body is BF16, in which INT8 attention with heads of {head_size} does not fuse (64 does)")
     return (*problems, *device_limits(sm))
 
 

@@ -89,7 +89,7 @@ def _late_scale(graph: LintGraph, tensor: str) -> str:
 
 def _limits(subject: Subject) -> Iterator[Hit]:
     """Fires: a quantized attention whose head size is not 16, 32 or 64, a single head below 64, longer than 512 tokens,
-    with heads of 64 and a profile beyond 384 tokens on SM 7.5, in a BF16 body, or below SM 7.5.
+    with heads of 64 and a profile beyond 384 tokens on SM 7.5, in a BF16 body with heads below 64, or below SM 7.5.
 
     Leaves alone: float attention, sizes that nothing states.
     """

@@ -151,6 +151,7 @@ NAMED_FORMS: Mapping[str, tuple[Mapping[str, Any], int, Mapping[str, int]]] = {
     "canonical": ({}, 80, {}),
     "FP16 body": ({"body": "fp16"}, 75, {}),
     "BF16 body": ({"body": "bf16"}, 80, {}),
+    "BF16 body, heads of 64": ({"body": "bf16", "hidden": 128}, 80, {}),
     "BF16 on SM75": ({"body": "bf16"}, 75, {}),
     "FP32 on SM75": ({}, 75, {}),
     "FP8 on SM89": ({"body": "fp16", "codes": "fp8", "weights": "tensor"}, 89, {}),
