@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,23 +51,24 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         made = {name: _graph(material, name) for name in (OURS, HALF, *TOOLS)}
     # Each graph in ONNX Runtime, and for every compute capability through the compiler.
     rows: dict[str, Any] = {}
+    score = _scorer(material)
     with screen.stage("compile") as stage:
         for done, (name, graph) in enumerate(made.items()):
             stage.progress(done, len(made))
-            rows[name] = {"failed": graph} if isinstance(graph, str) else _row(material, graph, options.sm)
+            rows[name] = {"failed": graph} if isinstance(graph, str) else _row(graph, options, score)
     tools = {name: metadata.version(name) for name in ("onnxruntime", "nvidia-modelopt") if _installed(name)}
     return {
         "model": short_name(options.model),
-        "shape": SHAPE,
+        "shape": options.shapes[0],
         "compiler": installed_version(),
         "tools": tools,
         "rows": rows,
     }
 
 
-def _row(material: Material, graph: Path, capabilities: Sequence[int]) -> dict[str, Any]:
-    compiled = {str(sm): _compiled(graph, sm) for sm in capabilities}
-    return {"accuracy": _accuracy(material, graph), "sm": compiled}
+def _row(graph: Path, options: argparse.Namespace, score: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    compiled = {str(sm): _compiled(graph, sm, options.shapes[0]) for sm in options.sm}
+    return {"accuracy": score(graph), "sm": compiled}
 
 
 def _installed(package: str) -> bool:
@@ -104,10 +105,10 @@ def _our_graph(material: Material, name: str) -> Path:
     return half
 
 
-def _compiled(graph: Path, sm: int) -> dict[str, Any]:
+def _compiled(graph: Path, sm: int, shape: tuple[int, int]) -> dict[str, Any]:
     """Kernels and coverage of a graph for one compute capability, or the first node that is refused."""
     try:
-        found = compile_graph(graph, (sm,), Shapes.fixed(*SHAPE))
+        found = compile_graph(graph, (sm,), Shapes.fixed(*shape))
     except Refused as error:
         first = error.errors[0]
         return {"refused": first.reason, "operator": first.operator, "node": first.node, "nodes": len(error.errors)}
@@ -123,17 +124,23 @@ def _compiled(graph: Path, sm: int) -> dict[str, Any]:
     }
 
 
-def _accuracy(material: Material, graph: Path) -> dict[str, Any]:
-    """accuracy.json of a graph against torch FP32 over the texts."""
+def _scorer(material: Material) -> Callable[[Path], dict[str, Any]]:
+    """Return accuracy.json of a graph against torch FP32, whose answers to the texts are computed once."""
     from engines import compare as engines_compare
     from qdq.load.runner import TorchRunner
     from qdq.tasks.labels import class_indices
 
     loaded = material.loaded
-    feeds = batches(loaded, material.texts, (TEXTS, SHAPE[1]), "longest")
+    feeds = batches(loaded, material.texts, (TEXTS, material.options.shapes[0][1]), "longest")
     labels = class_indices(material.texts, loaded.labels, len(loaded.labels), required=False)[0]
     floating = TorchRunner(loaded.module(), material.threads)
-    return engines_compare.compare(floating, _runner(graph), feeds, TASK, labels)
+    expected = [floating(feed) for feed in feeds]
+
+    def score(graph: Path) -> dict[str, Any]:
+        answers = iter(expected)
+        return engines_compare.compare(lambda _: next(answers), _runner(graph), feeds, TASK, labels)
+
+    return score
 
 
 def _runner(graph: Path) -> Runner:
@@ -163,8 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--sm", type=int, nargs="+", choices=CAPABILITIES, default=[75, 89], help="compute capabilities")
     for name, default in (("samples", 128), ("eval-samples", 512), ("threads", 0)):
         add(f"--{name}", type=int, default=default, metavar="N", help="(default: %(default)s)")
-    command.set_defaults(shapes=(SHAPE,), precision_hint="f32")
+    add("--shape", nargs=2, type=int, default=SHAPE, metavar=("B", "S"), help="batch and sequence (default: 40 128)")
     options = command.parse_args(arguments)
+    options.shapes, options.precision_hint = (tuple(options.shape),), "f32"
     report = compare(options)
     write_json(options.json, report)
     sys.stdout.write(render_compiled(report) + "\n")

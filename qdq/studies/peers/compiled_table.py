@@ -23,7 +23,7 @@ def render_compiled(report: Mapping[str, Any]) -> str:
     headers += [f"SM{sm}: kernels, MB; INT8 linears, attentions; FP32 scales" for sm in capabilities]
     rows = []
     # A tool that failed has its reason in place of every figure.
-    for name, row in report["rows"].items():
+    for name, row in ((name, report["rows"][name]) for name in LABELS):
         if "failed" in row:
             rows.append([LABELS[name], "–", "–", "–", *(f"the tool failed: {row['failed']}" for _ in capabilities)])
             continue

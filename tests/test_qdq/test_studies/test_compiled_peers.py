@@ -23,10 +23,10 @@ def test_every_graph_is_built_scored_and_compiled(
 ) -> None:
     model, out = tiny_checkpoint("bert", "text-classification"), tmp_path / "compiled.json"
     typed = ["--model", str(model), "--json", str(out), "--work", str(tmp_path / "work"), "--threads", "1"]
-    main([*typed, "--samples", "4", "--eval-samples", "6", "--sm", "75"])
+    main([*typed, "--samples", "4", "--eval-samples", "6", "--sm", "75", "--shape", "4", "16"])
     shown, report = capsys.readouterr().out, json.loads(out.read_text())
     rows = report["rows"]
-    assert list(rows) == [OURS, HALF, *TOOLS]
+    assert set(rows) == {OURS, HALF, *TOOLS}
     assert (
         "modelopt is not installed; 'make compare-compiled' installs it" in rows["modelopt"]["failed"] or HAS_MODELOPT
     )
