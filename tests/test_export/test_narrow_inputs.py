@@ -139,6 +139,7 @@ def test_the_lowered_graph_takes_int32_and_computes_the_same(
         "half_body",
         "merge_projections",
         "weight_ratios",
+        "quantized_products",
         "narrow_inputs",
         "strong_types",
     ]

@@ -26,7 +26,8 @@ def test_tiny_graphs_are_what_a_build_takes(tiny: Any, tools: Any) -> None:
     assert {tensor.dtype for tensor in inputs} == {"int32"}
     assert len(write_build_files(tiny.int8, tiny.int8.parent, inputs, TensorRTSettings())) == 2
     layers = fusion_map(onnx.load(tiny.int8), 75, 64)
-    assert sum(layer.kind == "int8_gemm" and layer.role != "" for layer in layers) == 12
+    # q, k and v are one product in the first layer; in the last, whose other rows nobody reads, k and v are
+    assert sum(layer.kind == "int8_gemm" and layer.role != "" for layer in layers) == 9
     assert [layer.kind for layer in layers if "attention" in layer.kind] == ["int8_fused_attention"] * 2
     kinds = {node.op_type for node in onnx.load(tiny.fp16).graph.node}
     assert "QuantizeLinear" not in kinds

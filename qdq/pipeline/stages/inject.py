@@ -62,7 +62,7 @@ def fitting_spec(run: Run, loaded: LoadedModel) -> tuple[QuantSpec, list[str]]:
     from qdq.placing.attention import fitting
 
     spec, options = requested_spec(run), run.options
-    if TARGETS[options.target].placement != "tensorrt":
+    if not TARGETS[options.target].gpu:
         return spec, []
     limits = partial(int8_attention_limits, longest=options.sequence, sm=options.sm, body=options.body)
     return fitting(loaded.model, spec, limits)

@@ -120,6 +120,7 @@ DOCUMENTED = {
     "dynamic": ("", (), True, False),
     "qdqbert": ("qkav", ("local", "residual"), True, False),
     "auto": ("qkav", ("local", "residual"), True, False),
+    "fused": ("qkav", ("residual",), True, False),
     "ft1": ("qkav", (), True, False),
     "ft2": ("qkav", ("residual",), False, True),
     "ft3": ("qkav", ("residual",), False, True),
