@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from engines.interface import interface
 from engines.openvino.precision import verdicts
 from engines.openvino.reading import mark, read_network
 from engines.precision import assemble
-from engines.types import BuiltEngine, MatmulNames
+from engines.types import BuiltEngine, MatmulNames, NotInt8
 from qdq.base.artifacts import atomic_path
 from qdq.base.choices import PRECISION_HINTS
 from qdq.base.config import choice
@@ -79,7 +79,9 @@ def build(
         compiled = core.compile_model(model, "CPU", settings.properties())
     except RuntimeError as error:
         raise BuildError(f"OpenVINO cannot build {lowered}: {reason(error)}; run the lower stage again") from error
-    report = None if names is None else assemble(names, verdicts(compiled.get_runtime_model()))
+    report = None
+    if names is not None:
+        report = assemble(_known_floats(names, network.fitted), verdicts(compiled.get_runtime_model()))
     if report is not None and report.encoder_linear[0] + report.attention_matmul[0]:
         mark(model, settings.sums)
     _save(model, xml, weights)
@@ -92,6 +94,13 @@ def build(
         "inference_precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
     }
     return BuiltEngine("openvino", (xml, weights), inputs, outputs, report, recorded)
+
+
+def _known_floats(names: MatmulNames, fitted: dict[str, Any] | None) -> MatmulNames:
+    """Name the products that lost their quantizers: a fused block could report another precision for them."""
+    lost = fitted["float_products"] if fitted else ()
+    reason = "two activations could saturate on this CPU; computed in float"
+    return replace(names, unquantized=(*names.unquantized, *(NotInt8(name, reason) for name in lost)))
 
 
 def open_core() -> Any:
