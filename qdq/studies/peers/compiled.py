@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engines.tensorrt_rtx import Refused, Shapes, compile_graph, coverage, installed_version
+from engines.tensorrt_rtx.coverage import INT8
+from export.names import one_by_one
 from qdq.base.artifacts import write_json
 from qdq.base.choices import CAPABILITIES
 from qdq.base.screen import Screen
@@ -118,10 +120,16 @@ def _compiled(graph: Path, sm: int, shape: tuple[int, int]) -> dict[str, Any]:
     return {
         "kernels": len(found.kernels),
         "megabytes": round(found.megabytes, 2),
-        "linears": covered.int8_linears,
-        "attentions": covered.int8_attentions,
-        "fp32_scales": covered.fp32_scales,
+        "linears": _share(covered.linears, INT8),
+        "attentions": _share(covered.attentions, INT8),
+        "fp32_scales": _share(covered.scales_in_fp32, True),
     }
+
+
+def _share(verdicts: Mapping[str, object], good: object) -> tuple[int, int]:
+    """Number of nodes that have the verdict, of all; a product that computes several linears counts as those."""
+    counts = {name: len(one_by_one(name)) for name in verdicts}
+    return sum(counts[name] for name, verdict in verdicts.items() if verdict == good), sum(counts.values())
 
 
 def _scorer(material: Material) -> Callable[[Path], dict[str, Any]]:
