@@ -23,15 +23,13 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.calibrate.treatments.scale_residuals import producer
 from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.inject import Placement, inject, quantizers
-from qdq.inject.blocks import Residual
 from qdq.inject.embedding import QuantEmbedding
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, treated, weight_amax
 from qdq.inject.spec import QuantSpec, spec_from_mapping
-from qdq.load.model import LoadedModel, load_model, quiet_transformers
+from qdq.load.model import OURS, LoadedModel, load_model, quiet_transformers
 from qdq.load.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
 
 AMAX_SUFFIX = "_amax"
-OURS = (AMAX_SUFFIX, *(f".{name}" for kind in (QuantLinear, Residual) for name in kind.TREATMENTS))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 POOLING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 

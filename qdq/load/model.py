@@ -6,12 +6,14 @@ Nothing of a checkpoint is executed: `trust_remote_code` stays off, and weights 
 
 from __future__ import annotations
 
+import logging as messages
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -23,14 +25,23 @@ from transformers.utils import logging
 import qdq.load.pruned  # noqa: F401  # CONFIG_MAPPING and the Auto classes then know width-pruned models
 from qdq.base.artifacts import sha256_file
 from qdq.errors import ModelError
+from qdq.inject.blocks import Residual
 from qdq.inject.families import Family, family_of
+from qdq.inject.quantizer import QuantLinear
+from qdq.load.declared import RETURNED, refuse_config
 from qdq.load.kinds import SENTENCE_EMBEDDING, Task, detect_task, task_named
+from qdq.load.leftovers import check_leftovers, foreign_prefix
 from qdq.load.pooling import Pooling, read_pooling
 from qdq.load.source import read_config, resolve, safe_name, weight_files
 
 __all__ = ["EncoderModule", "LoadedModel", "load_model", "quiet_transformers", "resolve", "safe_name"]
 
+logger = messages.getLogger(__name__)
+
 QDQBERT = "qdqbert"  # transformers 5 dropped it; its checkpoints are BERT's parameters with `_amax` beside them
+
+# Names' ends of ranges and treatments, which `qdq.calibrate.checkpoint` reads from a calibrated checkpoint
+OURS = ("_amax", *(f".{name}" for kind in (QuantLinear, Residual) for name in kind.TREATMENTS))
 
 # What transformers, safetensors and torch raise on a folder whose files are damaged or contradict each other; a zero
 # head count divides by zero, a null where a table belongs has no attribute, and so on.
@@ -145,6 +156,8 @@ def _configuration(folder: Path) -> PreTrainedConfig:
         family_of(model_type)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
+    refuse_config(folder, values)
+    values |= RETURNED
     try:
         with quiet_transformers():
             config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(values)
@@ -155,13 +168,35 @@ def _configuration(folder: Path) -> PreTrainedConfig:
 
 def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path]) -> PreTrainedModel:
     """Build the task's model from the folder, and check that its weights are complete."""
+    model, info = _pretrained(folder, config, task, weights)
+    prefix = foreign_prefix(info["unexpected_keys"], info["missing_keys"], model.base_model_prefix)
+    if prefix:
+        logger.warning("%s: the names of its weights begin with %s, which was taken off", folder, prefix)
+        model, info = _pretrained(folder, config, task, weights, {f"^{re.escape(prefix)}": ""})
+    # transformers fills missing weights with random values and only logs it
+    foreign = [key for key in info["unexpected_keys"] if not key.endswith(OURS)]
+    left = check_leftovers(folder, model, task.name == "feature-extraction", foreign)
+    _check_weights(folder, model, task, info)
+    if left:
+        logger.warning(left)
+    loaded: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
+    # The bare encoder returns token states or a sentence embedding; its pooler would be dead weight
+    if task.name == "feature-extraction" and getattr(loaded, "pooler", None) is not None:
+        setattr(loaded, "pooler", None)  # noqa: B010  # typed as a module by transformers, which also allows None
+    return loaded
+
+
+def _pretrained(
+    folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path], renamed: dict[str, str] | None = None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Read the task's model and transformers' report on its weights; `renamed` maps patterns of names to new ones."""
     auto = getattr(transformers, task.auto_class)
     options = {"local_files_only": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
     options["use_safetensors"] = weights[0].suffix == ".safetensors"
     try:
         with quiet_transformers():
             model, info = auto.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True, **options
+                folder, config=config, dtype=torch.float32, output_loading_info=True, key_mapping=renamed, **options
             )
     except UnpicklingError as error:  # torch reads pickles with weights_only: tensors and plain containers
         raise ModelError(
@@ -172,13 +207,7 @@ def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Pat
         raise ModelError(
             f"{folder}: cannot be loaded as {task.name} ({_reason(error)}); copy the checkpoint again"
         ) from error
-    # transformers fills missing weights with random values and only logs it
-    _check_weights(folder, model, task, info)
-    loaded: PreTrainedModel = model.eval()
-    # The bare encoder returns token states or a sentence embedding; its pooler would be dead weight
-    if task.name == "feature-extraction" and getattr(loaded, "pooler", None) is not None:
-        setattr(loaded, "pooler", None)  # noqa: B010  # typed as a module by transformers, which also allows None
-    return loaded
+    return cast(PreTrainedModel, model), info
 
 
 def _check_weights(folder: Path, model: PreTrainedModel, task: Task, info: Mapping[str, Any]) -> None:

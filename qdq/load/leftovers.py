@@ -1,0 +1,87 @@
+"""Weights and files a checkpoint holds beyond its model: refused where they change the answer, else named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from qdq.errors import ModelError
+
+PREFIXES = re.compile(r"^(?:(?:_orig_mod|module|model)\.)+")  # torch.compile, DataParallel, Lightning and trainers
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin")
+MERGE = "merge it into its base model first (merge_and_unload of peft) and save that with save_pretrained"
+
+# Parts of a name -> what such a weight looks like; the first that fits is said
+KINDS = (
+    (r"lora_|\.ia3_|adapter|prompt_embeddings|prefix_encoder", f"an adapter: {MERGE}"),
+    (r"distance_embedding|rel_pos|relative", "relative positions, which this model class does not compute"),
+    (r"rotary|inv_freq", "rotary positions, which this model class does not compute"),
+    (r"crossattention", "cross-attention, which an encoder alone does not compute"),
+    (r"gated|gate|\.w12|\.w1\.|\.Wqkv", "the layers of another architecture or library"),
+    (r"(^|\.)crf\.|transitions", "a CRF behind the classifier, which this model class does not compute"),
+    (r"weight_scale|qweight|qzeros|absmax|quant_state", "weights another library quantized; give the original ones"),
+)
+OTHER = "another architecture's or library's layers; give a checkpoint whose weights this class uses up"
+# Heads of other tasks and of pre-training, losses, and buffers: nothing that the task at hand computes
+HARMLESS = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|pooler\..*)$"
+    r"|^(cls|lm_head|predictions|sop_classifier|discriminator_predictions|generator_predictions|generator_lm_head"
+    r"|vocab_(transform|layer_norm|projector)|qa_outputs|classifier|pre_classifier|sequence_summary)\."
+    r"|^(loss|criterion|class_weights)"
+)
+
+
+def refuse_adapters(folder: Path) -> None:
+    """Raise ModelError for a folder with an adapter of peft or adapters, with or without its base model."""
+    found = [name for name in ADAPTER_FILES if (folder / name).is_file()]
+    if found:
+        raise ModelError(f"{folder}: holds an adapter (LoRA or its kind: {', '.join(found)}); {MERGE}")
+
+
+def foreign_prefix(unexpected: Iterable[str], missing: Collection[str], base: str) -> str | None:
+    """Return the prefix that hides a model's weights (``module.``), or None when taking it off finds none of them.
+
+    `base` is the name of the encoder below a task model, which a bare encoder's parameters lack.
+    """
+    wanted = set(missing)
+    for key in sorted(unexpected):
+        match = PREFIXES.match(key)
+        if match and {key[match.end() :], key[match.end() :].removeprefix(f"{base}.")} & wanted:
+            return match.group()
+    return None
+
+
+def check_leftovers(folder: Path, model: Any, bare: bool, unexpected: Iterable[str]) -> str:
+    """Return one line that names the harmless weights which `model` did not use, "" without any.
+
+    Raises ModelError for weights that change the answer, saying what they look like: all that lie in the encoder, and
+    those of a head that nobody knows, unless the encoder alone is asked for (`bare`).
+    """
+    # Where a weight belongs, and whether anything asked for depends on it
+    base = model.base_model
+    inside = tuple(f"{name}." for name, _ in base.named_children() if name != "pooler")
+    harmless: list[str] = []
+    others: list[str] = []
+    for key in sorted(unexpected):
+        in_encoder = key.startswith(f"{model.base_model_prefix}.") or key.startswith(inside)
+        looks = any(re.search(pattern, key) for pattern, _ in KINDS)
+        known = HARMLESS.search(key) is not None or (bare and not in_encoder)
+        (harmless if known and not looks else others).append(key)
+    # One error, or one line
+    if others:
+        raise ModelError(
+            f"{folder}: {len(others)} of its weights are not used by {type(model).__name__} ({_named(others)}); they "
+            f"look like {_looks(others)}"
+        )
+    return f"{folder}: weights this task does not use: {_named(harmless)}" if harmless else ""
+
+
+def _looks(keys: list[str]) -> str:
+    kinds = (kind for pattern, kind in KINDS if any(re.search(pattern, key) for key in keys))
+    return next(kinds, OTHER)
+
+
+def _named(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -1,0 +1,116 @@
+"""Weights, files and keys of a checkpoint beyond its model: refused, taken off or named, never dropped in silence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qdq.errors import ModelError
+from qdq.load.model import load_model
+
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A copy of the tiny BERT classifier, to add to."""
+    return Path(shutil.copytree(tiny_checkpoint("bert"), tmp_path / "tiny-bert"))
+
+
+def rename(folder: Path, change: Callable[[str], str], **more: torch.Tensor) -> None:
+    """Save the weights under changed names, with `more` of them."""
+    state = {change(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file({**state, **more}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def add(folder: Path, *names: str) -> None:
+    rename(folder, str, **{name: torch.ones(2) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [
+        ("bert.encoder.layer.0.attention.self.distance_embedding.weight", "relative positions"),
+        ("bert.encoder.layer.0.attention.self.query.lora_A.default.weight", "an adapter: merge it .*merge_and_unload"),
+        ("bert.encoder.layer.0.output.adapters.x.weight", "an adapter"),
+        ("bert.encoder.layer.0.crossattention.self.query.weight", "cross-attention"),
+        ("bert.encoder.layer.0.mlp.gated_layers.weight", "the layers of another architecture"),
+        ("bert.encoder.layer.2.output.dense.weight", "another architecture's or library's layers"),
+        ("bert.embeddings.language.weight", "another architecture's or library's layers"),
+        ("crf.transitions", "a CRF behind the classifier"),
+        ("dense2.weight", "another architecture's or library's layers"),
+    ],
+)
+def test_weights_that_change_the_answer_are_refused(folder: Path, name: str, looks: str) -> None:
+    add(folder, name)
+    with pytest.raises(
+        ModelError, match=rf"1 of its weights are not used by BertFor\w+ \({name}\); they look like {looks}"
+    ):
+        load_model(str(folder))
+
+
+def test_harmless_weights_are_named_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(folder, "cls.predictions.bias", "cls.seq_relationship.bias", "bert.embeddings.position_ids", "loss.weight")
+    load_model(str(folder))
+    (line,) = [record.getMessage() for record in caplog.records if "does not use" in record.getMessage()]
+    assert "cls.predictions.bias" in line
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "module._orig_mod."])
+def test_a_foreign_prefix_is_taken_off(folder: Path, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    expected = load_model(str(folder)).model.state_dict()
+    rename(folder, lambda name: prefix + name)
+    for task in (None, "feature-extraction"):
+        found = load_model(str(folder), task).model.state_dict()
+        for name, tensor in found.items():
+            assert torch.equal(tensor, expected[name if task is None else f"bert.{name}"])
+    assert f"begin with {prefix}, which was taken off" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_is_refused_with_and_without_its_base(folder: Path, file: str) -> None:
+    (folder / file).write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match=rf"holds an adapter .*{file}\); merge it"):
+        load_model(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match="holds an adapter"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("position_embedding_type", "relative_key"),
+        ("position_embedding_type", "relative_key_query"),
+        ("position_embedding_type", "rotary"),
+        ("auto_map", {"AutoModel": "modeling.M"}),
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        ("add_cross_attention", True),
+        ("is_encoder_decoder", True),
+        ("pruned_heads", {"0": [1]}),
+    ],
+)
+def test_a_key_that_changes_the_computation_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"config\.json: {key} .*not supported"):
+        load_model(str(folder))
+
+
+def test_keys_that_change_only_what_is_returned_or_how_are_harmless(folder: Path) -> None:
+    ids = torch.full((2, 6), 7)
+    with torch.no_grad():
+        (expected,) = load_model(str(folder)).module()(ids, torch.ones_like(ids))
+    harmless = {"return_dict": False, "output_attentions": True, "chunk_size_feed_forward": 3, "pruned_heads": {}}
+    config = json.loads((folder / "config.json").read_text()) | harmless
+    (folder / "config.json").write_text(json.dumps(config))
+    with torch.no_grad():
+        (found,) = load_model(str(folder)).module()(ids, torch.ones_like(ids))
+    torch.testing.assert_close(found, expected)
