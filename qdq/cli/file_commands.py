@@ -37,7 +37,7 @@ class CheckOptions(GraphOptions):
     target: str = option("trt11", "trt10, trt11 or rtx (TensorRT for RTX)")
     format: str = option("text", "text, json or sarif")
     strict: bool = option(False, "accuracy and performance findings fail too (default: errors only)")
-    sm: int = option(75, "compute capability, 75 to 100 (default: 75, a T4)")
+    sm: int = option(75, "compute capability, 75 to 121 (default: 75, a T4)")
     compile: bool = option(False, "let NVIDIA's compiler build it, too; needs no GPU")
     shape: str | None = option(
         None,
@@ -60,7 +60,7 @@ class InspectOptions(GraphOptions):
     """Options of `qdq inspect`."""
 
     file: str = option(MISSING, "layer_info.json of the plan", metavar="FILE", positional=True)
-    sm: int = option(75, "compute capability, 75 to 100 (default: 75, a T4)")
+    sm: int = option(75, "compute capability, 75 to 121 (default: 75, a T4)")
     model: str | None = option(None, "graph the plan was built from (default: model.onnx beside FILE)", metavar="ONNX")
 
 
