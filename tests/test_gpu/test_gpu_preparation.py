@@ -28,7 +28,8 @@ def test_tiny_graphs_are_what_a_build_takes(tiny: Any, tools: Any) -> None:
     layers = fusion_map(onnx.load(tiny.int8), 75, 64)
     # q, k and v are one product in the first layer; in the last, whose other rows nobody reads, k and v are
     assert sum(layer.kind == "int8_gemm" and layer.role != "" for layer in layers) == 9
-    assert [layer.kind for layer in layers if "attention" in layer.kind] == ["int8_fused_attention"] * 2
+    # The last attention has one query row, which the compiler does not fuse.
+    assert [layer.kind for layer in layers if "attention" in layer.kind] == ["int8_fused_attention"]
     kinds = {node.op_type for node in onnx.load(tiny.fp16).graph.node}
     assert "QuantizeLinear" not in kinds
     feeds = tools.feeds_of(tiny.int8, 4, 32)
