@@ -52,6 +52,12 @@ def is_running(process: int) -> bool:
         return False
 
 
+def test_memory_is_the_childs_own(write_half: WriteHalf) -> None:
+    mine = bytearray(1 << 30)  # what started the child may be as large as it likes
+    mine[:: resource.getpagesize()] = bytes(len(mine[:: resource.getpagesize()]))
+    assert compile_graph(write_half(), (75,), SHAPE).peak_mb < 600
+
+
 @pytest.mark.parametrize("capability", [75, 89])
 def test_an_encoder_layer_is_compiled(compiler: Compiler, write_half: WriteHalf, capability: int) -> None:
     model = write_half()
