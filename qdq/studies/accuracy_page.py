@@ -64,9 +64,8 @@ quantization and by ONNX Runtime on the graph that a row names, because no Tenso
 This page is written by `make accuracy` from [docs/results/accuracy](results/accuracy), after measuring what is not
 there yet.
 
-Rows of `auto (tensorrt)` on the exported graph are of the placement before `fused`, and wait to be measured anew.
-Known of the present one, without product codes: minilm-mrpc loses 0.25 points, minilm-conll gains 0.07, minilm-squad
-loses 0.34 (2000 texts); with them the lowered graph of minilm-mrpc scores as FP32 does.
+Rows of `auto (tensorrt)` on the exported graph are of the placement before `fused` and of a lowering without product
+codes; they wait to be measured anew. The present default is known for minilm-mrpc alone ([tensorrt.md](tensorrt.md)).
 """
 
 

@@ -155,7 +155,7 @@ def test_a_very_deep_graph_does_not_recurse() -> None:
 
 
 def test_a_skip_that_undoes_smoothing_is_quantized_and_a_product_behind_a_factor_is_not(model: ModelProto) -> None:
-    """What calibration writes for a skip that shares the linears' codes: ``DQ(Q(x * f)) / f``."""
+    """Build a skip that shares the linears' codes as calibration writes it: ``DQ(Q(x * f)) / f``."""
     add = next(node for node in model.graph.node if node.name == "bert.encoder.layer.0.attention.output.Add")
     product = next(node for node in model.graph.node if node.name.endswith("layer.0.intermediate.dense.MatMul"))
     model.graph.initializer.append(numpy_helper.from_array(np.full(32, 2, np.float32), "factor"))

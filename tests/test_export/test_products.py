@@ -1,4 +1,4 @@
-"""What is measured of products, against the products themselves."""
+"""Measured sizes of products, against the products themselves."""
 
 from __future__ import annotations
 

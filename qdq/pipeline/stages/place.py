@@ -88,6 +88,7 @@ def _searched(run: Run, loaded: LoadedModel, spec: QuantSpec, stage: Stage) -> t
 def _with_engines(run: Run, loaded: LoadedModel, found: Search, units: Sequence[Unit], graph: Path) -> Search:
     """`found` with what engines of some placements cost. Raises BuildError, PassError."""
     from export.passes import LowerOptions
+    from export.products import measure_products
     from export.ranges import measure_ranges
     from qdq.placing.compiled import Setting, with_compiled
     from qdq.placing.latency import with_latency
@@ -98,6 +99,7 @@ def _with_engines(run: Run, loaded: LoadedModel, found: Search, units: Sequence[
     lowering = LowerOptions(
         body=options.body,  # type: ignore[arg-type]  # validated
         ranges=None if options.body == "fp32" else measure_ranges(graph, timing.feeds),
+        products=measure_products(graph, timing.feeds) if options.product_codes else None,
     )
     choices = timing.shape[1] if len(timing.shape) == 3 else 2
     return with_compiled(found, units, graph, Setting(options.sm, options.batch, options.sequence, lowering, choices))

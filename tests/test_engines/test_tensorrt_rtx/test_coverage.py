@@ -103,7 +103,7 @@ def test_attention_says_why_it_is_not_int8(cover: Cover, write_half: WriteHalf) 
 
 
 def test_fused_attention_must_multiply_int8(compiler: Compiler, write_half: WriteHalf) -> None:
-    """What it reads does not say what it computes with; the source of its kernel does."""
+    """Types that it reads do not say what it computes with; the source of its kernel does."""
     model = write_half()
     compiled = compiler.compile(model, (75,), SHAPE)
     (attention,) = [kernel for kernel in compiled.kernels if kernel.kind == "attention"]

@@ -1,4 +1,4 @@
-"""What the linter's tests share: reports, and tables of edits."""
+"""Reports and tables of edits that the linter's tests share."""
 
 from __future__ import annotations
 
