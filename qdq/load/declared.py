@@ -20,7 +20,6 @@ def refuse_config(folder: Path, values: dict[str, Any]) -> None:
         "class for",
         "quantization_config": "its weights were quantized by another library; give the original floating-point ones",
         "add_cross_attention": "cross-attention reads a second model's states; give an encoder",
-        "is_decoder": "its tokens see only those before them; give an encoder",
         "is_encoder_decoder": "it is a pair of encoder and decoder; give an encoder",
         "pruned_heads": "heads cut out by transformers are not built again; save it with the heads it had",
     }

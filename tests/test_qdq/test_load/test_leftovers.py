@@ -93,7 +93,6 @@ def test_an_adapter_is_refused_with_and_without_its_base(folder: Path, file: str
         ("auto_map", {"AutoModel": "modeling.M"}),
         ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
         ("add_cross_attention", True),
-        ("is_decoder", True),
         ("is_encoder_decoder", True),
         ("pruned_heads", {"0": [1]}),
     ],
