@@ -26,6 +26,7 @@ from qdq.studies.study import exit_code, parser
 
 if TYPE_CHECKING:
     from engines.tensorrt_rtx import Compiled
+    from export.passes import LowerOptions
 
 DEVICE, BATCH, SEQUENCE = "t4", 40, 128
 WHOLE = "cpu placement"  # the engine that every other one is compared with
@@ -69,7 +70,6 @@ def tensorrt_costs(works: Sequence[Path], batch: int = BATCH, sequence: int = SE
     has. Raises DeployError for a work directory without a graph, Unavailable without the compiler.
     """
     from engines.estimate.devices import find_device
-    from export.passes import LowerOptions
     from qdq.placing.compiled import Setting, compiled_without
 
     sm = find_device(DEVICE).compute_capability
@@ -83,7 +83,7 @@ def tensorrt_costs(works: Sequence[Path], batch: int = BATCH, sequence: int = SE
         inside = units([point for point in points if layer_of(point) == middle], "tensorrt")
         kinds = [unit for unit in inside if unit.kind not in found["shares"]]
         left_out = {0: (), **{number: unit.points for number, unit in enumerate(kinds, start=1)}}
-        lowering = LowerOptions(ranges=_ranges(work, sequence))
+        lowering = _lowering(work, sequence)
         engines = compiled_without(work / CANONICAL, left_out, Setting(sm, batch, sequence, lowering))
         whole, per_layer = engines[0], engines[0].per_layer()
         layer = layer or {"kernels": per_layer[middle][0], "megabytes": round(per_layer[middle][1], 2)}
@@ -91,8 +91,8 @@ def tensorrt_costs(works: Sequence[Path], batch: int = BATCH, sequence: int = SE
         for number, unit in enumerate(kinds, start=1):
             engine = engines[number]
             found["kernels"][unit.kind] = len(engine.kernels) - len(whole.kernels)
-            found["megabytes"][unit.kind] = round(engine.megabytes - whole.megabytes, 2)
-            found["shares"][unit.kind] = round((milliseconds(engine) - base) * len(layers) / base, 4)
+            found["megabytes"][unit.kind] = round(engine.megabytes - whole.megabytes, 2) + 0.0  # no -0.0
+            found["shares"][unit.kind] = round((milliseconds(engine) - base) * len(layers) / base, 4) + 0.0
     about = (
         f"compiled by TensorRT for RTX {whole.version} for SM {sm / 10} at batch {batch} x sequence {sequence}; shares "
         f"of latency are estimated from these kernels and bytes for {DEVICE}"
@@ -109,8 +109,10 @@ def milliseconds(engine: Compiled) -> float:
     return total_ms(kernel_ops(engine.kernels), setting(find_device(DEVICE), load_coefficients()))
 
 
-def _ranges(work: Path, sequence: int) -> dict[str, float]:
-    """Largest magnitudes of a canonical graph's tensors on the bundled text, for its FP16 body."""
+def _lowering(work: Path, sequence: int) -> LowerOptions:
+    """Options of the default lowering of a canonical graph: its ranges and products measured on the bundled text."""
+    from export.passes import LowerOptions
+    from export.products import measure_products
     from export.ranges import measure_ranges
     from qdq.calibrate.checkpoint import load_checkpoint
     from qdq.text.data import bundled, read_records
@@ -118,7 +120,8 @@ def _ranges(work: Path, sequence: int) -> dict[str, float]:
 
     loaded, *_ = load_checkpoint(work / "checkpoint")
     feeds = workload_of_shape(loaded.tokenizer, read_records(bundled(), 16)[0], loaded.inputs, (8, sequence), 2)
-    return measure_ranges(work / CANONICAL, feeds)
+    graph = work / CANONICAL
+    return LowerOptions(ranges=measure_ranges(graph, feeds), products=measure_products(graph, feeds))
 
 
 def _require(file: Path, command: str) -> None:
