@@ -6,8 +6,8 @@ changed and what it declined with the reason. Running it again on its own output
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class PassResult:
 
     changed: tuple[str, ...] = ()
     declined: tuple[Declined, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what users of the graph have to know of it
 
     @property
     def modified(self) -> bool:
@@ -47,6 +48,7 @@ class PassResult:
             "modified": self.modified,
             "changed": list(self.changed),
             "declined": [asdict(item) for item in self.declined],
+            **({"facts": dict(self.facts)} if self.facts else {}),
         }
 
 

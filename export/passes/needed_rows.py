@@ -23,8 +23,8 @@ ELEMENTWISE = frozenset(
 ALONG_LAST_AXIS = frozenset({"LayerNormalization", "Softmax"})
 
 
-def needed_rows(graph: gs.Graph) -> PassResult:
-    """Compute only the rows that are read.
+def needed_rows(graph: gs.Graph, attention: bool = True) -> PassResult:
+    """Compute only the rows that are read; without `attention`, not beyond the last attention's result.
 
     Before: ``x[B,S,H] -> ... last encoder block ... -> y[B,S,H] -> Gather(axis 1, index i) -> pooler``, every row of y
     computed and one of them read. After: ``Gather(axis 1, [i])`` in front of the block's query and residual branch, so
@@ -39,7 +39,7 @@ def needed_rows(graph: gs.Graph) -> PassResult:
         index = _row_index(node)
         if index is None or not node.inputs[0].inputs:
             continue
-        selection = _Selection(graph, node, index, _shapes(graph))
+        selection = _Selection(graph, node, index, _shapes(graph), RULES if attention else BEHIND_ATTENTION)
         if selection.run():
             changed.append(node.name)
         elif selection.reason:
@@ -72,8 +72,10 @@ def _dimensions(value: onnx.ValueInfoProto) -> Shape:
 class _Selection:
     """One Gather and the nodes that can work on its row alone, found against the flow of the graph."""
 
-    def __init__(self, graph: gs.Graph, gather: gs.Node, index: int, shapes: dict[str, Shape]) -> None:
-        self.graph, self.gather, self.index, self.shapes = graph, gather, index, shapes
+    def __init__(
+        self, graph: gs.Graph, gather: gs.Node, index: int, shapes: dict[str, Shape], rules: Mapping[str, Rule]
+    ) -> None:
+        self.graph, self.gather, self.index, self.shapes, self.rules = graph, gather, index, shapes, rules
         self.reason = ""
         self.axes: dict[int, int] = {}  # tensor -> the axis along which some reader takes the row only
         self.narrow: dict[int, tuple[gs.Node, tuple[Demand, ...]]] = {}  # nodes that will see the row only
@@ -103,7 +105,7 @@ class _Selection:
                 continue
             # Everything read from it as rows only? Then it can compute that row alone, if its operator works by rows.
             alone = self._read_by(output, asking[id(output)])
-            rule = RULES.get(node.op) if alone or node.op in PAIR else None
+            rule = self.rules.get(node.op) if alone or node.op in PAIR else None
             wanted = rule(self.shapes, node, axis) if rule is not None else None
             if wanted is None or any(self.axes.get(id(tensor), own) != own for tensor, own in wanted):
                 how = "does not work row by row" if alone else "is needed in full by other nodes"
@@ -198,3 +200,5 @@ RULES: Mapping[str, Rule] = {
     "Reshape": _reshape,
     "Transpose": _transpose,
 }
+# Behind an attention no node moves an axis; its result is reshaped from heads.
+BEHIND_ATTENTION = {op: rule for op, rule in RULES.items() if op not in ("Reshape", "Transpose")}
