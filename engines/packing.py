@@ -70,7 +70,7 @@ class Packing:
     positions: {"offset", "padding"}: a token's row of the position table is its column plus the offset, or, with a
     padding id, counted over the other ids as RoBERTa does; None for a graph without the input. outputs: "text" or
     "token" by name. first: the graph reads first tokens. inputs: names of the graph's. row: most cells of a row; texts:
-    most of a batch.
+    most of a batch; rows and tokens: what a whole batch of usual texts fills.
     """
 
     form: str
@@ -81,6 +81,29 @@ class Packing:
     inputs: Sequence[str]
     row: int
     texts: int
+    rows: int
+    tokens: int
+
+    def summary(self) -> dict[str, Any]:
+        """The form, and what a usual batch fills of it."""
+        return {"form": self.form, "rows": self.rows, "tokens": self.tokens}
+
+    def ranges(self) -> dict[str, tuple[int, int, int]]:
+        """Minimum, usual and maximum size of the axes that a padded batch does not have."""
+        if self.form == "rows":
+            length = (1, self.row, self.row)
+            return {"rows": (1, self.rows, self.texts), "texts": (1, self.texts, self.texts), "length": length}
+        grouped = {"texts": (1, self.texts, self.texts)} if self.choices else {}
+        return {"tokens": (1, self.tokens, self.texts * self.row), **grouped}
+
+    @classmethod
+    def beside(cls, file: Path) -> Packing | None:
+        """The form of the graph or plan `file`: what packing.json in its folder says; None for a padded one.
+
+        Raises PackingError when that cannot be read.
+        """
+        path = file.with_name(FILE)
+        return cls.read(path) if path.is_file() else None
 
     @classmethod
     def read(cls, path: Path) -> Packing:

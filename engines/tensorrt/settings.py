@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.packing import Packing
 from engines.types import TensorInfo
 from qdq.base.choices import HARDWARE
 from qdq.base.config import choice
@@ -14,6 +15,7 @@ from qdq.errors import BuildError, ConfigError
 
 Range = tuple[int, int, int]  # min, opt, max of one axis
 AXES = ("batch", "choices", "sequence")
+NAMED_AXES = ("rows", "texts", "length", "tokens")  # of a batch without padding, called so in the graph
 
 AMPERE = 8.0  # compute capability from which AMPERE_PLUS builds and loads; a T4 has 7.5
 SAME_CAPABILITY_SINCE = (10, 9)  # first TensorRT with SAME_COMPUTE_CAPABILITY
@@ -51,6 +53,7 @@ class TensorRTSettings:
     hardware_compatibility: str = "none"
     refit: bool = False  # the weights of the plan can be replaced; not with Q/DQ, see `check_weights`
     strip_weights: bool = False  # the plan carries no weights and must be refitted before it runs; not with Q/DQ
+    packing: Packing | None = None  # the form of the graph's batch, None for a padded one
 
     def validate(self) -> None:
         """Raise ConfigError naming the first impossible value."""
@@ -71,11 +74,14 @@ class TensorRTSettings:
             "batch": (self.batch_min, self.batch_opt, self.batch_max),
             "choices": (1, self.choices, self.choices),
             "sequence": (self.sequence_min, self.sequence_opt, self.sequence_max),
+            **(self.packing.ranges() if self.packing else {}),
         }
 
     def as_json(self) -> dict[str, Any]:
         """The settings as recorded in build.json; of the timing cache only the file name, paths differ by machine."""
-        return {**asdict(self), "timing_cache": self.timing_cache.name if self.timing_cache else None}
+        cache = self.timing_cache.name if self.timing_cache else None
+        plain = {name: value for name, value in asdict(self).items() if name != "packing" or value is not None}
+        return {**plain, "timing_cache": cache}
 
 
 def check_weights(settings: TensorRTSettings, model: Path) -> None:
@@ -116,12 +122,15 @@ def check_machine(settings: TensorRTSettings, capability: float | None, release:
 
 
 def axes_of(tensor: TensorInfo) -> tuple[int | str, ...]:
-    """Every dimension of an input as a fixed size or one of AXES.
+    """Every dimension of an input as a fixed size or one of AXES or NAMED_AXES.
 
     By position, because exporters choose their own symbol names: the first dynamic dimension counts as batch when it
-    leads, as sequence when it is last, as choices in between. Raises BuildError for an input of other rank than 2 or 3.
+    leads, as sequence when it is last, as choices in between. An input that has one of NAMED_AXES names all of its.
+    Raises BuildError for another input of other rank than 2 or 3.
     """
     rank = len(tensor.shape)
+    if not set(NAMED_AXES).isdisjoint(tensor.shape):
+        return tuple(size if isinstance(size, int) else str(size) for size in tensor.shape)
     if rank not in (2, 3):
         raise BuildError(
             f"input '{tensor.name}' has rank {rank}; an encoder input is [batch, sequence] or [batch, choices, "

@@ -46,7 +46,7 @@ def build(
 
 def profile(settings: TensorRTSettings) -> Shapes:
     """The profile of a TensorRT build as the compiler takes it."""
-    return Shapes(**settings.ranges())
+    return Shapes.of(settings.ranges())
 
 
 def read_back(compiled: Compiled, model: Path, names: MatmulNames) -> Int8Report:

@@ -111,11 +111,11 @@ def set_capabilities(trt: Any, config: Any, capabilities: list[int]) -> None:
 def set_shapes(builder: Any, network: Any, config: Any, shapes: dict[str, list[int]]) -> list[str]:
     """Give every dynamic axis of every input its range: one size, or minimum, optimum and maximum.
 
-    Returns which of batch, choices and sequence the graph leaves open.
+    Returns which of them the graph leaves open.
     """
     profile = builder.create_optimization_profile()
     dynamic = False
-    found = list(dynamic_axes(network))
+    found = list(dynamic_axes(network, shapes))
     for tensor, axes in found:
         sizes = {axis: shapes[role] for axis, role in axes.items()}
         if all(low == high for low, _, high in sizes.values()):
@@ -132,12 +132,12 @@ def set_shapes(builder: Any, network: Any, config: Any, shapes: dict[str, list[i
     return sorted({role for _, axes in found for role in axes.values()})
 
 
-def dynamic_axes(network: Any) -> Iterator[tuple[Any, dict[int, str]]]:
-    """Every input with dynamic axes, and what each of them is: batch, choices or sequence.
+def dynamic_axes(network: Any, shapes: dict[str, list[int]]) -> Iterator[tuple[Any, dict[int, str]]]:
+    """Every input with dynamic axes, and what each of them is: one of `shapes`, such as batch, choices or sequence.
 
-    The axes of a [batch, sequence] input name themselves; another input's axis of the same name is the same. An axis
-    that no name tells is the batch in front, choices between the two of an input [batch, choices, sequence], and the
-    sequence anywhere else.
+    An axis with a name of `shapes` is that. The axes of a [batch, sequence] input name themselves; another input's axis
+    of the same name is the same. An axis that no name tells is the batch in front, choices between the two of an input
+    [batch, choices, sequence], and the sequence anywhere else.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     roles = {}
@@ -147,6 +147,7 @@ def dynamic_axes(network: Any) -> Iterator[tuple[Any, dict[int, str]]]:
                 if tensor.shape[axis] < 0:
                     roles[tensor.get_dimension_name(axis)] = role
     roles.pop("", None)
+    roles |= {name: name for name in shapes}
     for tensor in inputs:
         rank = len(tensor.shape)
         places = {0: "batch", **({1: "choices"} if rank == 3 and tensor.shape[2] < 0 else {})}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -33,12 +33,13 @@ Range = tuple[int, int, int]  # minimum, optimum, maximum
 class Shapes:
     """Sizes of the dynamic axes of a graph's inputs; axes that the graph fixes stay as they are.
 
-    `choices` is the middle axis of inputs [batch, choices, sequence].
+    `choices` is the middle axis of inputs [batch, choices, sequence]; `named` are axes that are found by their names.
     """
 
     batch: Range
     sequence: Range
     choices: Range = (2, 2, 2)
+    named: Mapping[str, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for axis, (low, best, high) in self.ranges().items():
@@ -56,9 +57,19 @@ class Shapes:
         low, middle, high = least, best, most
         return cls((low[0], middle[0], high[0]), (low[1], middle[1], high[1]), (min(choices, 1), choices, choices))
 
+    @classmethod
+    def of(cls, ranges: Mapping[str, Range]) -> Self:
+        """Minimum, optimum and maximum by axis: batch, choices, sequence, and others by the names that inputs give."""
+        others = dict(ranges)
+        return cls(others.pop("batch"), others.pop("sequence"), others.pop("choices"), others)
+
+    def tuned(self) -> Self:
+        """The optimum of every axis as the one shape."""
+        return self.of({axis: (best, best, best) for axis, (_, best, _) in self.ranges().items()})
+
     def ranges(self) -> dict[str, Range]:
         """Minimum, optimum and maximum of every axis."""
-        return {"batch": self.batch, "choices": self.choices, "sequence": self.sequence}
+        return {"batch": self.batch, "choices": self.choices, "sequence": self.sequence, **self.named}
 
 
 class Compiler:

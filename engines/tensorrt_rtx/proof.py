@@ -9,7 +9,7 @@ from typing import Any
 
 from engines.tensorrt.settings import TensorRTSettings
 from engines.tensorrt_rtx.build import profile, read_back
-from engines.tensorrt_rtx.compiler import Compiler, Shapes
+from engines.tensorrt_rtx.compiler import Compiler
 from engines.tensorrt_rtx.coverage import INT8, coverage
 from engines.tensorrt_rtx.kernels import Compiled
 from engines.types import MatmulNames
@@ -36,7 +36,7 @@ def prove(
     megabytes (inputs, constants and outputs of all kernels) are counted at its tuned shape, where both graphs have
     sizes. Raises Unavailable without the compiler, BuildError when it refuses a graph.
     """
-    tuned = Shapes.fixed(settings.batch_opt, settings.sequence_opt, settings.choices)
+    tuned = profile(settings).tuned()
     with Compiler() as compiler:
         served = served or compiler.compile(pair.lowered, (capability,), profile(settings))
         int8 = compiler.compile(pair.lowered, (capability,), tuned)
@@ -50,6 +50,7 @@ def prove(
         "compute_capability": capability,
         "profile": {axis: list(sizes) for axis, sizes in settings.ranges().items()},
         "shape": [settings.batch_opt, settings.sequence_opt],
+        **({"packed": settings.packing.summary()} if settings.packing else {}),
         "linears": list(linears.encoder_linear),
         "attentions": list(found.int8_attentions),
         "fp32_scales": list(found.fp32_scales),  # of products: linears that are computed together are one
@@ -78,10 +79,19 @@ def proof_text(report: Mapping[str, Any]) -> str:
         f"  {linear} of {linears} encoder linears and {attention} of {attentions} attentions are INT8",
         *_scales(*report["fp32_scales"]),
         *_beside(report["int8"], report["float"]),
-        f"  counted at {batch} x {sequence}: inputs, constants and outputs of all kernels",
+        f"  counted at {batch} x {sequence}{_packed(report)}: inputs, constants and outputs of all kernels",
         f"  {report['note']}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _packed(report: Mapping[str, Any]) -> str:
+    """What INT8 is counted at where its batch is not padded; the float graph always is."""
+    packed = report.get("packed")
+    if packed is None:
+        return ""
+    fill = f"{packed['rows']} rows" if packed["form"] == "rows" else f"{packed['tokens']} gathered tokens"
+    return f", INT8 at {fill}"
 
 
 def _scales(exact: int, all_int8: int) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from export.passes.base import Pass
 from export.passes.compact_weights import compact_weights
@@ -12,6 +13,7 @@ from export.passes.dynamic_inputs import dynamic_inputs
 from export.passes.element_types import Body, check_strong_types
 from export.passes.fold_types import fold_types
 from export.passes.gather_codes import float_tables, gather_codes
+from export.passes.gather_tokens import gather_tokens
 from export.passes.half_body import half_body
 from export.passes.merge_projections import merge_projections
 from export.passes.narrow_inputs import narrow_inputs
@@ -20,6 +22,7 @@ from export.passes.quantized_products import quantized_products
 from export.passes.recode_unsigned import recode_unsigned
 from export.passes.share_factors import share_factors
 from export.passes.share_quantizers import share_quantizers
+from export.passes.texts_in_rows import texts_in_rows
 from export.passes.weight_ratios import weight_ratios
 from export.products import Product
 from qdq.base.config import choice
@@ -82,6 +85,28 @@ ROWS = Pass(
     needed_rows,
 )
 
+BLOCK_ROWS = Pass(
+    "needed_rows",
+    "a pooler reads one row of the last block: behind its attention the others need not be computed. In front of it "
+    "they are, because a batch without padding has no row per text there",
+    partial(needed_rows, attention=False),
+)
+
+TEXTS_IN_ROWS = Pass(
+    "texts_in_rows",
+    "several texts share a row, so that linears and attention work on real tokens. It adds no kernel: the compiler "
+    "compares the texts' numbers inside its fused attention. After all that looks for patterns; before narrow_inputs, "
+    "which sees its inputs",
+    texts_in_rows,
+)
+
+GATHER_TOKENS = Pass(
+    "gather_tokens",
+    "linears work on real tokens, one behind the other, and attention on [batch, sequence] as before, for callers "
+    "whose batch must stay so. In the place of texts_in_rows",
+    gather_tokens,
+)
+
 LINEARS_UNSIGNED = Pass(
     "recode_linears_unsigned",
     "x86's INT8 instruction multiplies u8 by s8; with s8 activations OpenVINO's kernels shift every operand first, "
@@ -128,6 +153,10 @@ PROVE = Pass(
 )
 
 
+Form = Literal["padded", "rows", "gather"]
+FORMS: Mapping[Form, tuple[Pass, ...]] = {"padded": (), "rows": (TEXTS_IN_ROWS,), "gather": (GATHER_TOKENS,)}
+
+
 @dataclass(frozen=True)
 class LowerOptions:
     """Properties of a lowered graph beyond its target; on CPU targets the engine's settings decide the float type."""
@@ -139,6 +168,7 @@ class LowerOptions:
     products: Mapping[str, Product] | None = None
     dynamic: bool = False  # quantize the inputs of linears with INT8 weights at run time (ONNX Runtime)
     narrow: bool = False  # INT32 inputs for a CPU target, too
+    form: Form = "padded"  # of the batch in TensorRT's graph
 
 
 def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, ...]:
@@ -149,7 +179,10 @@ def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, 
     pipelines: Mapping[str, tuple[Pass, ...]] = {
         "openvino": (FACTORS, SHARE, ROWS, TYPES, COMPACT, CODES, LINEARS_UNSIGNED, *narrow),
         "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *dynamic, RECODE, *narrow),
-        "tensorrt": (FACTORS, SHARE, ROWS, TABLES, _half(options), MERGE, RATIOS, _products(options), NARROW, PROVE),
+        "tensorrt": (
+            *(FACTORS, SHARE, ROWS if options.form == "padded" else BLOCK_ROWS, TABLES, _half(options), MERGE, RATIOS),
+            *(_products(options), *FORMS[options.form], NARROW, PROVE),
+        ),
     }
     pipelines = {**pipelines, "tensorrt-rtx": pipelines["tensorrt"]}  # the same parser and graph compiler
     return pipelines[choice(target, pipelines, "target")]

@@ -286,9 +286,13 @@ def replace_readers(old: gs.Tensor, new: gs.Tensor, but: Collection[int] = ()) -
 
 def drop_choices(output: gs.Tensor) -> None:
     """Let an output [batch, choices] be what its Reshape reads, [texts, 1]: texts have lost their grouping."""
-    reshape = output.inputs[0]
+    producer = output.inputs[0]
+    reshape = producer.inputs[0].inputs[0] if producer.op == "Cast" else producer
     if reshape.op != "Reshape" or isinstance(reshape.inputs[1], gs.Constant):
         raise PassError(f"output {output.name} [batch, choices]: expected a Reshape in front of it, found {reshape.op}")
-    made = reshape.inputs[0].inputs[0]
+    texts = reshape.inputs[0]
+    if producer is not reshape:
+        producer.inputs = [texts]
+        return
     reshape.outputs = []
-    made.outputs = [output]
+    texts.inputs[0].outputs = [output]

@@ -42,7 +42,8 @@ def texts_in_rows(graph: gs.Graph) -> PassResult:
     and ``attention_mask`` [texts, length]. Outputs are [texts, ...] or [rows, sequence, ...]. Every real token's values
     stay what they were, up to the order of float sums inside a kernel.
     Leaves alone: everything that works token by token, and attention. A graph that has ``segments`` already.
-    Raises PassError, naming the node, for one that mixes tokens in another way.
+    Raises PassError, naming the node, for one that mixes tokens in another way. Facts: `TextInputs.as_json`, form,
+    outputs (text or token by name) and whether first tokens are read.
     """
     if any(tensor.name == SEGMENTS for tensor in graph.inputs):
         return PassResult()
