@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from engines.interface import feeds_for
+from engines.packed import pack, packing_beside
 from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
 
@@ -17,7 +18,8 @@ class TensorRTRunner:
 
     Copies inputs to the GPU and outputs back on every call, so its latency includes both transfers; trtexec.sh measures
     without them. Feeds may be of any integer type: a plan takes INT32 token ids where the tokenizer gives INT64.
-    Raises BuildError when the plan cannot be loaded here or a feed does not fit its profile.
+    A plan whose batch has another form (packing.json beside it) is called with padded feeds like every other. Raises
+    BuildError when the plan cannot be loaded here or a feed does not fit its profile.
     """
 
     def __init__(self, plan: Path) -> None:
@@ -29,7 +31,7 @@ class TensorRTRunner:
             serialized = plan.read_bytes()
         except OSError as error:
             raise BuildError(f"{plan} cannot be read ({error.strerror}); build the engine first") from error
-        self._plan = plan
+        self._plan, self._packing = plan, packing_beside(plan)
         self._failure: type[Exception] = PolygraphyException  # kept, so that calls need no import
         runner: Any = TrtRunner(EngineFromBytes(serialized))
         try:
@@ -46,7 +48,12 @@ class TensorRTRunner:
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Outputs by name, float32, owned by the caller (polygraphy reuses its own buffers)."""
-        wanted = feeds_for(self._ranks, feeds)
+        if self._packing is not None:
+            batch = pack(self._packing, feeds)
+            return batch.unpack(self._infer(batch.feeds))
+        return self._infer(feeds_for(self._ranks, feeds))
+
+    def _infer(self, wanted: Feeds) -> Outputs:
         typed = {name: np.ascontiguousarray(array, dtype=self._types[name]) for name, array in wanted.items()}
         try:
             outputs = self._runner.infer(typed)

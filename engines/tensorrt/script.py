@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from engines import packing
 from engines.tensorrt.settings import TensorRTSettings, axes_of, check_weights, profile_shapes
 from engines.types import TensorInfo
 from qdq.base.artifacts import write_text
@@ -14,6 +15,7 @@ from qdq.errors import BuildError
 TEMPLATE = Path(__file__).with_name("build_template.py")
 BEGIN, END = "# begin values of this model\n", "# end values of this model\n"
 SCRIPT, TRTEXEC, PLAN, LAYER_INFO = "build_engine.py", "trtexec.sh", "model.plan", "layer_info.json"
+PACKING = "packing.py"
 
 TRTEXEC_HARDWARE = {"ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
 
@@ -47,14 +49,19 @@ def write_build_files(
     """Write build_engine.py and trtexec.sh into `folder` for the model `lowered`, which must lie in it.
 
     `inputs` are the model's inputs, [batch, sequence] or [batch, choices, sequence]. The same arguments give the same
-    bytes. Returns the two paths. Raises ConfigError for impossible settings and for refit on a graph with Q/DQ,
-    BuildError for inputs no encoder has or a model outside the folder, DeployError when the folder cannot be written.
+    bytes. Returns their paths; with them goes packing.py, which makes the inputs of a batch without padding. Raises
+    ConfigError for impossible settings and for refit on a graph with Q/DQ, BuildError for inputs no encoder has or a
+    model outside the folder, DeployError when the folder cannot be written.
     """
     settings.validate()
     check_weights(settings, lowered)
     if lowered.resolve().parent != folder.resolve():
         raise BuildError(f"{lowered} must lie in {folder}: that folder is copied as a whole to the GPU machine")
+    form = (
+        [write_text(folder / PACKING, Path(packing.__file__).read_text(encoding="utf-8"))] if settings.packing else []
+    )
     return [
+        *form,
         write_text(folder / SCRIPT, build_script(lowered.name, inputs, settings)),
         write_text(folder / TRTEXEC, trtexec_script(lowered.name, inputs, settings)),
     ]

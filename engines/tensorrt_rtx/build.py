@@ -12,7 +12,7 @@ from engines.tensorrt_rtx.compiler import Compiler, Shapes
 from engines.tensorrt_rtx.coverage import INT8, coverage
 from engines.tensorrt_rtx.graph import Graph
 from engines.tensorrt_rtx.kernels import Compiled
-from engines.tensorrt_rtx.script import PLAN, SCRIPT, write_run_script
+from engines.tensorrt_rtx.script import PACKING, PLAN, SCRIPT, write_run_script
 from engines.types import BuiltEngine, Int8Report, MatmulNames
 from qdq.base.artifacts import atomic_path
 from qdq.errors import Unavailable
@@ -40,7 +40,7 @@ def build(
         "compute_capabilities": list(capabilities),
         "tensorrt_rtx": compiled.version,
     }
-    files = (folder / PLAN, folder / SCRIPT)
+    files = (folder / PLAN, folder / SCRIPT, *((folder / PACKING,) if settings.packing else ()))
     return BuiltEngine("tensorrt-rtx", files, inputs, outputs, report, recorded, compiled)
 
 

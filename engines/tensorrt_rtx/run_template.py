@@ -27,6 +27,7 @@ CAPABILITIES = [75, 80, 86, 89, 120, 121]
 INPUTS: dict[str, list[int | str]] = {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "sequence"]}
 RANGES: dict[str, list[int]] = {"batch": [1, 40, 40], "sequence": [1, 128, 128]}  # axis: min, opt, max
 ROWS: dict[str, int] = {"input_ids": 30522}  # rows of the table that an input looks up; other inputs are masks
+PACKING: dict[str, Any] | None = None  # of a plan whose batch is not padded, for packing.py beside this file
 INSTALL = "pip install numpy tensorrt-rtx-cu12-bindings==1.7.1.116 onnxruntime-ep-nv-tensorrt-rtx-cu12==0.5.0"
 # end values of this model
 
@@ -198,14 +199,33 @@ def make_context(trt: Any, engine: Any, cache_file: Path) -> tuple[Any, Any, Any
     return context, cache, config
 
 
-def feeds_for(trt: Any, engine: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Arrays for the inputs of the engine, in its types: those of --inputs, or random ids and masks of ones."""
+def feeds_for(trt: Any, engine: Any, options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    """Arrays for the inputs of the engine, in its types: those of --inputs, or random ids and masks of ones.
+
+    Of a plan whose batch is not padded these are packed; the second result then reads its outputs.
+    """
     import numpy as np
 
     names = tensors(trt, engine, trt.TensorIOMode.INPUT)
-    arrays = read_arrays(options.inputs, names) if options.inputs else random_arrays(options, names)
+    padded = list(INPUTS) if PACKING else names
+    arrays = read_arrays(options.inputs, padded) if options.inputs else random_arrays(options, padded)
+    batch = pack(arrays) if PACKING else None
     types = {name: trt.nptype(engine.get_tensor_dtype(name)) for name in names}
-    return {name: np.ascontiguousarray(arrays[name], dtype=kind) for name, kind in types.items()}
+    given = batch.feeds if batch else arrays
+    return {name: np.ascontiguousarray(given[name], dtype=kind) for name, kind in types.items()}, batch
+
+
+def pack(arrays: dict[str, Any]) -> Any:
+    """The batch as the plan takes it, by packing.py beside this file."""
+    sys.path.insert(0, str(HERE))
+    try:
+        packing = importlib.import_module("packing")
+    except ImportError:
+        fail(1, f"packing.py is not in {HERE}; copy the whole folder")
+    try:
+        return packing.Packing(**(PACKING or {})).pack(arrays)
+    except packing.PackingError as problem:
+        fail(1, f"the batch does not fit the plan: {problem}")
 
 
 def read_arrays(file: Path, names: list[str]) -> dict[str, Any]:
@@ -232,10 +252,16 @@ def random_arrays(options: argparse.Namespace, names: list[str]) -> dict[str, An
     chance = np.random.default_rng(0)
     sizes = {axis: getattr(options, axis) or best for axis, (_, best, _) in RANGES.items()}
     shapes = {name: [sizes[axis] if isinstance(axis, str) else axis for axis in INPUTS[name]] for name in names}
-    return {
-        name: chance.integers(0, ROWS[name], shape) if name in ROWS else np.ones(shape)
+    made = {
+        name: chance.integers(0, ROWS[name], shape) if name in ROWS else np.ones(shape, np.int64)
         for name, shape in shapes.items()
     }
+    if PACKING:  # texts of all lengths around the usual one
+        shape = made["attention_mask"].shape
+        usual = min(PACKING["tokens"] / PACKING["texts"], shape[-1])
+        lengths = np.minimum(chance.integers(1, max(int(2 * usual), 2), shape[:-1]), shape[-1])
+        made["attention_mask"] = (np.arange(shape[-1]) < lengths[..., None]).astype(np.int64)
+    return made
 
 
 def tensors(trt: Any, engine: Any, mode: Any) -> list[str]:
@@ -316,7 +342,7 @@ def main() -> int:
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     engine = load(trt, runtime, gpu, options.plan)
     context, cache, config = make_context(trt, engine, options.cache)
-    feeds = feeds_for(trt, engine, options)
+    feeds, batch = feeds_for(trt, engine, options)
     outputs = bind(trt, gpu, context, feeds)
     began = time.monotonic()
     run(gpu, context)
@@ -325,10 +351,14 @@ def main() -> int:
     for array, address in outputs.values():
         gpu.download(array, address)
     if options.outputs:
-        write(options.outputs, lambda handle: np.savez(handle, **{name: array for name, (array, _) in outputs.items()}))
+        found = {name: array for name, (array, _) in outputs.items()}
+        answers = batch.unpack(found) if batch else found
+        write(options.outputs, lambda handle: np.savez(handle, **answers))
         print(f"wrote {options.outputs}")
     shape = next(iter(feeds.values())).shape
-    print(f"{' x '.join(map(str, shape))}: {summary(measure(gpu, context, options.seconds), shape[0])}")
+    texts = batch.shape[0] if batch else shape[0]
+    taken = f"{texts} texts as {' x '.join(map(str, shape))}" if batch else " x ".join(map(str, shape))
+    print(f"{taken}: {summary(measure(gpu, context, options.seconds), texts)}")
     write(options.cache, lambda handle: handle.write(cache.serialize()))
     del context, config, engine, runtime  # in this order
     return 0

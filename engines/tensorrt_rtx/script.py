@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engines import packing
 from engines.interface import read_model
 from engines.tensorrt.settings import TensorRTSettings, axes_of
 from engines.tensorrt_rtx.libraries import PACKAGES, installed_version
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("run_template.py")
 BEGIN, END = "# begin values of this model\n", "# end values of this model\n"
-SCRIPT, PLAN = "run_engine.py", "model.rtx"
+SCRIPT, PLAN, PACKING = "run_engine.py", "model.rtx", "packing.py"
 CARRIED = ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Slice")  # what an id passes on its way to a table
 
 
@@ -27,8 +29,11 @@ def write_run_script(
 ) -> Path:
     """Write run_engine.py into `folder` for the plan of `lowered`; the same arguments give the same bytes.
 
-    Raises BuildError for an input no encoder has, DeployError when the folder cannot be written.
+    Beside it packing.py for a plan whose batch is not padded. Raises BuildError for an input no encoder has,
+    DeployError when the folder cannot be written.
     """
+    if settings.packing is not None:
+        write_text(folder / PACKING, Path(packing.__file__).read_text(encoding="utf-8"))
     return write_text(folder / SCRIPT, run_script(read_model(lowered), inputs, settings, capabilities))
 
 
@@ -36,7 +41,7 @@ def run_script(
     model: onnx.ModelProto, inputs: Sequence[TensorInfo], settings: TensorRTSettings, capabilities: Sequence[int]
 ) -> str:
     """Text of run_engine.py: the template with this model's values in place of its examples."""
-    axes = {tensor.name: list(axes_of(tensor)) for tensor in inputs}
+    axes = padded_axes(settings.packing) or {tensor.name: list(axes_of(tensor)) for tensor in inputs}
     used = {axis for shape in axes.values() for axis in shape}
     ranges = {axis: list(sizes) for axis, sizes in settings.ranges().items() if axis in used}
     packages = " ".join(f"{name}=={versions()[name]}" for name, _ in PACKAGES)
@@ -47,10 +52,24 @@ def run_script(
         f"INPUTS: dict[str, list[int | str]] = {axes!r}\n"
         f"RANGES: dict[str, list[int]] = {ranges!r}  # axis: min, opt, max\n"
         f"ROWS: dict[str, int] = {rows(model)!r}  # rows of the table that an input looks up; other inputs are masks\n"
+        f"PACKING: dict[str, Any] | None = {_plain(settings.packing)!r}\n"
         f'INSTALL = "pip install numpy {packages}"\n'
     )
     head, rest = TEMPLATE.read_text(encoding="utf-8").split(BEGIN)
     return f"{head}{BEGIN}{values}{END}{rest.split(END)[1]}"
+
+
+def padded_axes(form: packing.Packing | None) -> dict[str, list[int | str]]:
+    """Axes of the padded arrays that a batch without padding is made of, by their names; none for a padded one."""
+    if form is None:
+        return {}
+    axes: list[int | str] = ["batch", "choices", "sequence"] if form.choices else ["batch", "sequence"]
+    names = ("input_ids", "attention_mask", *({"token_type_ids"} & set(form.inputs)))
+    return {name: list(axes) for name in names}
+
+
+def _plain(form: packing.Packing | None) -> Mapping[str, object] | None:
+    return None if form is None else {**asdict(form), "inputs": list(form.inputs)}
 
 
 def rows(model: onnx.ModelProto) -> dict[str, int]:

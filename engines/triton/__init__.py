@@ -7,6 +7,7 @@ samples, labels) and ``check_repository`` compares what lies there with the engi
 from __future__ import annotations
 
 from engines.triton.check import check_repository
+from engines.triton.packed import plan_model
 from engines.triton.repository import write_repository
 from engines.triton.settings import TritonSettings, bucket_model, model_for, preferred_sizes
 
@@ -15,6 +16,7 @@ __all__ = [
     "bucket_model",
     "check_repository",
     "model_for",
+    "plan_model",
     "preferred_sizes",
     "write_repository",
 ]

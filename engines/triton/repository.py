@@ -22,6 +22,7 @@ from engines.triton.interface import (
     served_models,
 )
 from engines.triton.model_config import build_config, render
+from engines.triton.packed import check_models, form_of, plan_model, write_models
 from engines.triton.settings import TritonSettings
 from engines.triton.warmup import warmup_samples
 from engines.types import BuiltEngine
@@ -38,11 +39,19 @@ def write_repository(
 ) -> list[Path]:
     """Write `folder` (the model repository) and check it: ``<settings.name>/``, or one model per length bucket.
 
+    A plan whose batch is not padded (packing.json beside it) is served by two models, see `engines.triton.packed`.
     `warmups` holds one real sample per model, in the order of `settings.buckets` and padded to their lengths: an array
     per engine input, unbatched or [1, ...]. The repository is replaced as a whole; one that holds anything but these
     models is refused, because it is somebody else's. Returns the files written, sorted. Raises ConfigError when a
     sample is missing, DeployError (nothing is changed then) and Unavailable when tritonclient is not installed.
     """
+    form = form_of(engine)
+    if form is not None:
+        _refuse_foreign(folder, (settings.name, plan_model(settings.name)))
+        with atomic_folder(folder) as partial:
+            write_models(engine, form, settings, warmups[0], partial)
+            check_models(engine, form, settings, warmups[0], partial)
+        return sorted(path for path in folder.rglob("*") if path.is_file())
     models = served_models(engine, settings)
     if len(warmups) != len(models):
         raise ConfigError(f"{len(models)} Triton model(s) need one warm-up sample each; found {len(warmups)}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 BODIES = ("fp16", "bf16", "fp32")  # float type outside the INT8 islands of a TensorRT graph
+BATCH_FORMS = ("padded", "rows", "gather")  # of a TensorRT graph's batch
 INPUT_TYPES = ("int64", "int32")  # of a CPU engine's token ids
 PRECISION_HINTS = ("f32", "bf16", "f16")  # OpenVINO's, for layers that are not INT8
 CAPABILITIES = (75, 80, 86, 89, 120, 121)  # compute capabilities x 10 of NVIDIA's compiler, Turing to Blackwell

@@ -15,7 +15,7 @@ from typing import Any
 from engines import targets
 from engines.cores import available_cores, numa_nodes, share_cores
 from engines.instructions import int8_sums
-from qdq.base.choices import BODIES, CAPABILITIES, HARDWARE, INPUT_TYPES, PLACEMENTS, PRECISION_HINTS
+from qdq.base.choices import BATCH_FORMS, BODIES, CAPABILITIES, HARDWARE, INPUT_TYPES, PLACEMENTS, PRECISION_HINTS
 from qdq.base.option import FREE, as_json, check, option, values_for
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, CLIP, DEFAULT_MOVING_RATE, Algorithm, algorithm_named
 from qdq.calibrate.treatments.settings import (
@@ -134,6 +134,12 @@ class CompileOptions(TreatmentOptions):
     # docs/tensorrt.md, "Build options", explains these.
     sm: int = _builder(75, "the GPU's compute capability, 75 for 7.5", CALIBRATE, among=CAPABILITIES)
     product_codes: bool = _builder(True, "linears write INT8: one more rounding, a third fewer bytes", LOWER)
+    batch_form: str = _builder(
+        "padded",
+        "rows: several texts share a row; gather: padding stays out of the linears",
+        LOWER,
+        choices=BATCH_FORMS,
+    )
     workspace_gib: float = _builder(4.0, "limit of a kernel's memory", BUILD, "G", positive=True)
     optimization_level: int = _builder(3, "0 to 5, fast to best", BUILD, within=(0, 5))
     timing_cache: str | None = _builder(
@@ -257,6 +263,10 @@ def _check_together(options: CompileOptions, target: str) -> None:
     """Raise ConfigError for options that this target, or another option, rules out."""
     if options.mode == "throughput" and targets.TARGETS[target].gpu:
         raise ConfigError("--mode: throughput is about CPU engines; for plans see 'qdq bench --engine' and --streams")
+    if options.batch_form != "padded" and not targets.TARGETS[target].gpu:
+        raise ConfigError(f"--batch-form: {options.batch_form} is for plans of TensorRT, this run is for {target}")
+    if options.batch_form != "padded" and options.buckets:
+        raise ConfigError("--buckets: a batch without padding holds all lengths, one model serves it; leave it out")
     since = targets.TARGETS[target].since.get(options.body, 0)
     if options.sm < since:
         raise ConfigError(

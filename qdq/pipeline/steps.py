@@ -86,7 +86,8 @@ def _lower_inputs(run: Run) -> Mapping[str, Any]:
     if not TARGETS[options.target].gpu:
         return {**canonical, "input_dtype": options.input_dtype}
     text = [source_fingerprint(options, options.calibration), options.samples, options.sequence]
-    return {**canonical, "body": options.body, "ranges": text, "product_codes": options.product_codes}
+    form = {} if options.batch_form == "padded" else {"form": [options.batch_form, options.batch]}
+    return {**canonical, "body": options.body, "ranges": text, "product_codes": options.product_codes, **form}
 
 
 def _variants_inputs(run: Run) -> Mapping[str, Any]:

@@ -105,8 +105,11 @@ def engine_options(run: Run, shape: tuple[int, ...] | None = None) -> EngineOpti
 def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:
     """Profile around the benchmark shape and the builder's options; the timing cache is kept across builds.
 
+    A batch without padding has the axes and limits that stage 5 has written down.
+
     `floating`: of a graph without Q/DQ, so that its weights may be replaced or left out.
     """
+    from engines.packed import packing_beside
     from engines.tensorrt import TensorRTSettings
 
     options = run.options
@@ -123,6 +126,7 @@ def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:
         hardware_compatibility=options.hardware_compatibility,
         refit=options.refit and floating,
         strip_weights=options.strip_weights and floating,
+        packing=None if floating else packing_beside(run.lowered),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.instructions import int8_sums
+from engines.packed import packing_beside
 from engines.targets import TARGETS, EngineOptions
 from qdq.base.artifacts import PARTIAL_PREFIX
 from qdq.base.screen import Stage
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 9: the Triton model repository, written through Triton's schema and read back."""
-    from engines.triton import TritonSettings, bucket_model, preferred_sizes, write_repository
+    from engines.triton import TritonSettings, bucket_model, plan_model, preferred_sizes, write_repository
 
     options = run.options
     backend = options.triton_backend or next(iter(TARGETS[options.target].backends), None)
@@ -45,6 +46,8 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         buckets=options.buckets,
     )
     names = [bucket_model(run.name, width) for width in options.buckets] or [run.name]
+    if backend == options.target and packing_beside(run.lowered) is not None:
+        names.append(plan_model(run.name))
     feeds = (workload(run, 1, width)[0] for width in options.buckets or (options.sequence,))
     samples = [{name: array[:1] for name, array in batch.items()} for batch in feeds]  # one text of each length
     folder = run.target / "model_repository"

@@ -14,6 +14,7 @@ from qdq.base.screen import Stage
 from qdq.errors import ConfigError, Unavailable
 from qdq.load.kinds import CHOICES
 from qdq.pipeline.run import CANONICAL, Run
+from qdq.pipeline.stages.forms import write_packing
 
 if TYPE_CHECKING:
     from export.passes import LowerOptions
@@ -31,11 +32,12 @@ def lower(run: Run, stage: Stage) -> Sequence[Path]:
         canonical, body = run.work.path / CANONICAL, run.options.body
         found = products(run, stage, canonical) if run.options.product_codes else None
         measured = ranges(run, stage, canonical, body)
-        options = replace(options, body=body, ranges=measured, products=found)  # type: ignore[arg-type]  # validated
+        form = run.options.batch_form
+        options = replace(options, body=body, ranges=measured, products=found, form=form)  # type: ignore[arg-type]  # validated
     report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target, options=options)
     changes = [f"{step['pass']}: {len(step['changed'])} nodes" for step in report["passes"]]
     stage.say(", ".join(changes))
-    return *graph_files(run.lowered), run.target / "passes.json"
+    return *graph_files(run.lowered), run.target / "passes.json", *write_packing(run, report)
 
 
 def cpu_lowering(run: Run) -> LowerOptions:

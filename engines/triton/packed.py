@@ -1,0 +1,113 @@
+"""The repository of a plan whose batch is not padded: the plan, and in front of it a model that packs requests."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from engines import packing
+from engines.packed import packing_beside
+from engines.packing import Packing
+from engines.triton.interface import CONFIG_FILE, LABELS_FILE, VERSION, WARMUP_FOLDER, dims, served_files
+from engines.triton.model_config import build_config, read_config, render
+from engines.triton.settings import TritonSettings
+from engines.triton.warmup import warmup_samples
+from engines.types import BuiltEngine, TensorInfo
+from qdq.errors import DeployError
+
+TEMPLATE, MODEL = Path(__file__).with_name("packed_template.py"), "model.py"
+
+
+def plan_model(name: str) -> str:
+    """Name of the plan's model behind the model `name`; packed_template.py forms it alike."""
+    return f"{name}_plan"
+
+
+def form_of(engine: BuiltEngine) -> Packing | None:
+    """The form of an engine's batch, None for a padded one. Raises BuildError when packing.json cannot be read."""
+    return packing_beside(engine.files[0])
+
+
+def write_models(
+    engine: BuiltEngine, form: Packing, settings: TritonSettings, warmup: Mapping[str, NDArray[Any]], folder: Path
+) -> None:
+    """Write ``<folder>/<settings.name>/`` (python backend, padded inputs) and ``<folder>/<settings.name>_plan/``.
+
+    `warmup` is a real sample of the padded inputs. Raises DeployError when it does not fit, or a file of the engine is
+    missing.
+    """
+    configs = _configs(engine, form, settings, warmup)
+    for (name, files), config in zip(_files(engine, settings).items(), configs, strict=True):
+        (folder / name / VERSION).mkdir(parents=True)
+        for file, source in files.items():
+            shutil.copyfile(source, folder / name / VERSION / file)
+        (folder / name / CONFIG_FILE).write_text(render(config), encoding="utf-8")
+    # Warm-up and labels belong to the model that clients see.
+    front = folder / settings.name
+    (front / WARMUP_FOLDER).mkdir()
+    for sample in warmup_samples(padded(engine, form), settings, warmup):
+        for item in sample.inputs:
+            (front / WARMUP_FOLDER / item.file).write_bytes(item.array.tobytes())
+    if settings.labels:
+        (front / LABELS_FILE).write_text("\n".join(settings.labels) + "\n", encoding="utf-8")
+
+
+def check_models(
+    engine: BuiltEngine, form: Packing, settings: TritonSettings, warmup: Mapping[str, NDArray[Any]], folder: Path
+) -> None:
+    """Compare what lies in `folder` with what `write_models` writes. Raises DeployError naming the first difference."""
+    configs = _configs(engine, form, settings, warmup)
+    for (name, files), config in zip(_files(engine, settings).items(), configs, strict=True):
+        path = folder / name / CONFIG_FILE
+        if read_config(path) != config:
+            raise DeployError(f"{path} is not this engine's configuration; write the repository again")
+        for file, source in files.items():
+            stored = folder / name / VERSION / file
+            if not stored.is_file() or not filecmp.cmp(source, stored, shallow=False):
+                raise DeployError(f"{stored} is not {source}; write the repository again")
+
+
+def padded(engine: BuiltEngine, form: Packing) -> BuiltEngine:
+    """The engine as clients see it: inputs [batch, sequence], outputs [batch, ...] or [batch, sequence, ...]."""
+    lead = ("batch", "choices") if form.choices else ("batch",)
+    names = ("input_ids", "attention_mask", *({"token_type_ids"} & set(form.inputs)))
+    outputs = []
+    for info in engine.outputs:
+        tail = ("sequence", *info.shape[2:]) if form.outputs[info.name] == "token" else info.shape[1:]
+        outputs.append(replace(info, shape=lead if form.choices else (*lead, *tail)))
+    inputs = tuple(TensorInfo(name, "int64", (*lead, "sequence")) for name in names)
+    return replace(engine, inputs=inputs, outputs=tuple(outputs))
+
+
+def _files(engine: BuiltEngine, settings: TritonSettings) -> dict[str, dict[str, Path]]:
+    """Files in the version folder of both models."""
+    beside = engine.files[0].with_name(packing.FILE)
+    front = {MODEL: TEMPLATE, Path(packing.__file__).name: Path(packing.__file__), packing.FILE: beside}
+    return {settings.name: front, plan_model(settings.name): served_files(engine, settings.backend)}
+
+
+def _configs(
+    engine: BuiltEngine, form: Packing, settings: TritonSettings, warmup: Mapping[str, NDArray[Any]]
+) -> Sequence[Any]:
+    """Configurations of the model in front and of the plan's."""
+    seen = padded(engine, form)
+    front = build_config(seen, settings, MODEL, warmup_samples(seen, settings, warmup))
+    front.backend, front.platform = "python", ""
+    front.instance_group[0].kind = front.instance_group[0].KIND_CPU
+    for tensor in front.input:
+        tensor.allow_ragged_batch = True  # requests of all lengths wait together: each is read by itself
+    # The plan's first axes are rows and texts, not a batch: it takes each request as it is.
+    inner = replace(settings, name=plan_model(settings.name), labels=())
+    plan = build_config(engine, inner, next(iter(served_files(engine, settings.backend))), [])
+    plan.max_batch_size = 0
+    plan.ClearField("dynamic_batching")
+    for tensor, info in zip((*plan.input, *plan.output), (*engine.inputs, *engine.outputs), strict=True):
+        del tensor.dims[:]
+        tensor.dims.extend(dims(info, batched=False))
+    return front, plan
