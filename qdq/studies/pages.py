@@ -20,11 +20,12 @@ from qdq.studies.linter.report import rule_tables, summary
 from qdq.studies.markdown import filled, named, table
 from qdq.studies.peers.compiled_table import render_compiled
 from qdq.studies.peers.table import render_peers
+from qdq.studies.rows_table import rows_table
 from qdq.studies.study import DOCS, RESULTS, ROOT, exit_code, load_results
 
 EXAMPLE = "all-MiniLM-L6-v2-openvino"  # the run that README.md shows
 FULL, DEFAULT = "qdqbert", "auto"  # placements: what is proved, and what a user gets
-LINTER = "linter"  # name of the linter's result among those of the models in docs/results/tensorrt/
+LINTER, ROWS = "linter", "rows"  # results in docs/results/tensorrt/ that are no model's
 SMALLEST = 0.05  # ms: groups below it in every column have no row of their own
 
 
@@ -33,7 +34,7 @@ def pages() -> dict[Path, str]:
     compiled, peers = load_results(RESULTS), load_results(RESULTS / "peers")
     compressed = load_results(RESULTS / "compression")
     proofs = load_results(RESULTS / "tensorrt")
-    linter = proofs.pop(LINTER)  # of the linter, the others are of models
+    linter, rows = proofs.pop(LINTER), proofs.pop(ROWS)
     profiles = sorted((RESULTS / "performance").glob("*/profile.json"))
     readme = {
         "results": results_table(compiled),
@@ -49,6 +50,7 @@ def pages() -> dict[Path, str]:
         DOCS / "tensorrt.md": {
             "prove": proof_table(proofs),
             "compiled": _compiled(),
+            "rows": rows_table(rows),
             "tried": estimate_page.tried_table(read_json(RESULTS / "estimate" / "tried.json")),
         },
         DOCS / "check.md": {"rules": rule_tables(), "prove": summary(linter)},

@@ -89,14 +89,15 @@ def constants() -> dict[str, NDArray[Any]]:
         "norm_scale": weights(HIDDEN) + 1,
         "norm_bias": weights(HIDDEN),
         **{f"i{index}": np.array(index) for index in range(3)},
-
-            "zeros": np.array([0]),
-            "ones": np.array([1]),
-            "one": np.array(1),
-            "pad": np.array(1),
-            "last_axis": np.array([2])
-        ,
-        "middle": np.array([1, 2]), "nothing": np.float32(0), "far": np.float32(-10000), "first": np.array(0),
+        "zeros": np.array([0]),
+        "ones": np.array([1]),
+        "one": np.array(1),
+        "pad": np.array(1),
+        "last_axis": np.array([2]),
+        "middle": np.array([1, 2]),
+        "nothing": np.float32(0),
+        "far": np.float32(-10000),
+        "first": np.array(0),
         "head": weights(HIDDEN, 3),
     }
 

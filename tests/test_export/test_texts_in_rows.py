@@ -82,7 +82,8 @@ def test_rows_do_no_work_on_padding(graphs: dict[tuple[str, str], Path]) -> None
         "first": (8,),
     }
     shapes = {value.name: [dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in _inputs(path)}
-    assert shapes == {**dict.fromkeys(("input_ids", "segments", "positions"), ["rows", "sequence"]), "first": ["texts"]}
+    cells = {name: ["rows", "sequence"] for name in ("input_ids", "segments", "positions")}
+    assert shapes == {**cells, "first": ["texts"]}
 
 
 def test_gathers_keep_the_callers_inputs(graphs: dict[tuple[str, str], Path]) -> None:

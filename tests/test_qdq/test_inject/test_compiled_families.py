@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from engines.packing import Packing
 from engines.tensorrt_rtx import Shapes, compile_graph, coverage, missing
 from export.lint import fusion_map
 from export.passes import LowerOptions, lower
@@ -75,3 +76,25 @@ def test_every_linear_is_int8_with_its_scale_in_fp32(
         for path, kind in ((canonical, np.int64), (tmp_path / "fp32" / "model.onnx", np.int32))
     ]
     assert np.abs(answers[0] - answers[1]).max() < 0.05 * np.abs(answers[0]).max()
+    for form in ("rows", "gather"):
+        check_form(canonical, tmp_path, form, feeds, answers[1])
+
+
+def check_form(canonical: Path, folder: Path, form: Any, feeds: dict[str, np.ndarray], padded: np.ndarray) -> None:
+    """Without padding all linears and attentions are INT8, and the answers those of the padded graph."""
+    report = lower(canonical, "tensorrt", folder / form, options=LowerOptions(form=form))
+    facts = next(step["facts"] for step in report["passes"] if "facts" in step)
+    sizes = {"batch": 2, "choices": 2, "sequence": 16, "rows": 2, "texts": 2, "length": 16, "tokens": 27}
+    graph = folder / form / "model.onnx"
+    found = coverage(compile_graph(graph, (75,), Shapes.of({name: (size,) * 3 for name, size in sizes.items()})), graph)
+    assert set(found.linears.values()) == set(found.attentions.values()) == {"int8"}
+    assert found.int8_attentions == (2, 2) and found.fp32_scales[0] == found.fp32_scales[1]
+
+    lower(canonical, "tensorrt", folder / f"{form}-fp32", options=LowerOptions("fp32", form=form))
+    path = folder / f"{form}-fp32" / "model.onnx"
+    inputs = [value.name for value in onnx.load(path).graph.input]
+    batch = Packing(**facts, inputs=inputs, row=16, texts=2, rows=2, tokens=27).pack(
+        {name: array.astype(np.int32) for name, array in feeds.items()}
+    )
+    (logits,) = run(open_unoptimized(str(path), path.parent), batch.feeds, ["logits"])
+    np.testing.assert_allclose(batch.unpack({"logits": logits})["logits"], padded, atol=2e-2)
