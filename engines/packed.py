@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engines import packing as module
 from engines.packing import Batch, Packing, PackingError
 from engines.types import Runner
+from qdq.base.artifacts import write_text
 from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
 
@@ -36,3 +38,15 @@ def pack(packing: Packing, feeds: Feeds) -> Batch:
         return packing.pack(feeds)
     except PackingError as error:
         raise BuildError(f"the batch does not fit the engine's {packing.form} form: {error}") from error
+
+
+def copy_into(folder: Path, packing: Packing | None) -> list[Path]:
+    """Write packing.py for who feeds an engine without this project; for a padded one an earlier copy goes.
+
+    Returns the file that was written. Raises DeployError when the folder cannot be written.
+    """
+    copy = folder / Path(module.__file__).name
+    if packing is None:
+        copy.unlink(missing_ok=True)
+        return []
+    return [write_text(copy, Path(module.__file__).read_text(encoding="utf-8"))]

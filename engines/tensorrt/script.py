@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines import packing
+from engines.packed import copy_into
 from engines.tensorrt.settings import TensorRTSettings, axes_of, check_weights, profile_shapes
 from engines.types import TensorInfo
 from qdq.base.artifacts import write_text
@@ -15,7 +15,6 @@ from qdq.errors import BuildError
 TEMPLATE = Path(__file__).with_name("build_template.py")
 BEGIN, END = "# begin values of this model\n", "# end values of this model\n"
 SCRIPT, TRTEXEC, PLAN, LAYER_INFO = "build_engine.py", "trtexec.sh", "model.plan", "layer_info.json"
-PACKING = "packing.py"
 
 TRTEXEC_HARDWARE = {"ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
 
@@ -57,11 +56,8 @@ def write_build_files(
     check_weights(settings, lowered)
     if lowered.resolve().parent != folder.resolve():
         raise BuildError(f"{lowered} must lie in {folder}: that folder is copied as a whole to the GPU machine")
-    form = (
-        [write_text(folder / PACKING, Path(packing.__file__).read_text(encoding="utf-8"))] if settings.packing else []
-    )
     return [
-        *form,
+        *copy_into(folder, settings.packing),
         write_text(folder / SCRIPT, build_script(lowered.name, inputs, settings)),
         write_text(folder / TRTEXEC, trtexec_script(lowered.name, inputs, settings)),
     ]

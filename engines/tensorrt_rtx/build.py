@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from engines.interface import interface
+from engines.packed import copy_into
 from engines.precision import Verdict, assemble
 from engines.tensorrt.settings import TensorRTSettings
 from engines.tensorrt_rtx.compiler import Compiler, Shapes
 from engines.tensorrt_rtx.coverage import INT8, coverage
 from engines.tensorrt_rtx.graph import Graph
 from engines.tensorrt_rtx.kernels import Compiled
-from engines.tensorrt_rtx.script import PACKING, PLAN, SCRIPT, write_run_script
+from engines.tensorrt_rtx.script import PLAN, SCRIPT, write_run_script
 from engines.types import BuiltEngine, Int8Report, MatmulNames
 from qdq.base.artifacts import atomic_path
 from qdq.errors import Unavailable
@@ -40,7 +41,7 @@ def build(
         "compute_capabilities": list(capabilities),
         "tensorrt_rtx": compiled.version,
     }
-    files = (folder / PLAN, folder / SCRIPT, *((folder / PACKING,) if settings.packing else ()))
+    files = (folder / PLAN, folder / SCRIPT, *copy_into(folder, settings.packing))
     return BuiltEngine("tensorrt-rtx", files, inputs, outputs, report, recorded, compiled)
 
 

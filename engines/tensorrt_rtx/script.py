@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines import packing
 from engines.interface import read_model
+from engines.packing import Packing
 from engines.tensorrt.settings import TensorRTSettings, axes_of
 from engines.tensorrt_rtx.libraries import PACKAGES, installed_version
 from engines.types import TensorInfo
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("run_template.py")
 BEGIN, END = "# begin values of this model\n", "# end values of this model\n"
-SCRIPT, PLAN, PACKING = "run_engine.py", "model.rtx", "packing.py"
+SCRIPT, PLAN = "run_engine.py", "model.rtx"
 CARRIED = ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Slice")  # what an id passes on its way to a table
 
 
@@ -29,11 +29,9 @@ def write_run_script(
 ) -> Path:
     """Write run_engine.py into `folder` for the plan of `lowered`; the same arguments give the same bytes.
 
-    Beside it packing.py for a plan whose batch is not padded. Raises BuildError for an input no encoder has,
+    A plan whose batch is not padded needs packing.py beside it. Raises BuildError for an input no encoder has,
     DeployError when the folder cannot be written.
     """
-    if settings.packing is not None:
-        write_text(folder / PACKING, Path(packing.__file__).read_text(encoding="utf-8"))
     return write_text(folder / SCRIPT, run_script(read_model(lowered), inputs, settings, capabilities))
 
 
@@ -59,7 +57,7 @@ def run_script(
     return f"{head}{BEGIN}{values}{END}{rest.split(END)[1]}"
 
 
-def padded_axes(form: packing.Packing | None) -> dict[str, list[int | str]]:
+def padded_axes(form: Packing | None) -> dict[str, list[int | str]]:
     """Axes of the padded arrays that a batch without padding is made of, by their names; none for a padded one."""
     if form is None:
         return {}
@@ -68,7 +66,7 @@ def padded_axes(form: packing.Packing | None) -> dict[str, list[int | str]]:
     return {name: list(axes) for name in names}
 
 
-def _plain(form: packing.Packing | None) -> Mapping[str, object] | None:
+def _plain(form: Packing | None) -> Mapping[str, object] | None:
     return None if form is None else {**asdict(form), "inputs": list(form.inputs)}
 
 

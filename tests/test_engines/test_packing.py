@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engines.packed import PackedRunner, packing_beside
+from engines.packed import PackedRunner, copy_into, packing_beside
 from engines.packing import FILE, Packing, PackingError, first_fit
 from qdq.errors import BuildError
 
@@ -139,6 +141,14 @@ def test_the_file_beside_a_plan_says_its_form(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("{}", encoding="utf-8")
     with pytest.raises(BuildError, match="lower the model again"):
         packing_beside(tmp_path / "model.plan")
+
+
+def test_the_copy_for_another_machine_goes_with_the_form(tmp_path: Path) -> None:
+    (copy,) = copy_into(tmp_path, ROWS)
+    code = "import sys, packing; print(packing.FILE, [name for name in sys.modules if name[:3] in ('qdq', 'eng')])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ran.stdout.split() == [FILE, "[]"]
+    assert copy_into(tmp_path, None) == [] and not copy.exists()
 
 
 def test_profiles_have_the_forms_axes() -> None:

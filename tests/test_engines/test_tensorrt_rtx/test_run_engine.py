@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from engines import packing
+from engines.packing import Packing
 from engines.tensorrt.settings import TensorRTSettings
 from engines.tensorrt_rtx import missing
 from engines.tensorrt_rtx.script import TEMPLATE, run_script, write_run_script
@@ -286,6 +290,81 @@ def test_wrong_inputs_are_named(
     with pytest.raises(SystemExit) as ended:
         program.call("--inputs", str(tmp_path / "in.npz"))
     assert ended.value.code == 1 and message in capsys.readouterr().err
+
+
+class Rows(Engine):
+    """A plan of texts in rows, whose output "sum" is the first id of each text."""
+
+    num_io_tensors = 5
+    names = ("input_ids", "segments", "positions", "first", "sum")
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return True
+
+    def get_tensor_shape(self, _name: str) -> tuple[int, ...]:
+        return self.shapes["first"]
+
+    def execute_async_v3(self, _stream: int) -> bool:
+        ids, first = (self.gpu.memory[self.addresses[name]] for name in ("input_ids", "first"))
+        self.gpu.memory[self.addresses["sum"]] = ids.reshape(-1)[first]
+        return True
+
+
+@pytest.fixture
+def in_rows(program: Any, tmp_path: Path) -> Any:
+    """The same of a plan of texts in rows, as `write_run_script` would write it."""
+    form = Packing(
+        *("rows", {"offset": 0, "padding": None}, {"sum": "text"}, False, True, Rows.names[:-1], 32),
+        texts=40,
+        rows=12,
+        tokens=360,
+    )
+    program.engines[0] = program.engine = Rows(program.gpu, program.engine.cache)
+    shutil.copy(packing.__file__, tmp_path / "packing.py")
+    program.main.__globals__["PACKING"] = asdict(form)
+    yield program
+    sys.path[:] = [place for place in sys.path if place != str(tmp_path)]
+    sys.modules.pop("packing", None)
+
+
+def test_padded_texts_are_packed_and_answered_in_their_order(
+    in_rows: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = np.arange(1, 13).reshape(3, 4)
+    mask = np.arange(4) < np.array([[1], [4], [2]])
+    np.savez(tmp_path / "in.npz", input_ids=ids, attention_mask=mask)
+    assert in_rows.call("--inputs", str(tmp_path / "in.npz"), "--outputs", str(tmp_path / "out.npz")) == 0
+    assert "3 texts as 1 x 7: p50" in capsys.readouterr().out
+    assert in_rows.gpu.memory[in_rows.engine.addresses["input_ids"]].tolist() == [[5, 6, 7, 8, 9, 10, 1]]
+    with np.load(tmp_path / "out.npz") as outputs:
+        assert outputs["sum"].tolist() == [1, 5, 9]
+
+
+def test_random_texts_have_the_usual_number_of_tokens(in_rows: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_rows.call("--sequence", "32") == 0
+    printed = capsys.readouterr().out
+    assert "40 texts as " in printed and " x 32: p50" in printed
+    assert 5 < in_rows.engine.shapes["input_ids"][0] < 20
+
+
+def test_a_text_longer_than_a_row_is_named(in_rows: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "in.npz", **dict.fromkeys(("input_ids", "attention_mask"), np.ones((1, 33), np.int64)))
+    with pytest.raises(SystemExit) as ended:
+        in_rows.call("--inputs", str(tmp_path / "in.npz"))
+    assert ended.value.code == 1 and "text 0 has 33 tokens, a row holds 32" in capsys.readouterr().err
+
+
+@needs_compiler
+def test_a_script_of_rows_takes_padded_arrays(tmp_path: Path) -> None:
+    form = Packing("rows", None, {"rows": "token"}, False, False, ("input_ids", "segments"), 64, 8, 3, 90)
+    settings = TensorRTSettings(batch_opt=8, batch_max=8, sequence_opt=64, sequence_max=64, packing=form)
+    onnx.save(graph(), tmp_path / "model.onnx")
+    inputs = [TensorInfo(name, "int32", ("rows", "sequence")) for name in form.inputs]
+    values = vars(loaded(write_run_script(tmp_path / "model.onnx", tmp_path, inputs, settings, (75,))))
+    assert Packing(**values["PACKING"]) == replace(form, inputs=list(form.inputs))
+    assert values["INPUTS"] == {name: ["batch", "sequence"] for name in ("input_ids", "attention_mask")}
+    assert values["RANGES"] == {"batch": [1, 8, 8], "sequence": [1, 64, 64]}
 
 
 def test_a_plan_that_is_refused(program: Any, capsys: pytest.CaptureFixture[str]) -> None:

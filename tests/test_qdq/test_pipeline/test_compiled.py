@@ -136,6 +136,22 @@ def test_tensorrt_rtx_builds_a_plan_on_any_machine(compile_for: Callable[..., Ra
     assert run_qdq("variants", "--out", "work", "--target", "tensorrt-rtx", "--refit").code == 2
 
 
+def test_texts_in_rows_are_built_and_proved(compile_for: Callable[..., Ran]) -> None:
+    ran = compile_for("tensorrt-rtx", "--batch-form", "rows")
+    assert ran.code == 3, ran.err
+    folder, report = Path("work", "tensorrt-rtx"), built("tensorrt-rtx")
+    assert report["engine_files"] == ["model.rtx", "run_engine.py", "packing.py"]
+    form = json.loads((folder / "packing.json").read_text(encoding="utf-8"))
+    assert (form["form"], form["row"], form["texts"]) == ("rows", 32, 2) and 1 <= form["rows"] <= 2
+    profile = report["compiled"]["profile"]
+    assert (profile["rows"], profile["texts"]) == ([1, form["rows"], 2], [1, 2, 2])
+    assert report["compiled"]["linears"] == [6, 6] and report["compiled"]["attentions"] == [1, 1]
+    assert report["compiled"]["packed"]["rows"] == form["rows"] and f"INT8 at {form['rows']} rows" in ran.out
+    # Padded again, nothing of it is left.
+    assert compile_for("tensorrt-rtx").code == 3
+    assert not {"packing.json", "packing.py"} & {path.name for path in folder.iterdir()}
+
+
 def test_tensorrt_rtx_without_the_compiler(compile_for: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     ran = compile_for("tensorrt-rtx")

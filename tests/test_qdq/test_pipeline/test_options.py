@@ -115,6 +115,13 @@ def test_requests_at_once_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> No
         resolve(CompileOptions(target="tensorrt", mode="throughput"), "m")
 
 
+def test_a_batch_without_padding_is_for_plans_and_needs_no_buckets() -> None:
+    with pytest.raises(ConfigError, match="--batch-form: rows is for plans of TensorRT, this run is for openvino"):
+        resolve(CompileOptions(target="openvino", batch_form="rows"), "m")
+    with pytest.raises(ConfigError, match="--buckets: a batch without padding holds all lengths"):
+        resolve(CompileOptions(target="tensorrt", batch_form="gather", buckets=(64, 128)), "m")
+
+
 def test_the_longest_bucket_is_where_texts_are_cut() -> None:
     with pytest.raises(ConfigError, match="--buckets: 32,64 must end with --sequence 128"):
         resolve(CompileOptions(target="openvino", buckets=(32, 64)), "m")
