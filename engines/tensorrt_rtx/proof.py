@@ -86,7 +86,7 @@ def proof_text(report: Mapping[str, Any]) -> str:
 
 
 def _packed(report: Mapping[str, Any]) -> str:
-    """What INT8 is counted at where its batch is not padded; the float graph always is."""
+    """The fill that INT8 is counted at where its batch is not padded; the float graph always is."""
     packed = report.get("packed")
     if packed is None:
         return ""

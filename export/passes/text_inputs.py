@@ -60,7 +60,7 @@ class TextInputs:
     choices: bool
 
     def as_json(self) -> dict[str, Any]:
-        """What a client has to know of them."""
+        """The part of it that clients have to know."""
         positions = (
             None if self.positions is None else {"offset": self.positions.offset, "padding": self.positions.padding}
         )

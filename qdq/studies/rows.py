@@ -61,11 +61,13 @@ def _rows(compiler: Compiler, graph: Path, form: str) -> Iterator[dict[str, Any]
 
     for tokens, fill in FILLS.items():
         for name in ("padded", "cropped") if form == "padded" else (form,):
+            # Padding to 128 costs the same however full the batch is; cropping does not.
             if name == "padded" and tokens != BATCH * SEQUENCE:
                 continue
             length = fill["cropped"] if name == "cropped" else SEQUENCE
             sizes = {"batch": BATCH, "choices": 2, "sequence": length, "texts": BATCH, "length": SEQUENCE}
             sizes |= {"rows": fill["rows"], "tokens": tokens}
+            # One shape, so that bytes can be counted.
             shapes = Shapes.of({axis: (size, size, size) for axis, size in sizes.items()})
             compiled = compiler.compile(graph, (CAPABILITY,), shapes)
             found = coverage(compiled, graph)
