@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,18 @@ from qdq.base.config import nearest
 from qdq.errors import ConfigError, DataError
 
 DETECTION_RULES = """\
-A source is a file, a folder (all .jsonl .json .tsv .csv .txt .conll files below it, by name), or datasets:NAME[:SPLIT].
+A source is a file, a folder (all .jsonl .json .tsv .csv .txt .conll .parquet .arrow files below it, by name), or
+datasets:NAME[:SPLIT].
 Columns, unless named: first a known pair of names, both present (sentence1/sentence2, premise/hypothesis,
 question/context, question1/question2, "#1 String"/"#2 String", text/pair, ...); then a known single name (text,
 sentence, content, query, question, title, ...); upper and lower case are the same. Otherwise the string column with
 the longest mean length over the first 100 rows, with a second one as its pair when that is at least half as long;
 columns that look like identifiers, dates or addresses come last. Label: label, labels, class, target, quality,
-label_desc, ..., otherwise none. Files must be UTF-8; TSV is split at tabs without quote handling, CSV with it; plain
-text holds one text per line, CoNLL files one token per line. The first rows with a text (and a pair) are used, in
-file order; rows whose text or pair is empty are skipped and counted."""
+label_desc, ..., otherwise none; for a multi-label model also one 0/1 column per class, named as the model names it.
+Files must be UTF-8. A table is split at the tab, comma, semicolon or bar that makes all its first rows equally long;
+its first line names the columns, unless --header does. Plain text holds one text per line; files with one token and
+its tag a line (CoNLL) are known by their tags. The first rows with a text (and a pair) are used, in file order; rows
+whose text or pair is empty are skipped and counted."""
 
 # Known names, most specific first; compared without case.
 _PAIRS = (
@@ -46,18 +50,38 @@ _LABELS = (
     *("label", "labels", "class", "target", "quality", "gold_label", "is_duplicate", "category", "sentiment"),
     *("label_desc", "label_des", "score", "similarity_score", "similarity"),  # the last three: STS-B and its like
 )
+# Columns of a file with one token a line, and of rows that hold lists of tokens and tags
+WORD_NAMES = ("token", "tokens", "word", "words", "form")
+TAG_NAMES = ("ner_tags", "ner_tag", "ner", "tags", "tag", "word_labels", "labels", "label", "bio", "entity")
 SAMPLE_ROWS = 100  # rows looked at for detection; not the limit, so that the limit never changes the columns
 _ID_NAME = re.compile(r"(^|[\s_#.-])(id|idx|index|guid|uuid|key|url|uri|date|time|path|file)s?$", re.IGNORECASE)
 
 
+_KNOWN = frozenset((*itertools.chain.from_iterable(_PAIRS), *_SINGLES, *_LABELS, *WORD_NAMES, *TAG_NAMES))
+
+
+def lowered(name: str) -> str:
+    """A name as it is compared: case and outer spaces do not count."""
+    return name.strip().lower()
+
+
+def is_known_name(cell: str) -> bool:
+    """True for what files call a column of text, pair, label, tag or identifier."""
+    return lowered(cell) in _KNOWN or (bool(_ID_NAME.search(cell.strip())) and len(cell.split()) < 3)
+
+
 @dataclass(frozen=True)
 class Columns:
-    """The columns in use, and how many rows were skipped because their text or pair is empty."""
+    """The columns in use, and how many rows were skipped because their text or pair is empty.
+
+    `flags` are the label columns where there is one per class, as --label-column names them.
+    """
 
     text: str
     pair: str | None = None
     label: str | None = None
     skipped: int = 0
+    flags: tuple[str, ...] = ()
 
 
 def detect_columns(
@@ -71,14 +95,31 @@ def detect_columns(
     named = tuple(text_columns)
     if len(named) > 2:
         raise ConfigError(f"--text-columns names {len(named)} columns ({', '.join(named)}); give one, or two for pairs")
-    for name in (*named, *([label_column] if label_column else ())):
+    flags = label_names(label_column, names)
+    for name in (*named, *flags):
         if name not in names:
             raise DataError(f"{where}: no column '{name}'; {nearest(name, names)}")
-    label = label_column or _known_label(sample, names, named)
-    text = named or _known_text(sample, names) or _longest_text(sample, [n for n in names if n != label])
+    label = flags[0] if len(flags) == 1 else None if flags else _known_label(sample, names, named)
+    text = named or _known_text(sample, names) or _longest_text(sample, [n for n in names if n not in (label, *flags)])
     if not text:
-        raise DataError(f"{where}: no column holds text (columns: {', '.join(names)}); name it: --text-columns")
-    return Columns(text[0], text[1] if len(text) > 1 else None, label if label not in text else None)
+        raise DataError(
+            f"{where}: no column holds text (columns: {', '.join(names)}); name it: --text-columns. The first row is "
+            f"{_row_text(sample[0])}"
+        )
+    pair = text[1] if len(text) > 1 else None
+    return Columns(text[0], pair, label if label not in text else None, flags=flags if len(flags) > 1 else ())
+
+
+def label_names(label_column: str | None, names: Collection[str]) -> tuple[str, ...]:
+    """The columns that --label-column names: one, or with commas several, where no column is called so itself."""
+    if not label_column:
+        return ()
+    return (label_column,) if label_column in names else tuple(part.strip() for part in label_column.split(","))
+
+
+def _row_text(row: Mapping[str, Any]) -> str:
+    text = ", ".join(f"{name}: {value!r}" for name, value in row.items())
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _known_text(sample: Sequence[Mapping[str, Any]], names: Iterable[str]) -> tuple[str, ...]:
@@ -90,8 +131,12 @@ def _known_text(sample: Sequence[Mapping[str, Any]], names: Iterable[str]) -> tu
 
 
 def _known_label(sample: Sequence[Mapping[str, Any]], names: Iterable[str], taken: Sequence[str]) -> str | None:
-    scalar = (str, int, float)
-    present = {n.lower(): n for n in names if n not in taken and any(isinstance(r.get(n), scalar) for r in sample)}
+    def holds(value: Any) -> bool:  # one class, or a list of them
+        return isinstance(value, (str, int, float)) or (
+            isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value)
+        )
+
+    present = {n.lower(): n for n in names if n not in taken and any(holds(row.get(n)) for row in sample)}
     return next((present[name] for name in _LABELS if name in present), None)
 
 

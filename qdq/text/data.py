@@ -8,16 +8,19 @@ from __future__ import annotations
 import difflib
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qdq.base.config import nearest
 from qdq.errors import ConfigError, DataError
+from qdq.text.columnar import class_names
 from qdq.text.columns import DETECTION_RULES, SAMPLE_ROWS, Columns, detect_columns
 from qdq.text.files import Row, files_below, read_rows
-from qdq.text.layouts import details, known_layout
+from qdq.text.layouts import as_list, class_name, details, known_layout, whole
+from qdq.text.lines import Given
 
 __all__ = ["DETECTION_RULES", "Columns", "Record", "TextSource", "bundled", "read_records", "records_from_rows"]
 
@@ -36,6 +39,9 @@ class Record:
         words, tags: of a tagged sentence, one tag per word; "" is a tag that is missing.
         answers: (text, first character in `pair`) of a question, () when it has none; None without answers in the file.
         id: the row's own id, for prediction files.
+        labels: classes of a row that has a list of them, as written; () is a row without any.
+        flags: 0/1 columns beside the text by name, which may be one per class.
+        classes: names of the numbers in label, labels or tags, where the file or the user names them.
     """
 
     text: str
@@ -46,6 +52,9 @@ class Record:
     tags: tuple[str, ...] = ()
     answers: tuple[tuple[str, int], ...] | None = None
     id: str | None = None
+    labels: tuple[str, ...] | None = None
+    flags: Mapping[str, bool] = field(default_factory=dict, compare=False)
+    classes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,22 @@ class TextSource:
     """A source of text, as the user names it.
 
     `path` is a file, a folder, or ``datasets:NAME_OR_FOLDER[:split]``; `text_columns` names one (text) or two
-    (text, pair) columns, empty means detect; `label_column` None means detect.
+    (text, pair) columns, empty means detect; `label_column` None means detect, with commas one column per class.
+    `header` names the columns of a table or tagged file that has no header line; `labels` names the numbers that the
+    label or tag column holds, in their order.
     """
 
     path: str
     text_columns: tuple[str, ...] = ()
     label_column: str | None = None
+    header: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> Given:
+        """Facts that reading the files needs."""
+        named = () if self.label_column is None else (self.label_column,)
+        return Given(self.header, (*self.text_columns, *named))
 
 
 def bundled(pairs: bool = False, heldout: bool = False) -> TextSource:
@@ -75,7 +94,7 @@ def read_records(source: TextSource, limit: int | None = None) -> tuple[list[Rec
     Deterministic: a folder is read by sorted relative name. Raises DataError for a missing, unreadable, empty or
     malformed source, ConfigError for a wrong option or a missing `datasets` package.
     """
-    return records_from_rows(_rows(source.path), source, limit)
+    return records_from_rows(_rows(source.path, source.given), source, limit)
 
 
 def records_from_rows(
@@ -85,16 +104,17 @@ def records_from_rows(
     if limit is not None and limit < 1:
         raise ConfigError(f"{source.path}: cannot read {limit} rows; ask for at least one")
     numbered = (row if isinstance(row, Row) else Row(f"{source.path}, row {n}", row) for n, row in enumerate(rows, 1))
-    stream = map(known_layout, numbered)
+    stream = (known_layout(row, source.label_column) for row in numbered)
     sample = list(itertools.islice(stream, SAMPLE_ROWS))
     if not sample:
         raise DataError(f"{source.path}: no rows (empty, only blank lines, or only a header); give a file with text")
-    columns = detect_columns([row.values for row in sample], source.path, source.text_columns, source.label_column)
+    label_column = None if _holds_tags(sample, source) else source.label_column
+    columns = detect_columns([row.values for row in sample], source.path, source.text_columns, label_column)
     records: list[Record] = []
     read = 0
     for row in itertools.chain(sample, stream):
         read += 1
-        if (record := _record(row, columns)) is not None:
+        if (record := _record(row, columns, source.labels)) is not None:
             records.append(record)
         if len(records) == limit:
             break
@@ -107,10 +127,10 @@ def _counted(source: TextSource, columns: Columns, read: int, used: int) -> Colu
         raise DataError(f"{source.path}: {names} is empty in all {read} rows; name other columns with --text-columns")
     if read > used:
         logger.warning("%s: %d of %d rows skipped, %s is empty there", source.path, read - used, read, names)
-    return Columns(columns.text, columns.pair, columns.label, read - used)
+    return replace(columns, skipped=read - used)
 
 
-def _rows(path: str) -> Iterator[Row]:
+def _rows(path: str, given: Given) -> Iterator[Row]:
     if path.startswith("datasets:"):
         return _dataset_rows(path)
     if not path.strip():
@@ -124,7 +144,7 @@ def _rows(path: str) -> Iterator[Row]:
         files = files_below(place) if place.is_dir() else [place]
     except OSError as error:  # no rights, a name too long
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path and its rights") from error
-    return itertools.chain.from_iterable(read_rows(file) for file in files)
+    return itertools.chain.from_iterable(read_rows(file, given) for file in files)
 
 
 def _sibling(place: Path) -> str:
@@ -135,14 +155,45 @@ def _sibling(place: Path) -> str:
     return f"; did you mean {folder / close[0]}?" if close else "; check the path"
 
 
-def _record(row: Row, columns: Columns) -> Record | None:
+def _record(row: Row, columns: Columns, named: tuple[str, ...]) -> Record | None:
     """The record of a row; None when its text or pair is empty."""
     text = _string(row, columns.text)
     pair = _string(row, columns.pair) if columns.pair else None
     if not text or (columns.pair and not pair):
         return None
-    label = row.values.get(columns.label) if columns.label else None
-    return Record(text, pair, _word(label), **details(row))
+    found = details(row)
+    if named and "tags" in found:
+        found |= {"tags": tuple(class_name(tag, named) for tag in found["tags"]), "classes": named}
+    elif columns.label is not None:
+        names = named or row.names.get(columns.label, ())
+        found = {**_label(row.values.get(columns.label), names), **found}
+    wanted = columns.flags or [name for name in row.values if name not in (columns.text, columns.pair)]
+    flags = {str(name): flag for name in wanted if (flag := _flag(row.values.get(name))) is not None}
+    if missing := [name for name in columns.flags if name not in flags]:
+        raise DataError(
+            f"{row.where}: '{missing[0]}' is {row.values.get(missing[0])!r}, not 0 or 1, which a column of one class "
+            "holds; correct it, or name other columns with --label-column"
+        )
+    return Record(text, pair, flags=flags, **found)
+
+
+def _label(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Fields of a record for the value of its label column; `names` are those of class numbers."""
+    items = as_list(value)
+    if items is not None:
+        if any(isinstance(item, (list, tuple, Mapping)) for item in items):
+            return {}  # spans of characters, or boxes: nothing that is a class of the text
+        words = tuple(word for item in items if (word := _word(item)) is not None)
+        return {"labels": words, "classes": names}
+    word = _word(value)
+    number = None if word is None else whole(word)
+    named = {"label_name": names[number]} if number is not None and number < len(names) else {}
+    return {"label": word, "classes": names, **named}
+
+
+def _flag(value: Any) -> bool | None:
+    """Truth of a 0/1 column's value, None for any other value."""
+    return _FLAGS.get(str(value).strip().lower())
 
 
 def _string(row: Row, column: str) -> str:
@@ -161,10 +212,19 @@ def _string(row: Row, column: str) -> str:
 
 
 def _word(label: Any) -> str | None:
-    """A label as text; JSON's true and false in its own spelling."""
-    if label is None or isinstance(label, bool):
-        return None if label is None else str(label).lower()
-    return str(label)
+    """A label as text without outer spaces; booleans in JSON's spelling."""
+    if label is None or (isinstance(label, float) and math.isnan(label)):
+        return None
+    return str(label).lower() if isinstance(label, bool) else str(label).strip()
+
+
+_FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+
+
+def _holds_tags(sample: Iterable[Row], source: TextSource) -> bool:
+    """True when the column that the user named was read as the tags of words, and so is no label of the text."""
+    named = source.label_column
+    return named is not None and any(named not in row.values and row.values.get("tags") for row in sample)
 
 
 def _is_saved_dataset(folder: Path) -> bool:
@@ -196,8 +256,8 @@ def _dataset_rows(spec: str) -> Iterator[Row]:
         data = data[split]
     elif split:
         raise DataError(f"{spec}: this dataset was saved without splits; leave ':{split}' away")
-    names = _tag_names(data)
-    return (Row(f"{spec}, row {number}", _named(row, names)) for number, row in enumerate(data, start=1))
+    names = class_names(getattr(data, "features", None) or {})
+    return (Row(f"{spec}, row {number}", row, names) for number, row in enumerate(data, start=1))
 
 
 def _check_reachable(spec: str, name: str) -> None:
@@ -214,15 +274,3 @@ def _check_reachable(spec: str, name: str) -> None:
             f"{spec}: is no folder here, and the hub cannot be reached ({reason}); save the data set on another "
             "machine with save_to_disk and give its folder"
         )
-
-
-def _tag_names(data: Any) -> dict[str, list[str]]:
-    """Columns that hold a list of class numbers per row -> the names of the classes."""
-    inner = {
-        column: getattr(feature, "feature", None) for column, feature in (getattr(data, "features", None) or {}).items()
-    }
-    return {column: list(feature.names) for column, feature in inner.items() if feature and hasattr(feature, "names")}
-
-
-def _named(row: Mapping[str, Any], names: Mapping[str, list[str]]) -> Mapping[str, Any]:
-    return {**row, **{column: [classes[tag] for tag in row[column]] for column, classes in names.items()}}

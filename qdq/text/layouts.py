@@ -2,46 +2,120 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qdq.errors import DataError
+from qdq.text.columns import TAG_NAMES, WORD_NAMES
 from qdq.text.files import Row, join_words
 
-_WORDS, _TAGS = ("tokens", "words"), ("tags", "ner_tags", "labels")
+_SPACED_TAG = re.compile(r"O|[BIESLUM][-_]\S+|\d{1,3}")  # as a cell of several tags holds them
+_ADJACENT = re.compile(r"['\"]\s+['\"]")  # numpy's items; to Python neighbouring strings are one
+_NUMPY_ITEM = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|([^\s,'\"\[\]]+)")
 _LABEL_NAMES = ("label_desc", "label_des")  # tnews and iflytek
 _IDS = ("id", "query_id", "idx", "guid")
 
 
-def known_layout(row: Row) -> Row:
+def known_layout(row: Row, label_column: str | None = None) -> Row:
     """`row` with its text in string columns; rows of no known layout come back as they are.
 
-    * a list of words (tokens, words), with or without tags: ``text`` beside it;
+    * a list of words (tokens, words) with or without tags (`label_column`, ner_tags, tags): ``text`` beside it, and
+      ``words`` and ``tags`` as text;
     * CLUE's csl (abst, keyword): the keywords, joined, as ``sentence1`` and the abstract as ``sentence2``;
     * CLUE's cluewsc2020 (text, target): the text with ``_`` around the noun and ``[ ]`` around the pronoun.
 
     Raises DataError for a target that is not at the position its row gives.
     """
     values = row.values
-    words = _strings(values, _WORDS)
-    if words is not None:
-        tags = _strings(values, _TAGS)
-        return Row(row.where, {"text": join_words(words), **values, "words": words, "tags": tags or []})
+    if (sentence := _sentence(row, label_column)) is not None:
+        return sentence
     if isinstance(values.get("keyword"), list) and isinstance(values.get("abst"), str):
         keywords = " ".join(map(str, values["keyword"]))
         return Row(row.where, {**values, "sentence1": keywords, "sentence2": values["abst"]})
     if isinstance(values.get("target"), Mapping) and "span1_text" in values["target"]:
-        return Row(row.where, {**values, "text": _marked(row), "target": None})
+        # CLUE's list of labels begins with true, where a boolean would be 1
+        number = {"true": "0", "false": "1"}.get(str(values.get("label")).lower())
+        return Row(row.where, {**values, "text": _marked(row), "target": None, "label_desc": number})
     return row
 
 
-def _strings(values: Mapping[str, Any], names: Sequence[str]) -> list[str] | None:
-    """The first column of `names` that is a list of strings."""
-    for name in names:
-        value = values.get(name)
-        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-            return value
-    return None
+def _sentence(row: Row, label_column: str | None) -> Row | None:
+    """`row` with ``text``, ``words`` and ``tags``, where it holds a list of words; None where it holds none.
+
+    Lists may be written as text, as a table has to: JSON's or Python's form, numpy's, or the items with spaces between.
+    """
+    values, lower = row.values, {str(name).lower(): str(name) for name in row.values}
+    lists = [lower[name] for name in ("text", "sentence") if isinstance(values.get(lower.get(name, "")), list)]
+    word = next((lower[name] for name in WORD_NAMES if name in lower), lists[0] if lists else None)
+    named = label_column if label_column in values else None
+    tag = named or next((lower[name] for name in TAG_NAMES if name in lower and lower[name] != word), None)
+    words = None if word is None else as_list(values[word])
+    tags = None if tag is None else as_list(values[tag])
+    if words is None and tag is not None and tags is None:
+        spaced = word or lower.get("text") or lower.get("sentence")
+        words, tags = _spaced(values.get(spaced), values[tag]) if spaced else (None, None)
+    if not words or not all(isinstance(item, str) for item in words):
+        return None
+    if tags is not None and (len(tags) != len(words) or any(isinstance(item, (list, dict)) for item in tags)):
+        if tag not in ("label", "labels"):  # those may be classes of the whole text
+            raise DataError(
+                f"{row.where}: {len(words)} words and {len(tags)} tags in '{tag}'; give each word one tag, a name or a "
+                "number"
+            )
+        tags = None
+    names = row.names.get(str(tag), ())
+    text = values["text"] if isinstance(values.get("text"), str) else join_words(words)
+    kept = {name: value for name, value in values.items() if tags is None or name != tag}
+    found = [class_name(item, names) for item in tags or ()]
+    return Row(row.where, {**kept, "text": text, "words": words, "tags": found}, {**row.names, "tags": names})
+
+
+def class_name(value: Any, names: Sequence[str] = ()) -> str:
+    """A class as text: its name where it is a number of `names`, 3 for 3.0, "" for none."""
+    if value is None:
+        return ""
+    text = str(value).strip()
+    number = whole(text)
+    if number is None or isinstance(value, bool):
+        return text
+    return names[number] if number < len(names) else str(number)
+
+
+def whole(text: str) -> int | None:
+    """The whole number that `text` is, also as 3.0 (pandas, once a value was missing); None for anything else."""
+    match = re.fullmatch(r"\+?(\d{1,9})(?:\.0*)?", text)
+    return int(match[1]) if match else None
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """A list, or one written as text in JSON's, Python's or numpy's form; None for anything else."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if not isinstance(value, str) or not (value.strip().startswith("[") and value.strip().endswith("]")):
+        return None
+    text = value.strip()
+    for parse in () if _ADJACENT.search(text) else (json.loads, ast.literal_eval):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of escapes that Python would read otherwise
+                found = parse(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, list):
+            return found
+    return [first or second or third for first, second, third in _NUMPY_ITEM.findall(text[1:-1])]
+
+
+def _spaced(words: Any, tags: Any) -> tuple[list[str] | None, list[str] | None]:
+    """Words and tags out of two cells with as many items each, (None, None) for cells that are something else."""
+    if not isinstance(words, str) or not isinstance(tags, str):
+        return None, None
+    items, found = words.split(), tags.replace(",", " ").split()
+    fits = len(items) == len(found) and len(items) > 1 and all(_SPACED_TAG.fullmatch(tag) for tag in found)
+    return (items, found) if fits else (None, None)
 
 
 def _marked(row: Row) -> str:
@@ -68,8 +142,10 @@ def details(row: Row) -> dict[str, Any]:
     name = next((values[key] for key in _LABEL_NAMES if isinstance(values.get(key), str)), None)
     if name is not None:
         found["label_name"] = name
-    if isinstance(values.get("words"), list):
-        found |= {"words": tuple(values["words"]), "tags": tuple(values.get("tags") or ())}
+    if isinstance(values.get("words"), list) and isinstance(values.get("tags"), list):
+        found |= {"words": tuple(values["words"]), "tags": tuple(values["tags"])}
+        if classes := row.names.get("tags"):
+            found["classes"] = classes
     if values.get("answers") is not None:
         found["answers"] = _answers(row)
     identity = next((values[key] for key in _IDS if isinstance(values.get(key), (str, int))), None)
@@ -80,11 +156,10 @@ def _answers(row: Row) -> tuple[tuple[str, int], ...] | None:
     """SQuAD's list of {text, answer_start}, or the hub's {text: […], answer_start: […]}; None for another column."""
     answers = row.values["answers"]
     if isinstance(answers, Mapping):
-        texts = answers.get("text", [])
-        answers = [
-            {"text": text, "answer_start": start}
-            for text, start in zip(texts, answers.get("answer_start", []), strict=True)
-        ]
+        texts, starts = answers.get("text", []), answers.get("answer_start", [])
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise DataError(f"{row.where}: its answers need as many answer_start as text, in two lists; correct it")
+        answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     if not isinstance(answers, list) or any(not isinstance(answer, Mapping) for answer in answers):
         return None
     try:

@@ -90,7 +90,7 @@ def test_latin1_bytes_in_a_json_list_are_placed(tmp_path: Path) -> None:
 
 
 def test_a_binary_file_is_refused(tmp_path: Path) -> None:
-    message = failure(write(tmp_path / "model.bin", b"PK\x03\x04 some\nmore\x00\x00"))
+    message = failure(write(tmp_path / "model.bin", b"\x7fELF some\nmore\x00\x00"))
     assert "line 2: NUL byte at byte 14, so this is a binary file" in message
 
 
