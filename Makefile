@@ -39,7 +39,9 @@
 #|   EVAL=          text to compare with FP32 on and to time with (default: the
 #|                  rows behind the calibration rows, else bundled text)
 #|   TEXT_COLUMNS=  column of the text, and of its pair (default: detected)
-#|   LABEL_COLUMN=  column of the label, for the task metric (default: detected)
+#|   LABEL_COLUMN=  column of the label or tags; with commas one 0/1 column per class
+#|   HEADER=        names of the columns where the first line does not name them
+#|   LABELS=        names of the classes whose numbers the data hold
 #|   PLACEMENT=     auto, linear, linear+qk, fused, qdqbert, dynamic, ft1, ft2,
 #|                  ft3, trt (default: auto)
 #|   CALIBRATOR=    clip (max, residual adds by the error of their sum), max,
@@ -79,7 +81,7 @@ EXTRAS := cpu,rtx,triton,train,dev
 # ---- options: make variable = qdq option ----------------------------------------
 # Their help above is that of qdq.pipeline.options; tests/test_qdq/test_makefile.py compares and prints what it should be.
 ENGINE_OPTIONS := MODEL=model TASK=task TARGET=target CALIB=calibration EVAL=eval-data TEXT_COLUMNS=text-columns \
-  LABEL_COLUMN=label-column PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples BATCH=batch SEQ=sequence \
+  LABEL_COLUMN=label-column HEADER=header LABELS=labels PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples BATCH=batch SEQ=sequence \
   THREADS=threads HINT=precision-hint SM=sm BENCH_SECONDS=bench-seconds OUT=out
 variable = $(firstword $(subst =, ,$(1)))
 option = $(lastword $(subst =, ,$(1)))

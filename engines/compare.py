@@ -6,17 +6,19 @@ Compared per text:
   non-padded positions, flattened, of a token-level output; start and end logits of the non-padded positions together
   for question answering. With two classes the cosine is a weak statistic: adding the same amount to both logits moves
   it without changing any answer, and it is near 1 for most pairs of confident answers. Read the agreement there.
+* of texts with a single number (one logit) instead of the cosine, which would be its sign, Pearson's and Spearman's
+  correlation over the texts;
 * errors over the same elements (padded positions never count);
 * agreement: share of equal answers. One answer per text is the arg max of its logits, per non-padded token the arg max
-  there, and for question answering start and end position together. Feature extraction and a single logit (regression)
-  have no answers.
+  there, for question answering start and end position together, and for a multi-label classifier one answer per class
+  is whether its logit is positive. Feature extraction and regression have no answers.
 
-Batches are streamed; only running sums are kept, and float64 copies exist for one text at a time.
+Batches are streamed; only running sums and single numbers are kept, and float64 copies exist for one text at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +27,9 @@ from numpy.typing import NDArray
 
 from engines.metrics import ErrorSum, Share, Vector, cosine
 from engines.types import Runner
+from qdq.base.choices import MULTI_LABEL, REGRESSION
 from qdq.base.config import choice
+from qdq.base.correlation import pearson, spearman
 from qdq.base.types import Feeds, Outputs, Progress
 from qdq.errors import DataError, ParityError
 
@@ -38,9 +42,17 @@ ANSWER_FOR: dict[str, str | None] = {
     "token-classification": "token",
     "fill-mask": "token",
     "language-modeling": "token",
+    MULTI_LABEL: "label",
+    REGRESSION: None,
     "question-answering": "span",
 }
-ANSWER_OUTPUTS = {None: (), "text": ("logits",), "token": ("logits",), "span": ("start_logits", "end_logits")}
+ANSWER_OUTPUTS = {
+    None: (),
+    "text": ("logits",),
+    "token": ("logits",),
+    "label": ("logits",),
+    "span": ("start_logits", "end_logits"),
+}
 LABELLED = ("text-classification", "next-sentence-prediction", "multiple-choice")  # one label per text
 LOGITS = ("logits", "start_logits", "end_logits")
 
@@ -79,7 +91,9 @@ class Comparison:
     labels: Sequence[int] | None = None  # one class index per text
     sides: tuple[str, str] = ("the FP32 model", "the engine")  # the reference and the other one, for messages
     _batches: int = 0
+    _texts: int = 0
     _cosines: list[float] = field(default_factory=list)
+    _numbers: list[tuple[float, float]] = field(default_factory=list)  # of texts with one number
     _errors: dict[str, ErrorSum] = field(default_factory=dict)
     _agreement: Share = field(default_factory=Share)
     _correct: tuple[Share, Share] = field(default_factory=lambda: (Share(), Share()))  # reference, tested
@@ -121,8 +135,13 @@ class Comparison:
                 )
 
     def _add_text(self, expected: Sample, actual: Sample) -> None:
-        position = len(self._cosines)
-        self._cosines.append(cosine(_joined(expected), _joined(actual)))
+        position = self._texts
+        self._texts += 1
+        sides = _joined(expected), _joined(actual)
+        if sides[0].size == 1:
+            self._numbers.append((float(sides[0][0]), float(sides[1][0])))
+        else:
+            self._cosines.append(cosine(*sides))
         for name, values in expected.items():
             self._errors.setdefault(name, ErrorSum()).add(values, actual[name])
         answers = _answers(expected, self.task), _answers(actual, self.task)
@@ -143,9 +162,10 @@ class Comparison:
         metric, reason = self._metric()
         return {
             "task": self.task,
-            "samples": len(self._cosines),
-            "cosine_mean": float(np.mean(self._cosines)),
-            "cosine_min": min(self._cosines),
+            "samples": self._texts,
+            "cosine_mean": float(np.mean(self._cosines)) if self._cosines else None,
+            "cosine_min": min(self._cosines, default=None),
+            **self._correlations(),
             "max_abs_error": total["max_abs_error"],
             "mean_abs_error": total["mean_abs_error"],
             "logit_mse": logits.as_json()["mse"] if logits.elements else None,
@@ -155,6 +175,17 @@ class Comparison:
             "agreement_unit": ANSWER_FOR[self.task] if self._agreement.of else None,
             "metric": metric,
             "metric_reason": reason,
+        }
+
+    def _correlations(self) -> dict[str, float | None]:
+        """Correlations over texts with one number each; None where either side is the same for all of them."""
+        if not self._numbers:
+            return {}
+        left, right = np.array(self._numbers).T
+        defined = left.std() > 0 and right.std() > 0
+        return {
+            "pearson": pearson(left, right) if defined else None,
+            "spearman": spearman(left, right) if defined else None,
         }
 
     def _metric(self) -> tuple[dict[str, Any] | None, str | None]:
@@ -225,6 +256,8 @@ def _answers(sample: Sample, task: str) -> NDArray[np.int64] | None:
     unit = ANSWER_FOR[task]
     if unit == "span":
         return np.array([[sample["start_logits"].argmax()], [sample["end_logits"].argmax()]])
+    if unit == "label":
+        return np.atleast_1d(sample["logits"] > 0)[np.newaxis].astype(np.int64)
     if unit is None or sample["logits"].shape[-1] == 1:
         return None
     return np.atleast_1d(sample["logits"].argmax(axis=-1))[np.newaxis]
@@ -239,11 +272,21 @@ def _check_labels(labels: Sequence[int], classes: int) -> None:
             )
 
 
-def relate(report: dict[str, Any]) -> str:
-    """Describe an accuracy.json object in two to four lines of at most 80 columns."""
+def headline(report: Mapping[str, Any]) -> str:
+    """Describe how close the outputs are: the cosine, or of single numbers their correlation."""
+    if report["cosine_mean"] is not None:
+        return f"cosine {report['cosine_mean']:.4f} mean, {report['cosine_min']:.4f} worst"
+    if report["pearson"] is None:
+        return "no correlation, since one side gives every text the same number"
+    return f"Pearson {report['pearson']:.4f}, Spearman {report['spearman']:.4f}"
+
+
+def relate(report: Mapping[str, Any]) -> str:
+    """Describe an accuracy.json object in two to five lines of at most 80 columns."""
     texts = f"{report['samples']} text{'s' if report['samples'] != 1 else ''}"
+    name, _, values = headline(report).partition(" ")
     lines = [
-        f"cosine to FP32 {report['cosine_mean']:.4f} mean, {report['cosine_min']:.4f} worst, over {texts}",
+        f"{name} to FP32 {values}, over {texts}" if name != "no" else f"{headline(report)}, over {texts}",
         f"outputs differ by {report['mean_abs_error']:.3g} on average, {report['max_abs_error']:.3g} at most",
     ]
     if report["agreement"] is not None:
@@ -253,4 +296,6 @@ def relate(report: dict[str, Any]) -> str:
         metric = report["metric"]
         change = f"{abs(metric['drop_points']):.2f} points {'lower' if metric['drop_points'] >= 0 else 'higher'}"
         lines.append(f"{metric['name']} {metric['fp32']:.4f} in FP32, {metric['int8']:.4f} in the engine: {change}")
+    if activation := report.get("activation"):
+        lines.append(f"the engine returns logits; config.json asks for {activation} behind them")
     return "\n".join(lines) + "\n"

@@ -28,3 +28,7 @@ PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
     "ft3": {"residual": ("residual",), "per_channel_weights": False, "fuse_qkv": True},
     "trt": {"per_channel_weights": False, "fuse_qkv": True},
 }
+
+# Readings of a text classifier's logits other than one class per text. Outputs do not tell them, so they have names of
+# their own wherever a task does: any number of classes at once, and numbers.
+MULTI_LABEL, REGRESSION = "multi-label-classification", "regression"

@@ -15,7 +15,7 @@ from qdq.base.option import check, option, values_for
 from qdq.cli.contestants import Contestants, contestants, model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
-from qdq.pipeline.options import MANY
+from qdq.pipeline.options import HEADER, LABEL_COLUMN, LABELS, MANY
 from qdq.text.data import TextSource
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ class EvaluateOptions:
     )
     task: str | None = option(None, " (default: from the checkpoint's architecture)", choices=TASKS)
     text_columns: tuple[str, ...] = option((), " (default: detected)", metavar="A[,B]")
-    label_column: str | None = option(None, " (default: detected)")
+    label_column: str | None = option(None, LABEL_COLUMN)
+    header: tuple[str, ...] = option((), HEADER, metavar="A,B")
+    labels: tuple[str, ...] = option((), LABELS, metavar="A,B")
     samples: int | None = option(None, "first rows to use (default: all)", within=(1, MANY))
     sequence: int = option(128, "tokens; longer texts are cut")
     batch: int = option(32, "rows per batch")
@@ -78,7 +80,7 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
         raise ConfigError(
             f"--sequence: {options.sequence} is beyond the {loaded.max_sequence} positions of {loaded.name}"
         )
-    source = TextSource(options.data, options.text_columns, options.label_column)
+    source = TextSource(options.data, options.text_columns, options.label_column, options.header, options.labels)
     evaluation = load_evaluation(source, loaded, settings, options.samples)
     if not evaluation.labelled and options.predictions is None:
         raise ConfigError(f"no metric: {evaluation.reason}; write predictions with --predictions FILE, or give labels")
@@ -138,13 +140,15 @@ def render(report: Mapping[str, Any]) -> str:
         return f"no metric; predictions of {report['samples']} samples written\n"
     width = max(len(entry["name"]) for entry in entries)
     metrics = [report["metric"], *(name for name in entries[0]["metrics"] if name != report["metric"])]
-    lines = [f"{report['samples']} samples; points to the first, with 95 % bootstrap interval over paired samples"]
+    unit = "points to the first (mse: as it is)" if "mse" in metrics else "points to the first"
+    lines = [f"{report['samples']} samples; {unit}, with 95 % bootstrap interval over paired samples"]
     for metric in metrics:
         lines += ["", metric]
         for entry in entries:
             text = f"  {entry['name']:<{width}}  {entry['metrics'][metric]:.4f}"
             if change := entry["difference"].get(metric):
-                low, high = change["low_points"], change["high_points"]
-                text += f"  {change['difference_points']:+6.2f}  [{low:+.2f}, {high:+.2f}]"
+                difference, low, high = change.values()
+                digits = 4 if "difference" in change else 2  # of an error, in its own unit
+                text += f"  {difference:+6.{digits}f}  [{low:+.{digits}f}, {high:+.{digits}f}]"
             lines.append(text)
     return "\n".join(lines) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +20,39 @@ DONE, FAILED, USAGE, AS_FAR_AS_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, by default this process's own; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _at_the_edge(lambda: _run(words), last=arguments is None)
+
+
+def run_script(script: Callable[[], Any]) -> int:
+    """Run a script's main function with the messages and exit codes that `qdq` has; returns the exit code."""
+
+    def run() -> int:
+        script()
+        return DONE
+
+    return _at_the_edge(run, last=True)
+
+
+def _at_the_edge(run: Callable[[], int], last: bool) -> int:
+    """Run something with Ctrl-C handled; `last`: the process ends afterwards."""
     interrupts = Interrupts()
     code = INTERRUPTED
     try:
         interrupts.start()
-        code = _guarded(list(sys.argv[1:] if arguments is None else arguments), interrupts)
+        code = _guarded(run, interrupts)
     except KeyboardInterrupt:  # another one while the first was being reported
         pass
     finally:
         interrupts.over = True
-        interrupts.ignore() if arguments is None else interrupts.restore()
+        interrupts.ignore() if last else interrupts.restore()
     return code
 
 
-def _guarded(arguments: list[str], interrupts: Interrupts) -> int:
-    """Run a command; every error becomes one message and an exit code."""
+def _guarded(run: Callable[[], int], interrupts: Interrupts) -> int:
+    """Run something; every error becomes one message and an exit code."""
     try:
-        return _run(arguments)
+        return run()
     except KeyboardInterrupt:
         return _interrupted(interrupts)
     except BrokenPipeError:

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 Answer = tuple[str, int]  # text for standard output, exit code
 
 PLAN = TARGETS["tensorrt"].engine
-TEXT_OPTIONS = ("model", "task", "allow_pickle", "eval_data", "eval_samples", "text_columns", "label_column")
+TEXT_OPTIONS = (
+    "model",
+    "task",
+    "allow_pickle",
+    "eval_data",
+    "eval_samples",
+    "text_columns",
+    "label_column",
+    "header",
+    "labels",
+)
 SHARED_OPTIONS = ("batch", "sequence", "out", *TEXT_OPTIONS)  # what plans take of the other commands' options
 IN_WORK_DIRECTORY = {"int8": "", "fp16": "fp16", "bf16": "bf16", "fp32": "fp32"}  # name -> folder below tensorrt/
 REPORT = "benchmark-gpu.json"

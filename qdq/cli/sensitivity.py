@@ -15,7 +15,7 @@ from qdq.cli.contestants import model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import CHOICES
 from qdq.load.source import is_checkpoint, resolve, short_name
-from qdq.pipeline.options import MANY
+from qdq.pipeline.options import HEADER, LABEL_COLUMN, LABELS, MANY
 from qdq.text.data import Record, TextSource, bundled, read_records
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class SensitivityOptions:
         None, "training text to compare answers on (default: bundled English text)", metavar="DATA"
     )
     text_columns: tuple[str, ...] = option((), " (default: detected)", metavar="A[,B]")
-    label_column: str | None = option(None, " (default: detected)")
+    label_column: str | None = option(None, LABEL_COLUMN)
+    header: tuple[str, ...] = option((), HEADER, metavar="A,B")
+    labels: tuple[str, ...] = option((), LABELS, metavar="A,B")
     placement: str = option("qdqbert", "of a model that is calibrated here", choices=PLACEMENTS)
     samples: int = option(64, "texts", within=(1, MANY))
     skip: int = option(0, "rows of DATA to pass over; they calibrate a model", within=(0, MANY))
@@ -92,7 +94,8 @@ def sensitivity(options: SensitivityOptions, screen: Screen) -> tuple[dict[str, 
 
 
 def _texts(options: SensitivityOptions) -> tuple[list[Record], str]:
-    source = bundled() if options.data is None else TextSource(options.data, options.text_columns, options.label_column)
+    columns = (options.text_columns, options.label_column, options.header, options.labels)
+    source = bundled() if options.data is None else TextSource(options.data, *columns)
     records, _ = read_records(source, options.skip + options.samples)
     if len(records) <= options.skip:
         raise ConfigError(f"--skip: {source.path} has {len(records)} rows, none behind the first {options.skip}")

@@ -36,7 +36,10 @@ DEFAULT_PLACEMENT = "auto"
 DEFAULT_BATCH_SIZE = 4  # of calibration, PaddleNLP's; matters to avg and moving averages only
 MANY = 1_000_000
 
-# Help that is too long for its declaration below.
+# Help that is too long for its declaration below, or belongs to several commands.
+LABEL_COLUMN = "column of the label or tags; with commas one 0/1 column per class (default: detected)"
+HEADER = "names of the columns of a table or tagged file without a header line (default: its first line)"
+LABELS = "names of the classes whose numbers the data hold, in order (default: the file's, the model's)"
 OTHER_ROWS = "the rows behind the calibration rows, else bundled text"
 DETECTED_TARGET = (
     "auto, which is tensorrt when a GPU and the tensorrt module are there, else openvino, or onnxruntime on an x86 CPU "
@@ -75,7 +78,9 @@ class CompileOptions(TreatmentOptions):
     )
     eval_samples: int = _text(512, "most of these texts to use", FREE, within=(1, MANY))
     text_columns: tuple[str, ...] = _text((), "column of the text, and of its pair (default: detected)", FREE, "A[,B]")
-    label_column: str | None = _text(None, "column of the label, for the task metric (default: detected)", FREE)
+    label_column: str | None = _text(None, LABEL_COLUMN, FREE)
+    header: tuple[str, ...] = _text((), HEADER, FREE, "A,B")
+    labels: tuple[str, ...] = _text((), LABELS, FREE, "A,B")
 
     placement: str | None = _quantization(None, f" (default: {DEFAULT_PLACEMENT})", choices=PLACEMENTS)
     search: bool = _quantization(False, "with auto: try every unit on training rows (default: 20 s of checks)")

@@ -59,7 +59,7 @@ def _sweep_inputs(run: Run) -> Mapping[str, Any] | None:
     if not options.sweeps:
         return None
     text = source_fingerprint(options, options.eval_data)
-    return {"text": text, "labels": options.label_column, "samples": options.eval_samples}
+    return {"text": text, "labels": [options.label_column, *options.labels], "samples": options.eval_samples}
 
 
 def _placement(options: CompileOptions) -> Any:
@@ -116,7 +116,11 @@ def _evaluation(run: Run) -> Mapping[str, Any]:
 
 
 def _verify_inputs(run: Run) -> Mapping[str, Any]:
-    return {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "labels": run.options.label_column}
+    return {
+        **_evaluation(run),
+        "checkpoint": fingerprint(run.checkpoint),
+        "labels": [run.options.label_column, *run.options.labels],
+    }
 
 
 def _bench_inputs(run: Run) -> Mapping[str, Any]:

@@ -78,7 +78,7 @@ def source_fingerprint(options: CompileOptions, path: str | None) -> dict[str, A
     """Everything the texts read from `path` depend on, for the manifest: content, not place."""
     if path is None:
         return {"bundled": sha256_tree(Path(bundled().path).parent)}
-    columns = {"columns": list(options.text_columns)}
+    columns = {"columns": list(options.text_columns), "header": list(options.header)}
     name, _, split = path.removeprefix("datasets:").partition(":") if path.startswith("datasets:") else (path, "", "")
     place = Path(name).expanduser()
     if place.is_file():
@@ -98,7 +98,7 @@ def _bundled(task: str | None, heldout: bool) -> list[Record]:
 
 
 def _source(options: CompileOptions, path: str) -> TextSource:
-    return TextSource(path, options.text_columns, options.label_column)
+    return TextSource(path, options.text_columns, options.label_column, options.header, options.labels)
 
 
 def _columns(columns: Columns) -> str:

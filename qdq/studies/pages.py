@@ -17,7 +17,7 @@ from qdq.base.artifacts import read_json, write_text
 from qdq.pipeline.outcome import int8_text
 from qdq.studies import accuracy_page, compression_page, estimate_page
 from qdq.studies.linter.report import rule_tables, summary
-from qdq.studies.markdown import filled, named, table
+from qdq.studies.markdown import filled, fixed, named, table
 from qdq.studies.peers.compiled_table import render_compiled
 from qdq.studies.peers.table import render_peers
 from qdq.studies.rows_table import rows_table
@@ -93,7 +93,7 @@ def _row(name: str, result: Mapping[str, Any]) -> list[str]:
         ", ".join("/".join(map(str, int8[kind])) for kind in ("encoder_linear", "attention_matmul")),
         f"{entry['latency_ms']['p50']:.0f}",
         *(f"{entry['speedup'][base]:.2f}" for base in ("onnxruntime-fp32", f"{target}-fp32", "torch-fp32")),
-        f"{accuracy['cosine_mean']:.4f}",
+        fixed(accuracy["cosine_mean"], 4),
         f"{metric['fp32']:.4f} → {metric['int8']:.4f}" if metric else "–",
     ]
 

@@ -28,19 +28,23 @@ def scored(evaluation: Evaluation, runner: Runner, reference: Scored | None = No
         outputs = tuple(reader(feed) for feed in evaluation.feeds)
         return Scored(reader.scores(), outputs, {})
     expected = iter(reference.outputs)
-    report = compare(lambda _: next(expected), reader, evaluation.feeds, evaluation.task)
+    report = compare(lambda _: next(expected), reader, evaluation.feeds, evaluation.compared_as)
     found = {"output_mse": report["logit_mse"], "agreement": report["agreement"]}
     return Scored(reader.scores(), (), {name: value for name, value in found.items() if value is not None})
 
 
 def compared(floating: Scores, quantized: Scores) -> dict[str, Any]:
-    """Every metric of both sides with the drop in points and its 95 % interval (paired bootstrap)."""
-    return {
-        name: {
-            "fp32": floating.values[name],
-            "int8": quantized.values[name],
-            "drop_points": -interval.difference,
-            "drop_interval": [-interval.high, -interval.low],
-        }
-        for name, interval in quantized.difference(floating).items()
-    }
+    """Every metric of both sides with the drop in points and its 95 % interval (paired bootstrap).
+
+    Of an error, which has a unit of its own, the rise.
+    """
+    found = {}
+    for name, interval in quantized.difference(floating).items():
+        sides = {"fp32": floating.values[name], "int8": quantized.values[name]}
+        if interval.error:
+            change: dict[str, Any] = {"rise": interval.difference, "rise_interval": [interval.low, interval.high]}
+        else:
+            drop = [-interval.high, -interval.low]
+            change = {"drop_points": -interval.difference, "drop_interval": drop}
+        found[name] = {**sides, **change}
+    return found

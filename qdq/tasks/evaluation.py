@@ -43,7 +43,7 @@ class Scores:
 
     @property
     def values(self) -> dict[str, float]:
-        """Metrics as numbers in [0, 1] (correlations in [-1, 1])."""
+        """Metrics as numbers in [0, 1] (correlations in [-1, 1], mse in the data's unit)."""
         return {name: metric() for name, metric in self.metrics.items()}
 
     @property
@@ -54,7 +54,7 @@ class Scores:
         return self.metrics[self.main]()
 
     def difference(self, reference: Scores) -> dict[str, Interval]:
-        """This minus `reference` per metric, in points with a 95 % bootstrap interval over paired samples."""
+        """This minus `reference` per metric, with a 95 % bootstrap interval over paired samples (see `Interval`)."""
         pairs = ((name, metric, reference.metrics.get(name)) for name, metric in self.metrics.items())
         return {name: paired_difference(metric, other) for name, metric, other in pairs if other is not None}
 
@@ -68,7 +68,8 @@ class Evaluation:
         source: the sentence that names the data.
         samples: texts, sentences or questions.
         batches: feeds, padded to their longest row, with the rows in each; a sample may have several rows.
-        notes: counts of texts that were cut off or left out.
+        notes: counts of texts that were cut off or left out, and what else a reader of the scores has to know.
+        compared_as: the task as `engines.compare` knows it, which tells how a classifier's logits are read.
     """
 
     task: str
@@ -77,6 +78,7 @@ class Evaluation:
     batches: tuple[tuple[Feed, tuple[int, ...]], ...]
     problem: Problem
     notes: tuple[str, ...] = ()
+    compared_as: str = ""
 
     @property
     def feeds(self) -> tuple[Feed, ...]:

@@ -1,24 +1,79 @@
-"""Labels of a data file as a model's class numbers, scores and tags."""
+"""Labels of a data file as a model's class numbers, scores and sets of classes (tags: `qdq.tasks.schemes`)."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qdq.errors import DataError
 from qdq.text.data import Record
+from qdq.text.layouts import as_list, whole
 
 T = TypeVar("T")
 NO_CONSENSUS = "-"  # the gold label of cmnli, ocnli, mnli and snli rows their annotators disagreed on
-_UNNAMED = re.compile(r"LABEL_\d+")
+_UNNAMED = re.compile(r"LABEL_(\d+)", re.IGNORECASE)
+_BOOLEANS = {"false": 0, "true": 1}
 # Codes a CLUE file writes instead of class numbers, in the order of its label list. They count where the model's own
 # classes are unnamed; a model that names its classes is asked by name.
 _CODES = (
     tuple(map(str, (100, 101, 102, 103, 104, 106, 107, 108, 109, 110, 112, 113, 114, 115, 116))),  # tnews
-    ("true", "false"),  # cluewsc2020
 )
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of a model, asked by what files write for them; `names` is () where the model has none."""
+
+    names: tuple[str, ...]
+    count: int
+
+    @property
+    def unnamed(self) -> bool:
+        """True when the names say no more than the number: none, LABEL_0, or 0."""
+        return all(_UNNAMED.fullmatch(name) or name == str(n) for n, name in enumerate(self.names))
+
+    def index(self, written: str, name: str | None = None, classes: Sequence[str] = ()) -> int | None:
+        """The class that a file writes as `written`, None when the model has none such.
+
+        In this order: the model's name of it (`written`, or the file's own `name` of the number), the same in other
+        case, its number (also as 1.0 or LABEL_1), true and false of two. `classes` are the names of all the file's
+        numbers: where none of them is the model's, their order is, as long as there are as many.
+        """
+        for label in (written, name):
+            if label is not None and (place := self._named(label)) is not None:
+                return place
+        if classes and not self.unnamed and len(classes) != self.count:
+            return None  # another set of classes: its numbers are not this model's
+        if written in classes:
+            return place if (place := list(classes).index(written)) < self.count else None
+        for label in (name, written):
+            number = None if label is None else _number_of(label)
+            if number is not None and number < self.count:
+                return number
+        return _BOOLEANS.get(written.lower()) if self.count == 2 else None
+
+    def _named(self, label: str) -> int | None:
+        if label in self.names:
+            return self.names.index(label)
+        same = [n for n, name in enumerate(self.names) if name.strip().lower() == label.lower()]
+        return same[0] if len(same) == 1 else None
+
+    def __str__(self) -> str:
+        if not self.names:
+            return f"0 to {self.count - 1}"
+        few = ", ".join(self.names[:30])
+        return few if len(self.names) <= 30 else f"{few}, … ({len(self.names)} in all)"
+
+
+def _number_of(label: str) -> int | None:
+    unnamed = _UNNAMED.fullmatch(label)
+    return int(unnamed[1]) if unnamed else whole(label)
 
 
 def class_indices(
@@ -26,13 +81,26 @@ def class_indices(
 ) -> tuple[list[int] | None, str]:
     """Class index of every record, or None and the reason there is no metric.
 
-    A label is a class name of the checkpoint (as written, or CLUE's label_desc beside it), its number, or a CLUE code.
-    Raises DataError when `required` and a label is missing or unknown.
+    A label is whatever `Classes.index` understands, or a CLUE code. Raises DataError when `required` and a label is
+    missing or unknown.
     """
-    codes = _codes(records, names, classes)
-    known = f" (it knows {', '.join(names) if names else f'0 to {classes - 1}'})"
-    indices = ((record, _class_index(record, names, classes, codes)) for record in records)
-    return _complete(indices, "unknown to the model", known, required)
+    known = Classes(tuple(names), classes)
+    codes = _codes(records, known)
+
+    def index(record: Record) -> int | None:
+        if record.label is None:
+            return _only(record, known)
+        if record.label in codes:
+            return codes.index(record.label)
+        return known.index(record.label, record.label_name, record.classes)
+
+    indices = ((record, index(record)) for record in records)
+    return _complete(indices, "unknown to the model", f" (it knows {known})", required)
+
+
+def _only(record: Record, known: Classes) -> int | None:
+    """The class of a list that holds a single one."""
+    return known.index(record.labels[0], None, record.classes) if record.labels and len(record.labels) == 1 else None
 
 
 def _complete(
@@ -42,8 +110,7 @@ def _complete(
     found: list[T] = []
     for number, (record, value) in enumerate(values, start=1):
         if value is None:
-            what = "has no label" if record.label is None else f"has label '{record.label}', {wrong}"
-            reason = f"evaluation text {number} {what}{known}"
+            reason = f"evaluation text {number} {_fault(record, wrong)}{known}"
             if required:
                 raise DataError(f"{reason}; name another --label-column, or leave it out")
             return None, reason
@@ -51,55 +118,125 @@ def _complete(
     return found, ""
 
 
-def _codes(records: Sequence[Record], names: Sequence[str], classes: int) -> Sequence[str]:
-    if any(not _UNNAMED.fullmatch(name) for name in names):
+def _fault(record: Record, wrong: str) -> str:
+    if record.labels is not None:
+        return (
+            f"has a list of {len(record.labels)} labels, and the model gives one class per text (a model of several "
+            'says so in config.json: "problem_type": "multi_label_classification")'
+        )
+    return "has no label" if record.label is None else f"has label '{record.label}', {wrong}"
+
+
+def _codes(records: Sequence[Record], known: Classes) -> Sequence[str]:
+    if not known.unnamed:
         return ()
     found = {record.label for record in records}
-    return next((codes for codes in _CODES if len(codes) == classes and found <= set(codes)), ())
+    return next((codes for codes in _CODES if len(codes) == known.count and found <= set(codes)), ())
 
 
-def _class_index(record: Record, names: Sequence[str], classes: int, codes: Sequence[str]) -> int | None:
-    if record.label is None:
-        return None
-    for known in (names, codes):
-        for label in (record.label, record.label_name):
-            if label in known:
-                return list(known).index(str(label))
-    return int(record.label) if record.label.isdecimal() and int(record.label) < classes else None
+def numbers(records: Sequence[Record], required: bool, outputs: int = 1) -> tuple[NDArray[np.float64] | None, str]:
+    """Scores [records, outputs], or None and why. Raises DataError when `required` and one is no finite number."""
+    wrong = "which is no number" if outputs == 1 else f"which are not the {outputs} numbers the model returns"
+    found, reason = _complete(((record, _scores(record, outputs)) for record in records), wrong, "", required)
+    return (None if found is None else np.array(found, dtype=np.float64).reshape(-1, outputs)), reason
 
 
-def numbers(records: Sequence[Record], required: bool) -> tuple[list[float] | None, str]:
-    """The score of every record, or None and why. Raises DataError when `required` and one is no finite number."""
-    return _complete(((record, _number(record)) for record in records), "which is no number", "", required)
-
-
-def _number(record: Record) -> float | None:
+def _scores(record: Record, outputs: int) -> list[float] | None:
+    """The numbers of a record; true and false count as 1 and 0."""
+    written = record.labels if record.labels is not None else (record.label,) if record.label is not None else ()
     try:
-        value = float(record.label or math.nan)
+        values = [float(_BOOLEANS.get(part.lower(), part)) for part in written]
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return values if len(values) == outputs and all(map(math.isfinite, values)) else None
 
 
-def check_tags(records: Sequence[Record], names: Sequence[str], required: bool) -> str:
-    """Return the reason a model with the classes `names` cannot be scored on the tags of `records`; "" when it can.
+def label_sets(
+    records: Sequence[Record], names: Sequence[str], classes: int, required: bool
+) -> tuple[NDArray[np.bool_] | None, str]:
+    """Classes of every record, [records, classes], or None and the reason there is no metric.
 
-    Raises DataError when `required` and a tag is missing or unknown to the model.
+    Read from one 0/1 column per class, a list of names or numbers, a list of one 0 or 1 per class, or a list written
+    as text (``[1, 3]``, ``toxic|insult``, ``2,27``). Raises DataError when `required` and the data hold none of these.
     """
-    known = set(names)
+    known = Classes(tuple(names), classes)
+    found, reason = _from_columns(records, known)
+    if found is None and not reason:
+        found, reason = _from_lists(records, known)
+    if found is None and required:
+        raise DataError(
+            f"{reason}; a multi-label model needs a list of classes for each text, or a 0/1 column for each class "
+            "(--label-column A,B,C names them)"
+        )
+    return found, reason
+
+
+def _from_columns(records: Sequence[Record], known: Classes) -> tuple[NDArray[np.bool_] | None, str]:
+    """Sets from 0/1 columns; None and no reason where there are none of the model's classes."""
+    first = records[0].flags
+    lower = {name.strip().lower(): name for name in first}
+    columns = [lower.get(name.strip().lower()) for name in known.names]
+    if known.unnamed and records[0].label is None and records[0].labels is None and len(first) == known.count:
+        columns = list(first)  # as the user listed them, or all that there are
+    if not columns or not any(columns):
+        return None, ""
+    if None in columns:
+        missing = known.names[columns.index(None)]
+        return None, f"there is no 0/1 column for the class '{missing}' beside those of other classes"
+    rows = []
     for number, record in enumerate(records, start=1):
-        reason = ""
-        if len(record.tags) != len(record.words):
-            reason = f"evaluation text {number} has no tags"
-        elif "" in record.tags:
-            word = record.words[record.tags.index("")]
-            reason = f"evaluation text {number} has no tag for its word '{word}'"
-        elif unknown := [tag for tag in record.tags if tag not in known]:
-            reason = (
-                f"evaluation text {number} has tag '{unknown[0]}', unknown to the model (it knows {', '.join(names)})"
-            )
-        if reason:
-            if required:
-                raise DataError(f"{reason}; give a file tagged for this model")
-            return reason
-    return ""
+        if absent := [column for column in columns if column not in record.flags]:
+            return None, f"evaluation text {number} has neither 0 nor 1 in its column '{absent[0]}'"
+        rows.append([record.flags[str(column)] for column in columns])
+    return np.array(rows, dtype=bool), ""
+
+
+def _from_lists(records: Sequence[Record], known: Classes) -> tuple[NDArray[np.bool_] | None, str]:
+    lists = [_parts(record, known) for record in records]
+    multi_hot = known.count > 1 and all(
+        parts is not None and len(parts) == known.count and all(whole(part) in (0, 1) for part in parts)
+        for parts in lists
+    )
+    found = np.zeros((len(records), known.count), dtype=bool)
+    for row, (record, parts) in enumerate(zip(records, lists, strict=True)):
+        if parts is None:
+            return None, f"evaluation text {row + 1} has no list of labels"
+        if multi_hot:
+            found[row] = [whole(part) == 1 for part in parts]
+            continue
+        for part in parts:
+            place = known.index(part, None, record.classes)
+            if place is None:
+                return None, f"evaluation text {row + 1} has label '{part}', unknown to the model (it knows {known})"
+            found[row, place] = True
+    return found, ""
+
+
+def _parts(record: Record, known: Classes) -> list[str] | None:
+    """Classes of a record as written; an empty cell is a text without any."""
+    if record.labels is not None:
+        return list(record.labels)
+    if record.label is None:
+        return None
+    text = record.label
+    if (items := as_list(text)) is not None:
+        return [str(item) for item in items]
+    if not text or known.index(text, record.label_name, record.classes) is not None:
+        return [text] if text else []
+    for separators in (r"[|;,]", r"[|;,\s]"):
+        parts = [part.strip() for part in re.split(separators, text) if part.strip()]
+        if all(known.index(part, None, record.classes) is not None for part in parts):
+            return parts
+    return [text]
+
+
+def by_number(records: Sequence[Record], names: Sequence[str]) -> str:
+    """A note where the file names its classes otherwise than the model, so that their order was taken; else ""."""
+    theirs = next((record.classes for record in records if record.classes), ())
+    known = Classes(tuple(names), len(names))
+    if not theirs or known.unnamed or any(known._named(name) is not None for name in theirs):
+        return ""
+    return (
+        f"classes are taken by their numbers: the file calls them {', '.join(theirs[:4])}, the model {known}; "
+        "--labels names them"
+    )

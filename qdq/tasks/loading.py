@@ -15,8 +15,10 @@ from qdq.load.kinds import CHOICES
 from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
 from qdq.tasks.evaluation import Evaluation
 from qdq.tasks.extraction import Extraction, windows
-from qdq.tasks.labels import NO_CONSENSUS, check_tags, class_indices, numbers
-from qdq.tasks.problems import Classification, Problem, Regression, Similarity, Unscored
+from qdq.tasks.heads import head_of_model
+from qdq.tasks.labels import NO_CONSENSUS, Classes, by_number, class_indices, label_sets, numbers
+from qdq.tasks.problems import Classification, MultiLabel, Problem, Regression, Similarity, Unscored
+from qdq.tasks.schemes import gold_tags
 from qdq.tasks.tagging import Tagging, tagged_rows, unseen
 from qdq.text.data import Record, TextSource, read_records
 from qdq.text.encode import TokenRow, batched, choice_records, has_types, tokenize
@@ -98,7 +100,9 @@ def evaluation_of(
     batches = tuple(batched(loaded.tokenizer, rows, loaded.inputs, settings.batch, loaded.task.choices))
     if dropped := given - len(records):
         notes = (f"{dropped} rows without consensus ('{NO_CONSENSUS}') left out", *notes)
-    return Evaluation(name, source, len(records), batches, problem, tuple(note for note in notes if note))
+    compared = head_of_model(loaded.model).compared_as if name == "text-classification" else ""
+    kept = tuple(note for note in notes if note)
+    return Evaluation(name, source, len(records), batches, problem, kept, compared or name)
 
 
 Built = tuple[Sequence[Sequence[TokenRow]], Problem, tuple[str, ...]]
@@ -119,25 +123,48 @@ def _check_metric(metric: str | None, problem: Problem, loaded: LoadedModel, tas
 def _metric_names(problem: Problem, classes: int) -> tuple[str, ...]:
     if isinstance(problem, Classification):
         return ("accuracy", "macro_f1") if classes > 2 else ("accuracy", "f1", "accuracy_f1")
+    if isinstance(problem, MultiLabel):
+        return ("micro_f1", "macro_f1", "exact_match", "label_accuracy")
     if isinstance(problem, Tagging):
-        return ("f1", "precision", "recall", "token_accuracy")
+        named = problem.decides == "f1"
+        return ("f1", "precision", "recall", "token_accuracy") if named else ("token_accuracy",)
     return ("f1", "exact_match") if isinstance(problem, Extraction) else ("pearson", "spearman", "pearson_spearman")
 
 
 def _classes(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
     samples = choice_records(records, CHOICES) if loaded.task.choices else [[record] for record in records]
     rows = [[tokenize(loaded.tokenizer, part, loaded.inputs, settings.sequence) for part in s] for s in samples]
-    if not _any_label(records):
-        return rows, Classification(records, loaded.labels, None, f"none of the {len(records)} texts has a label"), ()
-    if len(loaded.labels) == 1:
-        gold, reason = numbers(records, settings.required)
-        return rows, Regression(records, gold, reason), ()
-    labels, reason = class_indices(records, loaded.labels, len(loaded.labels) or CHOICES, settings.required)
-    return rows, Classification(records, loaded.labels, labels, reason), ()
+    reading, count = head_of_model(loaded.model), len(loaded.labels) or CHOICES
+    names, none = (
+        _names(records, loaded),
+        "" if _any_label(records) else f"none of the {len(records)} texts has a label",
+    )
+    if reading.kind == "multi-label" and loaded.labels:
+        sets, reason = label_sets(records, names, count, settings.required and not none)
+        notes = (by_number(records, loaded.labels), _without_any(sets))
+        return rows, MultiLabel(records, names, sets, none if sets is None and none else reason), notes
+    if reading.kind == "scores":
+        gold, reason = (None, none) if none else numbers(records, settings.required, count)
+        return rows, Regression(records, gold, reason, reading), reading.notes
+    labels, reason = (None, none) if none else class_indices(records, names, count, settings.required)
+    return rows, Classification(records, names, labels, reason), (by_number(records, loaded.labels),)
+
+
+def _names(records: Sequence[Record], loaded: LoadedModel) -> tuple[str, ...]:
+    """The model's names of its classes; the file's, or --labels', where the model has none and there are as many."""
+    theirs = next((record.classes for record in records if record.classes), ())
+    unnamed = Classes(loaded.labels, len(loaded.labels)).unnamed
+    return theirs if unnamed and len(theirs) == len(loaded.labels) else loaded.labels
+
+
+def _without_any(sets: Any) -> str:
+    """A note on texts without any class, which an empty cell stands for."""
+    empty = 0 if sets is None else int((~sets.any(axis=1)).sum())
+    return f"{empty} of {len(sets)} texts have none of the classes" if empty else ""
 
 
 def _any_label(records: Sequence[Record]) -> bool:
-    return any(record.label is not None for record in records)
+    return any(record.label is not None or record.labels is not None for record in records)
 
 
 def _pairs(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
@@ -153,11 +180,12 @@ def _pairs(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationS
 def _tags(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
     typed = has_types(loaded.tokenizer, loaded.inputs)
     tagged = tagged_rows(loaded.tokenizer, records, settings.sequence, typed)
+    names, gold = _names(records, loaded), None
     if any(record.tags for record in records):
-        reason = check_tags(records, loaded.labels, settings.required)
+        gold, reason = gold_tags(records, names, settings.required)
     else:
         reason = f"none of the {len(records)} texts has tags"
-    problem = Tagging(records, tagged, loaded.labels, reason)
+    problem = Tagging(records, tagged, names, gold, reason)
     return [[row.tokens] for row in tagged], problem, (unseen(tagged),)
 
 

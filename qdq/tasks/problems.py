@@ -1,4 +1,4 @@
-"""Answers and metrics from a model's outputs: classes, scores, similarities (the rest: `tagging`, `extraction`)."""
+"""Answers and metrics from a model's outputs: classes, label sets, scores (the rest: `tagging`, `extraction`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.load.kinds import SENTENCE_EMBEDDING
-from qdq.tasks.metrics import Metric, classification, correlation
+from qdq.tasks.heads import THRESHOLD, Head
+from qdq.tasks.metrics import Metric, binary, classification, correlation, multi_label
 from qdq.text.data import Record
 
 RowOutputs = dict[str, NDArray[np.float64]]
 Answer = dict[str, Any]  # one sample's prediction, as the predictions file has it
 STATES = "last_hidden_state"
+CLASSES, MULTI_LABEL, SCORES = Head("classes"), Head("multi-label"), Head("scores")
 
 
 class Problem(ABC):
@@ -77,38 +79,86 @@ class Classification(Problem):
         """Class name (or number) and its softmax probability."""
         found = []
         for who, logits in zip(identity(self._records), kept, strict=True):
-            best = int(logits.argmax())
-            shares = np.exp(logits - logits.max())
+            best, shares = int(logits.argmax()), CLASSES.read(logits)
             name = self._names[best] if self._names else best
-            found.append({**who, "label": name, "probability": round(float(shares[best] / shares.sum()), 6)})
+            found.append({**who, "label": name, "probability": round(float(shares[best]), 6)})
         return found
 
 
+class MultiLabel(Problem):
+    """Any number of classes per text: those whose sigmoid is above one half."""
+
+    decides = "micro_f1"
+
+    def __init__(
+        self, records: Sequence[Record], names: Sequence[str], gold: NDArray[np.bool_] | None, reason: str = ""
+    ) -> None:
+        super().__init__(records, reason)
+        self._names, self._gold = names, gold
+
+    def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.float64]:
+        """The probability of every class."""
+        return MULTI_LABEL.read(outputs["logits"])
+
+    def metrics(self, kept: Sequence[NDArray[np.float64]]) -> dict[str, Metric]:
+        """See `metrics.multi_label`."""
+        assert self._gold is not None  # `main` is "" without gold, and nobody asks then
+        return multi_label(np.stack(kept) > THRESHOLD, self._gold)
+
+    def answers(self, kept: Sequence[NDArray[np.float64]]) -> list[Answer]:
+        """Names of the classes of every text, and the probability of each class."""
+        return [
+            {**who, **label_set(probabilities, self._names)}
+            for who, probabilities in zip(identity(self._records), kept, strict=True)
+        ]
+
+
+def label_set(probabilities: NDArray[np.float64], names: Sequence[str]) -> Answer:
+    """The part of a multi-label prediction that says what was found: ``labels`` and ``probabilities`` by name."""
+    known = dict(zip(names, (round(float(value), 6) for value in probabilities), strict=True))
+    return {"labels": [name for name in known if known[name] > THRESHOLD], "probabilities": known}
+
+
 class Regression(Problem):
-    """One number per text (pair), such as STS-B's similarity."""
+    """Numbers for each text (pair), such as STS-B's similarity or a reranker's score, behind the head's activation."""
 
     decides, answer = "pearson", "score"
 
-    def __init__(self, records: Sequence[Record], gold: Sequence[float] | None, reason: str = "") -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        gold: NDArray[np.float64] | None,
+        reason: str = "",
+        head: Head = SCORES,
+    ) -> None:
         super().__init__(records, reason)
-        self._gold = np.array(gold or [])
+        self._gold, self._head = gold, head
 
     def keep(self, row: int, outputs: RowOutputs) -> Any:
-        """The single logit."""
-        return float(outputs["logits"].reshape(-1)[0])
+        """The scores, [outputs]."""
+        return self._head.read(outputs["logits"].reshape(-1))
 
     def values(self, kept: Sequence[Any]) -> NDArray[np.float64]:
-        """One number per sample."""
-        return np.array(kept, dtype=np.float64)
+        """Numbers of every sample, [samples, outputs]."""
+        return np.stack(kept)
 
     def metrics(self, kept: Sequence[Any]) -> dict[str, Metric]:
-        """See `metrics.correlation`."""
-        return correlation(self.values(kept), self._gold)
+        """See `metrics.correlation`; where scores are probabilities and gold is 0 or 1, also `metrics.binary`."""
+        assert self._gold is not None  # `main` is "" without gold, and nobody asks then
+        values = self.values(kept)
+        found = correlation(values, self._gold)
+        single = self._gold.shape[1] == 1 and bool(np.isin(self._gold, (0, 1)).all())
+        if single and self._head.activation == "sigmoid":
+            found |= binary(values[:, 0], self._gold[:, 0])
+        return found
 
     def answers(self, kept: Sequence[Any]) -> list[Answer]:
-        """The number, as a score."""
+        """The number, as a score; a list for a model that returns several."""
         values = self.values(kept).tolist()
-        return [{**who, self.answer: value} for who, value in zip(identity(self._records), values, strict=True)]
+        return [
+            {**who, self.answer: row[0] if len(row) == 1 else row}
+            for who, row in zip(identity(self._records), values, strict=True)
+        ]
 
 
 class Similarity(Regression):
@@ -126,9 +176,9 @@ class Similarity(Regression):
         return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
     def values(self, kept: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The cosine of every sample."""
+        """The cosine of every sample, [samples, 1]."""
         sides = np.stack(kept)
-        cosines: NDArray[np.float64] = (sides[0::2] * sides[1::2]).sum(axis=1)
+        cosines: NDArray[np.float64] = (sides[0::2] * sides[1::2]).sum(axis=1, keepdims=True)
         return cosines
 
 

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.errors import ConfigError, DataError
+from qdq.errors import DataError
 from qdq.tasks.metrics import Metric, micro_f1, ratio_of
 from qdq.tasks.problems import Answer, Problem, RowOutputs, identity
+from qdq.tasks.schemes import OUTSIDE, entities, has_entities
 from qdq.text.data import Record
 from qdq.text.encode import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-OUTSIDE = "O"
 
 
 @dataclass(frozen=True)
@@ -82,15 +81,24 @@ def unseen(rows: Sequence[TaggedRow]) -> str:
 
 
 class Tagging(Problem):
-    """One tag per word, from its first sub-token; entities are scored by seqeval's rule."""
+    """One tag per word, from its first sub-token; entities are scored by conlleval's rule, other tags one by one.
 
-    decides, token_level = "f1", ("logits",)
+    `gold` are tags as the model writes them (`schemes.gold_tags`).
+    """
+
+    token_level = ("logits",)
 
     def __init__(
-        self, records: Sequence[Record], rows: Sequence[TaggedRow], names: Sequence[str], reason: str = ""
+        self,
+        records: Sequence[Record],
+        rows: Sequence[TaggedRow],
+        names: Sequence[str],
+        gold: Sequence[Sequence[str]] | None,
+        reason: str = "",
     ) -> None:
+        self.decides = "f1" if has_entities(names) else "token_accuracy"
         super().__init__(records, reason)
-        self._rows, self._names = rows, names
+        self._rows, self._names, self._gold = rows, names, gold or ()
 
     def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.int64]:
         """The class of every word; -1 where it has no token."""
@@ -102,8 +110,8 @@ class Tagging(Problem):
         return [[self._names[tag] if tag >= 0 else OUTSIDE for tag in classes.tolist()] for classes in kept]
 
     def metrics(self, kept: Sequence[NDArray[np.int64]]) -> dict[str, Metric]:
-        """See `entity_scores`."""
-        return entity_scores(self._tags(kept), [record.tags for record in self._records])
+        """See `tag_scores`."""
+        return tag_scores(self._tags(kept), self._gold, self._names)
 
     def answers(self, kept: Sequence[NDArray[np.int64]]) -> list[Answer]:
         """Words and their tags."""
@@ -111,26 +119,28 @@ class Tagging(Problem):
         return [{**who, "words": list(row.words), "tags": tags} for who, row, tags in tagged]
 
 
-def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, Metric]:
+def tag_scores(
+    predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], names: Sequence[str]
+) -> dict[str, Metric]:
     """f1 (micro, over entities: type, first and last word must be right) with precision, recall and token accuracy.
 
-    Args are tags per sentence, one per word, in any scheme seqeval reads (IOB1, IOB2, IOE, IOBES). f1 equals
-    ``seqeval.metrics.f1_score(gold, predicted)``, conlleval's rule. Raises ConfigError when seqeval is not installed.
+    Args are tags per sentence, one per word, in any scheme `schemes.entities` reads. f1 equals
+    ``seqeval.metrics.f1_score(gold, predicted)``, conlleval's rule. Where the classes `names` are no tags of entities
+    (parts of speech, numbers without names), token accuracy alone.
     """
-    try:
-        from seqeval.metrics.sequence_labeling import get_entities
-    except ImportError:
-        raise ConfigError("entity F1 needs the seqeval package; run pip install '.[train]'") from None
     rows = []
     for guess, truth in zip(predicted, gold, strict=True):
-        found, expected = set(get_entities(list(guess))), set(get_entities(list(truth)))
+        found, expected = set(entities(guess)), set(entities(truth))
         same = sum(one == other for one, other in zip(guess, truth, strict=True))
         rows.append((len(found & expected), len(found), len(expected), same, len(truth)))
     counts: NDArray[np.float64] = np.array(rows, dtype=np.float64).reshape(-1, 5)
-    correct, found_count, gold_count, same, words = counts.T
+    correct, found_count, gold_count, same_tags, words = counts.T
+    accuracy = {"token_accuracy": ratio_of(same_tags, words)}
+    if not has_entities(names):
+        return accuracy
     return {
         "f1": micro_f1(correct, found_count, gold_count),
         "precision": ratio_of(correct, found_count),
         "recall": ratio_of(correct, gold_count),
-        "token_accuracy": ratio_of(same, words),
+        **accuracy,
     }

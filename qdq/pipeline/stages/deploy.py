@@ -21,6 +21,7 @@ from qdq.pipeline.stages.lower import cpu_lowering
 
 if TYPE_CHECKING:
     from engines.types import BuiltEngine
+    from qdq.load.model import LoadedModel
 
 
 def deploy(run: Run, stage: Stage) -> Sequence[Path]:
@@ -42,7 +43,7 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         preferred_batch_sizes=preferred_sizes(options.batch),
         instances=options.streams if options.mode == "throughput" else 1,
         threads=None if TARGETS[backend].gpu else options.threads,
-        labels=loaded.labels if loaded.task.name == "text-classification" else (),
+        labels=_labels(loaded),
         buckets=options.buckets,
     )
     names = [bucket_model(run.name, width) for width in options.buckets] or [run.name]
@@ -61,6 +62,14 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     where = "" if TARGETS[backend].gpu else f", for {int8_sums().reach}"
     stage.say(f"Triton repository for the {backend} backend, {len(names)} model(s), read back{where}")
     return tuple(folder / name for name in names)
+
+
+def _labels(loaded: LoadedModel) -> tuple[str, ...]:
+    """Class names Triton ranks by; none where the outputs are scores."""
+    from qdq.tasks.heads import head_of_model
+
+    classifies = loaded.task.name == "text-classification" and head_of_model(loaded.model).kind != "scores"
+    return loaded.labels if classifies else ()
 
 
 def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:

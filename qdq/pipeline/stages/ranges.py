@@ -116,19 +116,20 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
     """
     from engines.compare import compare
     from qdq.load.runner import TorchRunner
+    from qdq.tasks.heads import head_of_model
     from qdq.tasks.labels import class_indices
 
     texts, threads = run.evaluation, run.options.threads
     feeds = feeds_of(run, loaded, texts.records, SCORE_BATCH)
-    labels = None
-    if len(loaded.labels) != 1 and loaded.task.name in SCORED:
+    labels, reading = None, head_of_model(loaded.model)
+    if reading.kind == "classes" and loaded.task.name in SCORED:
         labels, _ = class_indices(texts.records, loaded.labels, len(loaded.labels) or CHOICES, required=False)
     expected = _floating(loaded, feeds, threads)
 
     def score(module: nn.Module) -> Score:
         outputs = iter(expected)
         runner = TorchRunner(cast("EncoderModule", module), threads)  # a copy of loaded.module()
-        report = compare(lambda _: next(outputs), runner, feeds, loaded.task.name, labels)
+        report = compare(lambda _: next(outputs), runner, feeds, reading.compared_as or loaded.task.name, labels)
         distance = report["logit_mse"] if report["logit_mse"] is not None else report["mean_abs_error"]
         metric = report.get("metric")
         scores = {} if metric is None else {metric["name"]: metric["int8"]}

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 def verify(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 7: outputs, agreement and, with labels, the task metric of both sides; accuracy.json out."""
-    from engines.compare import compare
+    from engines.compare import compare, headline
+    from qdq.tasks.heads import head_of_model
 
     opened = open_engine(run)  # first: a target that does not run here says so at once
     loaded = run.reference
     evaluation = evaluation_for(run, loaded)
     floating = evaluation.reader(TorchRunner(loaded.module(), run.options.threads))
     engine = evaluation.reader(opened)
-    report = compare(floating, engine, evaluation.feeds, loaded.task.name, progress=stage.progress)
+    report = compare(floating, engine, evaluation.feeds, evaluation.compared_as, progress=stage.progress)
     report |= {"source": run.evaluation.source, "notes": list(evaluation.notes)}
     report |= task_metrics(floating.scores(), engine.scores(), evaluation.reason)
-    stage.say(
-        f"cosine {report['cosine_mean']:.4f} mean, {report['cosine_min']:.4f} worst, over {run.evaluation.source}"
-    )
+    if evaluation.compared_as == "regression" and (asked := head_of_model(loaded.model).asked):
+        report["activation"] = asked
+    stage.say(f"{headline(report)}, over {run.evaluation.source}")
     return (write_json(run.target / "accuracy.json", report),)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdq.base.choices import MULTI_LABEL, REGRESSION
 from qdq.base.types import Feeds
 from qdq.inject import base_path, quantizers
 from qdq.inject.families import family_of
@@ -85,7 +86,7 @@ class Probe:
         """Quantize exactly `enabled` and compare with floating point; `metric` scores the answers too."""
         outputs = self._run(frozenset(enabled))
         masks = [batch["attention_mask"] for batch in self._batches]
-        trial = compare(self._evaluation.task, self._reference, outputs, masks)
+        trial = compare(self._evaluation.compared_as, self._reference, outputs, masks)
         return replace(trial, metric=self._score(outputs)) if metric and self.labelled else trial
 
     def _score(self, outputs: Sequence[Outputs]) -> float:
@@ -176,7 +177,11 @@ def _divergences(task: str, expected: Tensor, actual: Tensor, keep: Tensor) -> t
     error = expected - actual
     if task == "feature-extraction":
         return "cosine", 1 - torch.nn.functional.cosine_similarity(expected, actual, dim=-1), error
-    if expected.shape[-1] == 1:
+    if task == MULTI_LABEL:  # each class is a decision of its own, between its logit and 0
+        scale = _spread(expected)
+        sides = (torch.stack([side / scale, torch.zeros_like(side)], -1) for side in (expected, actual))
+        return "kl", _kullback_leibler(*sides), error
+    if expected.shape[-1] == 1 or task == REGRESSION:
         return "squared", error.square().flatten(), error
     scale = _spread(expected - expected.mean(-1, keepdim=True))
     return "kl", _kullback_leibler(expected / scale, actual / scale), error

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 
 from qdq.tasks.answers import detect_scoring, score_answer
 from qdq.tasks.metrics import classification, correlation, mean_of, paired_difference
-from qdq.tasks.tagging import entity_scores
+from qdq.tasks.tagging import tag_scores
 
 TAGS = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "E-LOC", "S-PER"])
 
@@ -49,13 +49,13 @@ def test_correlations_are_scipys_also_with_ties(pairs: list[tuple[int, int]]) ->
 def test_entity_f1_is_seqevals(sentences: list[list[tuple[str, str]]]) -> None:
     predicted = [[tag for tag, _ in sentence] for sentence in sentences]
     gold = [[tag for _, tag in sentence] for sentence in sentences]
-    assert entity_scores(predicted, gold)["f1"]() == pytest.approx(seqeval_f1(gold, predicted))
+    assert tag_scores(predicted, gold, ("O", "B-X"))["f1"]() == pytest.approx(seqeval_f1(gold, predicted))
 
 
 def test_entities_must_match_in_type_and_borders() -> None:
     gold = [["B-PER", "I-PER", "O"], ["B-LOC", "O", "B-LOC"]]
     predicted = [["B-PER", "O", "O"], ["B-LOC", "O", "B-PER"]]  # one of three found, one border and one type wrong
-    found = {name: metric() for name, metric in entity_scores(predicted, gold).items()}
+    found = {name: metric() for name, metric in tag_scores(predicted, gold, ("O", "B-X")).items()}
     assert found == pytest.approx({"f1": 1 / 3, "precision": 1 / 3, "recall": 1 / 3, "token_accuracy": 4 / 6})
 
 

@@ -1,0 +1,99 @@
+"""Reading of a classifier's logits: one class, several classes at once, or scores; its own activation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.base.choices import MULTI_LABEL, REGRESSION
+
+Kind = Literal["classes", "multi-label", "scores"]
+Values = NDArray[np.float64]
+THRESHOLD = 0.5  # probability from which a class of a multi-label model counts, transformers' and scikit-learn's
+
+
+def _sigmoid(values: Values) -> Values:
+    return np.exp(-np.logaddexp(0.0, -values))  # no overflow for large negative logits
+
+
+# Activations a cross-encoder's config.json may name, by the last part of torch's name
+ACTIVATIONS: Mapping[str, Any] = {
+    "identity": lambda values: values,
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+    "relu": lambda values: np.maximum(values, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The rule by which logits [..., classes] are read.
+
+    Attributes:
+        kind: one class per text, any number of classes, or numbers (regression, rerankers with one logit).
+        asked: the activation config.json names for scores, "" for none.
+    """
+
+    kind: Kind
+    asked: str = ""
+
+    @property
+    def activation(self) -> str:
+        """The function that turns logits into probabilities or scores: softmax, sigmoid, …, identity."""
+        if self.kind == "scores":
+            return self.asked if self.asked in ACTIVATIONS else "identity"
+        return "sigmoid" if self.kind == "multi-label" else "softmax"
+
+    @property
+    def compared_as(self) -> str:
+        """The name under which `engines.compare` knows this reading, "" for one class per text."""
+        return {"classes": "", "multi-label": MULTI_LABEL, "scores": REGRESSION}[self.kind]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what a reader of scores has to know: the graph ends with the logits."""
+        if self.kind != "scores" or not self.asked:
+            return ()
+        if self.asked not in ACTIVATIONS:
+            return (f"config.json asks for the activation {self.asked}, which is not applied here: scores are logits",)
+        return (f"config.json asks for {self.asked} behind the logit: scores here have it, the engine returns logits",)
+
+    def read(self, logits: Values) -> Values:
+        """Probabilities or scores of logits [..., classes], in float64."""
+        values = np.asarray(logits, dtype=np.float64)
+        if self.activation == "softmax":
+            shares = np.exp(values - values.max(-1, keepdims=True))
+            return np.asarray(shares / shares.sum(-1, keepdims=True))
+        return np.asarray(ACTIVATIONS[self.activation](values))
+
+
+def head_of(config: Mapping[str, Any], classes: int) -> Head:
+    """The head of a text classifier with `classes` logits, by the values of its config.json.
+
+    transformers' `problem_type` decides; without one, a single logit is a score. The activation is the one that
+    sentence-transformers' CrossEncoder writes: `activation_fn`, in older files `sbert_ce_default_activation_function`.
+    """
+    kind = config.get("problem_type")
+    if kind == "multi_label_classification":
+        return Head("multi-label")
+    if kind == "regression" or classes == 1:
+        return Head("scores", _activation(config))
+    return Head("classes")
+
+
+def _activation(config: Mapping[str, Any]) -> str:
+    own = config.get("sentence_transformers")
+    named = own.get("activation_fn") if isinstance(own, Mapping) else None
+    named = named or config.get("sbert_ce_default_activation_function")
+    return str(named).rpartition(".")[2].removesuffix("()").lower() if named else ""
+
+
+def head_of_model(model: Any) -> Head:
+    """Tell how the logits of a model are read; one class each for anything but a sequence classifier."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return Head("classes")
+    return head_of(model.config.to_dict(), int(model.config.num_labels or 0))
