@@ -26,6 +26,16 @@ class DataArguments:
     doc_stride: int = field(default=128, metadata={"help": "question answering: tokens two windows share"})
     max_train_samples: int = field(default=0, metadata={"help": "use only the first so many; 0 is all"})
     max_eval_samples: int = field(default=0, metadata={"help": "use only the first so many; 0 is all"})
+    text_columns: list[str] = field(
+        default_factory=list, metadata={"help": "columns of the text and of its pair; none: detected"}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "column of the label or tags; none: detected"})
+    header: list[str] = field(
+        default_factory=list, metadata={"help": "names of the columns of files without a header line"}
+    )
+    labels: list[str] = field(
+        default_factory=list, metadata={"help": "names of the classes whose numbers the files hold, in order"}
+    )
 
 
 def parse(

@@ -20,6 +20,7 @@ from command_line import parse
 from compress_seq_cls import trains
 from task_data import read
 
+from qdq.cli.main import run_script
 from qdq.compress import CompressionTrainer
 from qdq.errors import ConfigError
 from qdq.load.model import load_model
@@ -64,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     stride = min(data.doc_stride, longest // 2)
     typed = "token_type_ids" in loaded.inputs
 
-    def cut(split: str, limit: int) -> tuple[list[Record], list[Window]]:
-        found = squad.records(read(data.dataset, split, "answers")[: limit or None])
+    def cut(split: str) -> tuple[list[Record], list[Window]]:
+        found = read(data.dataset, split, data)
         return found, windows(loaded.tokenizer, found, longest, stride, typed)
 
-    dev, dev_windows = cut("dev", data.max_eval_samples)
-    train, train_windows = cut("train", data.max_train_samples) if trains(args) else ([], [])
+    dev, dev_windows = cut("dev")
+    train, train_windows = cut("train") if trains(args) else ([], [])
     # The score is of answers, not of windows, so it is computed here and handed to `compress`.
     scoring = detect_scoring([record.pair or "" for record in dev])
     problem = Extraction(dev, dev_windows, scoring, longest=data.max_answer_length)
@@ -98,4 +99,4 @@ def answered(model: Any, loader: Any, problem: Extraction) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -4,36 +4,34 @@
     python examples/compress_seq_cls.py --dataset data/mrpc --model_name_or_path my-mrpc --output_dir out \\
         --strategy qat --num_train_epochs 1
 
-Defaults come from config.yml by data set. Columns of a local file are found as `qdq compile` finds them.
+Defaults come from config.yml by data set. Columns and labels of a local file are found as `qdq compile` finds them; the
+model's head says whether they are classes, lists of classes (multi-label) or scores.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from command_line import defaults_of, parse, typed
-from task_data import label_map, read
+from task_data import class_labels, read
 
+from qdq.cli.main import run_script
 from qdq.compress import CompressionTrainer
-from qdq.errors import DataError
 from qdq.load.model import LoadedModel, load_model
-from qdq.text.columns import Columns, detect_columns
+from qdq.text.data import Record
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Compress as the flags say; returns the CompressionResult."""
     data, args = parse(defaults_of(typed("dataset", arguments)), arguments)
     loaded = load_model(data.model_name_or_path, task="text-classification")
-    dev = read(data.dataset, "dev", "classes")[: data.max_eval_samples or None]
-    train = read(data.dataset, "train", "classes")[: data.max_train_samples or None] if trains(args) else []
-    columns = detect_columns(dev[:100], data.dataset)
-    if columns.label is None:
-        raise DataError(f"{data.dataset}: no label column among {', '.join(dev[0])}; name it label")
-    labels = label_map(loaded.model, [*train, *dev], columns.label)
+    dev = read(data.dataset, "dev", data)
+    train = read(data.dataset, "train", data) if trains(args) else []
     trainer = CompressionTrainer(
         model=loaded.model,
         args=args,
-        train_dataset=encoded(loaded, train, columns, labels, data.max_seq_length) or None,
-        eval_dataset=encoded(loaded, dev, columns, labels, data.max_seq_length),
+        train_dataset=encoded(loaded, train, f"{data.dataset}, train", data.max_seq_length) or None,
+        eval_dataset=encoded(loaded, dev, f"{data.dataset}, dev", data.max_seq_length),
         tokenizer=loaded.tokenizer,
     )
     return trainer.compress()
@@ -44,17 +42,15 @@ def trains(args: Any) -> bool:
     return bool(args.chosen_strategy.trains)
 
 
-def encoded(
-    loaded: LoadedModel, rows: list[dict[str, Any]], columns: Columns, labels: dict[str, int], longest: int
-) -> list[dict[str, Any]]:
-    """Token ids and class index of every row."""
+def encoded(loaded: LoadedModel, records: Sequence[Record], where: str, longest: int) -> list[dict[str, Any]]:
+    """Token ids of every record, with its class, one float per class, or its score."""
+    labels = class_labels(loaded, records, where) if records else []
     samples = []
-    for row in rows:
-        pair = str(row[columns.pair]) if columns.pair else None
-        tokens = loaded.tokenizer(str(row[columns.text]), pair, truncation=True, max_length=longest)
-        samples.append({**tokens, "labels": labels[str(row[columns.label])]})
+    for record, label in zip(records, labels, strict=True):
+        tokens = loaded.tokenizer(record.text, record.pair, truncation=True, max_length=longest)
+        samples.append({**tokens, "labels": label})
     return samples
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

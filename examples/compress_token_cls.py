@@ -7,15 +7,18 @@
 A word's first token carries its tag; the others, and special tokens, do not count.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from command_line import parse
 from compress_seq_cls import trains
-from task_data import label_map, read
+from task_data import read, tag_numbers
 
+from qdq.cli.main import run_script
 from qdq.compress import CompressionTrainer
 from qdq.load.model import LoadedModel, load_model
+from qdq.text.data import Record
 
 IGNORED = -100  # torch's cross-entropy and the evaluators skip it
 
@@ -24,33 +27,32 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     """Compress as the flags say; returns the CompressionResult."""
     data, args = parse({"num_train_epochs": 3, "learning_rate": 5e-5}, arguments)
     loaded = load_model(data.model_name_or_path, task="token-classification")
-    dev = read(data.dataset, "dev", "tokens")[: data.max_eval_samples or None]
-    train = read(data.dataset, "train", "tokens")[: data.max_train_samples or None] if trains(args) else []
-    tags = label_map(loaded.model, [*train, *dev], "tags")
+    dev = read(data.dataset, "dev", data)
+    train = read(data.dataset, "train", data) if trains(args) else []
     trainer = CompressionTrainer(
         model=loaded.model,
         args=args,
-        train_dataset=encoded(loaded, train, tags, data.max_seq_length) or None,
-        eval_dataset=encoded(loaded, dev, tags, data.max_seq_length),
+        train_dataset=encoded(loaded, train, f"{data.dataset}, train", data.max_seq_length) or None,
+        eval_dataset=encoded(loaded, dev, f"{data.dataset}, dev", data.max_seq_length),
         tokenizer=loaded.tokenizer,
     )
     return trainer.compress()
 
 
-def encoded(
-    loaded: LoadedModel, rows: list[dict[str, Any]], tags: dict[str, int], longest: int
-) -> list[dict[str, Any]]:
+def encoded(loaded: LoadedModel, records: Sequence[Record], where: str, longest: int) -> list[dict[str, Any]]:
     """Token ids and one label per token; words beyond `longest` tokens are cut."""
+    tags = tag_numbers(loaded, records, where) if records else []
     samples = []
-    for row in rows:
-        tokens = loaded.tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=longest)
+    for record, classes in zip(records, tags, strict=True):
+        words = list(record.words)
+        tokens = loaded.tokenizer(words, is_split_into_words=True, truncation=True, max_length=longest)
         labels, last = [], None
         for word in tokens.word_ids():
-            labels.append(IGNORED if word is None or word == last else tags[row["tags"][word]])
+            labels.append(IGNORED if word is None or word == last else classes[word])
             last = word
         samples.append({**tokens, "labels": labels})
     return samples
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

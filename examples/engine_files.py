@@ -12,18 +12,20 @@ from qdq.base.artifacts import read_json
 from qdq.compress.deploy import DEPLOYMENT, ENGINES
 from qdq.errors import ConfigError, DataError
 from qdq.load.source import read_config
+from qdq.tasks.heads import Head, head_of
 
 TARGETS = ("openvino", "onnxruntime", "tensorrt")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded engine with its tokenizer, the names of its inputs and its class names."""
+    """A loaded engine with its tokenizer, the names of its inputs, its class names and the reading of its logits."""
 
     run: Any
     tokenizer: Any
     inputs: tuple[str, ...]
     labels: dict[int, str]  # empty when the checkpoint keeps transformers' default names
+    head: Head
 
     def label(self, index: int) -> str:
         """Name of a class."""
@@ -42,13 +44,15 @@ def open_engine(work: Path, target: str | None, threads: int = 0) -> Engine:
         raise ConfigError(f"{work}: has {', '.join(built) or 'no'} engine; run 'qdq compile --out {work}' first")
     chosen = target or built[0]
     checkpoint = work / "checkpoint"
-    names = {int(index): str(name) for index, name in (read_config(checkpoint).get("id2label") or {}).items()}
+    config = read_config(checkpoint)
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
     inputs, _ = interface(work / chosen / "model.onnx")
     return Engine(
         _runner(work / chosen, chosen, threads),
         AutoTokenizer.from_pretrained(checkpoint),
         tuple(tensor.name for tensor in inputs),
         names,
+        head_of(config, len(names) or 2),  # transformers writes no names where they are its own two
     )
 
 

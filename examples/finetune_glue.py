@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from qdq.base.artifacts import write_json
+from qdq.cli.main import run_script
 from qdq.errors import ConfigError, DataError
 from qdq.load.source import resolve
 from qdq.text.data import Record, TextSource, read_records
@@ -147,4 +148,4 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

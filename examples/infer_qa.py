@@ -11,6 +11,7 @@ from typing import Any
 
 from engine_files import arguments, open_engine
 
+from qdq.cli.main import run_script
 from qdq.errors import DataError
 from qdq.tasks.extraction import Span, Window, best_span, windows
 from qdq.text.data import Record
@@ -59,4 +60,4 @@ def size(window: Window) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

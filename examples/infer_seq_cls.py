@@ -1,4 +1,4 @@
-"""Classify raw text with a compiled engine; one JSON line per text.
+"""Classify or score raw text with a compiled engine; one JSON line per text.
 
 python examples/infer_seq_cls.py --engine build/my-bert --text "a first text" "another one"
 python examples/infer_seq_cls.py --engine build/my-mrpc --text "one sentence" --pair "its paraphrase"
@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from engine_files import arguments, open_engine, texts_of
+from engine_files import Engine, arguments, open_engine, texts_of
 
+from qdq.cli.main import run_script
 from qdq.errors import ConfigError
+from qdq.tasks.problems import label_set
 from qdq.text.data import Record
 from qdq.text.encode import encode_batch
 
@@ -37,17 +38,25 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     for start in range(0, len(records), options.batch_size):
         batch = records[start : start + options.batch_size]
         feed = encode_batch(engine.tokenizer, batch, engine.inputs, options.max_seq_length, pad_to="longest")
-        logits = engine.run(feed)["logits"].astype(np.float64)
-        shares = np.exp(logits - logits.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
-        for record, row in zip(batch, shares, strict=True):
-            best = int(row.argmax())
+        values = engine.head.read(engine.run(feed)["logits"])
+        for record, row in zip(batch, values, strict=True):
             texts = {"text": record.text} | ({"pair": record.pair} if record.pair else {})
-            found.append({**texts, "label": engine.label(best), "score": round(float(row[best]), 6)})
+            found.append({**texts, **answered(engine, row)})
     for answer in found:
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
     return found
 
 
+def answered(engine: Engine, values: Any) -> dict[str, Any]:
+    """The best class with its probability, all classes above one half with all probabilities, or the score."""
+    if engine.head.kind == "multi-label":
+        return label_set(values, [engine.label(index) for index in range(len(values))])
+    if engine.head.kind == "scores":
+        scores = [round(float(value), 6) for value in values]
+        return {"score": scores[0] if len(scores) == 1 else scores}
+    best = int(values.argmax())
+    return {"label": engine.label(best), "score": round(float(values[best]), 6)}
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

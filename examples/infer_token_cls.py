@@ -5,11 +5,16 @@ python examples/infer_token_cls.py --engine build/my-ner --text "Ada Lovelace wa
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from engine_files import arguments, open_engine, texts_of
+
+from qdq.cli.main import run_script
+from qdq.tasks import schemes
+from qdq.tasks.schemes import has_entities
 
 
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
@@ -35,36 +40,35 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
                 place if side is not None else None
                 for place, side in zip(tokens["offset_mapping"][row], tokens.sequence_ids(row), strict=True)
             ]
+            names = tuple(engine.labels.values())
             tags = [engine.label(int(index)) for index in best[row]]
-            found.append({"text": text, "entities": entities(text, tags, places, tokens.word_ids(row))})
+            found.append({"text": text, "entities": entities(text, tags, places, tokens.word_ids(row), names)})
     for answer in found:
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
     return found
 
 
-def entities(text: str, tags: list[str], places: list[Any], words: list[int | None]) -> list[dict[str, Any]]:
-    """Entities from B-/I- tags. A word has the tag of its first token; an I- without its B- starts an entity."""
-    found: list[dict[str, Any]] = []
-    last: int | None = None
-    kind = ""
+def entities(
+    text: str, tags: list[str], places: list[Any], words: list[int | None], names: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Entities from tags of any scheme (BIO, BIOES, BILOU, IO). A word has the tag of its first token.
+
+    The words of a model whose classes, `names`, are no tags of entities (parts of speech) come one by one.
+    """
+    found: dict[int, tuple[str, list[int]]] = {}  # word -> its tag, and first and last character
     for tag, place, word in zip(tags, places, words, strict=True):
-        if place is None or word is None:
-            continue
-        if word == last:  # the rest of a word belongs to what its first token said
-            if kind:
-                found[-1]["end"] = place[1]
-            continue
-        last = word
-        begins, _, name = tag.partition("-")
-        if not name:
-            kind = ""
-        elif begins == "I" and kind == name:
-            found[-1]["end"] = place[1]
-        else:
-            found.append({"label": name, "start": place[0], "end": place[1]})
-            kind = name
-    return [{**one, "text": text[one["start"] : one["end"]]} for one in found]
+        if place is not None and word is not None:
+            first = found.setdefault(word, (tag, list(place)))
+            first[1][1] = place[1]
+    of_words = [tag for tag, _ in found.values()]
+    spans = [span for _, span in found.values()]
+    if has_entities(names or of_words):
+        parts = schemes.entities(of_words)
+    else:
+        parts = [(tag, number, number) for number, tag in enumerate(of_words)]
+    answers = [{"label": kind, "start": spans[first][0], "end": spans[last][1]} for kind, first, last in parts]
+    return [{**one, "text": text[int(one["start"]) : int(one["end"])]} for one in answers]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -1,23 +1,13 @@
-"""Extractive question answering for training: rows as records, windows with the positions of their answer.
+"""Extractive question answering for training: windows with the positions of their answer.
 
 Windows, best spans and scores are those of `qdq.tasks`: the official ones of SQuAD and CMRC 2018.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from qdq.tasks.extraction import Window
 from qdq.text.data import Record
-
-
-def records(rows: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """Rows of `task_data.read` as records: the question, its context, its (text, first character) answers."""
-    found = []
-    for row in rows:
-        answers = row.get("answers")
-        pairs = tuple(zip(answers["text"], answers["answer_start"], strict=True)) if answers else None
-        found.append(Record(row["question"], row["context"], answers=pairs, id=row.get("id")))
-    return found
 
 
 def labelled(window: Window, record: Record, inputs: Sequence[str]) -> dict[str, Any]:

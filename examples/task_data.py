@@ -1,41 +1,44 @@
-"""Data of the three compression scripts: a local folder or a hub dataset, as rows with labels.
+"""Data of the three compression scripts: a split of a local folder or a hub data set, as records and class numbers.
 
-A local folder holds ``train`` and ``dev`` (or valid, validation, test) files: JSON lines, TSV or CSV for
-classification, ``token TAG`` lines for token classification, SQuAD JSON for question answering. A hub dataset is named
-as `datasets.load_dataset` takes it: "clue tnews", "conll2003", "squad".
+A local folder holds ``train`` and ``dev`` (or valid, validation, test) files in any form that `qdq` reads: JSON, TSV,
+CSV, Parquet, ``token TAG`` lines, SQuAD JSON. A hub data set is named as `datasets.load_dataset` takes it: "clue
+tnews", "conll2003", "squad".
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qdq.errors import ConfigError, DataError
-from qdq.text.files import SUFFIXES, read_rows
+from qdq.load.model import LoadedModel
+from qdq.tasks.heads import head_of_model
+from qdq.tasks.labels import Classes, class_indices, label_sets, numbers
+from qdq.tasks.schemes import gold_tags
+from qdq.text.columnar import class_names
+from qdq.text.data import Record, TextSource, read_records, records_from_rows
+from qdq.text.files import SUFFIXES
+from qdq.text.lines import Row
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
     "dev": ("dev", "valid", "validation", "test"),  # the first of them that is there
 }
-Row = dict[str, Any]
 
 
-def read(dataset: str, split: str, kind: str) -> list[Row]:
-    """Rows of one split. `kind`: classes, tokens ("tokens", "tags") or answers ("question", "context", "answers").
+def read(dataset: str, split: str, options: Any) -> list[Record]:
+    """Records of one split; `options` are the script's DataArguments.
 
-    Raises DataError for a file that is missing or malformed, ConfigError for a dataset that cannot be loaded.
+    Raises DataError for a file that is missing or malformed, ConfigError for a data set that cannot be loaded.
     """
+    limit = (options.max_train_samples if split == "train" else options.max_eval_samples) or None
+    named = (tuple(options.text_columns), options.label_column, tuple(options.header), tuple(options.labels))
     place = Path(dataset).expanduser()
     if not place.exists():
-        return _hub(dataset, split)
+        return records_from_rows(_hub(dataset, split), TextSource(dataset, *named), limit)[0]
     file = place if place.is_file() else _file_of(place, split)
-    rows = list({"classes": _classes, "tokens": _tokens, "answers": _answers}[kind](file))
-    if not rows:
-        raise DataError(f"{file}: has no rows; give labelled data")
-    return rows
+    return read_records(TextSource(str(file), *named), limit)[0]
 
 
 def _file_of(folder: Path, split: str) -> Path:
@@ -62,83 +65,47 @@ def _hub(dataset: str, split: str) -> list[Row]:
     name = next((word for word in SPLITS[split] if word in loaded), None)
     if name is None:
         raise ConfigError(f"--dataset '{dataset}': has no split for {split}, only {', '.join(loaded)}")
-    data = loaded[name]
-    features = data.features
-    rows: list[Row] = []
-    for row in data:
-        row = dict(row)
-        for key, feature in features.items():  # class indices back to the names a label file would hold
-            inner = getattr(feature, "feature", feature)
-            if hasattr(inner, "int2str") and key in row and row[key] not in (None, -1):
-                row[key] = inner.int2str(row[key])
-        if "ner_tags" in row:
-            row["tags"] = row.pop("ner_tags")
-        rows.append(row)
-    return rows
+    names = class_names(loaded[name].features)
+    return [Row(f"{dataset}, row {number}", row, names) for number, row in enumerate(loaded[name], start=1)]
 
 
-def _classes(path: Path) -> Iterator[Row]:
-    for row in read_rows(path):
-        yield dict(row.values)
+def class_labels(loaded: LoadedModel, records: Sequence[Record], where: str) -> list[Any]:
+    """The `labels` entry of every record for a text classifier: a class, one float per class, or a float.
 
-
-def _tokens(path: Path) -> Iterator[Row]:
-    """Sentences of ``token … TAG`` lines."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    numbered = ((number, line.split()) for number, line in enumerate(lines, start=1))
-    for blank, block in itertools.groupby(numbered, key=lambda line: not line[1]):
-        if blank:
-            continue
-        sentence = [(number, cells) for number, cells in block if cells[0] != "-DOCSTART-"]
-        for number, cells in sentence:
-            if len(cells) < 2:
-                raise DataError(f"{path}, line {number}: has no tag behind '{cells[0]}'; write TOKEN TAG")
-        if sentence:
-            yield {"tokens": [cells[0] for _, cells in sentence], "tags": [cells[-1] for _, cells in sentence]}
-
-
-def _answers(path: Path) -> Iterator[Row]:
-    """Questions of a SQuAD file (v1 or v2), their context, and all their answers."""
-    try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    answers = question.get("answers", [])
-                    yield {
-                        "id": str(question.get("id", "")),
-                        "question": question["question"],
-                        "context": paragraph["context"],
-                        "answers": {
-                            "text": [answer["text"] for answer in answers],
-                            "answer_start": [answer["answer_start"] for answer in answers],
-                        },
-                    }
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: is not SQuAD JSON ({error!r}); give data/paragraphs/qas") from error
-
-
-def labels_of(rows: Sequence[Row], column: str) -> list[str]:
-    """Every label, sorted (numbers as numbers). Raises DataError when a row has none."""
-    values = {str(value) for row in rows for value in (row[column] if isinstance(row[column], list) else [row[column]])}
-    return sorted(values, key=lambda value: (len(value), value) if value.isdigit() else (0, value))
-
-
-def label_map(model: Any, rows: Sequence[Row], column: str) -> dict[str, int]:
-    """Label as written in the data to class index of the model's head.
-
-    By name when the model knows the names, else by order when the counts agree. Raises DataError otherwise.
+    Raises DataError naming the first record whose label the model's head cannot take.
     """
-    found = labels_of(rows, column)
-    names = {str(name): int(index) for name, index in (model.config.label2id or {}).items()}
-    if set(found) <= set(names):
-        return {label: names[label] for label in found}
-    count = int(model.config.num_labels)
-    if all(label.isdigit() and int(label) < count for label in found):
-        return {label: int(label) for label in found}
-    if len(found) == count:
-        return {label: index for index, label in enumerate(found)}
-    raise DataError(
-        f"the data has the labels {', '.join(found[:6])}{', …' if len(found) > 6 else ''} ({len(found)}) and the "
-        f"model's head {count} classes ({', '.join(list(names)[:6])}); fine-tune the model on these labels first"
+    count = len(loaded.labels)
+    head = head_of_model(loaded.model)
+    if head.kind == "multi-label":
+        sets, reason = label_sets(records, loaded.labels, count, required=False)
+        found: Any = None if sets is None else sets.astype(float).tolist()
+    elif head.kind == "scores":
+        scores, reason = numbers(records, required=False, outputs=count)
+        found = None if scores is None else scores[:, 0].tolist() if count == 1 else scores.tolist()
+    else:
+        found, reason = class_indices(records, loaded.labels, count, required=False)
+        if found is None and (order := _order(loaded, {record.label for record in records})):
+            return [order[str(record.label)] for record in records]
+    if found is None:
+        raise DataError(f"{where}: {reason.removeprefix('evaluation ')}; name another --label_column, or correct it")
+    return list(found)
+
+
+def tag_numbers(loaded: LoadedModel, records: Sequence[Record], where: str) -> list[list[int]]:
+    """Class of every word of every record. Raises DataError naming the first tag the model does not know."""
+    tags, reason = gold_tags(records, loaded.labels, required=False)
+    places = {name: number for number, name in enumerate(loaded.labels)}
+    if tags is None and (order := _order(loaded, {tag for record in records for tag in record.tags})):
+        tags, places = [list(record.tags) for record in records], order
+    if tags is None:
+        raise DataError(f"{where}: {reason.removeprefix('evaluation ')}; give a file tagged for this model")
+    return [[places[tag] for tag in sentence] for sentence in tags]
+
+
+def _order(loaded: LoadedModel, labels: set[str | None]) -> dict[str, int]:
+    """Labels of the data in their order, for a model that has as many classes and does not name them; else {}."""
+    found = sorted(str(label) for label in labels if label)
+    fits = (
+        Classes(loaded.labels, len(loaded.labels)).unnamed and len(found) == len(loaded.labels) and None not in labels
     )
+    return {label: number for number, label in enumerate(found)} if fits else {}

@@ -29,6 +29,7 @@ from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen
 from qdq.base.versions import versions
 from qdq.calibrate.checkpoint import read_spec
+from qdq.cli.main import run_script
 from qdq.compress.torch_dynamic import WEIGHTS, load_dynamic, quantize_linears, save_dynamic
 from qdq.load.model import LoadedModel, load_model
 from qdq.load.runner import TorchRunner
@@ -201,4 +202,4 @@ def table(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from qdq.errors import DataError
+from qdq.tasks.heads import head_of_model
 
 CLASS_COLUMNS = ("labels", "label", "label_ids")
 LABEL_COLUMNS = (*CLASS_COLUMNS, "start_positions", "end_positions")
@@ -55,20 +56,40 @@ def named(dataset: Any, model: PreTrainedModel, what: str) -> Any:
 
 
 def check_labels(dataset: Any, model: PreTrainedModel, what: str) -> None:
-    """Raise DataError naming the first sample whose class label is missing or not one of the head's."""
+    """Raise DataError naming the first sample whose label is missing or not what the model's head takes."""
     count = int(model.config.num_labels or 0)
-    if "Classification" not in type(model).__name__ or count < 2:
+    if "Classification" not in type(model).__name__ or count < 1:
         return
+    kind = head_of_model(model).kind
     for index, value in enumerate(_label_values(dataset, what)):
+        if fault := _fault(value, kind, count):
+            raise DataError(f"{what}: sample {index} {fault}")
+
+
+def _fault(value: Any, kind: str, count: int) -> str:
+    """What is wrong with a label for a head of this kind with `count` logits, and the way out; "" when it fits."""
+    try:
         labels = torch.as_tensor(value).reshape(-1)
-        if labels.is_floating_point():
-            return  # multi-label or regression targets
-        bad = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= count))]
-        if len(bad):
-            raise DataError(
-                f"{what}: sample {index} has label {int(bad[0])} and the model's head has {count} classes "
-                f"(0 to {count - 1}); correct the labels, or load the model with num_labels={int(bad[0]) + 1}"
+    except (TypeError, ValueError, RuntimeError):
+        return f"has the label {value!r}; give numbers"
+    if kind == "multi-label" or (kind == "classes" and labels.is_floating_point()):
+        if kind == "classes":
+            return (
+                "has a label with a decimal point, and the model's head gives one class; give whole numbers, or set "
+                'model.config.problem_type ("multi_label_classification" for several classes)'
             )
+        right = len(labels) == count and labels.is_floating_point() and bool(((labels == 0) | (labels == 1)).all())
+        return "" if right else f"has the label {value!r}; a multi-label head needs {count} floats, each 0.0 or 1.0"
+    if kind == "scores":
+        right = len(labels) == count and labels.is_floating_point() and bool(labels.isfinite().all())
+        return "" if right else f"has the label {value!r}; a head of scores needs {count} finite float(s)"
+    bad = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= count))]
+    if not len(bad):
+        return ""
+    return (
+        f"has label {int(bad[0])} and the model's head has {count} classes (0 to {count - 1}); correct the labels, or "
+        f"load the model with num_labels={int(bad[0]) + 1}"
+    )
 
 
 def _label_values(dataset: Any, what: str) -> Iterator[Any]:

@@ -15,20 +15,23 @@ from qdq.compress.datasets import IGNORED_LABEL, without_labels
 from qdq.compress.elastic import Size, Switch
 from qdq.compress.evaluators import logits_of
 from qdq.inject.widths import blocks
+from qdq.tasks.heads import Kind, head_of_model
 
 REPRESENTATION_WEIGHT = 0.1  # of hidden states and embeddings against logits: DynaBERT's lambda_2 / lambda_1
 
 
-def soft_cross_entropy(student: Any, teacher: Any, counts: Tensor | None = None) -> Tensor:
+def soft_cross_entropy(student: Any, teacher: Any, counts: Tensor | None = None, kind: Kind = "classes") -> Tensor:
     """Mean over samples or tokens of -sum(softmax(teacher) * log_softmax(student)); the mean of both for (start, end).
 
-    `counts` [B, S] says which positions count when there are logits per token; a single logit is a regression, so its
-    squared error is taken.
+    `counts` [B, S] says which positions count when there are logits per token. By the `kind` of head the classes of a
+    multi-label model are distilled one by one, and scores by their squared error.
     """
     if isinstance(student, tuple):
         return torch.stack([soft_cross_entropy(*pair) for pair in zip(student, teacher, strict=True)]).mean()
     assert isinstance(student, Tensor) and isinstance(teacher, Tensor)  # one model gives both
-    if student.shape[-1] == 1:
+    if kind == "multi-label":
+        return functional.binary_cross_entropy_with_logits(student, teacher.sigmoid())
+    if kind == "scores" or student.shape[-1] == 1:
         return functional.mse_loss(student, teacher)
     return _mean(-(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1), counts)
 
@@ -114,6 +117,6 @@ class WidthDistillation(nn.Module):
             with recorded_states(self.student) as states:
                 logits = logits_of(self.student(**inputs))
             self._switch.size = None
-            loss = soft_cross_entropy(logits, target, labelled(batch))
+            loss = soft_cross_entropy(logits, target, labelled(batch), head_of_model(self.student).kind)
             losses.append(loss + REPRESENTATION_WEIGHT * squared_error(states, wanted, counted(batch)))
         return {"loss": torch.stack(losses).sum()}

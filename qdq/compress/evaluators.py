@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from qdq.compress.method import Evaluate
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import detect_scoring, score_answer
 from qdq.tasks.extraction import ANSWER_TOKENS, Window, best_span
-from qdq.tasks.metrics import classification, mean_of
-from qdq.tasks.tagging import entity_scores
+from qdq.tasks.heads import Kind, head_of_model
+from qdq.tasks.metrics import classification, correlation, mean_of, multi_label
+from qdq.tasks.schemes import has_entities
+from qdq.tasks.tagging import tag_scores
 
 CustomEvaluate = Callable[[nn.Module, Any], Any]
 Evaluator = Callable[[nn.Module, Batches], dict[str, float]]  # metrics by name, the one that decides first
@@ -58,22 +61,17 @@ def builtin_evaluator(model: PreTrainedModel, tokenizer: Any = None) -> tuple[st
     Raises ConfigError for a class that has none, and for question answering without a `tokenizer`.
     """
     name = type(model).__name__
-    labels = model.config.num_labels or 0
-    if name.endswith("ForSequenceClassification") and labels > 1:
-        return "accuracy", accuracy
+    if name.endswith("ForSequenceClassification"):
+        return EVALUATORS[head_of_model(model).kind]
     if name.endswith("ForTokenClassification"):
-        tags = [str((model.config.id2label or {}).get(index)) for index in range(labels)]  # type: ignore[call-overload]
-        if all(tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for tag in tags):
-            return "entity F1", lambda model, batches: entity_f1(model, batches, tags)
-        raise ConfigError(
-            f"{name}: its id2label ({', '.join(tags[:3])}, ...) has no B-/I- tags to find entities by; set "
-            "model.config.id2label, or pass custom_evaluate to compress()"
-        )
+        named = model.config.id2label or {}
+        tags = [str(named.get(index)) for index in range(model.config.num_labels or 0)]  # type: ignore[call-overload]
+        return ("entity F1" if has_entities(tags) else "token accuracy"), partial(tag_metrics, tags=tags)
     if name.endswith("ForQuestionAnswering"):
         return "SQuAD F1", answer_evaluator(tokenizer)
     raise ConfigError(
-        f"{name}: has no built-in evaluator (there are accuracy, entity F1 and SQuAD's F1, for sequence "
-        "classification, token classification and question answering); pass custom_evaluate to compress()"
+        f"{name}: has no built-in evaluator (there are some for sequence classification, token classification and "
+        "question answering); pass custom_evaluate to compress()"
     )
 
 
@@ -118,7 +116,10 @@ def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:
     for batch, logits in _predictions(model, batches):
         labels = labels_of(batch)
         if not isinstance(labels, Tensor) or labels.shape != logits.shape[:-1]:
-            raise DataError("accuracy needs one class per sample; for other labels pass custom_evaluate to compress()")
+            raise DataError(
+                "accuracy needs one class per sample; a multi-label model says so in its config: "
+                'problem_type="multi_label_classification"; for other labels pass custom_evaluate to compress()'
+            )
         predicted += logits.argmax(-1).tolist()
         gold += labels.tolist()
         classes = logits.shape[-1]
@@ -126,8 +127,51 @@ def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:
     return {name: score() for name, score in scores.items()}
 
 
-def entity_f1(model: nn.Module, batches: Batches, tags: list[str]) -> dict[str, float]:
-    """Entity-level micro F1 as conlleval computes it (seqeval), and its parts; positions labelled -100 do not count."""
+def label_set_metrics(model: nn.Module, batches: Batches) -> dict[str, float]:
+    """micro and macro F1 of the classes whose logit is positive, as `qdq.tasks.metrics.multi_label` has them."""
+    logits, gold = _all(model, batches)
+    if logits.shape != gold.shape:
+        raise DataError(
+            f"labels are {list(gold.shape)} for logits {list(logits.shape)}; give each sample one 0 or 1 per class"
+        )
+    return {name: score() for name, score in multi_label(logits > 0, gold > 0.5).items()}
+
+
+def score_metrics(model: nn.Module, batches: Batches) -> dict[str, float]:
+    """Pearson's and Spearman's correlation of scores and labels, as `qdq.tasks.metrics.correlation` has them.
+
+    Scores are behind the activation that the config asks for; mse is left out, of which less is better.
+    """
+    logits, gold = _all(model, batches)
+    if logits.size != gold.size:
+        raise DataError(
+            f"labels are {list(gold.shape)} for scores {list(logits.shape)}; give each sample as many numbers as the "
+            "model returns"
+        )
+    found = correlation(head_of_model(model).read(logits), gold.reshape(logits.shape))
+    return {name: score() for name, score in found.items() if not score.error}
+
+
+def _all(model: nn.Module, batches: Batches) -> tuple[Any, Any]:
+    """Logits and labels of all samples as float64 arrays."""
+    pairs = [(logits, labels_of(batch)) for batch, logits in _predictions(model, batches)]
+    logits, labels = (torch.cat(list(side)).double().cpu().numpy() for side in zip(*pairs, strict=True))
+    return logits, labels
+
+
+# By the kind of a sequence classifier's head: the metric that decides, and its evaluator
+EVALUATORS: Mapping[Kind, tuple[str, Evaluator]] = {
+    "classes": ("accuracy", accuracy),
+    "multi-label": ("micro F1", label_set_metrics),
+    "scores": ("Pearson", score_metrics),
+}
+
+
+def tag_metrics(model: nn.Module, batches: Batches, tags: list[str]) -> dict[str, float]:
+    """Entity-level micro F1 as conlleval computes it, and its parts; positions labelled -100 do not count.
+
+    Token accuracy alone where `tags`, the names of the classes, are none of entities.
+    """
     expected: list[list[str]] = []
     predicted: list[list[str]] = []
     for batch, logits in _predictions(model, batches):
@@ -137,7 +181,7 @@ def entity_f1(model: nn.Module, batches: Batches, tags: list[str]) -> dict[str, 
             kept = [(tags[label], tags[best]) for label, best in zip(row, guess, strict=True) if label != IGNORED_LABEL]
             expected.append([label for label, _ in kept])
             predicted.append([best for _, best in kept])
-    return {name: score() for name, score in entity_scores(predicted, expected).items()}
+    return {name: score() for name, score in tag_scores(predicted, expected, tags).items()}
 
 
 def answer_evaluator(tokenizer: Any) -> Evaluator:

@@ -25,7 +25,7 @@ from qdq.calibrate.algorithms import Algorithm
 from qdq.calibrate.calibrators import HistogramCalibrator, amax_of
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import Batches
-from qdq.compress.evaluators import CustomEvaluate, Evaluator, accuracy, answer_evaluator, evaluator_on
+from qdq.compress.evaluators import EVALUATORS, CustomEvaluate, Evaluator, answer_evaluator, evaluator_on
 from qdq.compress.method import CompressedModel
 from qdq.compress.ptq import algorithms, treatments
 from qdq.errors import ConfigError, DataError, QdqError
@@ -83,8 +83,12 @@ def builtin_evaluator(graph: OnnxModule, sample: Mapping[str, Any], tokenizer: A
     """(metric name, evaluator) that fits the graph's outputs and the data. Raises ConfigError when none does."""
     if {"start_logits", "end_logits"} <= set(graph.outputs):
         return "SQuAD F1", answer_evaluator(tokenizer)
-    if graph.outputs == ("logits",) and "labels" in sample and np.ndim(sample["labels"]) == 0:
-        return "accuracy", accuracy
+    if graph.outputs == ("logits",) and "labels" in sample:  # a graph has no config: its labels tell the task
+        labels = np.asarray(sample["labels"])
+        if labels.ndim == 0:
+            return EVALUATORS["scores" if labels.dtype.kind == "f" else "classes"]
+        if labels.ndim == 1 and labels.dtype.kind == "f":
+            return EVALUATORS["multi-label"]
     raise ConfigError(
         f"input_infer_model_path: no built-in evaluator fits outputs {', '.join(graph.outputs)} and this data; pass "
         "custom_evaluate to compress()"

@@ -52,6 +52,11 @@ def test_config_gives_the_defaults_of_the_data_set_and_the_command_line_wins(exa
         command_line.typed("dataset", ["--output_dir", "o"])
 
 
+def data_arguments(example: Load) -> Any:
+    """The scripts' data options with nothing but their defaults."""
+    return example("command_line").DataArguments(dataset="", model_name_or_path="")
+
+
 TAGS = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}
 
 
@@ -62,8 +67,8 @@ def test_a_tagger_from_token_lines(example: Load, tiny_checkpoint: Callable[...,
         (tmp_path / name).write_text(lines, encoding="utf-8")
     words = ["--dataset", str(tmp_path), "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
     assert 0 <= example("compress_token_cls").main([*words, *PTQ]).best.metric <= 1
-    (tmp_path / "valid.txt").write_text("the O\ncat\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"valid.txt, line 2: has no tag"):
+    (tmp_path / "valid.txt").write_text(lines + "\nthe O\ncat\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no tag for its word 'cat'"):
         example("compress_token_cls").main([*words, *PTQ])
     (tmp_path / "valid.txt").write_text("the O\ncat B-LOC\n", encoding="utf-8")
     with pytest.raises(DataError, match="B-LOC"):
@@ -98,7 +103,7 @@ def test_windows_hold_the_answer_they_are_labelled_with(
 
     squad = example("squad")
     squad_file(tmp_path)
-    records = squad.records(example("task_data").read(str(tmp_path), "dev", "answers"))
+    records = example("task_data").read(str(tmp_path), "dev", data_arguments(example))
     cut = windows(load_tiny().tokenizer, records, 14, 4, typed=True)
     assert len(cut) > len(records)  # more windows than questions
     problem, kept = Extraction(records, cut, "squad", longest=10), []
@@ -118,7 +123,7 @@ def test_deploy_needs_a_finished_compression(tmp_path: Path) -> None:
 def test_a_missing_split_is_named(example: Load, tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("label\ttext\n1\ta b\n", encoding="utf-8")
     with pytest.raises(DataError, match="no file for 'dev'"):
-        example("task_data").read(str(tmp_path), "dev", "classes")
+        example("task_data").read(str(tmp_path), "dev", data_arguments(example))
 
 
 def test_the_walkthrough_compares_every_contestant(
