@@ -32,8 +32,8 @@
 #|                  (default: from the checkpoint's architecture)
 #|   TARGET=        auto, openvino, onnxruntime, tensorrt, tensorrt-rtx
 #|                  (default: auto, which is tensorrt when a GPU and the
-#|                  tensorrt module are there, else openvino, or onnxruntime on
-#|                  an x86 CPU without VNNI)
+#|                  tensorrt module are there, else openvino or onnxruntime,
+#|                  whichever is faster here)
 #|   CALIB=         file, folder or datasets:NAME (default: bundled English
 #|                  text)
 #|   EVAL=          text to compare with FP32 on and to time with (default: the
@@ -146,20 +146,31 @@ results: setup
 	done
 	@$(VENV)/bin/python -m qdq.studies.pages
 
-# Our engines and the tools a user would pick instead, in an environment of its own: NNCF pins packages of ours. The table
-# of README.md comes from docs/results/peers/.
+# Our engines and the tools a user would pick instead, in an environment of its own: NNCF pins packages of ours. The tables
+# of README.md come from docs/results/peers/, one file per model and kind of CPU: rows of a CPU that is not here stay.
 PEERS := build/peers-venv
+PEERS_MODELS ?= minilm-mrpc minilm-conll bert-base
 PEERS_SHAPES ?= 40x128,1x128,8x128,40x16,8x384
-PEERS_RUN = $(PEERS)/bin/python -m qdq.studies.peers.race --shapes $(PEERS_SHAPES) --calibration $(SHARED)/data/mrpc/train.tsv \
-  --eval-data $(SHARED)/data/mrpc/dev.tsv
+PEERS_RUN = $(PEERS)/bin/python -m qdq.studies.peers.race --json docs/results/peers --texts 40x128 --work build/peers/$(1)
+PEERS_MRPC = --calibration $(SHARED)/data/mrpc/train.tsv --eval-data $(SHARED)/data/mrpc/dev.tsv
+PEERS_CONLL = --calibration $(SHARED)/data/conll2003/train.txt --eval-data $(SHARED)/data/conll2003/valid.txt
+.PHONY: bench-peers-minilm-mrpc bench-peers-minilm-conll bench-peers-bert-base
 bench-peers: $(PEERS)/.installed
 	@mkdir -p docs/results/peers
 	@[ -d $(SHARED)/models ] || { echo "bench-peers measures on $(SHARED)/models and $(SHARED)/data, which are not here; for a" \
 	  "model of your own: $(PEERS)/bin/python -m qdq.studies.peers.race --help"; exit 1; }
-	@$(PEERS_RUN) --model $(SHARED)/models/minilm-mrpc --work build/peers/minilm-mrpc --json docs/results/peers/minilm-mrpc.json
-	@$(PEERS_RUN) --model random:bert-base --work build/peers/bert-base --rounds 5 --eval-samples 80 \
-	  --json docs/results/peers/bert-base-random.json
+	@$(MAKE) --no-print-directory $(PEERS_MODELS:%=bench-peers-%)
 	@$(PEERS)/bin/python -m qdq.studies.pages
+
+bench-peers-minilm-mrpc:
+	@$(call PEERS_RUN,minilm-mrpc) --model $(SHARED)/models/minilm-mrpc $(PEERS_MRPC) --shapes $(PEERS_SHAPES)
+
+bench-peers-minilm-conll:  # sentences of about 20 tokens
+	@$(call PEERS_RUN,minilm-conll) --model $(SHARED)/models/minilm-conll $(PEERS_CONLL) --rounds 6
+
+bench-peers-bert-base:  # minutes a round with everyone: those that matter
+	@$(call PEERS_RUN,bert-base) --model random:bert-base $(PEERS_MRPC) --rounds 3 --eval-samples 80 \
+	  --only qdq-openvino qdq-onnxruntime nncf nncf-static openvino-fp32 onnxruntime-fp32
 
 # Our TensorRT graph and other tools' in NVIDIA's compiler, which needs no GPU. The table of docs/tensorrt.md.
 compare-compiled: $(PEERS)/.modelopt

@@ -127,8 +127,8 @@ def warnings(sums: Int8Sums, free_gib: float) -> list[str]:
         sentences.append(
             "This x86 CPU has no VNNI (avx512_vnni, avx_vnni, amx_int8): it adds INT8 products in pairs that saturate "
             "at 32767, and multiplies INT8 at most about twice as fast as FP32. Engines built here are right all the "
-            "same: onnxruntime, the default target of such a CPU, codes weights in u8 and sums exactly; openvino gets "
-            "weights that fit, up to one bit coarser, and float attention, and is not faster than FP32."
+            "same: onnxruntime, which --target auto will find to be faster, codes weights in u8 and sums exactly; "
+            "openvino gets weights that fit, up to one bit coarser, and float attention, and is not faster than FP32."
         )
     elif not sums.instructions:
         sentences.append(

@@ -37,6 +37,19 @@ class Int8Sums:
         """CPUs on which an engine built for this one is right, when nobody looks at the CPU it is opened on."""
         return "every CPU" if self.saturate else "CPUs that sum INT8 products exactly (x86: with VNNI or AMX)"
 
+    @property
+    def gain(self) -> str:
+        """One sentence: the reason on this CPU when INT8 is not faster than FP32."""
+        names = ", ".join(self.instructions)
+        if self.saturate:
+            return (
+                f"This x86 CPU has no VNNI ({names or 'no INT8 instructions seen'}): INT8 products are at most about "
+                "twice as fast as FP32 on it, and rounding activations takes its share of that."
+            )
+        if not names:
+            return "This CPU has no INT8 dot products, so INT8 saves memory and no arithmetic."
+        return f"This CPU multiplies INT8 fast ({names}): the model's layers are too small for that to count."
+
     def as_json(self) -> dict[str, Any]:
         """The ``int8_sums`` object of build.json and of the doctor's report."""
         return {"instructions": list(self.instructions), "sums": "saturating pairs" if self.saturate else "exact"}

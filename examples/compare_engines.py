@@ -16,7 +16,7 @@ from engines.openvino import OpenVINORunner, OpenVINOSettings
 from qdq.base.artifacts import write_json
 from qdq.base.versions import versions
 from qdq.text.data import bundled, read_records
-from qdq.text.encode import workload_of_shape
+from qdq.text.workload import workload_of_shape
 
 
 def main() -> None:

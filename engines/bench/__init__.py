@@ -4,9 +4,19 @@ Read in this order: `workload` (what is fed), `interleave` (what is timed when),
 `table` (the screen), `machine` (what it ran on; call it as ``engines.bench.machine.machine()``).
 """
 
-from engines.bench.interleave import BenchSettings, Contestant
-from engines.bench.report import bench
+from engines.bench.interleave import CROPPED, BenchSettings, Contestant, both_forms
+from engines.bench.report import bench, best_form, best_speedup
 from engines.bench.streams import InFlight
 from engines.bench.table import render_table
 
-__all__ = ["BenchSettings", "Contestant", "InFlight", "bench", "render_table"]
+__all__ = [
+    "CROPPED",
+    "BenchSettings",
+    "Contestant",
+    "InFlight",
+    "bench",
+    "best_form",
+    "best_speedup",
+    "both_forms",
+    "render_table",
+]

@@ -26,10 +26,11 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engines.bench.workload import cropped
 from engines.types import Runner
 from qdq.base.types import Feeds, Outputs, Progress
 from qdq.errors import BuildError, ConfigError
@@ -38,6 +39,7 @@ Clock = Callable[[], int]  # nanoseconds, monotonic
 
 MIN_SAMPLES = 3  # fewest that give a median which one outlier cannot move
 WARMUP_SHARE = 0.25  # of the budget
+CROPPED = "-cropped"  # ends the name of a contestant that is fed cropped batches
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Contestant:
     name: str  # int8, openvino-fp32, onnxruntime-fp32, torch-fp32
     engine: str  # openvino | onnxruntime | tensorrt | torch
     run: Runner
+    cropped: bool = False  # it gets the round's batch cropped to its longest text, as a client without packing sends it
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class BenchSettings:
             raise ConfigError(f"benchmark budget is {self.budget_s} s; give a positive number of seconds or none")
 
 
+def both_forms(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Every contestant twice: fed padded batches under its own name, and cropped ones under that plus `CROPPED`."""
+    return [form for one in contestants for form in (one, replace(one, name=one.name + CROPPED, cropped=True))]
+
+
 class Race:
     """One run by the scheme above, and its results by contestant name.
 
@@ -93,7 +101,9 @@ class Race:
         clock: Clock,
         progress: Progress | None = None,
     ) -> None:
-        self.workload, self.settings, self.clock, self.progress = workload, settings, clock, progress
+        self.settings, self.clock, self.progress = settings, clock, progress
+        short = [cropped(feeds) for feeds in workload] if any(one.cropped for one in contestants) else []
+        self.feeds = {one.name: short if one.cropped else workload for one in contestants}
         self.runners = {contestant.name: contestant.run for contestant in contestants}
         self.budget_ns = math.inf if settings.budget_s is None else settings.budget_s * 1e9
         self.warm: dict[str, list[int]] = {name: [] for name in self.runners}  # nanoseconds of the warm-up calls
@@ -159,7 +169,7 @@ class Race:
         return min(map(len, self.samples.values())) >= MIN_SAMPLES
 
     def _time(self, name: str, turn: int) -> tuple[int, Outputs]:
-        run, feeds = self.runners[name], self.workload[turn % len(self.workload)]
+        run, feeds = self.runners[name], self.feeds[name][turn % len(self.feeds[name])]
         if self.settings.pause_s:
             time.sleep(self.settings.pause_s)
         begin = self.clock()

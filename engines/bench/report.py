@@ -6,8 +6,8 @@
   choices).
 * `speedup[base]` is the median, over the rounds in which both ran, of base latency / own latency in that round
   (> 1: faster than that base). Pairs from one round see the same machine, so a slow drift cancels; the ratio of two p50
-  values does not have that property. Bases are the contestants whose name ends in ``-fp32`` and those that the
-  settings name, itself included.
+  values does not have that property. Bases are the contestants whose name ends in ``-fp32``, those fed cropped batches
+  included (``-fp32-cropped``), and those that the settings name, itself included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.bench.interleave import BenchSettings, Clock, Contestant, Race
+from engines.bench.interleave import CROPPED, BenchSettings, Clock, Contestant, Race
 from engines.bench.machine import machine
 from engines.bench.workload import check_workload, describe_workload
 from qdq.base.types import Feeds, Progress
@@ -78,7 +78,7 @@ def _check_line_up(contestants: Sequence[Contestant]) -> None:
 def _entry(contestant: Contestant, race: Race) -> dict[str, Any]:
     own, settings = race.samples[contestant.name], race.settings
     latency_ms = summarize([ns / 1e6 for ns in own.values()])
-    bases = [name for name in race.samples if name.endswith(BASE_SUFFIX) or name in settings.bases]
+    bases = [name for name in race.samples if is_base(name) or name in settings.bases]
     return {
         "engine": contestant.engine,
         "samples": len(own),
@@ -88,6 +88,29 @@ def _entry(contestant: Contestant, race: Race) -> dict[str, Any]:
         "sequences_per_s": settings.streams * settings.batch / (sum(own.values()) / len(own) / 1e9),
         "speedup": {base: paired_speedup(race.samples[base], own) for base in bases},
     }
+
+
+def is_base(name: str) -> bool:
+    """True for an FP32 contestant, whichever form of the batches it is fed."""
+    return name.removesuffix(CROPPED).endswith(BASE_SUFFIX)
+
+
+def forms_of(entries: Mapping[str, Any], name: str) -> list[str]:
+    """Names under which the contestant `name` ran: fed padded batches, and cropped ones where it was."""
+    return [form for form in (name, name + CROPPED) if form in entries]
+
+
+def best_form(entries: Mapping[str, Any], name: str) -> str:
+    """The one of `forms_of` with the lower median latency, in the ``contestants`` object of a report."""
+    return min(forms_of(entries, name), key=lambda form: float(entries[form]["latency_ms"]["p50"]))
+
+
+def best_speedup(entries: Mapping[str, Any], name: str, base: str) -> float | None:
+    """Paired speedup of a contestant's better form over the better form of the FP32 contestant `base`, if it ran."""
+    if base not in entries:
+        return None
+    speedup: float = entries[best_form(entries, name)]["speedup"][best_form(entries, base)]
+    return speedup
 
 
 def summarize(values: Sequence[float]) -> dict[str, float | None]:

@@ -1,7 +1,9 @@
 """The batches a benchmark feeds: checked to be real text of the promised shape, and described in the report.
 
-All-equal rows would let an engine (and its caches) see one sentence only, and hide what padding costs, so they are
-refused.
+Two kinds of batch say what an engine does: full rows, in which every token is real, and texts of their own lengths. The
+latter come padded to the full sequence or cropped to the longest text of the batch; whoever cannot leave padding out by
+itself is at its best with cropped ones. All-equal rows would let an engine (and its caches) see one sentence only, and
+hide what padding costs, so they are refused.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def _check_variety(feeds: Feeds, index: int) -> None:
 
 
 def describe_workload(workload: Sequence[Feeds]) -> dict[str, Any]:
-    """Token statistics of a checked workload: real (not padding) tokens per row, and the share that is padding."""
+    """Token statistics of a checked workload: real (not padding) tokens per row, the longest row of a batch on average,
+    and the share that is padding.
+    """
     lengths = np.concatenate([_lengths(feeds) for feeds in workload])
     width = workload[0]["input_ids"].shape[-1]
     return {
@@ -53,8 +57,23 @@ def describe_workload(workload: Sequence[Feeds]) -> dict[str, Any]:
         "mean_tokens": float(lengths.mean()),
         "min_tokens": int(lengths.min()),
         "max_tokens": int(lengths.max()),
+        "mean_longest": float(np.mean([_lengths(feeds).max() for feeds in workload])),
         "padding_share": float(1 - lengths.mean() / width),
     }
+
+
+def cropped(feeds: Feeds) -> Feeds:
+    """The batch without the columns that are padding in every row, on either side; the same without a mask or padding.
+
+    >>> mask = np.array([[1, 1, 0, 0], [1, 0, 0, 0]])
+    >>> cropped({"input_ids": 7 * mask, "attention_mask": mask})["input_ids"].tolist()
+    [[7, 7], [7, 0]]
+    """
+    mask = feeds.get("attention_mask")
+    if mask is None or not mask.any():
+        return feeds
+    used = np.flatnonzero(mask.any(axis=tuple(range(mask.ndim - 1))))
+    return {name: np.ascontiguousarray(array[..., used[0] : used[-1] + 1]) for name, array in feeds.items()}
 
 
 def _lengths(feeds: Feeds) -> NDArray[np.intp]:

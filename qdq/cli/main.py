@@ -169,6 +169,7 @@ def _results(command: str, outcome: Outcome) -> str:
     from engines.bench import render_table
     from engines.compare import relate
     from qdq.pipeline.outcome import build_text
+    from qdq.pipeline.verdict import verdict_text
 
     reports = outcome.as_json()
     parts = []
@@ -183,8 +184,11 @@ def _results(command: str, outcome: Outcome) -> str:
         from qdq.pipeline.stages.shapes import render_shapes
 
         parts.append(render_shapes(read_json(Path(outcome.out) / outcome.target / "shapes.json")))
-    parts.append("\n".join(outcome.artifacts))
-    return "".join(f"\n{part}" for part in parts) + "\n"
+    parts.append("\n".join(outcome.artifacts) + "\n")
+    # Last, so that it is not overlooked.
+    if command in ("compile", "bench"):
+        parts.append(verdict_text(reports))
+    return "".join(f"\n{part}" for part in parts if part)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def _workload(typed: Mapping[str, Any], settings: GpuBenchSettings, screen: Scre
 def _tokenized(typed: Mapping[str, Any], settings: GpuBenchSettings, screen: Screen) -> tuple[list[Feeds], str]:
     from qdq.load.model import load_model
     from qdq.pipeline.texts import Texts, evaluation_texts
-    from qdq.text.encode import workload_of_shape
+    from qdq.text.workload import workload_of_shape
 
     options = CompileOptions(**{name: typed[name] for name in TEXT_OPTIONS if name in typed})
     with screen.stage("load"):

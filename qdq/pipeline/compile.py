@@ -13,20 +13,22 @@ from engines.targets import TARGETS
 from qdq.base.artifacts import read_json, sha256_file
 from qdq.base.screen import Screen, wrap
 from qdq.base.versions import SOURCE
-from qdq.errors import Unavailable, WorkError
+from qdq.errors import BuildError, PassError, QdqError, Unavailable, WorkError
 from qdq.load.kinds import detect_task
 from qdq.load.source import is_checkpoint, read_config, short_name
 from qdq.load.source import resolve as resolve_model
-from qdq.pipeline.options import CompileOptions, resolve
+from qdq.pipeline.options import CompileOptions, candidates, resolve
 from qdq.pipeline.outcome import Outcome, artifacts, show
 from qdq.pipeline.recall import recalled
 from qdq.pipeline.run import CANONICAL, Run
 from qdq.pipeline.stages.bench import bench
 from qdq.pipeline.stages.build import check_weights
+from qdq.pipeline.stages.deploy import serves_float
 from qdq.pipeline.stages.inject import fitting_spec, inject, requested_spec, write_placement
 from qdq.pipeline.stages.load import load
+from qdq.pipeline.stages.race import REPORT, settled
 from qdq.pipeline.stages.shapes import bench_shapes
-from qdq.pipeline.steps import STEPS, VARIANTS, VARYING, Step
+from qdq.pipeline.steps import BUILDING, PROVING, RACE, SHARED, STEPS, VARIANTS, VARYING, Step
 from qdq.pipeline.workdir import MANIFEST, WorkDirectory
 
 
@@ -62,6 +64,7 @@ def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
             run = _begin_with_model(options, work, screen, *resolve_model(options.model, options.allow_pickle))
         else:
             run = begin(Run(options, work, screen, work.manifest["model"]["name"]))
+        run = settled(run) if run.rivals else run
         return _finish(run, lambda: _single(run, name))
 
 
@@ -78,7 +81,9 @@ def _begin_with_model(options: CompileOptions, work: WorkDirectory, screen: Scre
 
 def begin(run: Run) -> Run:
     """The run with its options resolved for this machine and model, after they have been shown."""
-    run = replace(run, options=resolve(run.options, run.name, is_checkpoint(run.folder)))
+    found = candidates(run.options.target)
+    options = resolve(run.options, run.name, is_checkpoint(run.folder))
+    run = replace(run, options=options, rivals=found if len(found) > 1 else ())
     show(run)
     if changed := _changed_versions(run):
         run.screen.line(wrap(f"Stages of the earlier run are out of date: {changed} changed.") + "\n")
@@ -97,9 +102,44 @@ def _architectures(folder: Path) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _all(run: Run) -> None:
-    for step in STEPS:
+def _all(run: Run) -> Run:
+    """Run every stage; returns the run for the target it ends with."""
+    for step in SHARED:
         run_step(run, step)
+    if run.rivals:
+        run = _fastest(run)
+    else:
+        for step in BUILDING:
+            run_step(run, step)
+    for step in PROVING:
+        run_step(run, step)
+    return run
+
+
+def _fastest(run: Run) -> Run:
+    """Build an engine of every rival and let them race: the run for the winner.
+
+    A rival that cannot be built here is left out with a warning; raises its error when that leaves none.
+    """
+    failed: dict[str, QdqError] = {}
+    for target in run.rivals:
+        run.screen.row(target, "")
+        try:
+            for step in BUILDING:
+                run_step(run.aimed_at(target), step)
+        except (BuildError, PassError) as error:  # Unavailable is a BuildError
+            failed[target] = error
+    able = tuple(target for target in run.rivals if target not in failed)
+    if not able:
+        raise next(iter(failed.values()))
+    for target, reason in failed.items():
+        run.screen.warn(f"no {target} engine to race with: {reason}")
+    run = run.aimed_at(able[0], able)
+    if len(able) > 1:
+        run_step(run, RACE)
+    else:
+        (run.work.path / REPORT).unlink(missing_ok=True)
+    return settled(run)
 
 
 def run_step(run: Run, step: Step, force: bool = False) -> None:
@@ -126,7 +166,7 @@ def _inputs(run: Run, step: Step) -> dict[str, Any]:
     return {**step.inputs(run), "versions": run.versions}
 
 
-def _single(run: Run, name: str) -> None:
+def _single(run: Run, name: str) -> Run:
     """Run one stage, up to date or not, and warn about everything that is older than what it is made from."""
     steps = {step.name: step for step in (*STEPS, VARIANTS)}
     if name == "inject":
@@ -144,12 +184,14 @@ def _single(run: Run, name: str) -> None:
         run_step(run, steps[name], force=True)
     if older := _outdated(run):
         run.screen.warn(f"older than what they are made from: {', '.join(older)}; 'qdq compile' renews them")
+    return run
 
 
 def _outdated(run: Run) -> list[str]:
     """Recorded stages of this target whose inputs have changed since, or come from such a stage."""
     found: list[str] = []
-    for step in STEPS[1:]:
+    raced = (RACE,) if len(run.rivals) > 1 else ()
+    for step in (*SHARED[1:], *BUILDING, *raced, *PROVING):
         record = run.record(step.name)
         if record not in run.work.manifest["stages"]:
             continue
@@ -160,18 +202,25 @@ def _outdated(run: Run) -> list[str]:
     return found
 
 
-def _finish(run: Run, work: Callable[[], None]) -> Outcome:
-    """Do the work and say what is there now; a target this machine lacks something for is an outcome, not a failure."""
+def _finish(run: Run, work: Callable[[], Run]) -> Outcome:
+    """Do the work, which returns the run for the target it ends with, and say what is there now.
+
+    A target this machine lacks something for is an outcome, not a failure.
+    """
     code, missing = 0, ""
     try:
-        work()
+        run = work()
     except Unavailable as error:
+        run = settled(run) if run.rivals else run
         code, missing = 3, str(error)
         run.screen.line(f"\n{error}")
     run.note()
     run.work.write_manifest()
     _warn_other_targets(run)
-    return Outcome(code, str(run.work.path), run.options.target, artifacts(run), missing, run.screen.warnings)
+    found, serves = artifacts(run), ""
+    if str(run.target / "model_repository") in found:
+        serves = "fp32" if serves_float(run) else "int8"
+    return Outcome(code, str(run.work.path), run.options.target, found, missing, run.screen.warnings, serves)
 
 
 def _warn_other_targets(run: Run) -> None:

@@ -42,8 +42,8 @@ HEADER = "names of the columns of a table or tagged file without a header line (
 LABELS = "names of the classes whose numbers the data hold, in order (default: the file's, the model's)"
 OTHER_ROWS = "the rows behind the calibration rows, else bundled text"
 DETECTED_TARGET = (
-    "auto, which is tensorrt when a GPU and the tensorrt module are there, else openvino, or onnxruntime on an x86 CPU "
-    "without VNNI"
+    "auto, which is tensorrt when a GPU and the tensorrt module are there, else openvino or onnxruntime, whichever is "
+    "faster here"
 )
 CALIBRATORS = ", ".join((f"{CLIP} (max, residual adds by the error of their sum)", *ALGORITHMS))
 CALIBRATORS = f"{CALIBRATORS}; as in PaddleNLP {', '.join(ALIASES)}"
@@ -250,7 +250,7 @@ def resolve(options: CompileOptions, model_name: str, own_spec: bool = False) ->
     `own_spec`: the model is a checkpoint that says itself what is quantized, so no placement is chosen for it unless
     `search` asks for one.
     """
-    target = detect_target() if options.target == "auto" else options.target
+    target = candidates(options.target)[0]
     _check_together(options, target)
     threads, streams = share_cores(options.mode, options.threads, options.streams, available_cores(), numa_nodes())
     placement = options.placement or (None if options.spec or (own_spec and not options.search) else DEFAULT_PLACEMENT)
@@ -284,17 +284,22 @@ def _check_together(options: CompileOptions, target: str) -> None:
         )
 
 
-def detect_target() -> str:
-    """Return tensorrt when a CUDA GPU and the tensorrt module are both present, else the better CPU target.
+def candidates(target: str) -> tuple[str, ...]:
+    """The targets that `target` may stand for: itself, or for "auto" those that one is chosen from on this machine.
 
-    That is openvino, and onnxruntime where INT8 products saturate: OpenVINO's weights then lose bits, and its kernels
-    are no faster than FP32 (docs/performance.md, "CPUs without VNNI").
+    They are tensorrt alone when a CUDA GPU and the tensorrt module are both present, else the CPU targets, whose
+    engines race (`qdq.pipeline.stages.race`). The likelier winner comes first: onnxruntime where INT8 products
+    saturate, because OpenVINO's weights lose bits there and its kernels are no faster than FP32 (docs/performance.md,
+    "CPUs without VNNI").
     """
     import importlib.util
 
+    if target != "auto":
+        return (target,)
     if importlib.util.find_spec("tensorrt") is not None:
         from engines.tensorrt import probe
 
         if probe().ready:
-            return "tensorrt"
-    return "onnxruntime" if int8_sums().saturate else "openvino"
+            return ("tensorrt",)
+    likely = "onnxruntime" if int8_sums().saturate else "openvino"
+    return tuple(sorted(targets.CPU_TARGETS, key=lambda name: name != likely))

@@ -13,6 +13,7 @@ from qdq.base.option import value_text
 from qdq.load.source import DEFAULT_MODEL
 from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
+from qdq.pipeline.verdict import verdict
 from qdq.pipeline.workdir import MANIFEST
 
 
@@ -26,6 +27,7 @@ class Outcome:
     artifacts: list[str] = field(default_factory=list)
     missing: str = ""  # why the exit code is 3
     warnings: list[str] = field(default_factory=list)
+    serves: str = ""  # precision of the engine in the Triton repository: int8, fp32, or "" without one
 
     def as_json(self) -> dict[str, Any]:
         """Return the document of --json; the reports are read from their files."""
@@ -33,14 +35,16 @@ class Outcome:
         for name in ("build", "accuracy", "benchmark"):
             path = Path(self.out) / self.target / f"{name}.json"
             reports[name] = read_json(path) if str(path) in self.artifacts else None
-        return asdict(self) | reports
+        benchmark = reports["benchmark"]
+        return asdict(self) | reports | {"verdict": verdict(benchmark).as_json() if benchmark else None}
 
 
 def artifacts(run: Run) -> list[str]:
     """Return every file and folder of this run that exists, in flow order."""
     decided = run.work.manifest["stages"].get("calibrate", {}).get("outputs", {})
     why = [name for name in ("sweep.json", "search.json", "search.png") if name in decided]
-    root = ("placement.json", "calibration.json", *why, "checkpoint", CANONICAL, FLOAT, MANIFEST)
+    raced = ("race.json",) if len(run.rivals) > 1 else ()
+    root = ("placement.json", "calibration.json", *why, "checkpoint", CANONICAL, FLOAT, *raced, MANIFEST)
     mine = (
         *("model.onnx", "passes.json", *TARGETS[run.options.target].files, "build_engine.py", "trtexec.sh"),
         *("build.json", "accuracy.json", "benchmark.json", "model_repository"),
@@ -73,7 +77,7 @@ def show(run: Run) -> None:
     changed = {name: value for name, value in changed.items() if value != getattr(CompileOptions, name)}
     rows = {
         "model": f"{options.model or f'{DEFAULT_MODEL}, bundled'} ({options.task})",
-        "target": f"{options.target}, {threads}, precision hint {options.precision_hint}",
+        "target": f"{_targets(run)}, {threads}, precision hint {options.precision_hint}",
         "placement": placement,
         "calibration": "the checkpoint's own amax" if amax else text,
         "evaluation": f"at most {options.eval_samples} texts of {options.eval_data or 'what calibration leaves over'}",
@@ -85,6 +89,11 @@ def show(run: Run) -> None:
         if value:
             run.screen.row(name, value)
     run.screen.line()
+
+
+def _targets(run: Run) -> str:
+    """The run's target, or those that are to race for it."""
+    return f"the faster of {' and '.join(run.rivals)}" if len(run.rivals) > 1 else run.options.target
 
 
 def build_text(build: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ What one stage makes for the next is a file in the work directory, or is handed 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,18 @@ class Run:
     name: str  # short name of the model; Triton serves it under this name
     source: Path | None = None  # the model's folder; None in a run that starts from the calibrated checkpoint
     versions: Mapping[str, str] = field(default_factory=versions)
+    rivals: tuple[str, ...] = ()  # for `--target auto` on a CPU: the targets it may become; () when one was named
+
+    def aimed_at(self, target: str, rivals: tuple[str, ...] | None = None) -> Run:
+        """The same run for `target`, and with these `rivals`; what has been read or loaded is shared."""
+        other = replace(
+            self,
+            options=replace(self.options, target=target),
+            rivals=self.rivals if rivals is None else rivals,
+        )
+        shared = vars(self).keys() & {"calibration", "evaluation", "reference"}
+        vars(other).update({name: vars(self)[name] for name in shared})
+        return other
 
     @property
     def target(self) -> Path:
@@ -69,6 +81,8 @@ class Run:
     def note(self) -> None:
         """Put into the manifest what this run is about. Only when something is done: a failed run is not recalled."""
         options = {key: value for key, value in self.options.as_json().items() if key != "out"}
+        if self.rivals:  # a stage's own command goes on with the winner, and with the other engine beside it
+            options["target"] = "auto"
         self.work.manifest |= {"versions": dict(self.versions), "options": options, "model": {"name": self.name}}
 
     def record(self, stage: str) -> str:

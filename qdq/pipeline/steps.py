@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from engines.targets import TARGETS
 from qdq.base.artifacts import sha256_file
 from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
-from qdq.pipeline.stages import bench, build, calibrate, deploy, export, inject, load, lower, variants, verify
+from qdq.pipeline.stages import bench, build, calibrate, deploy, export, inject, load, lower, race, variants, verify
 from qdq.pipeline.texts import source_fingerprint
 from qdq.pipeline.workdir import fingerprint
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin", "1_Pooling/config.json")
 # Timings, and what TensorRT chooses by timing.
-VARYING = ("benchmark.json", "search.json", "search.png", build.PLAN, "layer_info.json")
+VARYING = ("benchmark.json", race.REPORT, "search.json", "search.png", build.PLAN, "layer_info.json")
 
 # A stage's name and its function of (run, screen's stage, *what the part before it returned).
 Part = tuple[str, Callable[..., Sequence[Any]]]
@@ -105,14 +105,30 @@ def _build_inputs(run: Run) -> Mapping[str, Any]:
     return {"lowered": fingerprint(run.lowered), "settings": settings, **_capability(run.options)}
 
 
-def _evaluation(run: Run) -> Mapping[str, Any]:
+def _built(run: Run) -> Any:
+    return [fingerprint(run.target / "build.json"), _build_inputs(run)]
+
+
+def _texts(run: Run) -> Mapping[str, Any]:
     options = run.options
-    paths = (options.calibration, options.eval_data)
     return {
-        "built": [fingerprint(run.target / "build.json"), _build_inputs(run)],
-        "text": [source_fingerprint(options, path) for path in paths],
+        "text": [source_fingerprint(options, path) for path in (options.calibration, options.eval_data)],
         "samples": [options.samples, options.eval_samples, options.sequence],
     }
+
+
+def _evaluation(run: Run) -> Mapping[str, Any]:
+    return {"built": _built(run), **_texts(run)}
+
+
+def _race_inputs(run: Run) -> Mapping[str, Any]:
+    return {**_others(run, run.rivals), **_texts(run), "batch": run.options.batch, **_flight(run)}
+
+
+def _others(run: Run, targets: Iterable[str]) -> Mapping[str, Any]:
+    """Engines of other targets that a stage opens or serves beside the run's own."""
+    found = {target: _built(run.aimed_at(target)) for target in targets}
+    return {"rivals": found} if found else {}
 
 
 def _verify_inputs(run: Run) -> Mapping[str, Any]:
@@ -124,7 +140,8 @@ def _verify_inputs(run: Run) -> Mapping[str, Any]:
 
 
 def _bench_inputs(run: Run) -> Mapping[str, Any]:
-    return {**_evaluation(run), "float": fingerprint(run.work.path / FLOAT), "batch": run.options.batch, **_flight(run)}
+    floating = {"float": fingerprint(run.work.path / FLOAT), "batch": run.options.batch}
+    return {**_evaluation(run), **floating, **_flight(run), **_others(run, bench.rivals_beside(run))}
 
 
 def _flight(run: Run) -> Mapping[str, Any]:
@@ -134,21 +151,30 @@ def _flight(run: Run) -> Mapping[str, Any]:
 
 def _deploy_inputs(run: Run) -> Mapping[str, Any]:
     served = [run.name, run.options.batch, run.options.triton_backend, *run.options.buckets]
-    return {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "served": served, **_flight(run)}
+    found = {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "served": served, **_flight(run)}
+    backend = deploy.backend_of(run)
+    other = [target for target in bench.rivals_beside(run) if target == backend]
+    return {**found, **_others(run, other)} | ({"floating": True} if deploy.serves_float(run) else {})
 
 
-STEPS = (
+SHARED = (
     Step(
         "calibrate",  # one step: the injected model lives in memory only
         _calibrate_inputs,
         (("load", load.load), ("inject", inject.inject), ("calibrate", calibrate.calibrate)),
     ),
     Step("export", _export_inputs, (("export", export.export),)),
+)
+BUILDING = (
     Step("lower", _lower_inputs, (("lower", lower.lower),)),
     Step("build", _build_inputs, (("build", build.build),)),
+)
+RACE = Step("race", _race_inputs, (("race", race.race),))  # between the engines of several targets, for `auto` only
+PROVING = (
     Step("verify", _verify_inputs, (("verify", verify.verify),)),
     Step("bench", _bench_inputs, (("bench", bench.bench),)),
     Step("deploy", _deploy_inputs, (("deploy", deploy.deploy),)),
 )
 
+STEPS = (*SHARED, *BUILDING, *PROVING)
 VARIANTS = Step("variants", _variants_inputs, (("variants", variants.variants),))  # on request only

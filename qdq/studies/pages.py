@@ -15,11 +15,12 @@ from typing import Any
 from engines.estimate.model import VALIDATION
 from qdq.base.artifacts import read_json, write_text
 from qdq.pipeline.outcome import int8_text
+from qdq.pipeline.verdict import verdict
 from qdq.studies import accuracy_page, compression_page, estimate_page
 from qdq.studies.linter.report import rule_tables, summary
 from qdq.studies.markdown import filled, fixed, named, table
 from qdq.studies.peers.compiled_table import render_compiled
-from qdq.studies.peers.table import render_peers
+from qdq.studies.peers.table import instructions, render_peers, rows_of
 from qdq.studies.rows_table import rows_table
 from qdq.studies.study import DOCS, RESULTS, ROOT, exit_code, load_results
 
@@ -70,15 +71,15 @@ def _compiled() -> str:
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One row per compiled model and target, then the machine and versions they were measured on."""
     headers = ["model", "target", "INT8 linears, attention matmuls", "INT8 ms", "x ORT FP32", "x own FP32"]
-    headers += ["x torch FP32", "cosine to FP32", "accuracy FP32 → INT8"]
+    headers += ["x torch FP32", "texts: x best FP32", "cosine to FP32", "accuracy FP32 → INT8"]
     bench = results[EXAMPLE]["benchmark"]
     machine = bench["machine"]
-    isa = ", ".join(name for name in machine["isa"] if "vnni" in name or "amx" in name)
     return (
         f"{table(headers, (_row(name, result) for name, result in results.items()))}\n\n"
-        f"Batch {bench['batch']} x sequence {bench['sequence']}, p50, {bench['threads']} threads, "
-        "contestants interleaved in one run; ratios are medians of per-round ratios. "
-        f"{machine['cpu']}, {machine['cores']} cores ({isa}); "
+        f"Batch {bench['batch']} x sequence {bench['sequence']}, {rows_of(bench)}, p50, {bench['threads']} threads, "
+        "contestants interleaved in one run; ratios are medians of per-round ratios. Texts: as they are, INT8 and the "
+        "fastest FP32 contestant each fed padded or cropped batches, whichever suits it. "
+        f"{machine['cpu']}, {machine['cores']} cores ({instructions(machine)}); "
         f"{named(bench['versions'], ('openvino', 'onnxruntime', 'torch', 'transformers'))}. "
         "Cosine and accuracy on text that was not calibrated on."
     )
@@ -86,13 +87,15 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _row(name: str, result: Mapping[str, Any]) -> list[str]:
     int8, accuracy, target = result["build"]["int8"], result["accuracy"], result["target"]
-    entry, metric = result["benchmark"]["contestants"]["int8"], accuracy["metric"]
+    bench, metric = result["benchmark"], accuracy["metric"]
+    entry = bench["contestants"]["int8"]
     return [
         name.removesuffix(f"-{target}"),
         target,
         ", ".join("/".join(map(str, int8[kind])) for kind in ("encoder_linear", "attention_matmul")),
         f"{entry['latency_ms']['p50']:.0f}",
         *(f"{entry['speedup'][base]:.2f}" for base in ("onnxruntime-fp32", f"{target}-fp32", "torch-fp32")),
+        fixed(verdict(bench).texts if "texts" in bench else None, 2),
         fixed(accuracy["cosine_mean"], 4),
         f"{metric['fp32']:.4f} → {metric['int8']:.4f}" if metric else "–",
     ]

@@ -44,7 +44,7 @@ def cpu_shares(work: Path, batch: int = BATCH, sequence: int = SEQUENCE, rounds:
     from qdq.placing import WIDEST
     from qdq.placing.latency import Timing, added_latency
     from qdq.text.data import bundled, read_records
-    from qdq.text.encode import workload_of_shape
+    from qdq.text.workload import workload_of_shape
 
     # Texts to time with, the encoder's points by kind of unit, and those of the CPU's own placement.
     _require(work / CANONICAL, f"qdq compile --placement qdqbert --out {work}")
@@ -116,7 +116,7 @@ def _lowering(work: Path, sequence: int) -> LowerOptions:
     from export.ranges import measure_ranges
     from qdq.calibrate.checkpoint import load_checkpoint
     from qdq.text.data import bundled, read_records
-    from qdq.text.encode import workload_of_shape
+    from qdq.text.workload import workload_of_shape
 
     loaded, *_ = load_checkpoint(work / "checkpoint")
     feeds = workload_of_shape(loaded.tokenizer, read_records(bundled(), 16)[0], loaded.inputs, (8, sequence), 2)

@@ -51,7 +51,7 @@ def encode_batch(
     texts = itertools.chain.from_iterable(samples_of(records, choices))
     rows = [tokenize(tokenizer, text, inputs, sequence) for text in texts]
     feed = pad(tokenizer, rows, inputs, sequence if pad_to == "max_length" else longest(rows))
-    return _shaped(feed, len(records), choices)
+    return shaped(feed, len(records), choices)
 
 
 def samples_of(records: Sequence[Record], choices: int | None) -> list[list[Record]]:
@@ -109,68 +109,7 @@ def batched(
         chosen = tuple(by_length[start : start + batch])
         flat = [row for index in chosen for row in rows[index]]
         feed = pad(tokenizer, flat, inputs, longest(flat))
-        yield _shaped(feed, len(chosen), len(rows[0]) if choices else None), chosen
-
-
-def workload_of_shape(
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
-    inputs: Sequence[str],
-    shape: tuple[int, int] | tuple[int, int, int],
-    count: int,
-) -> list[Feed]:
-    """`count` feeds of exactly `shape`: (batch, sequence), or (batch, choices, sequence) for multiple choice.
-
-    Token ids and lengths are those of the texts, truncated and padded to `sequence`. Texts follow one another through
-    the batches; when they run out they come again with their words rotated, as often as that gives new token ids.
-    Neighbouring rows are never equal when any two records differ in tokens. Raises as `encode_batch`.
-    """
-    batch, sequence, choices = shape[0], shape[-1], shape[1] if len(shape) == 3 else None
-    if min(*shape, count) < 1:
-        raise ConfigError(f"a workload of {count} batches of {shape} is empty; give sizes of at least one")
-    if not records:
-        raise DataError("there are no records to benchmark with; read at least one text")
-    distinct = _distinct_samples(tokenizer, samples_of(records, choices), inputs, sequence, batch * count)
-    samples = itertools.cycle(distinct)
-    feeds = []
-    for _ in range(count):
-        rows = list(itertools.chain.from_iterable(itertools.islice(samples, batch)))
-        feeds.append(_shaped(pad(tokenizer, rows, inputs, sequence), batch, choices))
-    return feeds
-
-
-def _distinct_samples(
-    tokenizer: PreTrainedTokenizerBase,
-    groups: Sequence[Sequence[Record]],
-    inputs: Sequence[str],
-    sequence: int,
-    needed: int,
-) -> list[list[TokenRow]]:
-    """Up to `needed` samples that differ in their tokens: the records as they are, then with their words rotated."""
-    found: dict[tuple[tuple[int, ...], ...], list[TokenRow]] = {}
-    rotation, before = 0, -1
-    while len(found) > before:
-        before = len(found)
-        for group in groups:
-            rows = [tokenize(tokenizer, _rotated(record, rotation), inputs, sequence) for record in group]
-            found.setdefault(tuple(tuple(row["input_ids"]) for row in rows), rows)
-            if len(found) == needed:
-                return list(found.values())
-        rotation += 1
-    return list(found.values())
-
-
-def _rotated(record: Record, by: int) -> Record:
-    return Record(_rotate(record.text, by), None if record.pair is None else _rotate(record.pair, by))
-
-
-def _rotate(text: str, by: int) -> str:
-    """`text` with its first `by` words moved to the end; by characters where a script writes no spaces."""
-    if by == 0 or not text.strip():
-        return text
-    separator, units = (" ", text.split()) if " " in text.strip() or text.isascii() else ("", list(text))
-    shift = by % len(units)
-    return separator.join(units[shift:] + units[:shift])
+        yield shaped(feed, len(chosen), len(rows[0]) if choices else None), chosen
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequence[str], sequence: int) -> TokenRow:
@@ -227,7 +166,8 @@ def pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenRow], inputs: Se
     return feed
 
 
-def _shaped(feed: Feed, batch: int, choices: int | None) -> Feed:
+def shaped(feed: Feed, batch: int, choices: int | None) -> Feed:
+    """The arrays [rows, S] as [batch, choices, S]; as they are without choices."""
     if choices is None:
         return feed
     return {name: array.reshape(batch, choices, -1) for name, array in feed.items()}

@@ -88,7 +88,7 @@ def test_folder_need_not_exist(tmp_path: Path) -> None:
 def test_warnings() -> None:
     assert warnings(Int8Sums(("avx512_vnni",), saturate=False), 100.0) == []
     saturating, full = warnings(Int8Sums(("avx2",), saturate=True), 1.5)
-    assert "no VNNI" in saturating and "onnxruntime, the default target of such a CPU" in saturating
+    assert "no VNNI" in saturating and "onnxruntime, which --target auto will find to be faster" in saturating
     assert "Only 1.5 GiB" in full
     (slow,) = warnings(Int8Sums((), saturate=False), 100.0)  # an old Arm
     assert "INT8 may not be faster than FP32" in slow

@@ -35,6 +35,19 @@ def test_flags_decide(tmp_path: Path, machine: str, flags: str, instructions: tu
     assert int8_sums(file, machine) == Int8Sums(instructions, saturate)
 
 
+@pytest.mark.parametrize(
+    ("sums", "reason"),
+    [
+        (Int8Sums(("avx2",), True), "This x86 CPU has no VNNI (avx2): INT8 products are at most about twice as fast"),
+        (Int8Sums((), True), "has no VNNI (no INT8 instructions seen)"),
+        (Int8Sums((), False), "This CPU has no INT8 dot products"),
+        (Int8Sums(("avx_vnni",), False), "This CPU multiplies INT8 fast (avx_vnni): the model's layers are too small"),
+    ],
+)
+def test_the_reason_why_int8_may_not_be_faster_is_the_cpu_s(sums: Int8Sums, reason: str) -> None:
+    assert reason in sums.gain
+
+
 def test_without_cpuinfo_an_x86_is_taken_for_the_worse(tmp_path: Path) -> None:
     assert int8_sums(tmp_path / "absent", "x86_64") == Int8Sums((), saturate=True)
     assert int8_sums(tmp_path / "absent", "arm64") == Int8Sums((), saturate=False)

@@ -1,15 +1,16 @@
-"""Stage 8, bench: INT8 and the FP32 baselines, interleaved; benchmark.json."""
+"""Stage 8, bench: INT8 and the FP32 baselines, interleaved, on full rows and on texts as they are; benchmark.json."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.targets import BASELINE, TARGETS
+from engines.targets import BASELINE, CPU_TARGETS, TARGETS
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
+from qdq.errors import Unavailable
 from qdq.load.runner import TorchRunner
 from qdq.pipeline.run import FLOAT, Run
 from qdq.pipeline.stages.build import engine_options, open_engine
@@ -23,63 +24,100 @@ WORKLOAD_BATCHES = 5  # different batches the benchmark rotates through
 BENCH_SAMPLES = 100  # most per contestant; p99 needs that many
 
 
-def workload(run: Run, count: int, sequence: int | None = None) -> list[Any]:
-    """Benchmark feeds of the run's batch and sequence (or another one) from text that was not calibrated on."""
-    from qdq.text.encode import workload_of_shape
+def workload(run: Run, count: int, sequence: int | None = None, full: bool = False) -> list[Any]:
+    """Benchmark feeds of the run's batch and sequence (or another one) from text that was not calibrated on.
+
+    Texts have their own lengths, padded to the sequence; with `full` they are joined until every token is real.
+    """
+    from qdq.text.workload import full_rows, workload_of_shape
 
     loaded, options = run.reference, run.options
     sequence = sequence or options.sequence
     check_shape(loaded, options.batch, sequence)
     shape = loaded.task.shape(options.batch, sequence)
-    return workload_of_shape(loaded.tokenizer, run.evaluation.records, loaded.inputs, shape, count)
+    make = full_rows if full else workload_of_shape
+    return make(loaded.tokenizer, run.evaluation.records, loaded.inputs, shape, count)
 
 
 def bench(run: Run, stage: Stage, in_full: bool = False) -> Sequence[Path]:
     """Stage 8: INT8 and the FP32 baselines, interleaved; benchmark.json out.
 
-    Within the run's time budget, or `in_full`: as many samples as p99 needs, however long that takes.
+    Two races with half of the time budget each, or `in_full`: as many samples as p99 needs, however long that takes.
+    The first has full rows, the documented figure; the second, the report's ``texts``, the texts as they are, which
+    everyone gets padded to the sequence and cropped to the longest of the batch.
     """
-    from engines.bench import BenchSettings
+    from engines.bench import BenchSettings, best_speedup, both_forms
     from engines.bench import bench as race
 
     options = run.options
     settings = BenchSettings(
         batch=options.batch,
         sequence=options.sequence,
-        budget_s=None if in_full else options.bench_seconds,
+        budget_s=None if in_full else options.bench_seconds / 2,
         samples=BENCH_SAMPLES,
         threads=options.threads,
         streams=options.streams if options.mode == "throughput" else 1,
     )
-    feeds = workload(run, WORKLOAD_BATCHES)
-    report = race(contestants(run, stage, feeds[0]["input_ids"].shape), feeds, settings, run.versions, stage.progress)
-    int8 = report["contestants"]["int8"]
-    stage.say(f"{int8['latency_ms']['p50']:.1f} ms, {int8['speedup']['onnxruntime-fp32']:.2f} x ONNX Runtime FP32")
+    # Everyone at the documented shape, then everyone on the texts.
+    rows, feeds = workload(run, WORKLOAD_BATCHES, full=True), workload(run, WORKLOAD_BATCHES)
+    entries = contestants(run, stage, rows[0]["input_ids"].shape)
+    report = race(entries, rows, settings, run.versions, _half(stage, 0))
+    texts = race(both_forms(entries), feeds, settings, run.versions, _half(stage, 1))
+    report["texts"] = {key: value for key, value in texts.items() if key not in ("machine", "versions")}
+    # The result, and the line about it.
+    base = f"{BASELINE}-fp32"
+    speedups = (best_speedup(part["contestants"], "int8", base) for part in (report, texts))
+    full, real = (f"{speedup:.2f} x" for speedup in speedups)
+    latency = report["contestants"]["int8"]["latency_ms"]["p50"]
+    stage.say(f"{latency:.1f} ms, {full} ONNX Runtime FP32; {real} on texts of their own lengths")
     return (write_json(run.target / "benchmark.json", report),)
 
 
-def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contestant]:
-    """INT8, the same runtime's float engines, ONNX Runtime FP32 and torch FP32, all with the same number of threads.
+def _half(stage: Stage, part: int) -> Callable[[int, int], None]:
+    """Progress of the first (0) or second (1) of two equal parts of a stage."""
+    return lambda done, total: stage.progress(part * total + done, 2 * total)
 
-    Inputs have `shape`; engines that can be compiled for one shape are, INT8 and float. In throughput mode each runs as
-    many batches at once as there are streams.
+
+def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contestant]:
+    """INT8, its rivals', the float engines of the same and of all CPU runtimes, and torch, all with as many threads.
+
+    The run's own engine is called int8, a rival's int8-onnxruntime or int8-openvino. Inputs have `shape`; engines that
+    can be compiled for one shape are, INT8 and float. In throughput mode each runs as many batches at once as there are
+    streams.
     """
-    from engines.bench import Contestant, InFlight
+    from engines.bench import Contestant
 
     options = run.options
     entries = [Contestant("int8", options.target, open_engine(run, shape))]
+    for rival in rivals_beside(run):
+        entries.append(Contestant(f"int8-{rival}", rival, open_engine(run.aimed_at(rival), shape)))
     if TARGETS[options.target].gpu:
         for body in bodies(run):
             plan = open_variant(run, stage, body)
             entries.append(Contestant(f"{options.target}-{body}", options.target, plan))
-        floats = [BASELINE]
-    else:
-        floats = list(dict.fromkeys((options.target, BASELINE)))
+    # FP32 engines of every CPU runtime that is installed; those of the run's own and the common baseline must be.
     plain = replace(engine_options(run, shape), precision_hint="f32")
-    for name in floats:
-        runner = TARGETS[name].open(run.work.path / FLOAT, plain)
+    for name in (BASELINE,) if TARGETS[options.target].gpu else CPU_TARGETS:
+        try:
+            runner = TARGETS[name].open(run.work.path / FLOAT, plain)
+        except Unavailable:
+            if name in (options.target, BASELINE):
+                raise
+            continue
         entries.append(Contestant(f"{name}-fp32", name, runner))
     entries.append(Contestant("torch-fp32", "torch", TorchRunner(run.reference.module(), options.threads)))
-    if options.mode == "throughput":
-        return [replace(entry, run=InFlight(entry.run, options.streams)) for entry in entries]
-    return entries
+    return requests_at_once(run, entries)
+
+
+def rivals_beside(run: Run) -> tuple[str, ...]:
+    """The targets whose engines have raced with the run's own, for `--target auto`."""
+    return tuple(target for target in run.rivals if target != run.options.target)
+
+
+def requests_at_once(run: Run, entries: Sequence[Contestant]) -> list[Contestant]:
+    """The contestants as they are, or in throughput mode each with as many batches at once as there are streams."""
+    from engines.bench import InFlight
+
+    if run.options.mode != "throughput":
+        return list(entries)
+    return [replace(entry, run=InFlight(entry.run, run.options.streams)) for entry in entries]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from engines.instructions import int8_sums
 from engines.packed import packing_beside
 from engines.targets import TARGETS, EngineOptions
-from qdq.base.artifacts import PARTIAL_PREFIX
+from qdq.base.artifacts import PARTIAL_PREFIX, read_json
 from qdq.base.screen import Stage
 from qdq.errors import Unavailable
-from qdq.pipeline.run import CANONICAL, Run
-from qdq.pipeline.stages.bench import workload
+from qdq.pipeline.run import CANONICAL, FLOAT, Run
+from qdq.pipeline.stages.bench import rivals_beside, workload
 from qdq.pipeline.stages.build import multiplications
 from qdq.pipeline.stages.lower import cpu_lowering
+from qdq.pipeline.verdict import float_wins
 
 if TYPE_CHECKING:
     from engines.types import BuiltEngine
@@ -29,7 +30,7 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     from engines.triton import TritonSettings, bucket_model, plan_model, preferred_sizes, write_repository
 
     options = run.options
-    backend = options.triton_backend or next(iter(TARGETS[options.target].backends), None)
+    backend = backend_of(run)
     if backend is None:
         raise Unavailable(
             f"Triton has no backend for {options.target}; --triton-backend onnxruntime serves the same model, "
@@ -59,8 +60,11 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
         served = served_engine(run, backend, Path(scratch))
         write_repository(served, settings, samples, folder)
-    where = "" if TARGETS[backend].gpu else f", for {int8_sums().reach}"
-    stage.say(f"Triton repository for the {backend} backend, {len(names)} model(s), read back{where}")
+    what = f"Triton repository for the {backend} backend, {len(names)} model(s), read back"
+    if serves_float(run):
+        stage.say(f"{what}; in FP32, which is faster here")
+    else:
+        stage.say(what if TARGETS[backend].gpu else f"{what}, for {int8_sums().reach}")
     return tuple(folder / name for name in names)
 
 
@@ -72,22 +76,38 @@ def _labels(loaded: LoadedModel) -> tuple[str, ...]:
     return loaded.labels if classifies else ()
 
 
-def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
-    """The engine Triton serves: the run's own, or for another backend one that is lowered and built in `scratch`.
+def backend_of(run: Run) -> str | None:
+    """Triton's backend for this run: the one that was asked for, or the target's default; None when it has none."""
+    return run.options.triton_backend or next(iter(TARGETS[run.options.target].backends), None)
 
+
+def serves_float(run: Run) -> bool:
+    """True when `--target auto` left the choice, and the backend's runtime is faster in FP32 than in INT8."""
+    report = run.target / "benchmark.json"
+    backend = backend_of(run)
+    return bool(run.rivals) and backend is not None and report.is_file() and float_wins(read_json(report), backend)
+
+
+def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
+    """The engine Triton serves: the run's own, a rival's, or for another backend one lowered and built in `scratch`.
+
+    The FP32 engine, where `serves_float` says so.
     Built, because a graph alone is not safe where INT8 products saturate, and Triton passes on no option against that;
     lowered, because in the coding of another target ONNX Runtime would run partly in float.
     """
     from engines.interface import interface
     from engines.types import BuiltEngine
 
-    if backend == run.options.target:
-        inputs, outputs = interface(run.lowered)
-        files = tuple(run.target / name for name in TARGETS[backend].files)
+    options = EngineOptions(run.options.threads, run.options.precision_hint)
+    if serves_float(run):
+        return TARGETS[backend].build(run.work.path / FLOAT, scratch, options, None)
+    if backend in (run.options.target, *rivals_beside(run)):
+        built = run.aimed_at(backend)
+        inputs, outputs = interface(built.lowered)
+        files = tuple(built.target / name for name in TARGETS[backend].files)
         return BuiltEngine(backend, files, inputs, outputs, None, {})
     from export.passes import lower
 
     lower(run.work.path / CANONICAL, backend, scratch, options=cpu_lowering(run))
     graph = scratch / "model.onnx"
-    options = EngineOptions(run.options.threads, run.options.precision_hint)
     return TARGETS[backend].build(graph, scratch, options, multiplications(graph))

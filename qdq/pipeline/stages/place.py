@@ -115,7 +115,7 @@ def _write_search(run: Run, found: Search) -> Path:
 
 def _timing(run: Run, loaded: LoadedModel) -> Timing:
     from qdq.placing.latency import Timing
-    from qdq.text.encode import workload_of_shape
+    from qdq.text.workload import workload_of_shape
 
     options = run.options
     shape = loaded.task.shape(options.batch, options.sequence)

@@ -1,4 +1,4 @@
-"""Serving shapes: latency over batches and sequence lengths, and what padding and length buckets cost or save."""
+"""Serving shapes: latency of full rows by batch and sequence, and what padding and length buckets cost or save."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PASSES = 3  # over all evaluation texts, per batching policy, interleaved
 
 
 def bench_shapes(run: Run, stage: Stage) -> Sequence[Path]:
-    """shapes.json: every shape the model takes, and the engine's throughput on the evaluation texts by batching policy.
+    """shapes.json: full rows of every shape the model takes, and throughput on whole texts by batching policy.
 
     Raises ConfigError for multiple choice, whose rows are not texts.
     """
     from engines.bench import BenchSettings, bench
-    from qdq.text.encode import workload_of_shape
+    from qdq.text.workload import full_rows
 
     loaded = run.reference
     if loaded.task.choices:
@@ -45,13 +45,13 @@ def bench_shapes(run: Run, stage: Stage) -> Sequence[Path]:
         stage.progress(done, len(grid) + 1)
         try:
             check_shape(loaded, batch, sequence)
-            feeds = workload_of_shape(loaded.tokenizer, texts, loaded.inputs, (batch, sequence), 5)
+            feeds = full_rows(loaded.tokenizer, texts, loaded.inputs, (batch, sequence), 5)
         except ConfigError as error:
             skipped.append({"batch": batch, "sequence": sequence, "reason": str(error)})
             continue
         settings = BenchSettings(batch, sequence, budget_s=SECONDS, threads=run.options.threads, streams=streams)
         report = bench(contestants(run, stage, (batch, sequence)), feeds, settings, run.versions)
-        shapes.append({key: report[key] for key in ("batch", "sequence", "workload", "contestants")})
+        shapes.append({key: report[key] for key in ("batch", "sequence", "contestants")})
     if not shapes:
         raise ConfigError(f"no serving shape fits: {skipped[0]['reason']}")
     # Whole texts by batching policy.
@@ -102,14 +102,13 @@ def render_shapes(report: Mapping[str, Any]) -> str:
     """Text for the screen: milliseconds per batch and speedup over the same runtime's FP32, then the policies."""
     from engines.bench.buckets import POLICIES
 
-    lines = ["batch  sequence   p50 ms     seq/s   x own   x ORT   padding"]
+    lines = ["batch  sequence   p50 ms     seq/s   x own   x ORT"]
     for shape in report["shapes"]:
         entry = shape["contestants"]["int8"]
         own = entry["speedup"].get(f"{entry['engine']}-fp32", 1.0)
         lines.append(
             f"{shape['batch']:5d}{shape['sequence']:10d}{entry['latency_ms']['p50']:9.2f}"
             f"{entry['sequences_per_s']:10.1f}{own:8.2f}{entry['speedup']['onnxruntime-fp32']:8.2f}"
-            f"{shape['workload']['padding_share']:10.0%}"
         )
     lines += [f"{item['batch']:5d}{item['sequence']:10d}  skipped: {item['reason']}" for item in report["skipped"]]
     lines += ["", "batching   batches   padding     seq/s   x fixed"]

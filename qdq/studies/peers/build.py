@@ -25,7 +25,9 @@ from engines.opening import Opening, open_runner
 from engines.openvino import has_bf16
 from engines.targets import TARGETS
 from qdq.base.artifacts import atomic_path
+from qdq.base.config import choice
 from qdq.errors import BuildError, ConfigError, Unavailable
+from qdq.load.kinds import TASKS
 from qdq.studies.models import batches, run_stages
 from qdq.studies.peers.tools import FLOAT, TOOLS, build_artifact
 
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from qdq.text.data import Record
 
 Built = tuple[Opening, dict[str, float]]  # bytes of its weights, seconds to its first answer: build_s, compile_s
-TASK = "text-classification"
+TASK = "text-classification"  # of `qdq.studies.peers.compiled`
+RACED = (TASK, "token-classification")  # tasks of models that race; both answer in ``logits``
 OURS = {"qdq-openvino": "openvino", "qdq-onnxruntime": "onnxruntime"}  # contestant: target
 TORCH = ("torch-fp32", "torch-dynamic")
 CALIBRATION_BATCH = 8
@@ -83,17 +86,18 @@ def prepare(options: Namespace) -> Material:
     folder, name = resolve(options.model)
     batch, sequence = options.shapes[0]
     typed = {key: value for key in TYPED if (value := getattr(options, key)) is not None}
-    typed |= {"task": TASK, "target": "openvino", "batch": batch, "sequence": sequence, "out": str(options.work / OUT)}
+    typed |= {"target": "openvino", "batch": batch, "sequence": sequence, "out": str(options.work / OUT)}
     resolved = pipeline.resolve(pipeline.CompileOptions(**typed), name)
     prepare_torch(resolved.threads)
-    loaded = load_model(str(folder), TASK)
+    loaded = load_model(str(folder))
+    task = choice(loaded.task.name, RACED, "task of the model")
     for shape in options.shapes:
         check_shape(loaded, *shape)
     # The texts, and the file that every tool starts from.
-    calibrated = calibration_texts(resolved, TASK)
-    texts = evaluation_texts(resolved, TASK, calibrated).records
+    calibrated = calibration_texts(resolved, task)
+    texts = evaluation_texts(resolved, task, calibrated).records
     calibration = batches(loaded, calibrated.records, (CALIBRATION_BATCH, sequence))
-    float_export_s, _ = alone(_export_plain, folder, calibration[0], options.work / FLOAT)
+    float_export_s, _ = alone(_export_plain, folder, task, calibration[0], options.work / FLOAT)
     return Material(options, typed, folder, loaded, resolved.threads, calibration, texts, float_export_s)
 
 
@@ -167,17 +171,18 @@ def _first_call(material: Material, opening: Opening) -> float:
     return time.perf_counter() - begin
 
 
-def _export_plain(folder: Path, feeds: Feeds, path: Path) -> None:
+def _export_plain(folder: Path, task: str, feeds: Feeds, path: Path) -> None:
     """Export the checkpoint in `folder` as other tools' users do: torch's TorchScript exporter, eager attention.
 
     ONNX Runtime's and NNCF's own fusions are written for this form of the graph; ours would put them at a disadvantage.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
-    model = AutoModelForSequenceClassification.from_pretrained(
-        str(folder), attn_implementation="eager", dtype=torch.float32, return_dict=False
-    )
+    auto = getattr(transformers, TASKS[task].auto_class)
+    model = auto.from_pretrained(str(folder), attn_implementation="eager", dtype=torch.float32, return_dict=False)
+    axes = {0: "batch", 1: "sequence"}
+    answers = axes if task == "token-classification" else {0: "batch"}
     sample = {name: torch.from_numpy(array[:2]) for name, array in feeds.items()}
     with atomic_path(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated, and says so at length
@@ -189,7 +194,7 @@ def _export_plain(folder: Path, feeds: Feeds, path: Path) -> None:
             opset_version=17,
             input_names=list(sample),
             output_names=["logits"],
-            dynamic_axes={name: {0: "batch", 1: "sequence"} for name in sample} | {"logits": {0: "batch"}},
+            dynamic_axes=dict.fromkeys(sample, axes) | {"logits": answers},
         )
 
 
@@ -222,7 +227,7 @@ def _torch_module(opening: Opening) -> EncoderModule:
 
     from qdq.load.model import load_model
 
-    module = load_model(opening.model, TASK).module()
+    module = load_model(opening.model).module()
     if opening.engine == "torch-dynamic":
         quantize: Any = torch.ao.quantization.quantize_dynamic
         with warnings.catch_warnings():

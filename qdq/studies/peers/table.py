@@ -1,10 +1,14 @@
-"""Report of the race as Markdown: one table of everything at the first shape, one of the times at all shapes."""
+"""Report of the race as Markdown: one table of everything on full rows of the first shape, one of all workloads' times.
+
+Times are over NNCF's of the same workload; on texts as they are, over NNCF's on cropped batches, its better form.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from engines.bench import CROPPED
 from qdq.studies.markdown import fixed, named, table
 
 NNCF = ("nncf", "nncf-static")  # what times are related to, beside ONNX Runtime FP32
@@ -13,17 +17,47 @@ BASE = "onnxruntime-fp32"
 
 def render_peers(report: Mapping[str, Any]) -> str:
     """Both tables, fastest first, and what they were measured on."""
-    races = report["shapes"]
+    races, texts = report["shapes"], report.get("texts")
     entries = races[0]["contestants"]
     order = sorted(entries, key=lambda name: entries[name]["latency_ms"]["p50"])
     headers = ["contestant", "time ÷ NNCF", "÷ NNCF static", "× ORT FP32", "ms"]
-    headers += ["accuracy", "agreement", "logit cosine", "logit MSE", "MB", "memory MB", "build s"]
-    parts = [table(headers, (_cells(name, entries[name], report["rows"][name]) for name in order), "--:")]
-    if len(races) > 1:
-        shapes = [f"{race['batch']} × {race['sequence']}" for race in races]
-        rows = ([_shown(n), *(_ratio(race["contestants"][n], NNCF[0]) for race in races)] for n in order)
-        parts.append(table(["time ÷ NNCF", *shapes], rows, "--:"))
-    return "\n\n".join([*parts, _notes(report, races[0])])
+    headers += [_metric(report), "agreement", "logit cosine", "logit MSE", "MB", "memory MB", "build s"]
+    first = races[0]
+    parts = [
+        f"**{report['model']}, {_shape(first)}, {rows_of(first)}, on a CPU with {instructions(first['machine'])}**"
+    ]
+    parts.append(table(headers, (_cells(name, entries[name], report["rows"][name]) for name in order), "--:"))
+    if len(races) > 1 or texts:
+        columns = [_shape(race) for race in races] + (["texts, padded", "texts, cropped"] if texts else [])
+        rows = (
+            [_shown(n), *(_ratio(race["contestants"][n], NNCF[0]) for race in races), *_forms(texts, n)] for n in order
+        )
+        parts.append(table(["time ÷ NNCF", *columns], rows, "--:"))
+    return "\n\n".join([*parts, _notes(report, first)])
+
+
+def instructions(machine: Mapping[str, Any]) -> str:
+    """Instruction sets that multiply INT8, from the ``machine`` object of a benchmark."""
+    exact = ", ".join(name for name in machine["isa"] if "vnni" in name or name == "amx_int8")
+    return exact or f"{', '.join(machine['isa']) or 'no known instructions'}, without VNNI"
+
+
+def _shape(race: Mapping[str, Any]) -> str:
+    return f"{race['batch']} × {race['sequence']}"
+
+
+def rows_of(race: Mapping[str, Any]) -> str:
+    """Content of a race's batches; before 2026-11-28 these were texts of their own lengths, padded to every shape."""
+    padding = race["workload"]["padding_share"]
+    return f"{padding:.0%} padding" if padding else "full rows"
+
+
+def _forms(texts: Mapping[str, Any] | None, name: str) -> list[str]:
+    """Times on texts as they are over NNCF's on cropped batches: fed padded ones, and cropped ones."""
+    if not texts:
+        return []
+    entries, base = texts["contestants"], f"{NNCF[0]}{CROPPED}"
+    return [_ratio(entries[form], base) if form in entries else fixed(None, 2) for form in (name, name + CROPPED)]
 
 
 def _cells(name: str, entry: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
@@ -57,16 +91,35 @@ def _notes(report: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     tools = named(versions, ("openvino", "onnxruntime", "torch", "nncf"))
     samples = next(iter(report["rows"].values()))["accuracy"]["samples"]
     lines = [f"Not measured: {reason}." for _, reason in sorted(report["skipped"].items())]
+    where = f"{machine['cpu']}, {machine['cores']} cores ({instructions(machine)}); {tools}"
     lines.append(
-        f"{report['model']}, batch {first['batch']} × sequence {first['sequence']}, {first['threads']} threads, "
-        f"{first['rounds']} interleaved rounds, OpenVINO's hint {report['precision_hint']}; {machine['cpu']}, "
-        f"{machine['cores']} cores; {tools}. Ratios are medians over the rounds; accuracy, agreement, cosine and MSE "
-        f"are against torch FP32 over {samples} texts; memory is the peak of a process that loads and runs the engine, "
-        "less what it held before."
+        f"{report['model']}, batch {first['batch']} × sequence {first['sequence']}, {rows_of(first)}, "
+        f"{first['threads']} threads, {first['rounds']} interleaved rounds, "
+        f"OpenVINO's hint {report['precision_hint']}; {where}. Ratios are medians over the rounds; {_metric(report)}, "
+        f"agreement, cosine and MSE are against torch FP32 over {samples} texts; memory is the peak of a process that "
+        "loads and runs the engine, less what it held before."
     )
     if report["model"].endswith("-random"):
         lines[-1] += " Its weights are random: agreement and cosine say how close an engine is, accuracy says nothing."
-    return "\n".join(lines) + _compiling(report)
+    return "\n".join(lines) + _texts(report) + _compiling(report)
+
+
+def _metric(report: Mapping[str, Any]) -> str:
+    """Name of the task's metric."""
+    metrics = (row["accuracy"]["metric"] for row in report["rows"].values())
+    return next((str(metric["name"]) for metric in metrics if metric), "accuracy")
+
+
+def _texts(report: Mapping[str, Any]) -> str:
+    """A sentence about the texts of the last two columns."""
+    if not (texts := report.get("texts")):
+        return ""
+    work = texts["workload"]
+    return (
+        f" Texts as they are: batches of {texts['batch']} with {work['mean_tokens']:.0f} tokens a text on average and "
+        f"{work['mean_longest']:.0f} in the longest of a batch, padded to {texts['sequence']} or cropped to that "
+        f"longest; both over NNCF's time on cropped ones, medians of {texts['rounds']} rounds."
+    )
 
 
 def _compiling(report: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from engines.instructions import Int8Sums
 from qdq.cli.plans import PlanOptions
 from qdq.errors import ConfigError
 from qdq.pipeline import options as module
-from qdq.pipeline.options import GROUPS, CompileOptions, detect_target, resolve
+from qdq.pipeline.options import GROUPS, CompileOptions, candidates, resolve
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,17 @@ def test_a_spec_file_takes_the_place_of_a_named_placement() -> None:
     assert resolve(CompileOptions(target="openvino", spec="s.yaml"), "m").placement is None
 
 
-@pytest.mark.parametrize(("saturate", "target"), [(False, "openvino"), (True, "onnxruntime")])
-def test_auto_without_the_tensorrt_module_goes_by_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, saturate: bool, target: str
+@pytest.mark.parametrize(
+    ("saturate", "racing"), [(False, ("openvino", "onnxruntime")), (True, ("onnxruntime", "openvino"))]
+)
+def test_auto_without_the_tensorrt_module_is_a_race_whose_likely_winner_comes_first(
+    monkeypatch: pytest.MonkeyPatch, saturate: bool, racing: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(module, "int8_sums", lambda: Int8Sums((), saturate))
-    assert detect_target() == target
-    assert resolve(CompileOptions(), "m").target == target
+    assert candidates("auto") == racing
+    assert candidates("tensorrt") == ("tensorrt",)
+    assert resolve(CompileOptions(), "m").target == racing[0]
 
 
 def test_options_are_plain_json() -> None:

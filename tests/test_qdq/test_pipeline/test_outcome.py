@@ -16,7 +16,7 @@ def rows(options: CompileOptions) -> dict[str, str]:
     shown: dict[str, str] = {}
     screen: Any = SimpleNamespace(row=shown.__setitem__, line=lambda: None)
     work = SimpleNamespace(path=Path("work"))
-    show(cast("Run", SimpleNamespace(options=options, keeps_spec=False, work=work, screen=screen)))
+    show(cast("Run", SimpleNamespace(options=options, keeps_spec=False, work=work, screen=screen, rivals=())))
     return shown
 
 

@@ -8,9 +8,11 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engines.instructions import int8_sums
 from engines.openvino import has_bf16
 from qdq.base.config import choice
 from qdq.errors import BuildError, ConfigError, Unavailable
@@ -26,23 +28,36 @@ MISSING = "NNCF is installed by 'make bench-peers' only, in an environment of it
 REFERENCE = TORCH[0]
 
 
+def read(folder: Path) -> Any:
+    """The one report in a folder, which is named after the model and the CPU."""
+    (path,) = folder.iterdir()
+    assert path.name == f"tiny-bert-{(*int8_sums().instructions, 'unknown')[0]}.json"
+    return json.loads(path.read_text())
+
+
 @pytest.mark.slow
 def test_every_contestant_is_built_checked_and_timed(
     tiny_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, out, work = tiny_checkpoint("bert", "text-classification"), tmp_path / "peers.json", tmp_path / "work"
+    model, out, work = tiny_checkpoint("bert", "text-classification"), tmp_path / "results", tmp_path / "work"
     typed = ["--model", str(model), "--json", str(out), "--work", str(work), "--threads", "1", "--samples", "4"]
-    main([*typed, "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16,1x8"])
-    shown, report = capsys.readouterr().out, json.loads(out.read_text())
+    main([*typed, "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16,1x8", "--texts", "3x32"])
+    shown, report = capsys.readouterr().out, read(out)
     everyone = {*OURS, *TORCH, *TOOLS}
     absent = (set() if HAS_NNCF else {"nncf", "nncf-static"}) | (set() if has_bf16() else {"openvino-bf16"})
     expected = everyone - absent
-    assert [(race["batch"], race["sequence"], race["rounds"]) for race in report["shapes"]] == [(2, 16, 3), (1, 8, 12)]
+    assert [(race["batch"], race["sequence"], race["rounds"]) for race in report["shapes"]] == [(2, 16, 3), (1, 8, 6)]
+    assert all(race["workload"]["padding_share"] == 0 for race in report["shapes"])
     entries = report["shapes"][0]["contestants"]
     assert set(entries) == set(report["rows"]) == expected and set(report["skipped"]) == everyone - expected
     if not HAS_NNCF:
         assert "nncf is not installed; 'make bench-peers' installs it" in report["skipped"]["nncf"]
     bases = {"onnxruntime-fp32", "openvino-fp32", "torch-fp32", *(("nncf", "nncf-static") if HAS_NNCF else ())}
+    # Texts as they are, for everyone padded and cropped; a tool's model of one shape takes padded ones only.
+    texts = report["texts"]
+    assert (texts["batch"], texts["sequence"], texts["rounds"]) == (3, 32, 3) and texts["workload"]["padding_share"] > 0
+    assert set(texts["contestants"]) == expected | {f"{name}-cropped" for name in expected - {"nncf-static"}}
+    assert "| texts, padded | texts, cropped |" in shown
     for name, row in report["rows"].items():
         assert entries[name]["samples"] == 3 and set(entries[name]["speedup"]) == bases
         assert row["bytes"] > 1000 and row["build_s"] > 0 and row["accuracy"]["samples"] == 6
@@ -56,17 +71,32 @@ def test_every_contestant_is_built_checked_and_timed(
     sizes_mb = {name: row["bytes"] for name, row in report["rows"].items()}
     assert sizes_mb["onnxruntime-dynamic"] < sizes_mb["onnxruntime-fp32"]
     assert shown.endswith(render_peers(report) + "\n")  # NNCF draws its progress on standard output, before it
-    again = tmp_path / "again.json"
+    again = tmp_path / "again"
     only = ["--only", "onnxruntime-dynamic", "--eval-samples", "6", "--rounds", "3", "--shapes", "2x16"]
     main([*typed, "--json", str(again), "--work", str(tmp_path / "other"), *only])
-    (row,) = json.loads(again.read_text())["rows"].values()
+    (row,) = read(again)["rows"].values()
     assert row["accuracy"] == report["rows"]["onnxruntime-dynamic"]["accuracy"]
     assert not (tmp_path / "other" / "qdq").exists()  # nothing that was not asked for is built
 
 
+@pytest.mark.slow
+def test_taggers_race_by_answers_per_token(
+    tiny_checkpoint: Callable[..., Path], text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tiny_checkpoint("bert", "token-classification"), tmp_path / "results"
+    typed = ["--model", str(model), "--calibration", str(text_file), "--json", str(out), "--threads", "1"]
+    typed += ["--work", str(tmp_path / "work"), "--samples", "4", "--eval-samples", "6", "--rounds", "3"]
+    main([*typed, "--only", "qdq-openvino", "onnxruntime-fp32", "--shapes", "2x16"])
+    report = read(out)
+    assert report["texts"] is None and "texts, padded" not in capsys.readouterr().out
+    accuracy = {name: row["accuracy"] for name, row in report["rows"].items()}
+    assert {found["agreement_unit"] for found in accuracy.values()} == {"token"}
+    assert accuracy["onnxruntime-fp32"]["mean_abs_error"] < 1e-4 < accuracy["qdq-openvino"]["mean_abs_error"]
+
+
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Answer to wrong usage, before any work."""
-    typed = ("--model", "nowhere", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "out.json"))
+    typed = ("--model", "nowhere", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "out"))
     with pytest.raises(SystemExit) as ended:
         main([*typed, *words])
     assert ended.value.code == 2 and not list(tmp_path.iterdir())
@@ -79,6 +109,7 @@ def test_wrong_usage_is_refused_before_any_work(tmp_path: Path, capsys: pytest.C
     assert "--rounds: 2 is less than 3" in refused(tmp_path, capsys, "--rounds", "2")
     assert "2by3" in refused(tmp_path, capsys, "--shapes", "2by3")
     assert "none twice" in refused(tmp_path, capsys, "--shapes", "1x8,1x8")
+    assert "'1x8,2x8' is not one shape" in refused(tmp_path, capsys, "--texts", "1x8,2x8")
 
 
 def test_a_build_has_a_process_of_its_own() -> None:

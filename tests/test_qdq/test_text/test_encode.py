@@ -1,14 +1,11 @@
-"""Feeds from text: shapes, padding, truncation, order, the benchmark workload and the language warning."""
+"""Feeds from text: shapes, padding, truncation, order and the language warning."""
 
 import logging
 import re
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -23,7 +20,6 @@ from qdq.text.encode import (
     check_language,
     choice_records,
     encode_batch,
-    workload_of_shape,
 )
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -124,10 +120,6 @@ def test_faults_are_named(tokenizer: BertTokenizer) -> None:
         encode_batch(tokenizer, [Record("a")], ["input_id"], 8)
     with pytest.raises(DataError, match="no records"):
         encode_batch(tokenizer, [], ALL, 8)
-    with pytest.raises(DataError, match="no records"):
-        workload_of_shape(tokenizer, [], ALL, (2, 8), 1)
-    with pytest.raises(ConfigError, match="is empty"):
-        workload_of_shape(tokenizer, [Record("a")], ALL, (0, 8), 1)
     with pytest.raises(ConfigError, match="cannot hold 0 records"):
         next(calibration_batches(tokenizer, [Record("a")], ALL, 8, micro_batch=0))
     unpadded = without_types()
@@ -179,44 +171,6 @@ def test_multiple_choice_feeds_have_three_axes(tokenizer: BertTokenizer) -> None
         np.testing.assert_array_equal(rows, encode_batch(tokenizer, sample, ALL, 64)["input_ids"])
     shapes = [b["input_ids"].shape[:2] for b in calibration_batches(tokenizer, records, ALL, 64, choices=2)]
     assert shapes == [(8, 2), (2, 2)]
-    feeds = workload_of_shape(tokenizer, records, ALL, (4, 2, 64), 6)
-    assert [feed["token_type_ids"].shape for feed in feeds] == [(4, 2, 64)] * 6
-
-
-# Workload
-
-
-def test_the_workload_is_real_text_of_exactly_the_asked_shape(tokenizer: BertTokenizer) -> None:
-    records = read_records(bundled())[0]
-    feeds = workload_of_shape(tokenizer, records, ALL, (40, 128), 4)
-    assert [feed[name].shape for feed in feeds for name in ALL] == [(40, 128)] * 12
-    rows = np.concatenate([feed["input_ids"] for feed in feeds])
-    np.testing.assert_array_equal(rows, encode_batch(tokenizer, records[:160], ALL, 128)["input_ids"])
-
-
-def test_few_texts_come_again_with_their_words_rotated(tokenizer: BertTokenizer) -> None:
-    feeds = workload_of_shape(
-        tokenizer, [Record("the cat sat on the mat"), Record("the dog ran far away")], ALL, (4, 16), 2
-    )
-    assert len(rows_of(*feeds)) == 8
-    assert feeds[0]["input_ids"][2, 1:7].tolist() == ids(tokenizer, "cat sat on the mat the")
-
-
-TEXTS = st.lists(
-    st.sampled_from(["the", "cat", "the cat", "cat the", "the cat sat on the mat", "猫狗猫", "\t"]), min_size=1
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(texts=TEXTS, batch=st.integers(1, 9), sequence=st.integers(3, 12), count=st.integers(1, 4))
-def test_neighbouring_workload_rows_always_differ(texts: list[str], batch: int, sequence: int, count: int) -> None:
-    tokenizer = bert(["猫", "狗"])
-    records = [Record(text) for text in texts]
-    feeds = workload_of_shape(tokenizer, records, ALL, (batch, sequence), count)
-    assert [feed["input_ids"].shape for feed in feeds] == [(batch, sequence)] * count
-    if len(rows_of(encode_batch(tokenizer, records, ALL, sequence))) > 1:
-        stream = np.concatenate([feed["input_ids"] for feed in feeds])
-        assert all(not np.array_equal(a, b) for a, b in pairwise(stream))
 
 
 # Language
