@@ -18,6 +18,7 @@ __version__ = "0.2.0"
 PACKAGES = (
     "torch",
     "transformers",
+    "sentence-transformers",
     "tokenizers",
     "pytorch-quantization",
     "numpy",

@@ -27,11 +27,12 @@ from qdq.inject.embedding import QuantEmbedding
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, treated, weight_amax
 from qdq.inject.spec import QuantSpec, spec_from_mapping
 from qdq.load.model import OURS, LoadedModel, load_model, quiet_transformers
+from qdq.load.pooling import SETTINGS, TRANSFORMER
 from qdq.load.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
 
 AMAX_SUFFIX = "_amax"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-POOLING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+POOLING_FILES = ("modules.json", SETTINGS, *TRANSFORMER)
 
 
 def write_checkpoint(loaded: LoadedModel, spec: QuantSpec, table: CalibrationTable, folder: Path) -> None:
@@ -66,7 +67,7 @@ def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def _pooling_modules(source: Path) -> list[str]:
-    """The configurations of a sentence-transformers head's modules, where `read_pooling` looks for them."""
+    """The configurations of a sentence-transformers head's modules, where `read_chain` looks for them."""
     modules = json.loads((source / "modules.json").read_text(encoding="utf-8"))
     folders = [str(module.get("path", "")) for module in modules]
     return [f"{folder}/config.json" for folder in folders if folder and Path(folder).name == folder]

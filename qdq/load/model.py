@@ -31,7 +31,7 @@ from qdq.inject.quantizer import QuantLinear
 from qdq.load.declared import RETURNED, refuse_config
 from qdq.load.kinds import SENTENCE_EMBEDDING, Task, detect_task, task_named
 from qdq.load.leftovers import check_leftovers, foreign_prefix
-from qdq.load.pooling import Pooling, read_pooling
+from qdq.load.pooling import Chain, Pooling, read_chain
 from qdq.load.source import read_config, resolve, safe_name, weight_files
 
 __all__ = ["EncoderModule", "LoadedModel", "load_model", "quiet_transformers", "resolve", "safe_name"]
@@ -63,6 +63,7 @@ class LoadedModel:
         max_sequence: longest sequence its position embeddings allow.
         labels: class names by index, () when the task has none.
         pooling: the sentence-transformers head, None when there is none or the task is another one.
+        chain: what its sentence-transformers files say, where there is a head.
         folder: the checkpoint folder.
         sha256: of the weight files, in name order.
     """
@@ -77,6 +78,7 @@ class LoadedModel:
     max_sequence: int
     labels: tuple[str, ...]
     pooling: Pooling | None
+    chain: Chain | None
     folder: Path
     sha256: Mapping[str, str]
 
@@ -125,11 +127,13 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
     family = family_of(config.model_type)
     chosen = task_named(task) if task else detect_task(config.architectures, str(folder))
     weights = weight_files(folder, allow_pickle)
+    chain = read_chain(folder) if chosen.name == "feature-extraction" else None
     model = _build(folder, config, chosen, weights)
-    pooling = read_pooling(folder) if chosen.name == "feature-extraction" else None
+    tokenizer = _tokenizer(folder, config)
+    pooling = chain.prepare(tokenizer) if chain else None
     return LoadedModel(
         model=model,
-        tokenizer=_tokenizer(folder, config),
+        tokenizer=tokenizer,
         task=chosen,
         family=family,
         name=short_name,
@@ -138,6 +142,7 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
         max_sequence=model.config.max_position_embeddings - family.position_offset,
         labels=_labels(model, chosen),
         pooling=pooling,
+        chain=chain,
         folder=folder,
         sha256={file.name: sha256_file(file) for file in weights},
     )

@@ -16,7 +16,7 @@ from qdq.pipeline.stages import bench, build, calibrate, deploy, export, inject,
 from qdq.pipeline.texts import source_fingerprint
 from qdq.pipeline.workdir import fingerprint
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin", "1_Pooling/config.json")
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin", "*/config.json")
 # Timings, and what TensorRT chooses by timing.
 VARYING = ("benchmark.json", race.REPORT, "search.json", "search.png", build.PLAN, "layer_info.json")
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qdq.base.config import nearest
 from qdq.errors import ConfigError, DataError
+from qdq.load.pooling import PROMPT
 from qdq.text.data import Record
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def batched(
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequence[str], sequence: int) -> TokenRow:
-    """One record's ids per input, truncated to `sequence`, not padded."""
+    """One record's ids per input, truncated to `sequence` and to what the tokenizer takes, not padded."""
+    sequence = min(sequence, tokenizer.model_max_length)
     # A wrong input name, and a sequence the tokenizer would silently not truncate to
     for name in inputs:
         if name not in _INPUTS:
@@ -127,7 +129,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, record: Record, inputs: Sequenc
         )
     typed = has_types(tokenizer, inputs)
     encoding = tokenizer(
-        record.text,
+        getattr(tokenizer, PROMPT, "") + record.text,
         record.pair,
         truncation=True,
         max_length=sequence,

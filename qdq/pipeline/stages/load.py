@@ -27,6 +27,8 @@ def load(run: Run, stage: Stage) -> tuple[LoadedModel]:
     evaluation_for(run, loaded)
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     stage.say(f"{loaded.model.config.model_type}, {loaded.task.name}, {parameters / 1e6:.1f} M parameters")
+    if loaded.chain and (prompts := loaded.chain.says()):
+        run.screen.row("", f"sentence-transformers: {prompts}")
     return (loaded,)
 
 

@@ -30,7 +30,8 @@ from qdq.text.encode import encode_batch
 
 Checkpoint = Callable[..., Path]
 POOLING = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "word_embedding_dimension": 32}
-MODULES = [{"path": "", "type": "m.Transformer"}, {"path": "1_Pooling", "type": "m.Pooling"}, {"type": "m.Normalize"}]
+KINDS = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+MODULES = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in KINDS.items()]
 
 
 @pytest.fixture(scope="module")

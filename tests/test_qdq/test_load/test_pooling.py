@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 
 from qdq.errors import ModelError
 from qdq.load.model import load_model
-from qdq.load.pooling import MODES, Mode, Pooling, read_pooling
+from qdq.load.pooling import MODES, NAMED, Chain, Mode, Pooling, read_chain
 
 Folder = Callable[..., Path]
 
@@ -88,36 +88,39 @@ def folder(tmp_path: Path) -> Folder:
 def test_each_head_is_read(key: str, normalize: bool, folder: Folder) -> None:
     kinds = ["Transformer", "Pooling"] + ["Normalize"] * normalize
     others = dict.fromkeys(MODES, False)
-    assert read_pooling(folder(kinds, **{**others, key: True})) == Pooling(MODES[key], normalize)
+    assert read_chain(folder(kinds, **{**others, key: True})) == Chain(MODES[key], normalize)
 
 
 def test_a_folder_without_a_head_has_none(tmp_path: Path, folder: Folder) -> None:
-    assert read_pooling(tmp_path) is None
-    assert read_pooling(folder(["Transformer"])) is None
+    assert read_chain(tmp_path) is None
+    assert read_chain(folder(["Transformer"])) is None
 
 
 def test_an_unknown_module_is_refused_by_name(folder: Folder) -> None:
     with pytest.raises(ModelError, match=r"modules\.json: sentence-transformers module 'Dense' is not supported"):
-        read_pooling(folder(["Transformer", "Pooling", "Dense"], pooling_mode_mean_tokens=True))
+        read_chain(folder(["Transformer", "Pooling", "Dense"], pooling_mode_mean_tokens=True))
 
 
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ({"pooling_mode_lasttoken": True}, "none"),
+        ({"pooling_mode_lasttoken": True}, r"\['pooling_mode_lasttoken'\]"),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, r"\['cls', 'mean'\]"),
+        ({"pooling_mode": "lasttoken"}, r"\['lasttoken'\]"),
+        ({"pooling_mode": ["mean", "max"]}, r"\['mean', 'max'\]"),
+        ({"pooling_mode": 3}, r"\[3\]"),
     ],
 )
 def test_a_pooling_we_cannot_compute_is_refused(settings: dict[str, bool], found: str, folder: Folder) -> None:
     with pytest.raises(ModelError, match=rf"exactly one of .* found {found}"):
-        read_pooling(folder(["Transformer", "Pooling"], **settings))
+        read_chain(folder(["Transformer", "Pooling"], **settings))
 
 
 @pytest.mark.parametrize("text", ["{", '{"type": "Pooling"}', '["Pooling"]'])
 def test_a_damaged_list_of_modules_is_one_clear_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match=r"modules\.json.*copy the checkpoint again"):
-        read_pooling(tmp_path)
+        read_chain(tmp_path)
 
 
 def test_a_checkpoint_with_a_head_returns_sentence_embeddings(
@@ -134,3 +137,69 @@ def test_a_checkpoint_with_a_head_returns_sentence_embeddings(
     expected = statement("mean", states, tokens["attention_mask"].sum(1).numpy())
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(embedding.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_current_form_of_the_settings_is_read(name: str, listed: bool, folder: Folder) -> None:
+    """Releases from 6 on: one name, or a list of names, instead of switches."""
+    settings = {"embedding_dimension": 32, "pooling_mode": [name] if listed else name, "include_prompt": True}
+    assert read_chain(folder(["Transformer", "Pooling"], **settings)) == Chain(NAMED[name], False)
+
+
+def test_settings_that_name_no_mode_mean_the_mean_as_in_the_library(folder: Folder) -> None:
+    assert read_chain(folder(["Transformer", "Pooling"], word_embedding_dimension=32)) == Chain("mean", False)
+
+
+def write(path: Path, **content: Any) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_files_beside_the_chain_are_read(folder: Folder) -> None:
+    place = folder(["Transformer", "Pooling", "Dropout"], pooling_mode="mean", include_prompt=False)
+    write(place / "sentence_roberta_config.json", max_seq_length=48, do_lower_case=True)
+    prompts = {"query": "query: ", "document": ""}
+    write(place / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query", truncate_dim=8)
+    found = read_chain(place)
+    assert found == Chain("mean", False, False, "query: ", ("query",), max_tokens=48, lower_case=True, dimension=8)
+    assert "'query: ' in front of every text, whose tokens are left out" in found.says()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode_mean_token": True}, "pooling_mode_mean_token is no setting"),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": "yes"}, "must be true or false"),
+        ("1_Pooling/config.json", {"include_prompt": 0}, "include_prompt is 0; it must be true or false"),
+        ("sentence_bert_config.json", {"max_seq_length": "64"}, "max_seq_length is '64'"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task is not supported"),
+        ("sentence_bert_config.json", {"query_expansion": {"length": 32}}, "query_expansion is not supported"),
+        ("sentence_bert_config.json", {"modality_config": {"text": {}}}, "does not return the last hidden states"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "default_prompt_name 'q' is none of"),
+        ("config_sentence_transformers.json", {"prompts": ["q"]}, "prompts must be texts by name"),
+        ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim is 0"),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "is of a SparseEncoder"),
+    ],
+)
+def test_a_file_that_asks_for_something_else_is_refused(file: str, content: Any, said: str, folder: Folder) -> None:
+    place = folder(["Transformer", "Pooling"], pooling_mode="mean")
+    write(place / file, **content)
+    with pytest.raises(ModelError, match=said):
+        read_chain(place)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([("custom_st.Transformer", ""), ("sentence_transformers.models.Pooling", "1_Pooling")], "code of its own"),
+        ([("sentence_transformers.models.Transformer", "0_Transformer")], "move the files of that folder up"),
+        ([("sentence_transformers.models.Pooling", "../1_Pooling")], "is not supported"),
+        ([("sentence_transformers.models.Transformer", "")] * 2, "Transformer -> Transformer is not supported"),
+        ([("sentence_transformers.models.Transformer", 3)], "the path of Transformer is 3"),
+    ],
+)
+def test_a_chain_of_another_kind_is_refused(entries: list[Any], said: str, tmp_path: Path) -> None:
+    content = [{"type": kind, "path": path} for kind, path in entries]
+    (tmp_path / "modules.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelError, match=said):
+        read_chain(tmp_path)
