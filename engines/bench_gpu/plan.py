@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engines.bench_gpu.device import Device, DeviceClock, Replay
 from engines.bench_gpu.settings import GpuBenchSettings
 from engines.bench_gpu.timing import GpuContestant, Lane
+from engines.packed import packing_beside
 from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError, ConfigError
 
@@ -69,6 +70,11 @@ class LoadedPlan:
     def shapes_for(self, feeds: Feeds) -> dict[str, Shape]:
         """The shape of every input of the plan in `feeds`. Raises ConfigError naming an input that is not there."""
         absent = [name for name in self.inputs if name not in feeds]
+        if absent and (form := packing_beside(self.path)) is not None:
+            raise ConfigError(
+                f"{self.path}: its batch has the {form.form} form, which this benchmark does not feed; 'qdq bench' "
+                "does, packing and copies included"
+            )
         if absent:
             raise ConfigError(
                 f"{self.path} has an input '{absent[0]}' the benchmark text does not feed (it has "

@@ -35,7 +35,7 @@ def pages() -> dict[Path, str]:
     compiled, peers = load_results(RESULTS), load_results(RESULTS / "peers")
     compressed = load_results(RESULTS / "compression")
     proofs = load_results(RESULTS / "tensorrt")
-    linter, rows = proofs.pop(LINTER), proofs.pop(ROWS)
+    linter, rows = proofs.pop(LINTER), proofs.pop(ROWS, None)
     profiles = sorted((RESULTS / "performance").glob("*/profile.json"))
     readme = {
         "results": results_table(compiled),

@@ -15,8 +15,10 @@ FORMS: Mapping[str, str] = {
 }
 
 
-def rows_table(report: Mapping[str, Any]) -> str:
-    """One row per form, megabytes of a middle layer and of the whole at every fill."""
+def rows_table(report: Mapping[str, Any] | None) -> str:
+    """One row per form, megabytes of a middle layer and of the whole at every fill; without a report, how to get it."""
+    if report is None:
+        return "No table yet: `python -m qdq.studies.rows` compiles its graphs and writes it, without a GPU."
     found = {(row["form"], row["tokens"]): row for row in report["rows"]}
     batch, sequence = report["batch"], report["sequence"]
     fills = sorted({row["tokens"] for row in report["rows"]}, reverse=True)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,8 @@ from engines.bench_gpu.plans import open_device
 from engines.tensorrt.availability import Probe
 from qdq.base.artifacts import read_json, to_json
 from qdq.errors import BuildError, ConfigError, Unavailable
+
+from .test_packing import ROWS
 
 KERNEL_MS = {"int8.plan": 1.0, "fp16.plan": 2.0, "fp32.plan": 8.0, "other.plan": 1.0, "bf16.plan": 1.5, "nan.plan": 1.0}
 
@@ -278,6 +281,10 @@ def test_other_errors_name_the_plan_and_the_remedy(device: FakeDevice, tmp_path:
     only_ids = [{"input_ids": batch["input_ids"]} for batch in batches()]
     with pytest.raises(ConfigError, match=r"has an input 'attention_mask' the benchmark text does not feed"):
         bench_plans(plan_files(tmp_path, "int8"), only_ids, small())
+    (tmp_path / "packing.json").write_text(json.dumps(asdict(ROWS)), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"its batch has the rows form, .* 'qdq bench' does"):
+        bench_plans(plan_files(tmp_path, "int8"), only_ids, small())
+    (tmp_path / "packing.json").unlink()
     equal = [{name: np.ones_like(array) for name, array in batches()[0].items()}]
     with pytest.raises(ConfigError, match="repeats one token of input_ids"):
         bench_plans(plan_files(tmp_path, "int8"), equal, small())
