@@ -67,11 +67,12 @@ def check_labels(dataset: Any, model: PreTrainedModel, what: str) -> None:
 
 
 def _fault(value: Any, kind: str, count: int) -> str:
-    """What is wrong with a label for a head of this kind with `count` logits, and the way out; "" when it fits."""
+    """Describe why a head of this kind with `count` logits cannot take a label, and the way out; "" when it can."""
     try:
         labels = torch.as_tensor(value).reshape(-1)
     except (TypeError, ValueError, RuntimeError):
         return f"has the label {value!r}; give numbers"
+    # Heads of floats: one per class, or scores
     if kind == "multi-label" or (kind == "classes" and labels.is_floating_point()):
         if kind == "classes":
             return (
@@ -83,6 +84,7 @@ def _fault(value: Any, kind: str, count: int) -> str:
     if kind == "scores":
         right = len(labels) == count and labels.is_floating_point() and bool(labels.isfinite().all())
         return "" if right else f"has the label {value!r}; a head of scores needs {count} finite float(s)"
+    # Class numbers
     bad = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= count))]
     if not len(bad):
         return ""

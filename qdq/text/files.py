@@ -92,10 +92,11 @@ def _is_table(rows: Sequence[Sequence[str]], delimiter: str) -> bool:
     known = sum(map(is_known_name, rows[0]))
     if delimiter == "\t" or known > 1:
         return True
-    few = [len({row[n].strip() for row in rows}) for n in range(width)]
-    short = [all(len(row[n].strip()) <= 20 for row in rows[1:]) for n in range(width)]
-    numbers = [all(is_number(row[n].strip()) for row in rows[1:]) for n in range(width)]
-    labels = any(numbers[n] or (short[n] and 3 * few[n] <= len(rows)) for n in range(width))
+    columns = [[row[n].strip() for row in rows] for n in range(width)]
+    labels = any(
+        all(map(is_number, cells[1:])) or (len(set(cells)) < len(cells) and not any(" " in cell for cell in cells))
+        for cells in columns
+    )
     return labels and (len(rows) > 2 or known > 0)
 
 
@@ -107,6 +108,7 @@ def _sentences_of(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
     first = next(rows, None)
     if first is None:
         return
+    # Columns by name
     names = {lowered(str(name)): str(name) for name in first.values}
     word, tag, number = (
         next((names[known] for known in group if known in names), None)
@@ -116,6 +118,7 @@ def _sentences_of(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
     if word is None or tag is None or number is None or " " in str(first.values[word]).strip():
         yield from rows
         return
+    # A sentence ends where another number stands
     words: list[str] = []
     tags: list[str] = []
     current, where = "", first.where

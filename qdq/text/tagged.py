@@ -156,9 +156,9 @@ def _types(rows: Sequence[Sequence[str]], place: int) -> bool:
 
 
 def _refuse_nearly(path: Path, rows: Sequence[Cells], width: int) -> None:
-    """Raise DataError when four fifths of the lines are a token with its tag, and name one that is not."""
+    """Raise DataError when half of the lines and more are a token with its tag, and name one that is not."""
     strict = [any(_is_tag(cells, n) for n in (0, width - 1, -1)) for _, cells in rows]
-    if len(rows) < 5 or 5 * sum(strict) < 4 * len(rows) or all(strict):
+    if len(rows) < 5 or 2 * sum(strict) < len(rows) or all(strict):
         return
     number, _ = rows[strict.index(False)]
     around = [row for row in rows if abs(row[0] - number) < 2]
