@@ -169,7 +169,26 @@ def _proof_column(result: Mapping[str, Any]) -> dict[str, str]:
             for placement in (FULL, DEFAULT)
             for name, show in BODIES.items()
         },
+        **{f"compiled ({placement})": _built(result["compiled"].get(placement)) for placement in (FULL, DEFAULT)},
     }
+
+
+def _built(engines: Mapping[str, Mapping[str, Any]] | None) -> str:
+    """Engines of one graph, one capability after the other; those that differ in nothing are said once."""
+    if engines is None:
+        return "–"
+    said: dict[str, list[str]] = {}
+    for capability, engine in engines.items():
+        layer = engine["middle_layer"]
+        line = (
+            "{}/{} INT8 linears, {}/{} attentions, {}/{} FP32 scales, ".format(
+                *engine["linears"], *engine["attentions"], *engine["fp32_scales"]
+            )
+            + f"{engine['kernels']} kernels, {engine['megabytes']:.0f} MB; a middle layer {layer['kernels']} and "
+            f"{layer['megabytes']:.1f}"
+        )
+        said.setdefault(line, []).append(capability)
+    return "; ".join(f"SM {', '.join(of)}: {line}" for line, of in said.items())
 
 
 def main() -> None:

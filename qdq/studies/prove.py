@@ -2,9 +2,9 @@
 
 First the linter: more than 200 graphs go through it and through NVIDIA's compiler, and where the two differ is
 printed, with the reason. Then, for the bundled model, for minilm-mrpc where it lies beside the repository, and for
-BERT-base with random weights: the linter's verdict, what taking away each point breaks, what FP16 costs per node, and
-the task metric of the FP16 body against the FP32 body. Results go to docs/results/tensorrt/ and into docs/check.md and
-docs/tensorrt.md.
+BERT-base with random weights: the linter's verdict, what taking away each point breaks, what FP16 costs per node, the
+task metric of the FP16 body against the FP32 body, and the engines that the compiler makes for five compute
+capabilities. Results go to docs/results/tensorrt/ and into docs/check.md and docs/tensorrt.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from qdq.studies.pages import DEFAULT, FULL, LINTER
 from qdq.studies.study import RESULTS, SHARED, exit_code, parser
 
 TARGET, SM, SEQUENCE = "trt11", 75, 128
+CAPABILITIES, SHAPE = (75, 80, 86, 89, 120), (40, SEQUENCE)  # that every graph is compiled for, and in which shape
 BATCH = 8  # texts whose nodes are compared one by one
 RANDOM = "bert-base-random"
 MODELS: Mapping[str, dict[str, Any]] = {
@@ -40,14 +41,17 @@ def prove(out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     What is up to date there is kept. Raises QdqError.
     """
     graph = _compiled(out, options, FULL)
-    found = {
+    found: dict[str, Any] = {
         "lint": _lint(graph),
         "removals": _removals(graph, out / "placement.json"),
         "fp16": _half_precision(out, graph),
+        "compiled": {FULL: built_for(graph)},
     }
     if (metric := _metric(out, graph)) is not None:
         chosen = out / DEFAULT
-        found["fp16"]["metric"] = {FULL: metric, DEFAULT: _metric(chosen, _compiled(chosen, options, DEFAULT))}
+        decided = _compiled(chosen, options, DEFAULT)
+        found["fp16"]["metric"] = {FULL: metric, DEFAULT: _metric(chosen, decided)}
+        found["compiled"][DEFAULT] = built_for(decided)
     return found
 
 
@@ -84,6 +88,32 @@ def _lint(graph: Path) -> dict[str, Any]:
         "fused_attentions": sum(layer.kind == "int8_fused_attention" for layer in encoder),
         "layers": len({layer.layer for layer in encoder}),
     }
+
+
+def built_for(graph: Path, capabilities: Sequence[int] = CAPABILITIES) -> dict[str, Any]:
+    """Compute capability -> what NVIDIA's compiler makes of a lowered graph at batch 40 x sequence 128.
+
+    Raises Unavailable without the compiler, BuildError when it refuses the graph.
+    """
+    from engines.tensorrt_rtx import Compiler, Shapes, coverage
+
+    found = {}
+    for capability in capabilities:
+        with Compiler() as compiler:  # one process each: its memory is that of one compilation
+            built = compiler.compile(graph, (capability,), Shapes.fixed(*SHAPE))
+        covered = coverage(built, graph)
+        encoder = [counts for layer, counts in built.per_layer().items() if layer is not None]
+        kernels, megabytes = encoder[len(encoder) // 2]
+        found[str(capability)] = {
+            "linears": covered.int8_linears,
+            "attentions": covered.int8_attentions,
+            "fp32_scales": covered.fp32_scales,
+            "kernels": len(built.kernels),
+            "megabytes": round(built.megabytes, 2),
+            "middle_layer": {"kernels": kernels, "megabytes": round(megabytes, 2)},
+            "peak_mb": round(built.peak_mb),
+        }
+    return found
 
 
 def _linears(layers: Iterable[Any]) -> int:
