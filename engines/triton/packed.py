@@ -31,7 +31,7 @@ def plan_model(name: str) -> str:
 
 def form_of(engine: BuiltEngine) -> Packing | None:
     """The form of an engine's batch, None for a padded one. Raises BuildError when packing.json cannot be read."""
-    return packing_beside(engine.files[0])
+    return packing_beside(engine.files[0]) if engine.files else None
 
 
 def write_models(
