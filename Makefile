@@ -39,9 +39,12 @@
 #|   EVAL=          text to compare with FP32 on and to time with (default: the
 #|                  rows behind the calibration rows, else bundled text)
 #|   TEXT_COLUMNS=  column of the text, and of its pair (default: detected)
-#|   LABEL_COLUMN=  column of the label or tags; with commas one 0/1 column per class
-#|   HEADER=        names of the columns where the first line does not name them
-#|   LABELS=        names of the classes whose numbers the data hold
+#|   LABEL_COLUMN=  column of the label or tags; with commas one 0/1 column per
+#|                  class (default: detected)
+#|   HEADER=        names of the columns of a table or tagged file without a
+#|                  header line (default: its first line)
+#|   LABELS=        names of the classes whose numbers the data hold, in order
+#|                  (default: the file's, the model's)
 #|   PLACEMENT=     auto, linear, linear+qk, fused, qdqbert, dynamic, ft1, ft2,
 #|                  ft3, trt (default: auto)
 #|   CALIBRATOR=    clip (max, residual adds by the error of their sum), max,

@@ -193,7 +193,7 @@ def _from_columns(records: Sequence[Record], known: Classes) -> tuple[NDArray[np
 
 def _from_lists(records: Sequence[Record], known: Classes) -> tuple[NDArray[np.bool_] | None, str]:
     lists = [_parts(record, known) for record in records]
-    multi_hot = known.count > 1 and all(
+    multi_hot = all(
         parts is not None and len(parts) == known.count and all(whole(part) in (0, 1) for part in parts)
         for parts in lists
     )

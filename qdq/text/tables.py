@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qdq.errors import DataError
-from qdq.text.columns import is_known_name
+from qdq.text.columns import is_known_name, lowered
 from qdq.text.lines import MAX_LINE_BYTES, NOTHING_GIVEN, Given, Row, cut, head_of, shown, text_lines
 
 DELIMITERS: Mapping[str, str] = {"\t": "tab", ",": "','", ";": "';'", "|": "'|'"}
@@ -150,6 +150,8 @@ def _names(path: Path, sample: Sequence[Cells], dialect: Dialect, given: Given) 
                 f"{len(first)}, split at {dialect}:{shown(sample)}"
                 "name each of them"
             )
+        if list(map(lowered, given.header)) == list(map(lowered, first)):
+            raise DataError(f"{path}: its first line holds the names that --header gives; leave --header out")
         return list(given.header), 0
     stated = bool(given.columns) and all(name in first for name in given.columns)
     if not stated and (reason := _headless(first, [cells for _, cells in sample[1:]])):

@@ -87,6 +87,11 @@ def test_sets_of_classes_in_every_form(records: list[Record]) -> None:
     assert found.astype(int).tolist() == [[1, 0, 0, 1], [0, 0, 0, 0]]
 
 
+def test_a_single_class_is_a_flag() -> None:
+    found = label_sets(labelled("1", "0", "1.0"), ("toxic",), 1, required=True)[0]
+    assert found is not None and found.tolist() == [[True], [False], [True]]
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [

@@ -73,6 +73,10 @@ def test_given_names_make_the_first_line_a_row(tmp_path: Path) -> None:
     assert "--header names 3 columns (label, id, text) and the file has 2, split at tab:" in message
 
 
+def test_names_for_a_file_that_has_them_are_refused(tmp_path: Path) -> None:
+    assert "leave --header out" in refusal(tmp_path / "a.csv", "text,label\na b,1\n", header=("Text", "label"))
+
+
 def test_a_header_of_numbers_counts_where_the_user_names_its_columns(tmp_path: Path) -> None:
     content = "0,1\nsome text,1\nother text,0\n"
     assert "holds the number 0" in refusal(tmp_path / "a.csv", content)
