@@ -84,8 +84,8 @@ EXTRAS := cpu,rtx,triton,train,dev
 # ---- options: make variable = qdq option ----------------------------------------
 # Their help above is that of qdq.pipeline.options; tests/test_qdq/test_makefile.py compares and prints what it should be.
 ENGINE_OPTIONS := MODEL=model TASK=task TARGET=target CALIB=calibration EVAL=eval-data TEXT_COLUMNS=text-columns \
-  LABEL_COLUMN=label-column HEADER=header LABELS=labels PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples BATCH=batch SEQ=sequence \
-  THREADS=threads HINT=precision-hint SM=sm BENCH_SECONDS=bench-seconds OUT=out
+  LABEL_COLUMN=label-column HEADER=header LABELS=labels PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples \
+  BATCH=batch SEQ=sequence THREADS=threads HINT=precision-hint SM=sm BENCH_SECONDS=bench-seconds OUT=out
 variable = $(firstword $(subst =, ,$(1)))
 option = $(lastword $(subst =, ,$(1)))
 
