@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from qdq.base.artifacts import write_json
 from qdq.errors import ModelError
+from qdq.inject.relative import model_class, relative_kind
 from qdq.load.kinds import TASKS, detect_task
 from qdq.load.model import quiet_transformers
 from qdq.load.source import read_object
@@ -65,7 +65,8 @@ def load_dynamic(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         task = TASKS[detect_task(config.architectures, str(folder)).name]
         with quiet_transformers():
-            plain = getattr(transformers, task.auto_class).from_config(config)
+            build = model_class(task.auto_class, config)
+            plain = build.from_config(config) if relative_kind(config) is None else build(config)
         tensors = load_file(folder / WEIGHTS)
         model = quantize_linears(plain)
         linears = dict(_linears(model))

@@ -16,6 +16,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from qdq.errors import ModelError
 from qdq.inject.quantizer import quantize
+from qdq.inject.relative import position_scores
 
 IMPLEMENTATION = "qdq"  # value of config._attn_implementation on an injected model
 
@@ -47,6 +48,9 @@ def attention_forward(  # noqa: PLR0913  # the signature is transformers' attent
     `scaling` is 1.0 on an injected model: 1/sqrt(d) was folded into the query projection.
     """
     scores = attention_scores(module, query, key)
+    positions = position_scores(module, query, key, 1.0 if scaling is None else scaling)
+    if positions is not None:
+        scores = scores + positions
     if scaling is not None and scaling != 1.0:
         scores = scores * scaling
     if attention_mask is not None:

@@ -51,7 +51,7 @@ class Family:
             too ("" is the block itself).
         widths: paths of heads and neurons, None when the family cannot be pruned in width.
         token_types: the family has a `token_type_ids` input.
-        position_offset: positions the embedding table loses to padding (RoBERTa starts at padding_idx + 1).
+        offset_positions: positions begin behind the padding id, as RoBERTa's do, so the table loses padding_idx + 1.
     """
 
     layers: str
@@ -63,14 +63,14 @@ class Family:
     skips: Mapping[str, tuple[str, ...]]
     widths: Widths | None = None
     token_types: bool = True
-    position_offset: int = 0
+    offset_positions: bool = False
 
 
 def _below(module: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{module}.{name}" for name in names)
 
 
-def _bert_like(prefix: str, token_types: bool = True, position_offset: int = 0) -> Family:
+def _bert_like(prefix: str, token_types: bool = True, offset_positions: bool = False) -> Family:
     return Family(
         layers="encoder.layer",
         replacements={f"{prefix}SelfOutput": blocks.ResidualOutput, f"{prefix}Output": blocks.ResidualOutput},
@@ -81,16 +81,16 @@ def _bert_like(prefix: str, token_types: bool = True, position_offset: int = 0) 
         skips={"attention.output": _below("attention.self", PROJECTIONS[0]), "output": ("intermediate.dense",)},
         widths=Widths("attention.self", PROJECTIONS[0], "attention.output.dense", "intermediate.dense", "output.dense"),
         token_types=token_types,
-        position_offset=position_offset,
+        offset_positions=offset_positions,
     )
 
 
 # model_type of the checkpoint's config -> family. Each has a test on a small random checkpoint.
 FAMILIES: Mapping[str, Family] = {
     "bert": _bert_like("Bert"),
-    "roberta": _bert_like("Roberta", token_types=False, position_offset=2),
-    "xlm-roberta": _bert_like("XLMRoberta", token_types=False, position_offset=2),
-    "camembert": _bert_like("Camembert", token_types=False, position_offset=2),
+    "roberta": _bert_like("Roberta", token_types=False, offset_positions=True),
+    "xlm-roberta": _bert_like("XLMRoberta", token_types=False, offset_positions=True),
+    "camembert": _bert_like("Camembert", token_types=False, offset_positions=True),
     "electra": _bert_like("Electra"),
     "ernie": _bert_like("Ernie"),
     "distilbert": Family(
@@ -127,7 +127,7 @@ FAMILIES: Mapping[str, Family] = {
         gelu_output=r"\.output\.dense",
         skips={"attention": _below("attention.attn", PROJECTIONS[2]), "output": ("intermediate.dense",)},
         token_types=False,
-        position_offset=2,
+        offset_positions=True,
     ),
 }
 

@@ -10,7 +10,28 @@ from typing import Any
 from qdq.errors import ModelError
 
 PREFIXES = re.compile(r"^(?:(?:_orig_mod|module|model)\.)+")  # torch.compile, DataParallel, Lightning and trainers
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin")
+ADAPTER_FILES = (
+    *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin"),
+    *(
+        "adapter_fusion_config.json",
+        "pytorch_model_adapter_fusion.bin",
+        "prompt_encoder.bin",
+        "ia3_weights.safetensors",
+    ),
+)
+# Files behind or beside a model that another library reads, as patterns -> what each is
+SIDE_FILES = (
+    ("model_head.pkl", "SetFit's classifier behind the embeddings"),
+    ("head_config.json", "a prediction head of the adapters library"),
+    ("pytorch_model_head.bin", "a prediction head of the adapters library"),
+    ("*.joblib", "a scikit-learn model"),
+    ("*classifier*.pkl", "a pickled classifier"),
+    ("*head*.pt", "a head of its own"),
+    ("label_encoder.pkl", "names of classes, pickled"),
+    ("final-model.pt", "Flair's model"),
+    ("config.cfg", "spaCy's pipeline"),
+    ("rules.json", "rules of another library"),
+)
 MERGE = "merge it into its base model first (merge_and_unload of peft) and save that with save_pretrained"
 
 # Parts of a name -> what such a weight looks like; the first that fits is said
@@ -38,6 +59,23 @@ def refuse_adapters(folder: Path) -> None:
     found = [name for name in ADAPTER_FILES if (folder / name).is_file()]
     if found:
         raise ModelError(f"{folder}: holds an adapter (LoRA or its kind: {', '.join(found)}); {MERGE}")
+
+
+def name_side_files(folder: Path, safe: bool) -> str:
+    """Return one line on files that change the answers of the library that reads them and are not read here, else "".
+
+    `safe`: weights are read from safetensors, so that pickled ones beside them are not.
+    """
+    found = [
+        f"{path.name} ({what})"
+        for pattern, what in SIDE_FILES
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
+    ]
+    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin") if path.name not in ADAPTER_FILES)
+    if safe and pickled:
+        found.append(f"{pickled[0]} (model.safetensors is read in its place)")
+    return f"{folder}: not read, and not part of what is compiled: {', '.join(found)}" if found else ""
 
 
 def foreign_prefix(unexpected: Iterable[str], missing: Collection[str], base: str) -> str | None:

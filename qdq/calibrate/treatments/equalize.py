@@ -19,6 +19,7 @@ from qdq.calibrate.treatments.attentions import attentions
 from qdq.calibrate.treatments.observe import Observed, context_reader, value_readers
 from qdq.calibrate.treatments.smooth import choose_smoothing
 from qdq.inject.quantizer import QuantLinear
+from qdq.inject.relative import TABLE
 
 LARGEST_EXPONENT = 6  # channels that differ by more are dead; blowing them up would only add noise
 
@@ -28,7 +29,8 @@ def equalize(module: nn.Module, observed: Observed) -> list[dict[str, Any]]:
     names = {id(linear): name for group in observed.groups for name, linear in group.linears.items()}
     decisions: list[dict[str, Any]] = []
     for path, (query, key, _) in attentions(module):
-        if id(query) in names and id(key) in names:
+        alone = not hasattr(module.get_submodule(path), TABLE)  # relative positions multiply query and key, too
+        if alone and id(query) in names and id(key) in names:
             factor = query_factor(observed.outputs[names[id(query)]], observed.outputs[names[id(key)]])
             _scale_rows(query, factor)
             _scale_rows(key, 1 / factor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qdq.base.screen import Stage
-from qdq.errors import ConfigError, DataError
+from qdq.errors import ConfigError, DataError, ModelError
 from qdq.load.kinds import CHOICES
 from qdq.pipeline.run import Run, prepare_torch
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qdq.tasks.evaluation import Evaluation
 
 VERIFY_BATCH = 32
+ONNX_TENSOR_BYTES = 2**31
 VOCABULARY_TASKS = ("fill-mask", "language-modeling")  # tasks whose output has a row over the vocabulary per token
 
 
@@ -24,6 +25,7 @@ def load(run: Run, stage: Stage) -> tuple[LoadedModel]:
     prepare_torch(run.options.threads)
     loaded = load_model(run.options.model, run.options.task, run.options.allow_pickle)
     check_shape(loaded, run.options.batch, run.options.sequence)
+    check_tables(loaded)
     evaluation_for(run, loaded)
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     stage.say(f"{loaded.model.config.model_type}, {loaded.task.name}, {parameters / 1e6:.1f} M parameters")
@@ -51,6 +53,18 @@ def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
             f"--batch (BATCH=): {batch} x {sequence} needs about {needed:.0f} GiB for activations and this machine has "
             f"{memory:.0f} GiB; give a smaller batch or sequence"
         )
+
+
+def check_tables(loaded: LoadedModel) -> None:
+    """Raise ModelError for a table that no ONNX file can hold: protobuf limits one tensor to 2 GiB."""
+    for name, parameter in loaded.model.named_parameters():
+        size = 4 * parameter.numel()
+        if size >= ONNX_TENSOR_BYTES:
+            rows = int(parameter.shape[0] * ONNX_TENSOR_BYTES / size)
+            raise ModelError(
+                f"{loaded.name}: {name} {list(parameter.shape)} is {size / 2**30:.1f} GiB in FP32, and a tensor of an "
+                f"ONNX file holds 2 GiB at most; give a model with fewer than {rows} rows (a smaller vocabulary)"
+            )
 
 
 def evaluation_for(run: Run, loaded: LoadedModel) -> Evaluation:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from qdq.errors import ModelError
+from qdq.inject.families import FAMILIES
 from qdq.load.model import load_model
 
 Checkpoint = Callable[..., Path]
@@ -87,9 +92,18 @@ def test_an_adapter_is_refused_with_and_without_its_base(folder: Path, file: str
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("position_embedding_type", "relative_key"),
-        ("position_embedding_type", "relative_key_query"),
         ("position_embedding_type", "rotary"),
+        ("position_embedding_type", "alibi"),
+        ("rope_theta", 10000.0),
+        ("alibi_starting_size", 512),
+        ("relative_attention", True),
+        ("attention_window", [64, 64]),
+        ("sliding_window", 128),
+        ("num_experts", 4),
+        ("mlp_type", "glu"),
+        ("normalize_before", True),
+        ("compression_config", {"quant_method": "compressed-tensors"}),
+        ("adapters", {"adapters": {"ner": "houlsby"}}),
         ("auto_map", {"AutoModel": "modeling.M"}),
         ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
         ("add_cross_attention", True),
@@ -104,6 +118,38 @@ def test_a_key_that_changes_the_computation_is_refused_by_name(folder: Path, key
         load_model(str(folder))
 
 
+def test_keys_nobody_knows_are_named_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    harmless = {"do_sample": True, "torch_dtype": "float16", "gradient_checkpointing": True, "directionality": "bidi"}
+    off = {"rope_theta": None, "use_alibi": False, "pruned_heads": {}}
+    config = json.loads((folder / "config.json").read_text()) | harmless | off | {"layernorm_eps": 1e-5, "attn_bias": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    load_model(str(folder))
+    (line,) = [record.getMessage() for record in caplog.records if "config.json" in record.getMessage()]
+    assert line.endswith(": attn_bias, layernorm_eps")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_field_of_a_config_class_is_read_by_the_model_code(model_type: str) -> None:
+    module = model_type.replace("-", "_")
+    source = inspect.getsource(importlib.import_module(f"transformers.models.{module}.modeling_{module}"))
+    made = CONFIG_MAPPING[model_type]()
+    fields = set(vars(made)) - set(vars(PreTrainedConfig()))
+    unread = {key for key in fields if not re.search(rf"config\.{key}\b|config, \"{key}\"", source)}
+    # Ids of text generation, the random weights of a new model, ties that transformers' loading makes
+    assert unread <= {"bos_token_id", "eos_token_id", "initializer_range", "tie_word_embeddings", "pad_token_id"}
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "mpnet"])
+def test_relative_positions_of_a_family_that_never_had_them_are_refused(
+    model_type: str, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint(model_type), tmp_path / model_type))
+    config = json.loads((folder / "config.json").read_text()) | {"position_embedding_type": "relative_key"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"'relative_key' is not supported for {model_type}"):
+        load_model(str(folder))
+
+
 def test_keys_that_change_only_what_is_returned_or_how_are_harmless(folder: Path) -> None:
     ids = torch.full((2, 6), 7)
     with torch.no_grad():
@@ -114,3 +160,21 @@ def test_keys_that_change_only_what_is_returned_or_how_are_harmless(folder: Path
     with torch.no_grad():
         (found,) = load_model(str(folder)).module()(ids, torch.ones_like(ids))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("model_head.pkl", "SetFit's classifier"),
+        ("head_config.json", "a prediction head of the adapters library"),
+        ("svm.joblib", "a scikit-learn model"),
+        ("pytorch_model.bin", "model.safetensors is read in its place"),
+    ],
+)
+def test_files_of_other_libraries_are_named_in_one_line(
+    folder: Path, file: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / file).write_bytes(b"{}")
+    load_model(str(folder))
+    (line,) = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
+    assert f"{file} ({said}" in line
