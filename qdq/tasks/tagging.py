@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.errors import DataError
 from qdq.tasks.metrics import Metric, micro_f1, ratio_of
 from qdq.tasks.problems import Answer, Problem, RowOutputs, identity
 from qdq.tasks.schemes import OUTSIDE, entities, has_entities
@@ -34,10 +33,10 @@ def tagged_rows(
 ) -> list[TaggedRow]:
     """Sentences truncated to `sequence` tokens, not padded. A record without words is split as the tokenizer does.
 
-    Raises DataError for a tokenizer that cannot map tokens to words.
+    A tokenizer without a fast form gets the words one by one; it splits a record without words at spaces.
     """
     if not tokenizer.is_fast:
-        raise DataError("word labels need a fast tokenizer; save its tokenizer.json with the checkpoint")
+        return [_row_by_word(tokenizer, record, sequence) for record in records]
     spaced = "ByteLevel" in type(tokenizer.backend_tokenizer.pre_tokenizer).__name__
     return [_tagged_row(tokenizer, record, sequence, typed, spaced) for record in records]
 
@@ -66,6 +65,23 @@ def _tagged_row(
     places = tuple(first.get(word, -1) for word in range(len(texts)))
     types = list(encoding["token_type_ids"]) if typed else [0] * len(ids)
     return TaggedRow({"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}, texts, places)
+
+
+def _row_by_word(tokenizer: PreTrainedTokenizerBase, record: Record, sequence: int) -> TaggedRow:
+    words = record.words or tuple(record.text.split())
+    room = sequence - tokenizer.num_special_tokens_to_add()
+    ids: list[int] = []
+    places = []
+    for word in words:
+        pieces = [cast(int, tokenizer.convert_tokens_to_ids(piece)) for piece in tokenizer.tokenize(word)]
+        places.append(len(ids) if pieces and len(ids) < room else -1)
+        ids.extend(pieces)
+    # The special tokens around them, and how many of those stand in front
+    whole = tokenizer.build_inputs_with_special_tokens(ids[:room])
+    front = len(tokenizer.build_inputs_with_special_tokens([])) - 1 if not ids else whole.index(ids[0])
+    first = tuple(place + front if place >= 0 else -1 for place in places)
+    tokens = {"input_ids": whole, "attention_mask": [1] * len(whole), "token_type_ids": [0] * len(whole)}
+    return TaggedRow(tokens, words, first)
 
 
 def unseen(rows: Sequence[TaggedRow]) -> str:
