@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import onnx
 
 from export.lint import (
@@ -13,6 +16,7 @@ from export.lint import (
     rules_types,
     rules_values,
 )
+from export.lint.bodies import body_models
 from export.lint.findings import Finding, Hit, LintReport, Rule, Subject
 from export.lint.fusion import layers_of
 from export.lint.graph import LintGraph
@@ -41,10 +45,27 @@ def lint(model: onnx.ModelProto, target: str, sm: int = MIN_SM, sequence: int = 
     """
     platform = Platform(target, sm, sequence)
     graph = LintGraph(model)
-    patterns = recognize(graph)
-    subject = Subject(graph, patterns, platform)
-    findings = tuple(_finding(rule, hit, target) for rule in RULES for hit in rule.find(subject))
-    return LintReport(platform, findings, layers_of(graph, patterns, sm, sequence))
+    subject = Subject(graph, recognize(graph), platform)
+    # Notes are about a file as a whole; every other rule looks into bodies of control flow, too
+    inside = list(_bodies(graph, platform, ""))
+    findings: list[Finding] = []
+    for rule in RULES:
+        findings.extend(_finding(rule, hit, target) for hit in rule.find(subject))
+        for path, body in inside if rule.id[4] != "N" else ():
+            findings.extend(_finding(rule, _within(path, hit), target) for hit in rule.find(body))
+    return LintReport(platform, tuple(findings), layers_of(graph, subject.patterns, sm, sequence))
+
+
+def _bodies(graph: LintGraph, platform: Platform, above: str) -> Iterator[tuple[str, Subject]]:
+    """Yield every body of control flow, and those in it, with the path to it."""
+    for path, model in body_models(graph):
+        body = LintGraph(model)
+        yield f"{above}{path}", Subject(body, recognize(body), platform)
+        yield from _bodies(body, platform, f"{above}{path}/")
+
+
+def _within(path: str, hit: Hit) -> Hit:
+    return replace(hit, nodes=tuple(f"{path}/{name}" for name in hit.nodes) or (path,))
 
 
 def _finding(rule: Rule, hit: Hit, target: str) -> Finding:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from onnx import NodeProto, TensorProto
 
 from export.lint import sources
+from export.lint.bodies import inner_nodes, quantizes_inside
 from export.lint.findings import Hit, Rule, Subject, Verdict, names
 from export.lint.fusion import gemm_problem, is_float, missing_quantization, shares_skip
 from export.lint.graph import HALF_SCALES
 from export.lint.limits import MIN_OPSET
 from export.lint.patterns import quantizers
+from export.names import PAIR
 from export.reading import attribute
 
 
@@ -164,10 +166,26 @@ def _late_opset(subject: Subject) -> Iterator[Hit]:
 def _nothing(subject: Subject) -> Iterator[Hit]:
     """Fires: a graph without any QuantizeLinear or DequantizeLinear.
 
-    Leaves alone: everything else.
+    Leaves alone: everything else, pairs inside control flow among it.
     """
-    if not _has_quantizers(subject):
+    if not _has_quantizers(subject) and not quantizes_inside(subject.graph):
         yield Hit((), "no QuantizeLinear and no DequantizeLinear: every layer runs in float")
+
+
+def _control_flow(subject: Subject) -> Iterator[Hit]:
+    """Fires: If, Loop, Scan and any other op with a graph inside.
+
+    Leaves alone: functions of the model, which are looked into as if they were written out.
+    """
+    for node in subject.graph.nodes:
+        inner = list(inner_nodes(node))
+        if inner:
+            pairs = sum(one.op_type in PAIR for one in inner)
+            yield Hit(
+                names(node),
+                f"{node.op_type} with {len(inner)} nodes inside, {pairs} of them Q or DQ: checked as graphs of their "
+                "own; the fusion map leaves them out, and nothing fuses across their border",
+            )
 
 
 RULES: tuple[Rule, ...] = (
@@ -262,5 +280,13 @@ RULES: tuple[Rule, ...] = (
         sources.PARSER,
         Verdict("confirmed", "built in INT8", ("opset 12, its own ops",)),
         _old_opset,
+    ),
+    Rule(
+        "QDQ-N312",
+        "control flow",
+        "export without it: trace the model with fixed choices, and unroll loops of a fixed count",
+        sources.OPERATORS,
+        Verdict("untested", "no graph with control flow was compiled"),
+        _control_flow,
     ),
 )

@@ -16,6 +16,7 @@ from qdq.studies.linter.graphs.edits import (
     without_zero_point,
 )
 from qdq.studies.linter.graphs.edits_blocks import (
+    conditional,
     ir_version,
     scalar,
 )
@@ -48,4 +49,5 @@ CASES: Cases = {
     "QDQ-N309": ([(lambda graph: graph.strip(), ())], []),
     "QDQ-N310": ([(edit(half, lambda graph: graph.opset(17)), PAIR[:1])], [half, lambda graph: graph.opset(17)]),
     "QDQ-N311": ([(own_ops_of_opset_12, (WEIGHT,))], [lambda graph: graph.opset(13)]),
+    "QDQ-N312": ([(conditional, ("choose",))], [lambda graph: graph.strip()]),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from qdq.studies.linter.graphs.editor import Graph
 from qdq.studies.linter.graphs.edits import HEAD, KEY, QUERY, SELF, UP, Edit, X
@@ -86,6 +86,29 @@ def scalar(graph: Graph) -> None:
     head = graph.node(HEAD)
     bias = graph.insert(HEAD, "Add", ["classifier.bias", graph.pair(mean, HEAD, "point")], "shifted")
     head.input[2] = bias
+
+
+def conditional(graph: Graph, zero: int = 0) -> None:
+    """Replace the head's bias by one of two branches, each of which quantizes it."""
+
+    def branch(name: str) -> GraphProto:
+        parameters = [f"{name}.scale", f"{name}.zero"]
+        body = helper.make_graph(
+            [
+                helper.make_node("QuantizeLinear", ["classifier.bias", *parameters], [f"{name}.q"], f"{name}.q"),
+                helper.make_node("DequantizeLinear", [f"{name}.q", *parameters], [f"{name}.dq"], f"{name}.dq"),
+            ],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}.dq", TensorProto.FLOAT, None)],
+        )
+        body.initializer.append(numpy_helper.from_array(np.array(0.05, np.float32), f"{name}.scale"))
+        body.initializer.append(numpy_helper.from_array(np.array(zero, np.int8), f"{name}.zero"))
+        return body
+
+    flag = graph.set("choose.flag", np.array(True))
+    branches = {"then_branch": branch("then"), "else_branch": branch("else")}
+    graph.node(HEAD).input[2] = graph.insert(HEAD, "If", [flag], "choose", **branches)
 
 
 def ir_version(version: int) -> Edit:
