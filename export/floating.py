@@ -1,4 +1,4 @@
-"""The FP32 graph from the trace of the quantized one, so that a model is traced once.
+"""The FP32 graph from that of the quantized module, so that a model is recorded or traced once.
 
 What quantization put there is bypassed: every QuantizeLinear/DequantizeLinear pair, the multiplication of a smoothed
 input, and what scales a residual add. Parameters are the floating-point model's own, by their names.
@@ -6,11 +6,10 @@ input, and what scales a residual add. Parameters are the floating-point model's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx_ir as ir
-import onnxscript.optimizer
 from numpy.typing import NDArray
 
 from export.names import PAIR, QUANTIZE
@@ -20,11 +19,14 @@ Parameters = Mapping[str, "NDArray[Any]"]
 FACTORS = ("._smoothing", "._channel_scale")  # names of the buffers that treatments add to the graph
 
 
-def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
+def without_quantizers(traced: ir.Model, parameters: Parameters, clean: Callable[[ir.Model], object]) -> ir.Model:
     """Copy `traced` (unoptimized: parameters still named) as a graph that computes in floating point with `parameters`.
+
+    `clean` folds constants in place, as it will in `traced`.
 
     Raises ExportError when a parameter has another shape there, or a quantizer is left.
     """
+    # Quantizers and factors, bypassed
     model = traced.clone()
     graph = model.graph
     for node in list(graph):
@@ -34,6 +36,7 @@ def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
             graph.remove(node, safe=True)
         elif node.op_type in ("Mul", "Div") and any(_is_factor(value) for value in node.inputs):
             _bypass(graph, node, next(value for value in node.inputs if not _is_factor(value)))
+    # The floating-point model's parameters in place of the quantized one's
     for name, value in list(graph.initializers.items()):
         if value.uses() and name in parameters:
             array = parameters[name]
@@ -42,7 +45,7 @@ def without_quantizers(traced: ir.Model, parameters: Parameters) -> ir.Model:
                     f"{name}: {array.shape} in the floating-point model, {value.shape} in the quantized one"
                 )
             value.const_value = ir.tensor(array, name=name)
-    onnxscript.optimizer.optimize_ir(model)  # as `ONNXProgram.optimize` does
+    clean(model)
     left = [str(node.name) for node in graph if node.op_type in PAIR]
     if left:
         raise ExportError(f"{left[0]}: stays in the floating-point graph; this is an error of ours, please report it")

@@ -79,7 +79,7 @@ def _constant_reshapes(graph: ir.Graph) -> None:
         dims = _copying_shape(list(source.shape), list(target.shape))
         if dims is not None:
             name = f"{node.name}.shape"
-            node.replace_input_with(1, _initializer(graph, name, np.array(dims, dtype=np.int64)))
+            node.replace_input_with(1, initializer(graph, name, np.array(dims, dtype=np.int64)))
             node.attributes.pop("allowzero", None)  # the exporter sets it, and then 0 would mean "empty"
 
 
@@ -109,7 +109,7 @@ def _fold_weights(graph: ir.Graph) -> None:
             codes, axis = codes.T, 1 - axis
             ir.convenience.replace_all_uses_with(transpose.outputs[0], dequantize.outputs[0])
             graph.remove(transpose, safe=True)
-        dequantize.replace_input_with(0, _initializer(graph, point + CODES, np.ascontiguousarray(codes)))
+        dequantize.replace_input_with(0, initializer(graph, point + CODES, np.ascontiguousarray(codes)))
         if scale.ndim:
             dequantize.attributes["axis"] = ir.AttrInt64("axis", axis)
         dequantize.outputs[0].shape = ir.Shape(codes.shape)
@@ -144,7 +144,8 @@ def _only_transpose(node: ir.Node) -> ir.Node | None:
     return users[0] if len(users) == 1 and users[0].op_type == "Transpose" else None
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Add a constant to `graph`."""
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
@@ -186,7 +187,7 @@ def _own_parameter(graph: ir.Graph, node: ir.Node, index: int, name: str) -> Non
     if value is None or value.name == name:
         return
     existing = graph.initializers.get(name)
-    node.replace_input_with(index, existing or _initializer(graph, name, np.asarray(_constant(node, index))))
+    node.replace_input_with(index, existing or initializer(graph, name, np.asarray(_constant(node, index))))
     if not value.uses() and value.name in graph.initializers:
         del graph.initializers[str(value.name)]
 

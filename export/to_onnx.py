@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,11 @@ def export_onnx(
     outputs: Sequence[str],
     path: Path,
     floating: FloatGraph | None = None,
-) -> None:
+) -> str:
     """Export `module` (called with the tensors of `example` by name) to `path` with dynamic batch and sequence.
+
+    The module is recorded (`export.record`), or traced by torch, which takes many times as long, where it does
+    something that a recording cannot hold. Both give the same graph. Returns why it was traced, "" when it was not.
 
     Args:
         module: injected and calibrated, in eval mode; returns a tuple in the order of `outputs`.
@@ -51,24 +54,47 @@ def export_onnx(
 
     Raises ExportError when torch cannot trace the module or the graph does not hold what was injected.
     """
+    from export.emit import emit
+    from export.emitter import clean
+    from export.record import Unrecorded, record
+
     _check_calibrated(module)
-    program = _trace(module, example, outputs)
-    model: ir.Model = program.model
-    if floating is not None:  # from the trace as it is: an optimized one has parameters folded away, names and all
-        plain = without_quantizers(model, floating.parameters)
+    _check_example(example)
+    program, why = None, ""
+    try:
+        model = emit(record(module, example), outputs)
+    except Unrecorded as reason:
+        program, why = _trace(module, example, outputs), str(reason)
+        model = program.model
+    if floating is not None:  # from the graph as it is: a cleaned one has parameters folded away, names and all
+        plain = without_quantizers(model, floating.parameters, clean if program is None else _optimize)
         tidy(plain)
         save(plain, floating.path)
         del plain
-    program.optimize()
+    if program is None:
+        clean(model)
+    else:
+        program.optimize()
     tidy(model)
     save(model, path)
+    return why
+
+
+def _optimize(model: ir.Model) -> None:
+    """As `ONNXProgram.optimize` does."""
+    import onnxscript.optimizer
+
+    onnxscript.optimizer.optimize_ir(model)
+
+
+def _check_example(example: Mapping[str, torch.Tensor]) -> None:
+    if any(size < 2 for tensor in example.values() for size in tensor.shape):
+        raise ExportError("the export example needs at least two of every dimension, or torch fixes that size")
 
 
 def _trace(module: torch.nn.Module, example: dict[str, torch.Tensor], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
     import torch
 
-    if any(size < 2 for tensor in example.values() for size in tensor.shape):
-        raise ExportError("the export example needs at least two of every dimension, or torch fixes that size")
     # Every size is dynamic; an input of rank 3 has the choices of a question between batch and sequence.
     choices = ("choices",) if next(iter(example.values())).dim() == 3 else ()
     dimensions = [torch.export.Dim(name) for name in ("batch", *choices, "sequence")]

@@ -33,7 +33,7 @@ class QuantEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """int64 row numbers of any shape to [..., hidden]."""
         point = self._weight_quantizer
-        if torch.onnx.is_in_onnx_export():
+        if point.is_constant or torch.compiler.is_exporting():
             return nn.functional.embedding(input, point(self.weight), self.padding_idx)
         rows = nn.functional.embedding(input, self.weight, self.padding_idx)
         if point._disabled or not point._if_quant:

@@ -19,6 +19,7 @@ from pytorch_quantization.nn import QuantLinear as _QuantLinear
 from pytorch_quantization.nn import TensorQuantizer as _TensorQuantizer
 from pytorch_quantization.tensor_quant import QuantDescriptor
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from qdq.errors import CalibrationError, ExportError
 from qdq.inject.scale import scale_of
@@ -43,6 +44,26 @@ class FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (outside,) = ctx.saved_tensors
         return gradients[0].masked_fill(outside, 0), None, None, None
+
+
+def quantize_pair(inputs: Tensor, scale: Tensor, zero: Tensor, axis: int | None = None) -> Tensor:
+    """QuantizeLinear and DequantizeLinear with a constant scale ([], or [C] along `axis`), 8 bits, zero-point `zero`.
+
+    A torch function: `export.record` sees the call as one. In torch's own export it becomes the two nodes.
+    """
+    if has_torch_function_unary(inputs):
+        return handle_torch_function(quantize_pair, (inputs,), inputs, scale, zero, axis)
+    if not torch.compiler.is_exporting():
+        shaped = scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(inputs.dim())])
+        result: Tensor = FakeQuantize.apply(inputs, shaped, -128, 127)  # type: ignore[no-untyped-call]
+        return result
+    attributes: dict[str, Any] = {"axis": axis} if axis is not None else {}
+    codes = torch.onnx.ops.symbolic(
+        "QuantizeLinear", (inputs, scale, zero), attributes, dtype=torch.int8, shape=inputs.shape, version=20
+    )
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", (codes, scale, zero), attributes, dtype=torch.float32, shape=inputs.shape, version=20
+    )
 
 
 class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstream
@@ -92,8 +113,8 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
             self._calibrator.update(inputs, mask)
         if not self._if_quant:
             return inputs
-        if torch.onnx.is_in_onnx_export():
-            return self._symbolic_pair(inputs)
+        if self._constant_scale is not None or torch.compiler.is_exporting():
+            return self._constant_pair(inputs)
         return self._fake_quantize(inputs, scale_of(self.current_amax(inputs), self._num_bits))
 
     def _fake_quantize(self, inputs: Tensor, scale: Tensor) -> Tensor:
@@ -101,25 +122,24 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         result: Tensor = FakeQuantize.apply(inputs, scale, -high - 1, high)  # type: ignore[no-untyped-call]
         return result
 
-    def _symbolic_pair(self, inputs: Tensor) -> Tensor:
-        """The same computation as ONNX nodes; weights become INT8 initializers after export.
+    @property
+    def is_constant(self) -> bool:
+        """True inside `folded`, where an export sees this point as a pair of nodes."""
+        return self._constant_scale is not None
 
-        Scales are `folded`, because the exporter would trace their computation here three times.
+    def _constant_pair(self, inputs: Tensor) -> Tensor:
+        """The same computation in a form that becomes two ONNX nodes; weights become INT8 initializers after export.
+
+        Scales are `folded`, because an exporter would trace their computation here three times.
         """
         if not hasattr(self, "_amax"):
             raise ExportError(f"{self.point}: no calibrated amax; run calibration before export")
         if self._num_bits < 8 and self.layout != "weight":
             raise ExportError(f"{self.point}: {self._num_bits}-bit activations have no ONNX form; use 8 bits")
         scale, zero = self._constant_scale, self._constant_zero
-        if scale is None:
+        if scale is None or zero is None:
             raise ExportError(f"{self.point}: its scale is not a constant; export inside qdq.inject.quantizer.folded")
-        attributes = {"axis": self._axis} if self._axis is not None else {}
-        codes = torch.onnx.ops.symbolic(
-            "QuantizeLinear", (inputs, scale, zero), attributes, dtype=torch.int8, shape=inputs.shape, version=20
-        )
-        return torch.onnx.ops.symbolic(
-            "DequantizeLinear", (codes, scale, zero), attributes, dtype=torch.float32, shape=inputs.shape, version=20
-        )
+        return quantize_pair(inputs, scale, zero, self._axis)
 
     # The calibration protocol of pytorch-quantization, as QDQBERT's documentation spells it.
     def enable_calib(self) -> None:
@@ -259,6 +279,19 @@ class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstr
         if self._smoothing is not None:
             input = input * self._smoothing
         return nn.functional.linear(quantize(self._input_quantizer, input), self.quantized_weight, self.effective_bias)
+
+
+def floating_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters of the model that `module` was injected into, by name: the stored ones, 1/sqrt(d) in the query.
+
+    Views where nothing changes.
+    """
+    found = {name: parameter.detach() for name, parameter in module.named_parameters(remove_duplicate=False)}
+    for path, linear in module.named_modules():
+        if isinstance(linear, QuantLinear) and linear.output_scale != 1.0:
+            names = [name for name in (f"{path}.weight", f"{path}.bias") if name in found]
+            found |= {name: found[name] * linear.output_scale for name in names}
+    return found
 
 
 @contextmanager

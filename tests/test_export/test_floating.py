@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from export.emitter import clean
 from export.floating import without_quantizers
 from export.to_onnx import FloatGraph, export_onnx
 from qdq.errors import ExportError
@@ -64,4 +65,4 @@ def test_it_computes_the_model_without_quantizers_or_treatments(tiny: Tiny, tmp_
 def test_parameters_of_another_model_are_refused(tiny: Tiny, traced) -> None:  # type: ignore[no-untyped-def]
     name = next(name for name in traced().graph.initializers if name.endswith("query.weight"))
     with pytest.raises(ExportError, match=r"query\.weight: \(3, 3\) in the floating-point model"):
-        without_quantizers(traced(), {name: np.ones((3, 3), np.float32)})
+        without_quantizers(traced(), {name: np.ones((3, 3), np.float32)}, clean)

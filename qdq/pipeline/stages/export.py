@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engines.interface import graph_files
 from qdq.base.screen import Stage
 from qdq.load.kinds import CHOICES
-from qdq.pipeline.run import CANONICAL, FLOAT, Run, load_float, prepare_torch
+from qdq.pipeline.run import CANONICAL, FLOAT, Run, prepare_torch
 
 if TYPE_CHECKING:
     from qdq.load.model import LoadedModel
@@ -24,30 +24,28 @@ def export(run: Run, stage: Stage) -> Sequence[Path]:
     prepare_torch(run.options.threads)
     loaded, _, placement = load_checkpoint(run.checkpoint)
     stage.progress(0, 2)
-    canonical, floating = _write_graphs(run, loaded)
+    canonical, floating, why = _write_graphs(run, loaded)
     stage.progress(1, 2)
     report = check_file(canonical, [point.name for point in placement.placed])
     parity = write_parity(run, loaded)
-    stage.say(f"{report.quantize} QuantizeLinear, {report.weights} INT8 weights, structure and parity checked")
+    traced = f"; traced by torch, because {why}" if why else ""
+    stage.say(f"{report.quantize} QuantizeLinear, {report.weights} INT8 weights, structure and parity checked{traced}")
     return *graph_files(canonical), *graph_files(floating), parity
 
 
-def _write_graphs(run: Run, loaded: LoadedModel) -> tuple[Path, Path]:
-    """Both graphs from one trace. The floating-point model lives in here only: two models are in memory, not three."""
-    from export.to_onnx import FloatGraph, export_onnx
-    from qdq.inject import inject as inject_points
-    from qdq.inject.quantizer import folded
-    from qdq.inject.spec import QuantSpec
+def _write_graphs(run: Run, loaded: LoadedModel) -> tuple[Path, Path, str]:
+    """Both graphs from one recording, and why the model was traced where it was not recorded.
 
-    canonical, path = run.work.path / CANONICAL, run.work.path / FLOAT
-    # The FP32 graph is the same one with nothing placed, so the comparison differs in quantization only.
-    floating = load_float(run)
-    inject_points(floating.model, QuantSpec(placement="linear", linear=False, matmul=(), residual=()))
-    with folded(loaded.model), folded(floating.model):
-        parameters = {name: tensor.numpy() for name, tensor in floating.module().state_dict().items()}
-        plain = FloatGraph(path, parameters)
-        export_onnx(loaded.module(), export_example(loaded), loaded.outputs, canonical, floating=plain)
-    return canonical, path
+    The FP32 graph is the same one with nothing placed, so the comparison differs in quantization only.
+    """
+    from export.to_onnx import FloatGraph, export_onnx
+    from qdq.inject.quantizer import floating_parameters, folded
+
+    canonical, path, module = run.work.path / CANONICAL, run.work.path / FLOAT, loaded.module()
+    plain = FloatGraph(path, {name: tensor.numpy() for name, tensor in floating_parameters(module).items()})
+    with folded(loaded.model):
+        why = export_onnx(module, export_example(loaded), loaded.outputs, canonical, floating=plain)
+    return canonical, path, why
 
 
 def export_example(loaded: LoadedModel) -> dict[str, Any]:

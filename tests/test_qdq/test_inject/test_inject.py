@@ -375,4 +375,4 @@ def test_narrow_activations_cannot_be_exported_and_say_so() -> None:
     quantizer = TensorQuantizer("encoder.layer.0.query.input_quantizer", bits=4)
     quantizer.set_amax(torch.tensor(1.0))
     with pytest.raises(ExportError, match=r"encoder\.layer\.0\.query.*4-bit activations"):
-        quantizer._symbolic_pair(torch.ones(2))
+        quantizer._constant_pair(torch.ones(2))

@@ -269,7 +269,7 @@ def test_an_export_needs_folded_scales() -> None:
     quantizer = TensorQuantizer("encoder.layer.0.query.input_quantizer")
     quantizer.set_amax(torch.tensor(1.0))
     with pytest.raises(ExportError, match=r"query\.input_quantizer: its scale is not a constant"):
-        quantizer._symbolic_pair(torch.ones(2))
+        quantizer._constant_pair(torch.ones(2))
 
 
 def test_folding_restores_after_an_error() -> None:
