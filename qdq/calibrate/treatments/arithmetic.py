@@ -8,13 +8,20 @@ from torch import Tensor
 from qdq.inject.scale import scale_of
 
 Rows = Tensor  # [n, in] float32
+MEAN_ROWS = 128  # summed in float32 before their sum is added to others in float64
 
 
 def fake_quantize(x: Tensor, amax: Tensor | float, bits: int = 8) -> Tensor:
     """``clamp(round(x / scale)) * scale`` as the quantizer computes it."""
     scale = scale_of(torch.as_tensor(amax), bits)
     high = 2 ** (bits - 1) - 1
-    return torch.round(x / scale).clamp_(-high - 1, high).mul_(scale)
+    return (x / scale).round_().clamp_(-high - 1, high).mul_(scale)
+
+
+def column_means(rows: Rows) -> Tensor:
+    """Mean of every column, [C] float64, without a copy of `rows` in that type."""
+    parts = torch.stack([part.sum(0) for part in torch.split(rows, MEAN_ROWS)])
+    return parts.double().sum(0) / len(rows)
 
 
 def spread(rows: Tensor, count: int) -> Tensor:

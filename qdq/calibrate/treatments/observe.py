@@ -35,14 +35,18 @@ class Seen:
 
     low: Tensor
     high: Tensor
-    parts: list[Tensor] = field(default_factory=list)
+    parts: list[Tensor] = field(default_factory=list)  # other statistics may hold the same ones
+    _rows: Tensor | None = None  # their copy, once it is asked for
 
     @property
     def rows(self) -> Tensor:
-        """[n, C], n at most `rows_to_keep` (and one more for each time the tensor's module is passed in a forward)."""
-        if len(self.parts) > 1:
-            self.parts = [torch.cat(self.parts)]
-        return self.parts[0]
+        """[n, C], n at most `rows_to_keep` (and one more for each time the tensor's module is passed in a forward).
+
+        Changed in place by `scale` and `shift`.
+        """
+        if self._rows is None:
+            self._rows, self.parts = torch.cat(self.parts), []
+        return self._rows
 
     @property
     def largest(self) -> Tensor:
@@ -51,11 +55,13 @@ class Seen:
 
     def scale(self, factor: Tensor) -> None:
         """The tensor is multiplied by `factor` [C], all positive, from now on."""
-        self.low, self.high, self.parts = self.low * factor, self.high * factor, [self.rows * factor]
+        self.low, self.high = self.low * factor, self.high * factor
+        self.rows.mul_(factor)
 
     def shift(self, offset: Tensor) -> None:
         """`offset` [C] is added to the tensor from now on."""
-        self.low, self.high, self.parts = self.low + offset, self.high + offset, [self.rows + offset]
+        self.low, self.high = self.low + offset, self.high + offset
+        self.rows.add_(offset)
 
 
 @dataclass

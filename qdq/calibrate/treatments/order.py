@@ -23,6 +23,7 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.calibrate.treatments.center import center_values
 from qdq.calibrate.treatments.clip import choose_clips
 from qdq.calibrate.treatments.equalize import context_readers, equalize
+from qdq.calibrate.treatments.maxima import maxima_of_treated
 from qdq.calibrate.treatments.observe import Group, Observed, observe
 from qdq.calibrate.treatments.rounding import correct_biases, round_weights
 from qdq.calibrate.treatments.scale_residuals import scale_residuals
@@ -88,7 +89,9 @@ def prepare(
     # Ranges, of the treated weights and of the activations they produce
     if treatments.moves_ranges:
         freeze_weights(module)
-    collected = collect(module, batches, algorithms, progress)
+    collected = None if observed is None else maxima_of_treated(module, observed, batches, algorithms)
+    if collected is None:
+        collected = collect(module, batches, algorithms, progress)
     return Prepared(module, spec, treatments, collected, observed, report, frozenset(skip.path for skip in skips))
 
 

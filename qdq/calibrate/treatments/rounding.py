@@ -6,18 +6,21 @@ Both minimize ``|X W' - X W|**2`` over the codes of W', where X are sampled inpu
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdq.base.types import Progress
-from qdq.calibrate.treatments.arithmetic import fake_quantize, spread
+from qdq.calibrate.treatments.arithmetic import column_means, fake_quantize, spread
 from qdq.calibrate.treatments.observe import Group, Observed
 from qdq.inject.quantizer import QuantLinear
 from qdq.inject.scale import scale_of
 
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ: rows are fewer than a Hessian needs to be well conditioned
+LARGEST_CODE = 127  # of INT8
+SYMMETRIC_BLOCK = 384  # columns of a symmetric product that are multiplied at once
 BLOCK = 64  # columns between two updates of all later ones
 ADAROUND_STEPS, ADAROUND_ROWS, ADAROUND_RATE = 200, 256, 0.03
 ROWS_KEPT = 1024  # of the sampled rows AdaRound draws its batches from
@@ -32,15 +35,14 @@ def round_weights(
     rows: list[dict[str, Any]] = []
     for done, group in enumerate(observed.groups, start=1):
         # Linears that read one tensor are rounded as one tall weight: they share the Hessian
-        inputs = quantized_inputs(group)
-        hessian = inputs.T @ inputs / len(inputs)
+        hessian = second_moment(group)
         parts = [weight_and_scale(linear) for linear in group.linears.values()]
         weight, scale = (torch.cat(tensors) for tensors in ([w for w, _, _ in parts], [s for _, s, _ in parts]))
         high = parts[0][2]
         if round_type == "gptq":
             codes = gptq(weight, scale, inverse_factor(hessian), high)
         else:
-            codes = adaround(weight, scale, spread(inputs, ROWS_KEPT), high, seed)
+            codes = adaround(weight, scale, spread(quantized_inputs(group), ROWS_KEPT), high, seed)
         nearest = torch.round(weight / scale).clamp(-high - 1, high)
         before, after = (output_errors(c * scale - weight, hessian) for c in (nearest, codes))
         # Each linear takes its rows of the codes
@@ -60,6 +62,43 @@ def quantized_inputs(group: Group) -> Tensor:
     point = next(iter(group.linears.values()))._input_quantizer
     assert point is not None and point.amax is not None  # ranges are frozen before weights are rounded
     return fake_quantize(group.seen.rows, point.amax, point._num_bits)
+
+
+def second_moment(group: Group) -> Tensor:
+    """Mean of ``x' x`` over the rows as the linears see them, [in, in]; of INT8 codes where those are exact."""
+    rows, point = group.seen.rows, next(iter(group.linears.values()))._input_quantizer
+    assert point is not None and point.amax is not None  # ranges are frozen before weights are rounded
+    scale, high = scale_of(point.amax, point._num_bits), 2 ** (point._num_bits - 1) - 1
+    codes = (rows / scale).round_().clamp_(-high - 1, high)
+    if integer_products_are_exact() and high <= LARGEST_CODE:
+        short = codes.to(torch.int8)
+        product = torch._int_mm(short.T.contiguous(), short).float()
+    else:
+        product = symmetric_product(codes)
+    return product.mul_(scale * scale / len(rows))
+
+
+@cache
+def integer_products_are_exact() -> bool:
+    """Return whether this CPU's INT8 products sum in INT32: those of AVX2 saturate pairs at INT16 (no VNNI)."""
+    try:
+        extreme = torch.full((64, 256), -128, dtype=torch.int8)
+        sums = torch._int_mm(extreme, torch.full((256, 64), 127, dtype=torch.int8))
+        sums = torch.cat([sums, torch._int_mm(-extreme - 1, torch.full((256, 64), 127, dtype=torch.int8))])
+    except RuntimeError:  # a build of torch without it
+        return False
+    expected = torch.tensor([-128 * 127 * 256, 127 * 127 * 256]).repeat_interleave(64)[:, None]
+    return bool((sums == expected).all())
+
+
+def symmetric_product(rows: Tensor) -> Tensor:
+    """``rows' rows``, [in, in], of which only the lower half is multiplied out."""
+    product = torch.empty(rows.shape[1], rows.shape[1])
+    for start in range(0, rows.shape[1], SYMMETRIC_BLOCK):
+        stop = min(start + SYMMETRIC_BLOCK, rows.shape[1])
+        product[start:stop, :stop] = rows[:, start:stop].T @ rows[:, :stop]
+        product[:start, start:stop] = product[start:stop, :start].T
+    return product
 
 
 def weight_and_scale(linear: QuantLinear) -> tuple[Tensor, Tensor, int]:
@@ -164,7 +203,7 @@ def correct_biases(observed: Observed) -> list[dict[str, Any]]:
     """
     rows = []
     for group in observed.groups:
-        exact, quantized = group.seen.rows.double().mean(0), quantized_inputs(group).double().mean(0)
+        exact, quantized = column_means(group.seen.rows), column_means(quantized_inputs(group))
         for name, linear in group.linears.items():
             weight = linear.effective_weight.detach().double()
             rounded = linear.quantized_weight.detach().double()
