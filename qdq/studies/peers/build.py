@@ -97,7 +97,7 @@ def prepare(options: Namespace) -> Material:
     calibrated = calibration_texts(resolved, task)
     texts = evaluation_texts(resolved, task, calibrated).records
     calibration = batches(loaded, calibrated.records, (CALIBRATION_BATCH, sequence))
-    float_export_s, _ = alone(_export_plain, folder, task, calibration[0], options.work / FLOAT)
+    float_export_s, _ = alone(export_plain, folder, task, calibration[0], options.work / FLOAT)
     return Material(options, typed, folder, loaded, resolved.threads, calibration, texts, float_export_s)
 
 
@@ -171,7 +171,7 @@ def _first_call(material: Material, opening: Opening) -> float:
     return time.perf_counter() - begin
 
 
-def _export_plain(folder: Path, task: str, feeds: Feeds, path: Path) -> None:
+def export_plain(folder: Path, task: str, feeds: Feeds, path: Path) -> None:
     """Export the checkpoint in `folder` as other tools' users do: torch's TorchScript exporter, eager attention.
 
     ONNX Runtime's and NNCF's own fusions are written for this form of the graph; ours would put them at a disadvantage.
