@@ -16,8 +16,6 @@ from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -32,6 +30,7 @@ from qdq.load.declared import RETURNED, check_config
 from qdq.load.kinds import SENTENCE_EMBEDDING, Task, detect_task, task_named
 from qdq.load.leftovers import check_leftovers, foreign_prefix, name_side_files
 from qdq.load.pooling import Chain, Pooling, read_chain
+from qdq.load.probe import UNREADABLE, check_architecture, check_sizes, check_tokenizer, run_once
 from qdq.load.source import read_config, resolve, safe_name, weight_files
 from qdq.load.tokenizer import (
     check_batch,
@@ -51,13 +50,6 @@ QDQBERT = "qdqbert"  # transformers 5 dropped it; its checkpoints are BERT's par
 
 # Names' ends of ranges and treatments, which `qdq.calibrate.checkpoint` reads from a calibrated checkpoint
 OURS = ("_amax", *(f".{name}" for kind in (QuantLinear, Residual) for name in kind.TREATMENTS))
-
-# What transformers, safetensors and torch raise on a folder whose files are damaged or contradict each other; a zero
-# head count divides by zero, a null where a table belongs has no attribute, and so on.
-UNREADABLE = (
-    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError),
-    *(EOFError, SafetensorError, StrictDataclassError),
-)
 
 
 @dataclass(frozen=True)
@@ -145,11 +137,12 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
     model = _build(folder, config, chosen, weights)
     with quiet_transformers():
         tokenizer = load_tokenizer(folder, config)
+        check_tokenizer(folder, tokenizer)
         doubt = check_ids(folder, model, tokenizer)
     if doubt:
         logger.warning(doubt)
     pooling = chain.prepare(tokenizer) if chain else None
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
         task=chosen,
@@ -164,6 +157,8 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
         folder=folder,
         sha256={file.name: sha256_file(file) for file in weights},
     )
+    run_once(folder, loaded.module(), tokenizer, loaded.inputs, chosen.choices)
+    return loaded
 
 
 def _configuration(folder: Path) -> PreTrainedConfig:
@@ -182,6 +177,7 @@ def _configuration(folder: Path) -> PreTrainedConfig:
     line = check_config(folder, values, _known_keys(model_type))
     if line:
         logger.warning(line)
+    check_architecture(folder, model_type, architectures)
     values |= RETURNED
     try:
         with quiet_transformers():
@@ -199,6 +195,7 @@ def _known_keys(model_type: str) -> set[str]:
 
 def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path]) -> PreTrainedModel:
     """Build the task's model from the folder, and check that its weights are complete."""
+    check_sizes(folder, config, weights)
     model, info = _pretrained(folder, config, task, weights)
     prefix = foreign_prefix(info["unexpected_keys"], info["missing_keys"], model.base_model_prefix)
     if prefix:

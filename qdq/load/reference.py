@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ModelError, ParityError
+from qdq.inject.relative import KEY, KINDS, model_class, relative_class
 from qdq.load.kinds import SENTENCE_EMBEDDING, TASKS, Task, detect_task
 from qdq.load.leftovers import foreign_prefix
 from qdq.load.pooling import LIBRARY, read_chain
@@ -58,7 +59,8 @@ def open_reference(folder: Path, task: str, allow_pickle: bool = False) -> Refer
 
     Raises ModelError when the library itself cannot load it.
     """
-    from qdq.load.model import UNREADABLE, quiet_transformers
+    from qdq.load.model import quiet_transformers
+    from qdq.load.probe import UNREADABLE
 
     try:
         with quiet_transformers():
@@ -129,15 +131,23 @@ def require_same_tokens(reference: Reference, texts: Sequence[tuple[str, str | N
 
 
 def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
-    """The class the checkpoint names, else the task's, exactly as `from_pretrained` makes it."""
+    """The class the checkpoint names, else the task's, exactly as `from_pretrained` makes it.
+
+    Relative positions, which transformers 5 has no code for, are computed as transformers 4 wrote them.
+    """
     import torch
     import transformers
     from transformers import AutoTokenizer
 
     import qdq.load.pruned  # noqa: F401  # the Auto classes then know our own width-pruned models
 
+    # The model, with the one help that a foreign prefix needs
     values = read_config(folder)
     cls = _named_class(values, task) or getattr(transformers, task.auto_class)
+    if values.get(KEY) in KINDS:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        named = _named_class(values, task)
+        cls = relative_class(named) if named else model_class(task.auto_class, config)
     options: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
     options["use_safetensors"] = weight_files(folder, allow_pickle)[0].suffix == ".safetensors"
     model, info = cls.from_pretrained(folder, **options)
@@ -150,6 +160,7 @@ def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
             f"{folder}: transformers' {type(model).__name__} finds no weights for {missing[0]} and {len(missing) - 1} "
             "more, so there is nothing to compare an engine with; copy the checkpoint again"
         )
+    # Its own tokenizer, and its outputs by their names
     model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

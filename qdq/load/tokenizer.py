@@ -46,7 +46,7 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenize
         )
     except ImportError as error:
         raise ModelError(f"{folder}: {_needs(error)}") from error
-    except FAILURES as error:
+    except Exception as error:  # the tokenizers package raises it as it is for what it cannot parse
         if PACKAGES.search(str(error)):
             raise ModelError(f"{folder}: {_needs(error)}") from error
         raise ModelError(

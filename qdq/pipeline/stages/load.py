@@ -28,9 +28,9 @@ def load(run: Run, stage: Stage) -> tuple[LoadedModel]:
     check_tables(loaded)
     evaluation_for(run, loaded)
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    stage.say(f"{loaded.model.config.model_type}, {loaded.task.name}, {parameters / 1e6:.1f} M parameters")
-    if loaded.chain and (prompts := loaded.chain.says()):
-        run.screen.row("", f"sentence-transformers: {prompts}")
+    said = f"{loaded.model.config.model_type}, {loaded.task.name}, {parameters / 1e6:.1f} M parameters"
+    prompts = loaded.chain.says() if loaded.chain else ""
+    stage.say(f"{said}; {prompts}" if prompts else said)
     return (loaded,)
 
 
