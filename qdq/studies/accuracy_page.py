@@ -63,9 +63,6 @@ quantization and by ONNX Runtime on the graph that a row names, because no Tenso
 
 This page is written by `make accuracy` from [docs/results/accuracy](results/accuracy), after measuring what is not
 there yet.
-
-Rows of `auto (tensorrt)` on the exported graph are of the placement before `fused` and of a lowering without product
-codes; they wait to be measured anew. The present default is known for minilm-mrpc alone ([tensorrt.md](tensorrt.md)).
 """
 
 

@@ -178,10 +178,10 @@ def _built(engines: Mapping[str, Mapping[str, Any]] | None) -> str:
     if engines is None:
         return "–"
     said: dict[str, list[str]] = {}
-    for capability, engine in engines.items():
+    for capability, engine in sorted(engines.items(), key=lambda item: int(item[0])):
         layer = engine["middle_layer"]
         line = (
-            "{}/{} INT8 linears, {}/{} attentions, {}/{} FP32 scales, ".format(
+            "{}/{} INT8 products, {}/{} attentions, {}/{} FP32 scales, ".format(
                 *engine["linears"], *engine["attentions"], *engine["fp32_scales"]
             )
             + f"{engine['kernels']} kernels, {engine['megabytes']:.0f} MB; a middle layer {layer['kernels']} and "
