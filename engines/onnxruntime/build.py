@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.instructions import Int8Sums, int8_sums
-from engines.interface import graph_files, interface
+from engines.interface import graph_files, interface, read_model
 from engines.onnxruntime.fuse import fuse
+from engines.onnxruntime.packing import is_packed
 from engines.precision import Verdict, assemble
 from engines.types import BuiltEngine, MatmulNames
 from qdq.base.artifacts import PARTIAL_PREFIX
@@ -71,6 +72,7 @@ def build(lowered: Path, folder: Path, settings: OnnxRuntimeSettings, names: Mat
     """
     inputs, outputs = interface(lowered)
     recorded: dict[str, Any] = {"threads": settings.threads, "onnxruntime": _runtime().__version__}
+    recorded["packing"] = is_packed(read_model(lowered))
     files = graph_files(lowered)
     if names is not None:
         recorded |= {"fused": _write_engine(lowered, folder / ENGINE, settings.sums)}
@@ -118,11 +120,14 @@ def coding(sums: Int8Sums) -> str:
     return "u8" if sums.saturate else "s8"
 
 
-def open_session(model: Path, options: Any) -> Any:
-    """An InferenceSession on the CPU. Raises BuildError with the runtime's reason."""
+def open_session(model: Path, options: Any, content: bytes | None = None) -> Any:
+    """An InferenceSession of a file, or of `content` that was made of it, on the CPU.
+
+    Raises BuildError with the runtime's reason.
+    """
     runtime = _runtime()
     try:
-        return runtime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(content or str(model), options, providers=["CPUExecutionProvider"])
     except failures() as error:
         raise BuildError(f"ONNX Runtime cannot load {model}: {reason(error)}; run the lower stage again") from error
 

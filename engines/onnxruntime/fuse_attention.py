@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from qdq.base.packing import CROP, PACKING, PADS, REAL_SLOTS, SPREAD
+
 DOMAIN = "com.microsoft"
 LINEAR = "MatMulIntegerToFloat"
 TO_HEADS, KEY_TO_HEADS = (0, 2, 1, 3), (0, 2, 3, 1)
@@ -37,7 +39,7 @@ class _Block:
     context: Any
     query: Any
     key: Any
-    value: Any  # tensor [B, S, H·D]
+    operands: tuple[Any, Any, Any]  # tensors [B, S, H·D] that query, key and value are read from
     mask: Any
     output: Any  # tensor [B, S, H·D]
     heads: int = 0
@@ -48,13 +50,14 @@ def fuse_attention(graph: Any, declined: list[tuple[str, str]]) -> tuple[int, li
     """Fuse every attention block of `graph` in place; (how many, names of the quantizers dropped)."""
     done = 0
     dropped: list[str] = []
-    masks: dict[str, Any] = {}
+    masks: dict[tuple[str, bool], Any] = {}
     for softmax in [node for node in graph.nodes if node.op == "Softmax"]:
         try:
             block = _find(graph, softmax)
-            if block.mask.name not in masks:
-                masks[block.mask.name] = _mask_codes(graph, block.mask)
-            codes, low = masks[block.mask.name]
+            packed = _is_spread(block.operands[1])
+            if (block.mask.name, packed) not in masks:
+                masks[block.mask.name, packed] = _mask_codes(graph, block.mask, packed)
+            codes, low = masks[block.mask.name, packed]
         except _NotAttentionError as reason:
             declined.append((softmax.name, str(reason)))
             continue
@@ -95,10 +98,23 @@ def _find(graph: Any, softmax: Any) -> _Block:
     merge = _only_reader(graph, transpose.outputs[0])
     if merge.op != "Reshape" or merge.inputs[1].values.size != 3:
         raise _NotAttentionError("its heads are not merged again")
-    query_linear, key_linear = (_producer(tensor, LINEAR, "query or key is no INT8 linear") for tensor in (query, key))
-    if any(len(tensor.outputs) != 1 for tensor in (query, key)):
-        raise _NotAttentionError("query or key is also read elsewhere")
-    return _Block(scores, reader, query_linear, key_linear, value, mask, merge.outputs[0], shape[0], dropped)
+    linears = _linear(query), _linear(key)
+    return _Block(scores, reader, *linears, (query, key, value), mask, merge.outputs[0], shape[0], dropped)
+
+
+def _is_spread(tensor: Any) -> bool:
+    """True for packed tokens that are spread out for attention."""
+    return bool(tensor.inputs) and tensor.inputs[0].name.startswith(SPREAD)
+
+
+def _linear(tensor: Any) -> Any:
+    """The INT8 linear that makes query or key, packed or not, for this block alone."""
+    while True:
+        if len(tensor.outputs) != 1:
+            raise _NotAttentionError("query or key is also read elsewhere")
+        if not tensor.inputs or not tensor.inputs[0].name.startswith(PACKING):
+            return _producer(tensor, LINEAR, "query or key is no INT8 linear")
+        tensor = tensor.inputs[0].inputs[0]
 
 
 def _heads(tensor: Any, wanted: tuple[int, ...], dropped: list[str]) -> tuple[Any, tuple[int, int]]:
@@ -130,8 +146,11 @@ def _only_reader(graph: Any, tensor: Any) -> Any:
     return tensor.outputs[0]
 
 
-def _mask_codes(graph: Any, mask: Any) -> tuple[Any, float]:
-    """(u8 codes [B, S, 1] of the additive mask, its value for padding); the mask must follow from a 0/1 input alone."""
+def _mask_codes(graph: Any, mask: Any, packed: bool) -> tuple[Any, float]:
+    """(u8 codes [B, S, 1] of the additive mask, its value for padding); the mask must follow from a 0/1 input alone.
+
+    With `packed` tokens the codes are [1, T, 1].
+    """
     import onnx_graphsurgeon as gs
 
     low = _padding_value(graph, mask)
@@ -139,10 +158,30 @@ def _mask_codes(graph: Any, mask: Any) -> tuple[Any, float]:
     zero = gs.Constant(f"{mask.name}.zero_point", np.array(128, np.uint8))
     squeezed, turned, codes = (gs.Variable(f"{mask.name}.{part}") for part in ("squeezed", "turned", "codes"))
     axes = gs.Constant(f"{mask.name}.axes", np.array([1]))
-    graph.nodes.append(gs.Node("Squeeze", squeezed.name, {}, [mask, axes], [squeezed]))
-    graph.nodes.append(gs.Node("Transpose", turned.name, {"perm": [0, 2, 1]}, [squeezed], [turned]))
+    if packed:
+        _pack_mask(graph, mask, turned, low)
+    else:
+        graph.nodes.append(gs.Node("Squeeze", squeezed.name, {}, [mask, axes], [squeezed]))
+        graph.nodes.append(gs.Node("Transpose", turned.name, {"perm": [0, 2, 1]}, [squeezed], [turned]))
     graph.nodes.append(gs.Node("QuantizeLinear", codes.name, {}, [turned, scale, zero], [codes]))
     return codes, low
+
+
+def _pack_mask(graph: Any, mask: Any, packed: Any, low: float) -> None:
+    """Make `packed` [1, T, 1] of the additive mask; the tokens that stand for padding get its value for padding."""
+    import onnx_graphsurgeon as gs
+
+    tensors = graph.tensors()
+    flat, real, padded = (gs.Variable(f"{packed.name}.{part}") for part in ("flat", "real", "padded"))
+    vector = gs.Constant(f"{packed.name}.vector", np.array([-1]))
+    column = gs.Constant(f"{packed.name}.column", np.array([1, -1, 1]))
+    value = gs.Constant(f"{packed.name}.low", np.array(low, np.float32))
+    graph.nodes += [
+        gs.Node("Reshape", flat.name, {}, [mask, vector], [flat]),
+        gs.Node("Gather", real.name, {"axis": 0}, [flat, tensors[REAL_SLOTS]], [real]),
+        gs.Node("Pad", padded.name, {}, [real, tensors[PADS], value], [padded]),
+        gs.Node("Reshape", packed.name, {}, [padded, column], [packed]),
+    ]
 
 
 def _padding_value(graph: Any, mask: Any) -> float:
@@ -153,7 +192,7 @@ def _padding_value(graph: Any, mask: Any) -> float:
     # Walk up from the mask, through operators of one input each, to the graph's input.
     nodes: list[Any] = []
     sources: list[Any] = [mask]
-    while sources and sources[0].inputs:
+    while sources and sources[0].inputs and not sources[0].inputs[0].name.startswith(CROP):
         node = sources[0].inputs[0]
         if node.op not in MASK_OPERATORS or len(nodes) > 20:
             raise _NotAttentionError(f"its mask is made by {node.op}, not of a 0/1 input alone")
@@ -161,7 +200,7 @@ def _padding_value(graph: Any, mask: Any) -> float:
         sources = [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable) and not tensor.is_empty()]
         if len(sources) != 1:
             raise _NotAttentionError("its mask is made of more than one tensor")
-    if not any(sources[0] is tensor for tensor in graph.inputs):
+    if not sources[0].inputs and not any(sources[0] is tensor for tensor in graph.inputs):
         raise _NotAttentionError("its mask is a constant")
     # Run just these on one padded and one real token.
     part = gs.Graph(nodes=nodes, inputs=sources, outputs=[mask], opset=graph.opset)
@@ -223,11 +262,10 @@ def _widen(linear: Any, heads: int, scale: float, bias: float) -> None:
 def _replace(graph: Any, block: _Block) -> None:
     import onnx_graphsurgeon as gs
 
-    inputs = [block.query.outputs[0], block.key.outputs[0], block.value]
-    for tensor in inputs[:2]:
+    for tensor in (*block.operands, block.query.outputs[0], block.key.outputs[0]):
         tensor.shape = None
     block.output.inputs.clear()
     # Both names, so that the read-back finds either multiplication. The query carries 1/sqrt(head size) already.
     name = f"{block.scores.name}+{block.context.name}"
     attributes = {"num_heads": block.heads, "scale": 1.0}
-    graph.nodes.append(gs.Node("MultiHeadAttention", name, attributes, inputs, [block.output], DOMAIN))
+    graph.nodes.append(gs.Node("MultiHeadAttention", name, attributes, list(block.operands), [block.output], DOMAIN))

@@ -8,6 +8,7 @@ from typing import Any
 
 from engines.instructions import Int8Sums, int8_sums
 from engines.interface import interface
+from engines.openvino.packing import is_packed
 from engines.openvino.precision import verdicts
 from engines.openvino.reading import mark, read_network
 from engines.precision import assemble
@@ -90,6 +91,7 @@ def build(
         "precision_hint": settings.precision_hint,
         **({"dynamic_group": settings.dynamic_group} if settings.dynamic_group else {}),
         "int8_sums": {**settings.sums.as_json(), **({"fitted": network.fitted} if network.fitted else {})},
+        "packing": is_packed(model),
         "openvino": openvino.__version__,
         "inference_precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
     }

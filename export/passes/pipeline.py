@@ -18,6 +18,7 @@ from export.passes.half_body import half_body
 from export.passes.merge_projections import merge_projections
 from export.passes.narrow_inputs import narrow_inputs
 from export.passes.needed_rows import needed_rows
+from export.passes.pack_tokens import pack_tokens
 from export.passes.quantized_products import quantized_products
 from export.passes.recode_unsigned import recode_unsigned
 from export.passes.share_factors import share_factors
@@ -107,6 +108,13 @@ GATHER_TOKENS = Pass(
     gather_tokens,
 )
 
+PACK = Pass(
+    "pack_tokens",
+    "texts fill a part of their batch: everything but attention then works on its real tokens alone. After all that "
+    "looks for tables, positions and rows, which it changes the indices of, and before the coding of activations",
+    pack_tokens,
+)
+
 LINEARS_UNSIGNED = Pass(
     "recode_linears_unsigned",
     "x86's INT8 instruction multiplies u8 by s8; with s8 activations OpenVINO's kernels shift every operand first, "
@@ -169,6 +177,7 @@ class LowerOptions:
     dynamic: bool = False  # quantize the inputs of linears with INT8 weights at run time (ONNX Runtime)
     narrow: bool = False  # INT32 inputs for a CPU target, too
     form: Form = "padded"  # of the batch in TensorRT's graph
+    pack: bool = True  # a CPU target works on the real tokens of a batch only
 
 
 def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, ...]:
@@ -176,9 +185,10 @@ def passes_for(target: str, options: LowerOptions | None = None) -> tuple[Pass, 
     options = options or LowerOptions()
     dynamic = (DYNAMIC,) if options.dynamic else ()
     narrow = (NARROW,) if options.narrow else ()
+    pack = (PACK,) if options.pack else ()
     pipelines: Mapping[str, tuple[Pass, ...]] = {
-        "openvino": (FACTORS, SHARE, ROWS, TYPES, COMPACT, CODES, LINEARS_UNSIGNED, *narrow),
-        "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *dynamic, RECODE, *narrow),
+        "openvino": (FACTORS, SHARE, ROWS, TYPES, COMPACT, CODES, *pack, LINEARS_UNSIGNED, *narrow),
+        "onnxruntime": (FACTORS, SHARE, ROWS, CODES, *pack, *dynamic, RECODE, *narrow),
         "tensorrt": (
             *(FACTORS, SHARE, ROWS if options.form == "padded" else BLOCK_ROWS, TABLES, _half(options), MERGE, RATIOS),
             *(_products(options), *FORMS[options.form], NARROW, PROVE),

@@ -8,6 +8,7 @@ from typing import Any
 BODIES = ("fp16", "bf16", "fp32")  # float type outside the INT8 islands of a TensorRT graph
 BATCH_FORMS = ("padded", "rows", "gather")  # of a TensorRT graph's batch
 INPUT_TYPES = ("int64", "int32")  # of a CPU engine's token ids
+PACKINGS = ("auto", "on", "off")  # of a CPU graph: work on the real tokens of a batch only
 PRECISION_HINTS = ("f32", "bf16", "f16")  # OpenVINO's, for layers that are not INT8
 CAPABILITIES = (75, 80, 86, 89, 120, 121)  # compute capabilities x 10 of NVIDIA's compiler, Turing to Blackwell
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")  # TensorRT's hardware compatibility levels

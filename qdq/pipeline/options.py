@@ -15,7 +15,16 @@ from typing import Any
 from engines import targets
 from engines.cores import available_cores, numa_nodes, share_cores
 from engines.instructions import int8_sums
-from qdq.base.choices import BATCH_FORMS, BODIES, CAPABILITIES, HARDWARE, INPUT_TYPES, PLACEMENTS, PRECISION_HINTS
+from qdq.base.choices import (
+    BATCH_FORMS,
+    BODIES,
+    CAPABILITIES,
+    HARDWARE,
+    INPUT_TYPES,
+    PACKINGS,
+    PLACEMENTS,
+    PRECISION_HINTS,
+)
 from qdq.base.option import FREE, as_json, check, option, values_for
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, CLIP, DEFAULT_MOVING_RATE, Algorithm, algorithm_named
 from qdq.calibrate.treatments.settings import (
@@ -128,6 +137,7 @@ class CompileOptions(TreatmentOptions):
     )
     body: str = _engine("fp16", "TensorRT's float type outside INT8", LOWER, "T", choices=BODIES)
     input_dtype: str = _engine("int64", "CPU engines' inputs", LOWER, "T", choices=INPUT_TYPES)
+    packing: str = _engine("auto", "CPU engines skip padding; auto: unless scales are dynamic", LOWER, choices=PACKINGS)
     bench_seconds: float = _engine(20.0, "time budget of the benchmark inside compile", FREE, "S", positive=True)
     triton_backend: str | None = _engine(
         None, "Triton's backend (default: onnxruntime, or tensorrt for plans)", FREE, choices=TRITON_BACKENDS

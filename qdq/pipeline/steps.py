@@ -84,7 +84,7 @@ def _export_inputs(run: Run) -> Mapping[str, Any]:
 def _lower_inputs(run: Run) -> Mapping[str, Any]:
     options, canonical = run.options, {"canonical": fingerprint(run.work.path / CANONICAL)}
     if not TARGETS[options.target].gpu:
-        return {**canonical, "input_dtype": options.input_dtype}
+        return {**canonical, "input_dtype": options.input_dtype, "packing": options.packing}
     text = [source_fingerprint(options, options.calibration), options.samples, options.sequence]
     form = {} if options.batch_form == "padded" else {"form": [options.batch_form, options.batch]}
     return {**canonical, "body": options.body, "ranges": text, "product_codes": options.product_codes, **form}

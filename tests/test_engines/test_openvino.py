@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from engines.instructions import Int8Sums, int8_sums
 from engines.openvino import OpenVINORunner, OpenVINOSettings, build
-from engines.openvino.runner import piece_of
+from engines.pieces import piece_of
 from engines.types import BuiltEngine, MatmulNames
 from export.to_onnx import save_proto
 from qdq.errors import BuildError, ConfigError, DeployError
@@ -147,6 +147,7 @@ def test_the_precision_hint_is_recorded_and_applied(write_encoder: Callable[...,
     assert said == {
         "threads": 1,
         "precision_hint": hint,
+        "packing": False,
         "inference_precision": hint,
         "openvino": openvino.__version__,
     }
@@ -252,7 +253,7 @@ def test_a_runner_for_one_shape_takes_every_other_shape_too(
     write_encoder: Callable[..., Path], make_feeds: Any, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
     """Its static variant and the dynamic one are two compilations: float sums may differ in their last bits."""
-    monkeypatch.setattr("engines.openvino.runner.PIECE_TOKENS", tokens)
+    monkeypatch.setattr("engines.pieces.PIECE_TOKENS", tokens)
     built(model := write_encoder())
     xml = model.parent / "openvino" / "model.xml"
     general, special = OpenVINORunner(xml, ONE_THREAD), OpenVINORunner(xml, OpenVINOSettings(2, shape=(8, 16)))

@@ -44,7 +44,10 @@ def cpu_lowering(run: Run) -> LowerOptions:
     """Options of the passes for a CPU target. Raises ConfigError for run-time scales on a target without them."""
     from export.passes import LowerOptions
 
-    return LowerOptions(dynamic=is_dynamic(run), narrow=run.options.input_dtype == "int32")
+    dynamic, packing = is_dynamic(run), run.options.packing
+    # A scale that a tensor gets at run time is of real tokens only when it is packed: other values, if better ones.
+    pack = packing == "on" or (packing == "auto" and not dynamic)
+    return LowerOptions(dynamic=dynamic, narrow=run.options.input_dtype == "int32", pack=pack)
 
 
 def is_dynamic(run: Run) -> bool:
