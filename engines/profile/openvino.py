@@ -12,6 +12,7 @@ from typing import Any
 
 from engines.interface import feeds_for
 from engines.openvino.build import OpenVINOSettings, open_core, reason
+from engines.openvino.packing import is_packed, take_out_packing
 from engines.openvino.precision import INT8_TYPES, information, operand_types, origins, weight_origins
 from engines.openvino.reading import read_network
 from engines.profile.layers import Layer, Profiled
@@ -85,6 +86,8 @@ class _Operations:
         self.types = {op.get_friendly_name(): str(op.get_type_name()) for op in network.get_ordered_ops()}
         fixed = network.clone()
         fixed.reshape({port.get_any_name(): list(shapes[port.get_any_name()]) for port in fixed.inputs})
+        if is_packed(fixed):  # its sizes follow from the mask; counted as if every token were real
+            take_out_packing(fixed, tuple(next(iter(shapes.values()))))
         self.multiply_adds: dict[str, int] = {}
         for op in fixed.get_ordered_ops():
             if op.get_type_name() == "MatMul":

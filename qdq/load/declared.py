@@ -16,7 +16,13 @@ from qdq.inject.relative import FAMILIES, KEY, KINDS
 from qdq.load.source import read_object
 
 # Only what is returned, never its values: the graph's outputs are the task's own.
-RETURNED = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+# Chunks of the feed-forward part save memory in training and would bind lengths to multiples of their size.
+RETURNED = {
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "chunk_size_feed_forward": 0,
+}
 
 # Keys, as patterns -> the reason to refuse any value that is not off; the first that fits
 REFUSED = (

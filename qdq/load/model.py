@@ -163,6 +163,7 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
 
 def _configuration(folder: Path) -> PreTrainedConfig:
     """The configuration of a supported family. A QDQBERT checkpoint is read as the BERT it is."""
+    # The file as it stands, QDQBERT's names as BERT's
     values = read_config(folder)
     architectures = values.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
@@ -174,6 +175,7 @@ def _configuration(folder: Path) -> PreTrainedConfig:
         family_of(model_type)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
+    # Keys that transformers would drop or misread without a word
     line = check_config(folder, values, _known_keys(model_type))
     if line:
         logger.warning(line)

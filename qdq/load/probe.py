@@ -62,6 +62,8 @@ def check_sizes(folder: Path, config: PreTrainedConfig, weights: Sequence[Path])
             tensors, numbers = tensors + len(shapes), numbers + sum(math.prod(shape) for shape in shapes)
     except UNREADABLE as error:
         raise ModelError(f"{file}: is damaged ({error}); copy the checkpoint again") from error
+    if not tensors:
+        return  # said by name, when they are missed
     # Each size by itself
     layers = max(tensors, SHARED_LAYERS)
     for key, value in config.to_dict().items():

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import ModelError, ParityError
-from qdq.inject.relative import KEY, KINDS, model_class, relative_class
 from qdq.load.kinds import SENTENCE_EMBEDDING, TASKS, Task, detect_task
 from qdq.load.leftovers import foreign_prefix
 from qdq.load.pooling import LIBRARY, read_chain
@@ -140,6 +139,7 @@ def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
     from transformers import AutoTokenizer
 
     import qdq.load.pruned  # noqa: F401  # the Auto classes then know our own width-pruned models
+    from qdq.inject.relative import KEY, KINDS, model_class, relative_class
 
     # The model, with the one help that a foreign prefix needs
     values = read_config(folder)

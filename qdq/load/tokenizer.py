@@ -162,5 +162,6 @@ def _rows(model: PreTrainedModel, table: str) -> int | None:
 
 
 def outside_traces() -> bool:
-    """True where values may be looked at: not while torch traces or compiles."""
-    return not torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export()
+    """True where values may be looked at: not while torch traces or compiles, or its calls are recorded."""
+    recorded = torch._C._len_torch_function_stack() > 0
+    return not (recorded or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export())

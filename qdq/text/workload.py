@@ -53,11 +53,30 @@ def full_rows(
     batch, sequence, choices = shape[0], shape[-1], shape[1] if len(shape) == 3 else None
     texts = list(itertools.chain.from_iterable(samples_of(records, choices)))
     size = batch * (choices or 1)
-    rows = [_filled(tokenizer, texts, number, inputs, sequence) for number in range(size * count)]
+    rows = _different_rows(tokenizer, texts, inputs, sequence, size * count)
     return [
         shaped(pad(tokenizer, rows[start : start + size], inputs, sequence), batch, choices)
         for start in range(0, len(rows), size)
     ]
+
+
+def _different_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Record], inputs: Sequence[str], sequence: int, needed: int
+) -> list[TokenRow]:
+    """Full rows, no two with the same tokens as long as a round through the texts still gives a new one."""
+    rows: list[TokenRow] = []
+    seen: set[tuple[int, ...]] = set()
+    number = repeats = 0
+    while len(rows) < needed:
+        row = _filled(tokenizer, texts, number, inputs, sequence)
+        number += 1
+        if tuple(row["input_ids"]) in seen and repeats < len(texts):
+            repeats += 1
+            continue
+        repeats = 0 if tuple(row["input_ids"]) not in seen else repeats
+        seen.add(tuple(row["input_ids"]))
+        rows.append(row)
+    return rows
 
 
 def _filled(
@@ -75,7 +94,7 @@ def _filled(
         length = len(row["input_ids"])
         if length == sequence:
             return row
-        if joined > len(texts) and length == before:
+        if joined >= 2 * len(texts) and length == before:  # every text came once more
             raise DataError(
                 f"the texts hold too few tokens to fill a sequence of {sequence}; give other text to --eval-data "
                 "(EVAL=)"

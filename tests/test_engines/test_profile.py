@@ -147,7 +147,7 @@ def test_every_pass_of_the_lowering_gets_a_bar(encoder: Path) -> None:
     text, code = run_file_command("profile", typed, typed.pop("json"))
     assert code == 0
     labels = [entry["label"] for entry in json.loads(text)["profiles"]]
-    assert labels == ["canonical", "recode_linears_unsigned", "static shape"]
+    assert labels == ["canonical", "pack_tokens", "recode_linears_unsigned", "static shape"]
     with pytest.raises(ConfigError, match="absent: is not a file; --steps takes a canonical graph"):
         run_file_command("profile", {"file": ("absent",), "steps": True}, as_json=False)
 

@@ -29,11 +29,13 @@ REPORT = 100  # mutations between two lines of progress
 
 def fuzz(mutations: int, seed: int, scratch: Path, first: int = 0) -> dict[str, Any]:
     """Damage copies in `scratch`, each by the seed and its number, from `first` on; returns counts and faults."""
+    # Whole checkpoints and what they compute
     wholes = [write_classifier(scratch / "classifier"), write_embedder(scratch / "embedder")]
     before = [outputs_of(folder) for folder in wholes]
     counts: Counter[str] = Counter()
     faults: list[dict[str, Any]] = []
     started = time.monotonic()
+    # One damaged copy after the other
     for number in range(first, first + mutations):
         rng = Random(f"{seed}/{number}")
         which = rng.randrange(len(wholes))

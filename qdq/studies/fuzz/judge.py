@@ -92,9 +92,11 @@ def _judged(folder: Path, whole: Outputs | None) -> Verdict:
     from qdq.text.data import Record
     from qdq.text.encode import tokenize
 
+    # Beside the model before it was damaged
     loaded, feeds, ours = _run(folder)
     same = whole is not None and ours.keys() == whole.keys()
     same = same and all(np.array_equal(ours[name], whole[name]) for name in ours)  # type: ignore[index]
+    # Beside what its library makes of the damaged one
     try:
         reference = open_reference(folder, loaded.task.name)
     except ModelError as error:

@@ -149,7 +149,8 @@ def _added(holder: Any, key: Any, rng: Random) -> str:
 def _bytes(path: Path, rng: Random) -> str:
     """Flip, cut, repeat or replace bytes."""
     data = bytearray(path.read_bytes())
-    kind = rng.choice(("flip", "flip", "cut", "insert", "page", "empty", "utf-16", "mark"))
+    kinds = ("flip", "flip", "cut", "insert", "page", "empty", "utf-16", "mark")
+    kind = rng.choice(kinds if data else ("page", "mark"))  # nothing can be flipped in an empty file
     if kind == "flip":
         for _ in range(rng.choice((1, 1, 3))):
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)

@@ -155,7 +155,7 @@ def test_sentence_transformers_head_survives(
     tiny_checkpoint: Checkpoint, batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(tiny_checkpoint("bert", "feature-extraction"), tmp_path / "source"))
-    write_json(source / "modules.json", [*MODULES, {"path": "../../outside", "type": "m.Normalize"}])
+    write_json(source / "modules.json", MODULES)
     write_json(source / "1_Pooling" / "config.json", POOLING)
     write_json(source / "sentence_bert_config.json", {"max_seq_length": 40})
     loaded = calibrated(source, tmp_path / "checkpoint", batch, named_spec("linear"))
@@ -253,9 +253,11 @@ def test_a_treatment_of_the_wrong_length_names_its_module(damaged: Path, key: st
 def test_truncated_weights(damaged: Path, size: int) -> None:
     path = damaged / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ModelError, match=r"checkpoint: cannot be loaded as text-classification .*copy the checkpoint"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: is (not a safetensors file|cut off) .* again"):
         load_checkpoint(damaged)
-    with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read \(.*copy the checkpoint again"):
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: (cannot be read|is not a safetensors file|is cut off) .* again"
+    ):
         read_amax(damaged)
 
 

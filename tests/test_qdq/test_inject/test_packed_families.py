@@ -140,8 +140,8 @@ def test_a_pooled_embedding_is_that_of_all_positions(
 ) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint("bert", "feature-extraction"), folder)
-    kinds = ("Transformer", "Pooling")
-    modules = [{"type": f"sentence_transformers.models.{kind}", "path": "1_Pooling"} for kind in kinds]
+    kinds = {"Transformer": "", "Pooling": "1_Pooling"}
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds.items()]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))

@@ -133,7 +133,7 @@ def test_an_interrupted_first_run_leaves_nothing(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qdq.calibrate.treatments.order.collect", interrupted)
+    monkeypatch.setattr("qdq.calibrate.treatments.order.observe", interrupted)
     outcome = qdq("compile", "--model", "tiny-bert", "--out", "new/work", "--target", "openvino", *small)
     assert outcome.code == 130
     assert outcome.err.endswith("qdq: interrupted; whole files were kept, run again to continue\n")

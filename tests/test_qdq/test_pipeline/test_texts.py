@@ -95,9 +95,10 @@ def test_labels_are_names_or_numbers() -> None:
     records = [Record("a", label="positive"), Record("b", label="0"), Record("c", label="1")]
     assert class_indices(records, NAMES, 2, required=True) == ([1, 0, 1], "")
     assert class_indices(records[1:], (), 2, required=True) == ([0, 1], "")
+    assert class_indices([Record("c", label="1.0")], (), 2, required=True) == ([1], "")  # a column with gaps in pandas
 
 
-@pytest.mark.parametrize("label", ["neutral", "2", "-1", "1.0", None])
+@pytest.mark.parametrize("label", ["neutral", "2", "-1", "1.5", None])
 def test_an_unknown_label_is_no_metric_or_an_error(label: str | None) -> None:
     records = [Record("a", label="positive"), Record("b", label=label)]
     indices, reason = class_indices(records, NAMES, 2, required=False)

@@ -74,10 +74,10 @@ def forever(*_arguments: Any) -> Any:
 
 def test_crashes_and_endless_loops_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_classifier(tmp_path / "whole")
-    monkeypatch.setattr(judge, "SECONDS", 1)
     with monkeypatch.context() as patch:
         patch.setattr(reference, "open_reference", raises(model.ModelError("x: cannot be loaded")))
         assert judge.judge(folder).kind == "unknown"
+    monkeypatch.setattr(judge, "SECONDS", 1)
     for broken in (raises(KeyError("layer")), forever):
         monkeypatch.setattr(model, "load_model", broken)
         assert judge.judge(folder).kind == "internal"
