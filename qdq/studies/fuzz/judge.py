@@ -52,7 +52,8 @@ def limited(seconds: int) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        # One that is on its way already would end the process by its default action
+        signal.signal(signal.SIGVTALRM, signal.SIG_IGN if before == signal.SIG_DFL else before)
 
 
 def judge(folder: Path, whole: Outputs | None = None) -> Verdict:

@@ -67,20 +67,13 @@ def raises(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-def forever(*_arguments: Any) -> Any:
-    while True:
-        pass
-
-
-def test_crashes_and_endless_loops_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crashes_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_classifier(tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(reference, "open_reference", raises(model.ModelError("x: cannot be loaded")))
         assert judge.judge(folder).kind == "unknown"
-    monkeypatch.setattr(judge, "SECONDS", 1)
-    for broken in (raises(KeyError("layer")), forever):
-        monkeypatch.setattr(model, "load_model", broken)
-        assert judge.judge(folder).kind == "internal"
+    monkeypatch.setattr(model, "load_model", raises(KeyError("layer")))
+    assert judge.judge(folder).kind == "internal"
 
 
 def test_every_mutation_can_be_repeated(tmp_path: Path) -> None:

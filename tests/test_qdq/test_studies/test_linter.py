@@ -55,7 +55,7 @@ def test_forms_are_valid_graphs_that_the_linter_recognizes(qkv: Any, weights: An
 def test_every_rule_names_graphs_that_show_its_verdict() -> None:
     for rule in RULES:
         assert set(rule.verdict.graphs) <= NAMED.keys(), rule.id
-        assert rule.verdict.graphs, rule.id
+        assert rule.verdict.graphs or rule.verdict.outcome == "untested", rule.id
         assert rule.verdict.shown, rule.id
 
 
