@@ -9,7 +9,7 @@ import pytest
 
 from qdq.errors import ConfigError, DataError
 from qdq.studies.markdown import filled, table
-from qdq.studies.pages import LINTER, pages
+from qdq.studies.pages import LINTER, ROWS, pages
 from qdq.studies.prove import CAPABILITIES, RANDOM
 from qdq.studies.study import RESULTS, exit_code, load_results
 
@@ -49,6 +49,7 @@ def test_the_tensorrt_graphs_were_proved() -> None:
     """Findings of `make prove` on real models: the same acceptance the tests hold a tiny graph to."""
     results = load_results(RESULTS / "tensorrt")
     assert results.pop(LINTER)["graphs"] >= 200
+    assert results.pop(ROWS)["rows"]
     assert set(results) == {"all-MiniLM-L6-v2", "minilm-mrpc", RANDOM}
     for name, result in results.items():
         lint, removals, half = result["lint"], result["removals"], result["fp16"]
