@@ -126,8 +126,9 @@ class Emitter:
 
     def sizes(self, shape: Sequence[int | Size]) -> ir.Value:
         """A shape as an INT64 vector, constant where all of it is."""
-        if all(isinstance(dimension, int) for dimension in shape):
-            return self.integers(*shape)  # type: ignore[arg-type]  # just checked
+        numbers = [dimension for dimension in shape if isinstance(dimension, int)]
+        if len(numbers) == len(shape):
+            return self.integers(*numbers)
         parts = [self.size(dimension) for dimension in shape]
         return (
             self.node("Concat", *parts, axis=0, like=Result((len(shape),), torch.int64)) if len(parts) > 1 else parts[0]

@@ -90,7 +90,8 @@ def _promoted(emitter: Emitter, left: ir.Value, right: ir.Value) -> tuple[ir.Val
     if left.dtype not in order or right.dtype not in order:
         raise Unrecorded(f"{emitter.module} mixes {left.dtype} with {right.dtype}")
     wide = max(left.dtype, right.dtype, key=order.index)
-    return tuple(v if v.dtype == wide else emitter.node("Cast", v, to=wide) for v in (left, right))  # type: ignore[return-value]
+    left, right = (v if v.dtype == wide else emitter.node("Cast", v, to=wide) for v in (left, right))
+    return left, right
 
 
 def _reversed_sub(emitter: Emitter, call: Call) -> ir.Value:

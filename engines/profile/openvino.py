@@ -15,6 +15,7 @@ from engines.openvino.build import OpenVINOSettings, open_core, reason
 from engines.openvino.packing import is_packed, take_out_packing
 from engines.openvino.precision import INT8_TYPES, information, operand_types, origins, weight_origins
 from engines.openvino.reading import read_network
+from engines.pieces import MASK, filled
 from engines.profile.layers import Layer, Profiled
 from qdq.base.types import Feeds
 from qdq.errors import BuildError
@@ -35,6 +36,8 @@ class OpenVINOProfiler:
             self._network = read_network(core, model, settings.sums).model
             if settings.shape is not None:
                 self._network.reshape({port.get_any_name(): list(settings.shape) for port in self._network.inputs})
+                if is_packed(self._network):  # as the runner has it for batches of this shape
+                    take_out_packing(self._network, settings.shape)
             self._compiled = core.compile_model(self._network, "CPU", {**settings.properties(), "PERF_COUNT": True})
         except RuntimeError as error:
             raise BuildError(f"OpenVINO cannot load {model}: {reason(error)}; build it again") from error
@@ -46,6 +49,7 @@ class OpenVINOProfiler:
         self._kernels: set[str] = set()  # the counters have whole microseconds: a small kernel may read 0
         self._calls: list[float] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._real = 1.0  # share of real tokens
 
     def run(self, feeds: Feeds) -> None:
         """See `Profiler`."""
@@ -58,6 +62,7 @@ class OpenVINOProfiler:
         elapsed = 1e3 * (time.perf_counter() - begin)
         if not self._shapes:
             self._shapes = {name: array.shape for name, array in wanted.items()}
+            self._real = filled(wanted[MASK]) if MASK in wanted else 1.0
             return
         self._calls.append(elapsed)
         for entry in self._request.profiling_info:
@@ -69,7 +74,7 @@ class OpenVINOProfiler:
     def result(self) -> Profiled:
         """See `Profiler`."""
         nodes = {node.get_friendly_name(): node for node in self._compiled.get_runtime_model().get_ordered_ops()}
-        operations = _Operations(self._network, self._shapes)
+        operations = _Operations(self._network, self._shapes, self._real)
         medians = {name: statistics.median(values) for name, values in self._times.items()}
         layers = (
             _layer(name, self._kinds[name], ms, nodes.get(name), operations)
@@ -80,19 +85,25 @@ class OpenVINOProfiler:
 
 
 class _Operations:
-    """The operations of the network before OpenVINO compiled it: their types, and what each multiplies."""
+    """The operations of the network before OpenVINO compiled it: their types, and what each multiplies.
 
-    def __init__(self, network: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    In a packed network linears over tokens multiply the share `real` of all tokens, attention counts as padded.
+    """
+
+    def __init__(self, network: Any, shapes: Mapping[str, tuple[int, ...]], real: float) -> None:
         self.types = {op.get_friendly_name(): str(op.get_type_name()) for op in network.get_ordered_ops()}
         fixed = network.clone()
         fixed.reshape({port.get_any_name(): list(shapes[port.get_any_name()]) for port in fixed.inputs})
-        if is_packed(fixed):  # its sizes follow from the mask; counted as if every token were real
+        if packed := is_packed(fixed):  # its sizes follow from the mask: counted on every position
             take_out_packing(fixed, tuple(next(iter(shapes.values()))))
         self.multiply_adds: dict[str, int] = {}
         for op in fixed.get_ordered_ops():
             if op.get_type_name() == "MatMul":
                 inner = op.input(0).get_partial_shape().to_shape()[-2 if op.get_attributes()["transpose_a"] else -1]
-                self.multiply_adds[op.get_friendly_name()] = prod(op.output(0).get_partial_shape().to_shape()) * inner
+                ranks = tuple(len(op.input(place).get_partial_shape()) for place in (0, 1))
+                share = real if packed and ranks == (3, 2) else 1.0
+                sizes = op.output(0).get_partial_shape().to_shape()
+                self.multiply_adds[op.get_friendly_name()] = round(prod(sizes) * inner * share)
 
     def known(self, names: Iterable[str]) -> list[str]:
         """Names as a primitive carries them, in the network's spelling; those that it does not know are left out.

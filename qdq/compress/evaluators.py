@@ -64,8 +64,8 @@ def builtin_evaluator(model: PreTrainedModel, tokenizer: Any = None) -> tuple[st
     if name.endswith("ForSequenceClassification"):
         return EVALUATORS[head_of_model(model).kind]
     if name.endswith("ForTokenClassification"):
-        named = model.config.id2label or {}
-        tags = [str(named.get(index)) for index in range(model.config.num_labels or 0)]  # type: ignore[call-overload]
+        named: Mapping[Any, Any] = model.config.id2label or {}
+        tags = [str(named.get(index)) for index in range(int(model.config.num_labels or 0))]
         return ("entity F1" if has_entities(tags) else "token accuracy"), partial(tag_metrics, tags=tags)
     if name.endswith("ForQuestionAnswering"):
         return "SQuAD F1", answer_evaluator(tokenizer)

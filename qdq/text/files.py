@@ -33,6 +33,11 @@ def read_rows(path: Path, given: Given = NOTHING_GIVEN) -> Iterator[Row]:
     Raises DataError for a file that cannot be read, is not UTF-8 text, or holds a row that does not parse.
     """
     reader = _READERS.get(path.suffix.lower())
+    if reader is not None and given.header:
+        raise DataError(
+            f"{path}: --header names the columns of tables and tagged text, and this file has names of its own; leave "
+            "--header out, or give one file that needs it"
+        )
     try:
         yield from _text(path, given) if reader is None else reader(path)
     except OSError as error:

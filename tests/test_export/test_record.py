@@ -1,4 +1,4 @@
-"""What a recording tells apart, and what it refuses, so that torch traces instead."""
+"""Tell sizes, constants and values apart in a recording, and refuse what torch must trace instead."""
 
 from __future__ import annotations
 

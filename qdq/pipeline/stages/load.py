@@ -35,7 +35,9 @@ def load(run: Run, stage: Stage) -> tuple[LoadedModel]:
 
 
 def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
-    """Raise ConfigError for a sequence beyond the position embeddings or a batch beyond this machine's memory."""
+    """Raise ConfigError for a sequence beyond the position embeddings or what the tokenizer makes, or a batch beyond
+    this machine's memory.
+    """
     from engines.bench.machine import machine
 
     if sequence > loaded.max_sequence:
@@ -52,6 +54,12 @@ def check_shape(loaded: LoadedModel, batch: int, sequence: int) -> None:
         raise ConfigError(
             f"--batch (BATCH=): {batch} x {sequence} needs about {needed:.0f} GiB for activations and this machine has "
             f"{memory:.0f} GiB; give a smaller batch or sequence"
+        )
+    if sequence > loaded.tokenizer.model_max_length:  # its texts would be cut there, and no row could be filled
+        longest = int(loaded.tokenizer.model_max_length)
+        raise ConfigError(
+            f"--sequence (SEQ=): {sequence} is beyond the {longest} tokens that the tokenizer of {loaded.name} cuts "
+            f"its texts to; give at most {longest}, or a larger model_max_length (max_seq_length) in the checkpoint"
         )
 
 

@@ -271,3 +271,11 @@ def test_full_disk(workplace: Path, qdq: Qdq, full_disk: Callable[[int], Any]) -
             onnx.checker.check_model(path)
         if path.is_file() and path.name != "manifest.json":
             assert path.read_bytes() == Path("before", path.relative_to("work")).read_bytes(), path
+
+
+def test_sequence_beyond_what_the_tokenizer_makes(refused: Any) -> None:
+    path = Path("tiny-bert/tokenizer_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": 16}))
+    assert "32 is beyond the 16 tokens that the tokenizer of tiny-bert cuts its texts to" in refused(
+        2, "--sequence", "32"
+    )

@@ -22,21 +22,9 @@ from qdq.text.encode import (
     encode_batch,
 )
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-LETTERS = [c for c in map(chr, range(33, 127)) if not c.isupper()]
-WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "far", "away"]
-ALL = ("input_ids", "attention_mask", "token_type_ids")
+from .words import ALL, LETTERS, WORDS, bert
+
 CLS, SEP = 2, 3
-
-
-def bert(extra: list[str]) -> BertTokenizer:
-    vocabulary = dict.fromkeys([*SPECIAL, *WORDS, *extra])
-    return BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
-
-
-@pytest.fixture
-def tokenizer() -> BertTokenizer:
-    return bert([*LETTERS, *(f"##{letter}" for letter in LETTERS)])
 
 
 def without_types() -> PreTrainedTokenizerFast:

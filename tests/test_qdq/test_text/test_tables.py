@@ -75,6 +75,7 @@ def test_given_names_make_the_first_line_a_row(tmp_path: Path) -> None:
 
 def test_names_for_a_file_that_has_them_are_refused(tmp_path: Path) -> None:
     assert "leave --header out" in refusal(tmp_path / "a.csv", "text,label\na b,1\n", header=("Text", "label"))
+    assert "leave --header out" in refusal(tmp_path / "a.json", '[{"text": "a b"}]', header=("text", "label"))
 
 
 def test_a_header_of_numbers_counts_where_the_user_names_its_columns(tmp_path: Path) -> None:

@@ -15,20 +15,7 @@ from qdq.text.data import Record, bundled, read_records
 from qdq.text.encode import encode_batch
 from qdq.text.workload import full_rows, workload_of_shape
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-LETTERS = [c for c in map(chr, range(33, 127)) if not c.isupper()]
-WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "far", "away"]
-ALL = ("input_ids", "attention_mask", "token_type_ids")
-
-
-def bert(extra: list[str]) -> BertTokenizer:
-    vocabulary = dict.fromkeys([*SPECIAL, *WORDS, *extra])
-    return BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
-
-
-@pytest.fixture
-def tokenizer() -> BertTokenizer:
-    return bert([*LETTERS, *(f"##{letter}" for letter in LETTERS)])
+from .words import ALL, bert
 
 
 def ids(tokenizer: Any, text: str) -> list[int]:
