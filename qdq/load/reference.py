@@ -165,7 +165,7 @@ def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def run(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = model(**tensors, return_dict=True)
+        found = model(**tensors, return_dict=True, output_hidden_states=False, output_attentions=False)
         return {name: getattr(found, name) for name in task.outputs}
 
     def encode(text: str, pair: str | None, most: int) -> list[int]:

@@ -70,14 +70,10 @@ def mutate(folder: Path, rng: Random) -> str:
     """Damage one file of `folder`, which must be the caller's own copy; returns what was done."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     path = rng.choice(files)
-    if path.suffix == ".json" and rng.random() < 0.85:
-        try:
-            done = _json(path, rng)
-        except ValueError:  # an earlier mutation left no JSON
-            done = _bytes(path, rng)
-    elif path.suffix == ".safetensors" and rng.random() < 0.85:
-        done = _safetensors(path, rng)
-    else:
+    change = {".json": _json, ".safetensors": _safetensors}.get(path.suffix, _bytes)
+    try:
+        done = (change if rng.random() < 0.85 else _bytes)(path, rng)
+    except (ValueError, LookupError, TypeError, struct.error):  # an earlier mutation left nothing with this structure
         done = _bytes(path, rng)
     return f"{path.relative_to(folder).as_posix()}: {done}"
 
