@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from qdq.base.packing import COLUMNS_STEP
 
 MASK = "attention_mask"
+LEAST_TOKENS = 256  # of a piece among twice as many as threads; measured on short sentences, see docs/performance.md
 PIECE_TOKENS = 1280  # of a batch that is cut: the activations of one block then stay near a core's own cache
-FULL = 0.9  # share of real tokens from which a batch is faster as if all were; measured, see docs/performance.md
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def equal_pieces(shape: tuple[int, ...], rows: int) -> Sequence[Piece]:
 
 
 def sorted_pieces(mask: NDArray[Any], threads: int) -> Sequence[Piece]:
-    """A batch sorted by length, longest first, in twice as many pieces as threads, or more of at most PIECE_TOKENS.
+    """A batch sorted by length, longest first, in twice as many pieces as threads, more of at most PIECE_TOKENS, or as
+    many as threads where those would have less than LEAST_TOKENS.
 
     `mask`: [B, S] or [B, N, S]. Each piece ends with its longest text; one without tokens counts as full, because a
     packed graph computes what attention to nothing but padding gives.
@@ -51,12 +52,17 @@ def sorted_pieces(mask: NDArray[Any], threads: int) -> Sequence[Piece]:
     lengths = np.where(real.any(axis=1), columns - np.argmax(real[:, ::-1], axis=1), columns)
     per_row = lengths.reshape(len(mask), -1)
     order = np.argsort(-per_row.max(axis=1), kind="stable")
-    # How many pieces: even ones, whose longest fits.
-    count, longest = 2 * threads, int(per_row.sum(axis=1).max())
-    while count < len(mask) and -(-len(mask) // count) * longest > PIECE_TOKENS:
-        count += threads
+    # Few tokens: one piece per thread, as even as texts allow; a call costs more than finer cuts save.
+    if (total := per_row.sum()) < 2 * threads * LEAST_TOKENS:
+        behind = np.cumsum(per_row.sum(axis=1)[order])
+        parts = np.split(order, np.searchsorted(behind, total * np.arange(1, threads) / threads) + 1)
+    else:  # as many rows in each, the longest of which fits
+        count, longest = 2 * threads, int(per_row.sum(axis=1).max())
+        while count < len(mask) and -(-len(mask) // count) * longest > PIECE_TOKENS:
+            count += threads
+        parts = np.array_split(order, min(count, len(mask)))
     pieces = []
-    for rows in np.array_split(order, min(count, len(mask))):
+    for rows in (part for part in parts if len(part)):
         end = min(columns, -(-int(per_row[rows].max()) // COLUMNS_STEP) * COLUMNS_STEP)
         pieces.append(Piece(rows, end, int(per_row[rows].sum())))
     return pieces

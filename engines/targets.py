@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from qdq.base.packing import FULL
+
 if TYPE_CHECKING:
     from engines.tensorrt import Probe, TensorRTSettings
     from engines.types import BuiltEngine, MatmulNames, Runner
@@ -26,6 +28,7 @@ class EngineOptions:
     precision_hint: str = "f32"  # what a CPU engine computes its floating-point part in, where it has the choice
     shape: tuple[int, ...] | None = None  # of every input, when the engine is opened for one shape
     streams: int = 0  # requests that callers run at once, each on `threads` threads; 0 is one at a time
+    full: float = FULL  # share of real tokens from which a packed graph runs without its packing
     nodes: tuple[tuple[int, ...], ...] = ()  # CPUs by NUMA node; with several, the threads of a request stay on one
     group: int = 0  # inputs of a linear that share a run-time scale, one of `Target.groups`; 0 is none
     defaults: bool = False  # everything else as the runtime has it by default, for a fair rival
@@ -99,6 +102,7 @@ def _openvino(options: EngineOptions) -> Runtime:
         options.shape,
         options.streams,
         pinned=len(options.nodes) > 1,
+        full=options.full,
     )
     return Runtime(partial(build, settings=settings), partial(OpenVINORunner, settings=settings))
 
@@ -106,7 +110,7 @@ def _openvino(options: EngineOptions) -> Runtime:
 def _onnxruntime(options: EngineOptions) -> Runtime:
     from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings, build
 
-    settings = OnnxRuntimeSettings(options.threads, options.defaults, options.streams, options.nodes)
+    settings = OnnxRuntimeSettings(options.threads, options.defaults, options.streams, options.nodes, full=options.full)
     return Runtime(partial(build, settings=settings), partial(OnnxRuntimeRunner, settings=settings))
 
 

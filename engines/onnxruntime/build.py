@@ -16,6 +16,7 @@ from engines.onnxruntime.packing import is_packed
 from engines.precision import Verdict, assemble
 from engines.types import BuiltEngine, MatmulNames
 from qdq.base.artifacts import PARTIAL_PREFIX
+from qdq.base.packing import FULL
 from qdq.errors import BuildError, Unavailable
 
 ENGINE = "engine.onnx"
@@ -39,6 +40,7 @@ class OnnxRuntimeSettings:
     defaults: bool = False  # everything else as ONNX Runtime has it, for a fair rival: waiting threads spin
     streams: int = 0  # requests that callers run at once, each on `threads` threads of its own session; 0 is one
     nodes: tuple[tuple[int, ...], ...] = ()
+    full: float = FULL  # share of real tokens from which a packed graph runs without its packing
     sums: Int8Sums = field(default_factory=int8_sums)
 
     def session_options(self, stream: int = 0) -> Any:

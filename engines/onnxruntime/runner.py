@@ -14,7 +14,7 @@ import numpy as np
 from engines.interface import feeds_for
 from engines.onnxruntime.build import WEIGHTS, OnnxRuntimeSettings, coding, failures, open_session, reason
 from engines.onnxruntime.packing import without_packing
-from engines.pieces import FULL, MASK, filled
+from engines.pieces import MASK, filled
 from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
 
@@ -72,7 +72,7 @@ class OnnxRuntimeRunner:
 
     def _sessions(self, wanted: Mapping[str, Any]) -> SimpleQueue[Any]:
         """The free sessions for a batch."""
-        if MASK not in wanted or filled(wanted[MASK]) < FULL:
+        if MASK not in wanted or filled(wanted[MASK]) < self._settings.full:
             return self._free
         with self._opening:
             if self._full is None:

@@ -16,6 +16,7 @@ from engines.types import BuiltEngine, MatmulNames, NotInt8
 from qdq.base.artifacts import atomic_path
 from qdq.base.choices import PRECISION_HINTS
 from qdq.base.config import choice
+from qdq.base.packing import FULL
 from qdq.errors import BuildError, Unavailable
 
 # How OpenVINO's messages begin before they come to the point.
@@ -40,6 +41,7 @@ class OpenVINOSettings:
     shape: tuple[int, ...] | None = None
     streams: int = 0  # requests that callers run at once, each on `threads` threads; 0 is latency mode
     pinned: bool = False  # threads stay on their cores
+    full: float = FULL  # share of real tokens from which a packed graph runs without its packing
     sums: Int8Sums = field(default_factory=int8_sums)
 
     def __post_init__(self) -> None:

@@ -36,7 +36,8 @@ def take_out_packing(model: Any, shape: tuple[int, ...]) -> None:
     """
     from openvino import opset13 as ops
 
-    # Every position in its own place.
+    # Every position in its own place; an input keeps its name where it takes the place of what it was cut to.
+    named = [(port, port.get_names()) for port in model.inputs]
     rows, columns = int(np.prod(shape[:-1])), shape[-1]
     places = np.arange(rows * columns, dtype=np.int64).reshape(shape)
     for node in model.get_ordered_ops():
@@ -55,6 +56,8 @@ def take_out_packing(model: Any, shape: tuple[int, ...]) -> None:
         if instead.get_node().get_friendly_name() == instead.get_node().get_name():
             instead.get_node().set_friendly_name(name)
         node.output(0).replace(instead)
+    for port, names in named:
+        port.set_names(names)
     model.validate_nodes_and_infer_types()
 
 

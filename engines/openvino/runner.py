@@ -17,7 +17,7 @@ from engines.interface import feeds_for
 from engines.openvino.build import OpenVINOSettings, open_core, reason
 from engines.openvino.packing import is_packed, take_out_packing, token_outputs
 from engines.openvino.reading import read_network
-from engines.pieces import FULL, MASK, Piece, equal_pieces, filled, piece_of, sorted_pieces
+from engines.pieces import MASK, Piece, equal_pieces, filled, piece_of, sorted_pieces
 from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
 
@@ -28,7 +28,7 @@ class OpenVINORunner:
     """A compiled model on this CPU; call it with feeds of any batch and sequence, from as many threads at a time as
     `OpenVINOSettings.streams` says (from one when it is 0).
 
-    It runs a batch in the form that was measured to be fastest for its kind (docs/performance.md), and compiles each
+    It runs a batch in the form that was measured to be fastest for its kind (`engines.crossover`), and compiles each
     form when the first such batch comes:
 
     * *whole*: the graph as it is, of any shape, on all threads.
@@ -76,7 +76,7 @@ class OpenVINORunner:
     def _form(self, wanted: Mapping[str, NDArray[Any]]) -> Form:
         """The form that is fastest for a batch."""
         shape = next(iter(wanted.values())).shape
-        if shape == self._settings.shape and (not self._packed or filled(wanted[MASK]) >= FULL):
+        if shape == self._settings.shape and (not self._packed or filled(wanted[MASK]) >= self._settings.full):
             return "static"
         many = shape[0] >= 2 * self._threads and self._threads > 1
         return "pieces" if self._packed and many and not self._settings.streams else "whole"

@@ -21,3 +21,4 @@ KEPT, REAL_SLOTS, PADS = f"{PACKING}kept", f"{PACKING}slots.real", f"{PACKING}pa
 # Sizes of a packed graph are rounded up to multiples of these: a runtime prepares its kernels for every shape it has
 # not seen, which costs as much as a tenth of a run (docs/performance.md).
 TOKENS_STEP, COLUMNS_STEP = 32, 8
+FULL = 0.9  # share of real tokens from which a batch runs without packing, where `engines.crossover` did not measure

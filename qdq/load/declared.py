@@ -84,6 +84,8 @@ def check_config(folder: Path, values: dict[str, Any], known: Collection[str]) -
     file = folder / "config.json"
     strange = []
     for key, value in values.items():
+        if key in RETURNED and not isinstance(value, int | None):
+            raise ModelError(f"{file}: {key} is {value!r}; give {RETURNED[key]!r}, or leave it out")
         reason = next((reason for keys, reason in REFUSED if value and re.fullmatch(keys, key)), None)
         if reason:
             raise ModelError(f"{file}: {key} is not supported: {reason}")

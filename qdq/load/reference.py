@@ -169,7 +169,7 @@ def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
         return {name: getattr(found, name) for name in task.outputs}
 
     def encode(text: str, pair: str | None, most: int) -> list[int]:
-        return _ids(tokenizer, text, pair, most)
+        return _ids(tokenizer, text, pair, min(most, tokenizer.model_max_length))
 
     return Reference(f"transformers' {type(model).__name__}", run, encode)
 

@@ -64,7 +64,8 @@ def bench(run: Run, stage: Stage, in_full: bool = False) -> Sequence[Path]:
     report = race(entries, rows, settings, run.versions, _half(stage, 0))
     # torch is the slowest and nothing deploys it: a budget is not spent on it twice.
     field = entries if in_full else [entry for entry in entries if entry.engine != "torch"]
-    texts = race(both_forms(field), feeds, settings, run.versions, _half(stage, 1))
+    every = replace(settings, warmup=len(feeds))  # lengths: engines prepare for each when they first see it
+    texts = race(both_forms(field), feeds, every, run.versions, _half(stage, 1))
     report["texts"] = {key: value for key, value in texts.items() if key not in ("machine", "versions")}
     # The result, and the line about it.
     base = f"{BASELINE}-fp32"

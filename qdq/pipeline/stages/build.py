@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.targets import TARGETS, EngineOptions
-from qdq.base.artifacts import write_json
+from qdq.base.artifacts import read_json, write_json
+from qdq.base.packing import FULL
 from qdq.base.screen import Stage, wrap
 from qdq.errors import BuildError, ConfigError, Unavailable
 from qdq.load.kinds import CHOICES
@@ -17,9 +18,10 @@ from qdq.pipeline.stages.compiled import compiled_proof, unproven
 
 if TYPE_CHECKING:
     from engines.tensorrt import TensorRTSettings
-    from engines.types import MatmulNames, Runner
+    from engines.types import BuiltEngine, MatmulNames, Runner
 
 PLAN = TARGETS["tensorrt"].engine
+MEASURED = "unpacked_from"  # in build.json's settings: the share of real tokens from which it runs without packing
 
 
 def build(run: Run, stage: Stage) -> Sequence[Path]:
@@ -44,9 +46,23 @@ def build(run: Run, stage: Stage) -> Sequence[Path]:
     report: dict[str, Any] = {"target": engine.target, "engine_files": files, "int8": engine.int8.as_json()}
     if engine.compiled is not None:
         report["compiled"] = compiled_proof(run, stage, names, tensorrt_settings(run), engine.compiled)
-    written = write_json(run.target / "build.json", {**report, "settings": dict(engine.settings)})
+    settings = {**engine.settings, **_measured(run, engine)}
+    written = write_json(run.target / "build.json", {**report, "settings": settings})
     stage.say(summary(engine.int8))
     return written, *engine.files
+
+
+def _measured(run: Run, engine: BuiltEngine) -> dict[str, float]:
+    """Of a packed engine, the share of real tokens from which it is faster without its packing."""
+    if not engine.settings.get("packing") or TARGETS[run.options.target].gpu:
+        return {}
+    from engines.crossover import measure_full
+
+    options, rank = run.options, max(len(info.shape) for info in engine.inputs)
+    shape = (options.batch, *(CHOICES,) * (rank - 2), options.sequence)
+    asked = engine_options(run, shape)
+    target, file = TARGETS[options.target], run.target / TARGETS[options.target].engine
+    return {MEASURED: measure_full(lambda full: target.open(file, replace(asked, full=full)), engine.inputs, shape)}
 
 
 def _prove_only(run: Run, stage: Stage, names: MatmulNames) -> None:
@@ -99,7 +115,15 @@ def engine_options(run: Run, shape: tuple[int, ...] | None = None) -> EngineOpti
         nodes=numa_nodes(),
         plan=tensorrt_settings(run) if TARGETS[options.target].gpu else None,
         capability=options.sm,
+        full=_full(run),
     )
+
+
+def _full(run: Run) -> float:
+    """The share of real tokens that the last build of the run's target has measured."""
+    path = run.target / "build.json"
+    settings = read_json(path).get("settings", {}) if path.is_file() else {}
+    return float(settings.get(MEASURED, FULL))
 
 
 def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:

@@ -28,6 +28,7 @@ def race(run: Run, stage: Stage) -> Sequence[Path]:
         options.batch,
         options.sequence,
         budget_s=SECONDS,
+        warmup=len(feeds),
         threads=options.threads,
         streams=options.streams if options.mode == "throughput" else 1,
     )

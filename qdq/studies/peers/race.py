@@ -133,22 +133,23 @@ def _opened(peers: Mapping[str, Built], shape: tuple[int, int]) -> list[Contesta
 
 
 def _timed(
-    material: Material, runners: Sequence[Contestant], feeds: Sequence[Feeds], rounds: int, stage: Stage
+    material: Material, runners: Sequence[Contestant], workload: Sequence[Feeds], rounds: int, stage: Stage
 ) -> dict[str, Any]:
     """benchmark.json of `rounds` rounds in which everybody runs."""
-    batch, sequence = feeds[0]["input_ids"].shape
+    batch, sequence = workload[0]["input_ids"].shape
+    lengths = {int(feeds["attention_mask"].sum()) for feeds in workload}
     settings = BenchSettings(
         batch,
         sequence,
         budget_s=None,
-        warmup=2,
+        warmup=max(2, len(lengths)),  # engines prepare for each when they first see it
         samples=rounds,
         threads=material.threads,
         pause_s=PAUSE_S,
         bases=(*NNCF, f"{NNCF[0]}{CROPPED}"),
     )
     nncf = {"nncf": metadata.version("nncf")} if any(one.name == NNCF[0] for one in runners) else {}
-    return bench(runners, feeds, settings, {**versions(), **nncf}, stage.progress)
+    return bench(runners, workload, settings, {**versions(), **nncf}, stage.progress)
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
 from engines.openvino import OpenVINORunner, OpenVINOSettings
+from engines.openvino.build import open_core
+from engines.openvino.packing import take_out_packing
 from export.passes import LowerOptions, lower
 from export.to_onnx import export_onnx
 from export.unoptimized import open_unoptimized, run
@@ -146,3 +148,14 @@ def test_a_pooled_embedding_is_that_of_all_positions(
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
     check(graphs(folder, tmp_path, encode), by_token=False)
+
+
+def test_inputs_keep_their_names_without_the_packing(
+    tiny_checkpoint: Callable[..., Path], encode: Callable[..., Any], tmp_path: Path
+) -> None:
+    _, packed = graphs(tiny_checkpoint("bert", "text-classification"), tmp_path, encode)
+    network = open_core().read_model(str(packed))
+    names = [port.get_names() for port in network.inputs]
+    network.reshape({next(iter(name)): [2, 8] for name in names})
+    take_out_packing(network, (2, 8))
+    assert [port.get_names() for port in network.inputs] == names

@@ -118,6 +118,14 @@ def test_a_key_that_changes_the_computation_is_refused_by_name(folder: Path, key
         load_model(str(folder))
 
 
+@pytest.mark.parametrize(("key", "value"), [("chunk_size_feed_forward", {"x": 1}), ("output_attentions", "no")])
+def test_a_value_of_another_type_is_refused(folder: Path, key: str, value: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"config\.json: {key} is .*; give .*, or leave it out"):
+        load_model(str(folder))
+
+
 def test_keys_nobody_knows_are_named_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     harmless = {"do_sample": True, "torch_dtype": "float16", "gradient_checkpointing": True, "directionality": "bidi"}
     off = {"rope_theta": None, "use_alibi": False, "pruned_heads": {}}

@@ -141,3 +141,15 @@ def test_another_head_or_other_tokens_are_errors(
     bare = loaded.tokenizer(sentences[0])["input_ids"]
     with pytest.raises(ParityError, match=r"is \d+ tokens here"):
         require_same_tokens(reference, [(sentences[0], None, bare)], 32)
+
+
+def test_texts_are_cut_to_what_the_tokenizer_says(
+    tiny_checkpoint: Checkpoint, sentences: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint("bert"), tmp_path / "short"))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 5}))
+    loaded = load_model(str(folder))
+    ids = tokenize(loaded.tokenizer, Record(sentences[0]), loaded.inputs, 32)["input_ids"]
+    assert len(ids) == 5
+    require_same_tokens(open_reference(folder, loaded.task.name), [(sentences[0], None, ids)], 32)
