@@ -20,7 +20,7 @@ from qdq.base.packing import FULL
 from qdq.errors import BuildError, Unavailable
 
 ENGINE = "engine.onnx"
-WEIGHTS = "qdq.weights"  # key of the engine's metadata: the coding of its weights, s8 or u8
+WEIGHTS = "qdq.weights"  # key of the engine's metadata: the coding of its weights, s8, or u8 where s8 does not fit
 ATTENTION = "MultiHeadAttention"  # multiplies floats and keeps the scores in the cache
 LARGEST_FILE = 3 << 29  # bytes of weights that go into the file itself; protobuf ends at 2 GiB
 # Operators whose CPU kernels multiply 8-bit operands. MatMul, Gemm and the Fused* ones multiply floats.
@@ -43,8 +43,8 @@ class OnnxRuntimeSettings:
     full: float = FULL  # share of real tokens from which a packed graph runs without its packing
     sums: Int8Sums = field(default_factory=int8_sums)
 
-    def session_options(self, stream: int = 0) -> Any:
-        """Quiet SessionOptions with these settings."""
+    def session_options(self, stream: int = 0, model: Path | None = None) -> Any:
+        """Quiet SessionOptions with these settings, for any `model`: its s8 weights may not be made for this CPU."""
         options = _runtime().SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3  # its warnings are about its own optimizer; errors raise
@@ -59,7 +59,7 @@ class OnnxRuntimeSettings:
                 "session.intra_op_thread_affinities", ";".join([node] * (self.threads - 1))
             )
         # Of an engine built for another CPU; see engines/onnxruntime/unsigned.py for why not everywhere.
-        if self.sums.saturate:
+        if self.sums.saturate and (model is None or _built_for(model) != coding(self.sums)):
             options.add_session_config_entry("session.x64quantprecision", "1")
         # Waiting threads burn a core for milliseconds after every call, which whoever shares the machine then lacks.
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -101,7 +101,7 @@ def _write_engine(lowered: Path, engine: Path, sums: Int8Sums) -> dict[str, Any]
     import onnx
 
     try:
-        model, fused = fuse(lowered, unsigned=sums.saturate)
+        model, fused = fuse(lowered, saturate=sums.saturate)
     except (OSError, onnx.checker.ValidationError) as error:
         raise BuildError(f"ONNX Runtime cannot load {lowered}: {error}; run the lower stage again") from error
     onnx.helper.set_model_props(model, {WEIGHTS: coding(sums)})
@@ -117,8 +117,20 @@ def _write_engine(lowered: Path, engine: Path, sums: Int8Sums) -> dict[str, Any]
     return fused
 
 
+def _built_for(model: Path) -> str | None:
+    """Coding of the weights of an engine file; None for a graph that is none of ours, or that the runtime will refuse."""
+    try:
+        properties = read_model(model).metadata_props
+    except BuildError:
+        return None
+    return next((entry.value for entry in properties if entry.key == WEIGHTS), None)
+
+
 def coding(sums: Int8Sums) -> str:
-    """Coding of weights that is right and fastest with `sums`: u8 products are exact everywhere, s8 ones need VNNI."""
+    """Coding of weights that is right and fastest with `sums`: u8 products are exact everywhere, s8 ones need VNNI.
+
+    Of u8 those count that do not fit as s8 (`engines.onnxruntime.unsigned`).
+    """
     return "u8" if sums.saturate else "s8"
 
 

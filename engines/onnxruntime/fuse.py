@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from engines.onnxruntime.fuse_attention import DOMAIN, LINEAR, fuse_attention
-from engines.onnxruntime.unsigned import unsigned_weights
+from engines.onnxruntime.unsigned import safe_weights
 
 
-def fuse(lowered: Path, unsigned: bool = False) -> tuple[Any, dict[str, Any]]:
+def fuse(lowered: Path, saturate: bool = False) -> tuple[Any, dict[str, Any]]:
     """Return a lowered file's ModelProto with its weights, and the ``fused`` object of build.json's settings.
 
-    With `unsigned` the weights of INT8 multiplications are coded in u8, as a CPU needs whose s8 products saturate.
-    The object counts multiplications that became one INT8 operator with scale and bias, and attention blocks that
-    became one floating-point operator; it names the quantizers inside those, which do not run any more, and what looked
-    like either and was left alone, with the reason.
+    With `saturate` the weights of INT8 multiplications become u8, or such that fit, as a CPU needs whose s8 products
+    saturate. The object counts multiplications that became one INT8 operator with scale and bias, attention blocks that
+    became one floating-point operator, and weights by their coding; it names the quantizers inside those blocks, which
+    do not run any more, and what looked like either and was left alone, with the reason.
     """
     import onnx
     import onnx_graphsurgeon as gs
@@ -32,8 +32,8 @@ def fuse(lowered: Path, unsigned: bool = False) -> tuple[Any, dict[str, Any]]:
     linears = _fuse_linears(graph, declined)
     attention, dropped = fuse_attention(graph, declined)
     graph.cleanup().toposort()
-    if unsigned:  # last: the fusions above know weights in s8, and leave nodes behind that cleaning up takes away
-        unsigned_weights(graph)
+    # Last: the fusions above know weights in s8, and leave nodes behind that cleaning up takes away
+    weights = safe_weights(graph) if saturate else {}
     if linears:
         graph.import_domains = [*(graph.import_domains or ()), onnx.helper.make_opsetid(DOMAIN, 1)]
     fused = gs.export_onnx(graph)
@@ -43,6 +43,7 @@ def fuse(lowered: Path, unsigned: bool = False) -> tuple[Any, dict[str, Any]]:
         "linears": linears,
         "attention": attention,
         "dropped_quantizers": dropped,
+        **({"weights": weights} if weights else {}),
         "declined": [{"name": name, "reason": reason} for name, reason in declined],
     }
 

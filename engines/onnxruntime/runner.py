@@ -84,7 +84,7 @@ class OnnxRuntimeRunner:
         """A session per stream."""
         free: SimpleQueue[Any] = SimpleQueue()
         for stream in range(max(1, self._settings.streams)):
-            free.put(open_session(self._model, self._settings.session_options(stream), content))
+            free.put(open_session(self._model, self._settings.session_options(stream, self._model), content))
         return free
 
 

@@ -46,7 +46,7 @@ class OnnxRuntimeProfiler:
         """Raises BuildError when ONNX Runtime cannot load `model`, Unavailable when it is not installed."""
         self._model = model
         self._scratch = tempfile.TemporaryDirectory(prefix="qdq-profile-")
-        options = settings.session_options()
+        options = settings.session_options(model=model)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
         self._session = open_session(model, options)

@@ -17,12 +17,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.fitting import fitting_weights
 from engines.instructions import LARGEST_PAIR, Int8Sums, int8_sums
 from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
 from engines.onnxruntime import build as build_onnxruntime
+from engines.onnxruntime.unsigned import MOST_GROWTH
 from engines.openvino import OpenVINORunner, OpenVINOSettings
 from engines.openvino import build as build_openvino
-from engines.openvino.saturation import fitting_weights
 from engines.types import BuiltEngine, MatmulNames
 from export.passes import LowerOptions, lower
 from qdq.errors import BuildError
@@ -38,6 +39,8 @@ WEIGHTS = pytest.mark.parametrize("weights", ["highest", "lowest", "mixed", "one
 
 def codes_of(kind: str, inner: int) -> NDArray[np.int8]:
     """Weights [inner, COLUMNS]: all at an end of the range, or anything in it."""
+    if kind == "usual":  # as trained weights are: few are large
+        return np.random.default_rng(0).normal(0, 30, (inner, COLUMNS)).clip(-127, 127).round().astype(np.int8)
     if kind in ("highest", "lowest"):
         return np.full((inner, COLUMNS), 127 if kind == "highest" else -127, np.int8)
     return np.random.default_rng(0).integers(-127, 128, (inner, COLUMNS)).astype(np.int8)
@@ -128,6 +131,19 @@ def test_onnxruntime_sums_exactly(tmp_path: Path, weights: str, inner: int, sums
     ids = inputs(inner)
     result = OnnxRuntimeRunner(engine.files[0], OnnxRuntimeSettings(1))({"ids": ids})["y"]
     np.testing.assert_array_equal(result, product(codes_of(weights, inner), scale_of(weights), ids))
+
+
+@pytest.mark.parametrize("inner", [64, 67])
+def test_onnxruntime_fits_weights_that_hardly_change(tmp_path: Path, inner: int) -> None:
+    engine = built("onnxruntime", tmp_path, "usual", inner, PAIRS)
+    assert engine.settings["fused"]["weights"] == {"u8": 0, "fitted": 1}
+    codes, growth = fitting_weights(codes_of("usual", inner), shared=False)
+    assert 1 < (growth**2).mean() <= MOST_GROWTH
+    ids = inputs(inner)
+    expected = product(codes, scale_of("usual") * growth, ids)
+    for options in (OnnxRuntimeSettings(1), OnnxRuntimeSettings(1, sums=PAIRS)):
+        result = OnnxRuntimeRunner(engine.files[0], options)({"ids": ids})["y"]
+        np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
 
 
 @KINDS

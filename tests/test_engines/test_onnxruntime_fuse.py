@@ -61,12 +61,18 @@ def test_values_stay_those_of_the_graph(
 
 
 def test_unsigned_weights_give_the_same_values(
-    write_encoder: Callable[..., Path], make_feeds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_encoder: Callable[..., Path],
+    make_feeds: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """For a CPU whose s8 products saturate: every linear, the mask's row in the key included, and nothing printed."""
+    monkeypatch.setattr("engines.onnxruntime.unsigned.MOST_GROWTH", 0)
     graph = lowered(write_encoder())
-    (signed, _), (unsigned, fusions) = fuse(graph), fuse(graph, unsigned=True)
+    (signed, _), (unsigned, fusions) = fuse(graph), fuse(graph, saturate=True)
     assert (fusions["linears"], fusions["attention"]) == (6, 1)
+    assert fusions["weights"] == {"u8": 6, "fitted": 0}
     kinds = [
         {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}
         for model in (signed, unsigned)
