@@ -1,5 +1,6 @@
 """Command line of the three compression scripts: their own flags beside every flag of CompressionArguments."""
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from qdq.base.config import load_mapping
+from qdq.base.edge import Format, Parser
 from qdq.compress import CompressionArguments
 from qdq.errors import ConfigError
 
@@ -38,11 +40,32 @@ class DataArguments:
     )
 
 
+class WithDefaults(Format, argparse.ArgumentDefaultsHelpFormatter):
+    """Help that names every default."""
+
+
+class ScriptParser(Parser, HfArgumentParser):
+    """A parser of dataclasses whose errors are those of `qdq`: one message, exit code 2."""
+
+    def read(self, words: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """One instance of every dataclass. Raises ConfigError for what cannot be parsed."""
+        given = list(sys.argv[1:] if words is None else words)
+        self.parse_args(given)  # first: a word that nothing takes
+        try:
+            return tuple(self.parse_args_into_dataclasses(given))
+        except ValueError as error:  # of transformers, for values that do not go together
+            raise ConfigError(f"{str(error).splitlines()[0]}; see '{self.prog} --help'") from error
+
+
 def parse(
-    defaults: Mapping[str, Any], arguments: Sequence[str] | None = None
+    defaults: Mapping[str, Any], arguments: Sequence[str] | None = None, about: str | None = None
 ) -> tuple[DataArguments, CompressionArguments]:
-    """Parse the command line over `defaults` (flag name to value; batch_size stands for both batch sizes)."""
-    parser = HfArgumentParser((DataArguments, CompressionArguments))  # type: ignore[arg-type]
+    """Parse the command line over `defaults` (flag name to value; batch_size stands for both batch sizes).
+
+    `about` is printed by --help. Raises ConfigError for what cannot be parsed.
+    """
+    both = (DataArguments, CompressionArguments)
+    parser = ScriptParser(dataclass_types=both, description=about, formatter_class=WithDefaults)
     values = dict(defaults)
     if "batch_size" in values:
         size = values.pop("batch_size")
@@ -51,7 +74,7 @@ def parse(
     if unknown := sorted(set(values) - known):
         raise ConfigError(f"{CONFIG}: unknown flag '{unknown[0]}'; it must be one the script takes")
     parser.set_defaults(**values)
-    data, compression = parser.parse_args_into_dataclasses(list(sys.argv[1:] if arguments is None else arguments))
+    data, compression = parser.read(arguments)
     return data, compression
 
 
@@ -63,11 +86,11 @@ def defaults_of(dataset: str) -> dict[str, Any]:
 
 
 def typed(flag: str, arguments: Sequence[str] | None = None) -> str:
-    """Read the value of a flag before the whole line can be parsed. Raises ConfigError without it."""
+    """Read the value of a flag before the whole line can be parsed; "" without it."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for index, word in enumerate(words):
         if word.startswith(f"--{flag}="):
             return word.partition("=")[2]
         if word == f"--{flag}" and index + 1 < len(words):
             return words[index + 1]
-    raise ConfigError(f"--{flag} is missing; see --help")
+    return ""

@@ -6,7 +6,7 @@ python examples/compare_engines.py full=build/minilm-mrpc/openvino narrow=build/
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from engines.bench import BenchSettings, Contestant, bench
 from engines.openvino import OpenVINORunner, OpenVINOSettings
 from qdq.base.artifacts import write_json
+from qdq.base.edge import Parser, run_script
 from qdq.base.versions import versions
 from qdq.text.data import bundled, read_records
 from qdq.text.workload import workload_of_shape
@@ -21,7 +22,7 @@ from qdq.text.workload import workload_of_shape
 
 def main() -> None:
     """Parse the command line, run the benchmark, write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("engines", nargs="+", metavar="NAME=FOLDER", help="OpenVINO engine folders")
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer they share")
     parser.add_argument("--batch", type=int, default=40)
@@ -34,6 +35,10 @@ def main() -> None:
     records, _ = read_records(bundled(pairs=True, heldout=True))
     inputs = ("input_ids", "attention_mask", "token_type_ids")
     feeds = workload_of_shape(tokenizer, records, inputs, (options.batch, options.sequence), 5)
+    if unnamed := [entry for entry in options.engines if "=" not in entry]:
+        parser.error(
+            f"argument NAME=FOLDER: '{unnamed[0]}' has no name; write one in front of it, such as int8={unnamed[0]}"
+        )
     named = dict(entry.split("=", 1) for entry in options.engines)
     built = OpenVINOSettings(options.threads, shape=(options.batch, options.sequence))  # as `qdq compile` times it
     contestants = [
@@ -48,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -16,13 +16,13 @@ from typing import Any
 
 import squad
 import torch
-from command_line import parse
+from command_line import parse, typed
 from compress_seq_cls import trains
 from task_data import read
 
-from qdq.cli.main import run_script
+from qdq.base.config import choice
+from qdq.base.edge import run_script
 from qdq.compress import CompressionTrainer
-from qdq.errors import ConfigError
 from qdq.load.model import load_model
 from qdq.tasks.answers import detect_scoring
 from qdq.tasks.extraction import Extraction, Window, windows
@@ -52,22 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     # A recipe is a set of defaults, so its flag is taken out before the others are parsed.
     words = list(sys.argv[1:] if arguments is None else arguments)
     recipe: dict[str, Any] = {"max_seq_length": 384}
-    if "--recipe" in words:
-        place = words.index("--recipe")
-        name = words[place + 1] if place + 1 < len(words) else ""
-        if name not in RECIPES:
-            raise ConfigError(f"--recipe: unknown recipe '{name}' (valid: {', '.join(RECIPES)})")
-        recipe, words = RECIPES[name], words[:place] + words[place + 2 :]
-    data, args = parse(recipe, words)
+    if any(word.partition("=")[0] == "--recipe" for word in words):
+        name = typed("recipe", words)
+        recipe = RECIPES[choice(name, RECIPES, "--recipe")]
+        place = next(n for n, word in enumerate(words) if word.partition("=")[0] == "--recipe")
+        words = words[:place] + words[place + (1 if "=" in words[place] else 2) :]
+    data, args = parse(recipe, words, __doc__)
     loaded = load_model(data.model_name_or_path, task="question-answering")
     # Contexts become overlapping windows; the training split is read only when something is trained.
     longest = min(data.max_seq_length, loaded.max_sequence)
     stride = min(data.doc_stride, longest // 2)
-    typed = "token_type_ids" in loaded.inputs
+    types = "token_type_ids" in loaded.inputs
 
     def cut(split: str) -> tuple[list[Record], list[Window]]:
         found = read(data.dataset, split, data)
-        return found, windows(loaded.tokenizer, found, longest, stride, typed)
+        return found, windows(loaded.tokenizer, found, longest, stride, types)
 
     dev, dev_windows = cut("dev")
     train, train_windows = cut("train") if trains(args) else ([], [])

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from command_line import defaults_of, parse, typed
-from task_data import class_labels, read
+from task_data import read, with_classes
 
-from qdq.cli.main import run_script
+from qdq.base.edge import run_script
 from qdq.compress import CompressionTrainer
 from qdq.load.model import LoadedModel, load_model
 from qdq.text.data import Record
@@ -23,7 +23,7 @@ from qdq.text.data import Record
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Compress as the flags say; returns the CompressionResult."""
-    data, args = parse(defaults_of(typed("dataset", arguments)), arguments)
+    data, args = parse(defaults_of(typed("dataset", arguments)), arguments, __doc__)
     loaded = load_model(data.model_name_or_path, task="text-classification")
     dev = read(data.dataset, "dev", data)
     train = read(data.dataset, "train", data) if trains(args) else []
@@ -44,9 +44,8 @@ def trains(args: Any) -> bool:
 
 def encoded(loaded: LoadedModel, records: Sequence[Record], where: str, longest: int) -> list[dict[str, Any]]:
     """Token ids of every record, with its class, one float per class, or its score."""
-    labels = class_labels(loaded, records, where) if records else []
     samples = []
-    for record, label in zip(records, labels, strict=True):
+    for record, label in with_classes(loaded, records, where) if records else ():
         tokens = loaded.tokenizer(record.text, record.pair, truncation=True, max_length=longest)
         samples.append({**tokens, "labels": label})
     return samples

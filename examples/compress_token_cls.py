@@ -13,9 +13,9 @@ from typing import Any
 
 from command_line import parse
 from compress_seq_cls import trains
-from task_data import read, tag_numbers
+from task_data import read, with_tags
 
-from qdq.cli.main import run_script
+from qdq.base.edge import run_script
 from qdq.compress import CompressionTrainer
 from qdq.load.model import LoadedModel, load_model
 from qdq.text.data import Record
@@ -25,7 +25,7 @@ IGNORED = -100  # torch's cross-entropy and the evaluators skip it
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Compress as the flags say; returns the CompressionResult."""
-    data, args = parse({"num_train_epochs": 3, "learning_rate": 5e-5}, arguments)
+    data, args = parse({"num_train_epochs": 3, "learning_rate": 5e-5}, arguments, __doc__)
     loaded = load_model(data.model_name_or_path, task="token-classification")
     dev = read(data.dataset, "dev", data)
     train = read(data.dataset, "train", data) if trains(args) else []
@@ -41,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> Any:
 
 def encoded(loaded: LoadedModel, records: Sequence[Record], where: str, longest: int) -> list[dict[str, Any]]:
     """Token ids and one label per token; words beyond `longest` tokens are cut."""
-    tags = tag_numbers(loaded, records, where) if records else []
     samples = []
-    for record, classes in zip(records, tags, strict=True):
+    for record, classes in with_tags(loaded, records, where) if records else ():
         words = list(record.words)
         tokens = loaded.tokenizer(words, is_split_into_words=True, truncation=True, max_length=longest)
         labels, last = [], None

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from command_line import ScriptParser
 from torch.utils.data import TensorDataset
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertPreTrainedModel, HfArgumentParser
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertPreTrainedModel
 
+from qdq.base.edge import run_script
 from qdq.compress import CompressionArguments, CompressionTrainer
 from qdq.load.source import resolve
 
@@ -69,8 +71,7 @@ def evaluate(model: torch.nn.Module, loader: Any) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Compress; returns the CompressionResult."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    (args,) = HfArgumentParser(CompressionArguments).parse_args_into_dataclasses(words)  # type: ignore[arg-type]
+    (args,) = ScriptParser(dataclass_types=CompressionArguments, description=__doc__).read(arguments)
     folder, _ = resolve(None)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = MeanClassifier(AutoModel.from_pretrained(folder).config)
@@ -83,4 +84,4 @@ def main(arguments: Sequence[str] | None = None) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

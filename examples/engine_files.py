@@ -1,6 +1,5 @@
 """Open what `qdq compile` (or compress --deploy) left in a work directory, to run it on raw text."""
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from transformers import AutoTokenizer
 
 from engines.interface import interface
 from qdq.base.artifacts import read_json
+from qdq.base.edge import Parser
 from qdq.compress.deploy import DEPLOYMENT, ENGINES
 from qdq.errors import ConfigError, DataError
 from qdq.load.source import read_config
@@ -70,9 +70,9 @@ def _runner(folder: Path, target: str, threads: int) -> Any:
     return TensorRTRunner(folder / "model.plan")
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
+def arguments(description: str | None) -> Parser:
     """The flags the three scripts share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description)
     parser.add_argument(
         "--engine", type=Path, required=True, help="work directory of qdq compile, or output_dir of compress"
     )

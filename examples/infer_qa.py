@@ -11,7 +11,7 @@ from typing import Any
 
 from engine_files import arguments, open_engine
 
-from qdq.cli.main import run_script
+from qdq.base.edge import run_script
 from qdq.errors import DataError
 from qdq.tasks.extraction import Span, Window, best_span, windows
 from qdq.text.data import Record

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine_files import Engine, arguments, open_engine, texts_of
 
-from qdq.cli.main import run_script
+from qdq.base.edge import run_script
 from qdq.errors import ConfigError
 from qdq.tasks.problems import label_set
 from qdq.text.data import Record

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from engine_files import arguments, open_engine, texts_of
 
-from qdq.cli.main import run_script
+from qdq.base.edge import run_script
 from qdq.tasks import schemes
 from qdq.tasks.schemes import has_entities
 

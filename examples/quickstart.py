@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from export.to_onnx import export_onnx
+from qdq.base.edge import Parser, run_script
 from qdq.calibrate.algorithms import algorithm_named
 from qdq.calibrate.calibrate import calibrate
 from qdq.inject import inject
@@ -39,5 +40,12 @@ def main(path: Path, model: str | None = None, texts: int = 32) -> Path:
     return path
 
 
+def command() -> None:
+    """Run `main` on the path of the command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("path", nargs="?", type=Path, default=Path("build/quickstart/model.qdq.onnx"))
+    main(parser.parse_args().path)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "build/quickstart/model.qdq.onnx"))
+    sys.exit(run_script(command))

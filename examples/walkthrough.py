@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune_glue
+import glue
 import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -26,15 +27,16 @@ from engines.bench.machine import machine
 from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
 from engines.openvino import OpenVINORunner, OpenVINOSettings
 from qdq.base.artifacts import write_json
+from qdq.base.edge import Parser, run_script
 from qdq.base.screen import Screen
 from qdq.base.versions import versions
 from qdq.calibrate.checkpoint import read_spec
-from qdq.cli.main import run_script
-from qdq.compress.torch_dynamic import WEIGHTS, load_dynamic, quantize_linears, save_dynamic
+from qdq.compress.torch_dynamic import WEIGHTS, load_dynamic, quantize_dynamic, save_dynamic
 from qdq.load.model import LoadedModel, load_model
 from qdq.load.runner import TorchRunner
 from qdq.load.source import read_config, resolve
 from qdq.pipeline.compile import run_stage
+from qdq.tasks.gold import gold_of
 from qdq.text.encode import encode_batch
 
 # Both engines come from one canonical graph.
@@ -56,7 +58,7 @@ class Dynamic:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run the walkthrough; returns what walkthrough.json holds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--data_dir", required=True, help="folder with MRPC's train.tsv and dev.tsv")
     parser.add_argument("--model_name_or_path", default="all-MiniLM-L6-v2")
     parser.add_argument("--output_dir", default="build/walkthrough")
@@ -97,7 +99,7 @@ def fine_tuned(options: argparse.Namespace, out: Path) -> tuple[str, bool]:
     torch.set_num_threads(torch.get_num_interop_threads())
     flags = ["--model_name_or_path", str(folder), "--data_dir", options.data_dir, "--output_dir", str(target)]
     flags += ["--do_train", "--do_eval", "--learning_rate", "5e-5", "--num_train_epochs", "1.0"]
-    finetune_glue.main([*flags, "--max_steps", str(options.max_steps)])
+    finetune_glue.main([*flags, "--max_steps", str(options.max_steps), "--save_steps", "0"])
     torch.set_num_threads(1)
     return str(target), True
 
@@ -116,7 +118,7 @@ def contest(folder: str, out: Path, options: argparse.Namespace, score: bool) ->
     # The runners, and the texts as full batches of one shape.
     loaded = load_model(folder)
     runners, sizes = contestants(loaded, folder, out, options)
-    records = finetune_glue.read(options.data_dir, "dev")
+    records = glue.read(options.data_dir, "dev")
     feeds = [
         encode_batch(loaded.tokenizer, records[start : start + BATCH], loaded.inputs, SEQUENCE)
         for start in range(0, len(records) - BATCH + 1, BATCH)
@@ -149,7 +151,7 @@ def contestants(
     """Name to (engine, runner), and name to bytes of what has to be shipped."""
     # torch: the model as it is, and quantized by torch.ao.
     if not (options.reuse and (out / "torch-dynamic" / WEIGHTS).is_file()):
-        save_dynamic(quantize_linears(load_model(folder).model), out / "torch-dynamic")
+        save_dynamic(quantize_dynamic(load_model(folder).model), out / "torch-dynamic")
     float32 = sum(4 * parameter.numel() for parameter in loaded.model.parameters())
     runners: dict[str, tuple[str, Run]] = {
         "torch-fp32": ("torch", TorchRunner(loaded.module(), 1)),
@@ -179,14 +181,14 @@ def contestants(
 
 
 def evaluated(run: Run, loaded: LoadedModel, records: list[Any]) -> dict[str, float]:
-    """acc, f1 and their mean over the labelled records."""
+    """acc, f1 and their mean over the labelled records; acc alone for more than two classes."""
+    gold = gold_of(records, loaded, required=True)
     predicted: list[int] = []
-    for start in range(0, len(records), BATCH):
-        feed = encode_batch(loaded.tokenizer, records[start : start + BATCH], loaded.inputs, SEQUENCE)
+    for start in range(0, len(gold.records), BATCH):
+        feed = encode_batch(loaded.tokenizer, gold.records[start : start + BATCH], loaded.inputs, SEQUENCE)
         predicted += np.argmax(run(feed)["logits"], -1).tolist()
-    names = list(loaded.labels)
-    expected = [names.index(r.label) if r.label in names else int(r.label) for r in records]
-    return finetune_glue.class_scores(predicted, expected, len(names))
+    task = "mrpc" if len(gold.names) == 2 else ""
+    return glue.glue_compute_metrics(task, np.array(predicted), np.array(gold.values))
 
 
 def table(report: dict[str, Any]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
 from qdq.base.config import nearest
+from qdq.base.edge import WIDTH, Parser
 from qdq.base.option import flag, help_of
 from qdq.base.versions import __version__
 from qdq.cli.evaluate import EvaluateOptions
@@ -18,9 +18,6 @@ from qdq.cli.plans import PlanOptions
 from qdq.cli.sensitivity import SensitivityOptions
 from qdq.errors import ConfigError
 from qdq.pipeline.options import GROUPS, CompileOptions
-
-WIDTH = 80
-SUGGESTED, ALIKE = 3, 0.75  # most options that a message about a misspelled one names, and difflib's least likeness
 
 COMMANDS = {
     "compile": "all stages: checkpoint to measured engine and Triton repository",
@@ -68,41 +65,15 @@ files and takes every option it is not given from the earlier run:
 """
 
 
-class Format(argparse.RawDescriptionHelpFormatter):
-    """Help at the same width everywhere, with room for the longest option."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=WIDTH, max_help_position=24)
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with the project's error form: one message, the nearest valid word, exit code 2."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=Format, allow_abbrev=False, **settings)
+class Commands(Parser):
+    """The parser of `qdq` itself, which knows its commands."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing usage; `main` prints the one message."""
+        """As `Parser.error`; a command that does not exist is answered with the nearest one."""
         if message.startswith("argument COMMAND: invalid choice"):
             word = message.split("'")[1]
             raise ConfigError(f"unknown command '{word}'; {nearest(word, COMMANDS)}")
-        raise ConfigError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
-
-    def unknown(self, words: Sequence[str]) -> NoReturn:
-        """Raise for words no option or command takes."""
-        word = words[0].partition("=")[0]
-        if not word.startswith("-"):
-            raise ConfigError(
-                f"unexpected argument '{word}'; options are written --name value, see '{self.prog} --help'"
-            )
-        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        begun = [option for option in options if option.startswith(word)]
-        alike = [f"'{option}'" for option in begun or difflib.get_close_matches(word, options, SUGGESTED, ALIKE)]
-        hint = f"did you mean {' or '.join(alike[:SUGGESTED])}? " if alike else ""
-        raise ConfigError(f"unknown option {word}; {hint}'{self.prog} --help' lists all")
+        super().error(message)
 
 
 def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
@@ -118,9 +89,9 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
     return command, typed, parser.format_help()
 
 
-def build_parser() -> tuple[Parser, dict[str, Parser]]:
+def build_parser() -> tuple[Commands, dict[str, Parser]]:
     """Return the parser of the whole command line, and that of each command."""
-    parser = Parser(
+    parser = Commands(
         prog="qdq",
         description="Checkpoint in, measured INT8 engine and Triton model repository out.",
         epilog=EPILOG,

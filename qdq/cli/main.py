@@ -4,100 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdq.base.interrupt import Interrupts
-from qdq.errors import ConfigError, QdqError, Unavailable
+from qdq.base.edge import DONE, run_program
 
 if TYPE_CHECKING:
     from qdq.base.screen import Screen
     from qdq.pipeline.outcome import Outcome
 
-DONE, FAILED, USAGE, AS_FAR_AS_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, by default this process's own; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return _at_the_edge(lambda: _run(words), last=arguments is None)
-
-
-def run_script(script: Callable[[], Any]) -> int:
-    """Run a script's main function with the messages and exit codes that `qdq` has; returns the exit code."""
-
-    def run() -> int:
-        script()
-        return DONE
-
-    return _at_the_edge(run, last=True)
-
-
-def _at_the_edge(run: Callable[[], int], last: bool) -> int:
-    """Run something with Ctrl-C handled; `last`: the process ends afterwards."""
-    interrupts = Interrupts()
-    code = INTERRUPTED
-    try:
-        interrupts.start()
-        code = _guarded(run, interrupts)
-    except KeyboardInterrupt:  # another one while the first was being reported
-        pass
-    finally:
-        interrupts.over = True
-        interrupts.ignore() if last else interrupts.restore()
-    return code
-
-
-def _guarded(run: Callable[[], int], interrupts: Interrupts) -> int:
-    """Run something; every error becomes one message and an exit code."""
-    try:
-        return run()
-    except KeyboardInterrupt:
-        return _interrupted(interrupts)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flush does not raise again
-        return FAILED
-    except Exception as error:  # the edge: a bug still ends in one message; the traceback is there on request
-        if interrupts.received:
-            return _interrupted(interrupts)
-        if os.environ.get("QDQ_TRACEBACK"):
-            raise
-        message, code = _explain(error)
-        _complain(message)
-        return code
-
-
-def _interrupted(interrupts: Interrupts) -> int:
-    interrupts.over = True
-    _complain("interrupted; whole files were kept, run again to continue")
-    return INTERRUPTED
-
-
-def _explain(error: Exception) -> tuple[str, int]:
-    if isinstance(error, Unavailable):
-        return str(error), AS_FAR_AS_POSSIBLE
-    if isinstance(error, QdqError):
-        return str(error), USAGE if isinstance(error, ConfigError) else FAILED
-    if isinstance(error, MemoryError):
-        return "out of memory; give a smaller --batch (BATCH=), --sequence (SEQ=) or --samples", FAILED
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}; free space, or check the rights of the folders in use", FAILED
-    name = type(error).__name__
-    return (
-        f"internal error, {name}: {error}; please report it with the output of the same command under QDQ_TRACEBACK=1",
-        FAILED,
-    )
-
-
-def _complain(message: str) -> None:
-    text = f"qdq: {message}"
-    if sys.stderr.isatty():
-        from qdq.base.screen import wrap
-
-        text = wrap(text, 2)
-    print(text, file=sys.stderr)
+    return run_program(lambda: _run(words), last=arguments is None)
 
 
 def _run(arguments: list[str]) -> int:

@@ -31,6 +31,16 @@ from __future__ import annotations
 import qdq.load.pruned  # noqa: F401  # transformers' Auto classes then load what dynabert saves
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.method import CompressedModel, CompressionResult, Method, Session
+from qdq.compress.torch_dynamic import DynamicModel, quantize_dynamic
 from qdq.compress.trainer import CompressionTrainer
 
-__all__ = ["CompressedModel", "CompressionArguments", "CompressionResult", "CompressionTrainer", "Method", "Session"]
+__all__ = [
+    "CompressedModel",
+    "CompressionArguments",
+    "CompressionResult",
+    "CompressionTrainer",
+    "DynamicModel",
+    "Method",
+    "Session",
+    "quantize_dynamic",
+]

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from qdq.base.artifacts import read_json, write_json
+from qdq.base.edge import Parser, run_script
 from qdq.base.screen import Screen
 from qdq.compress.torch_dynamic import DESCRIPTION
 from qdq.errors import DeployError
@@ -89,9 +89,9 @@ def _show(screen: Screen, rows: Sequence[dict[str, Any]]) -> None:
     screen.line("* best metric")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Deploy as the command line above says."""
+    parser = Parser(prog="python -m qdq.compress.deploy", description=__doc__)
     parser.add_argument("output", type=Path, help="output_dir of compress()")
     parser.add_argument("--target", nargs="+", default=["auto"], help=f"{', '.join(TARGETS)} (default: auto)")
     parser.add_argument("--eval-data", help="text to compare and to time with (default: bundled text)")
@@ -100,8 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bench-seconds", type=float, default=CompileOptions.bench_seconds)
     typed = vars(parser.parse_args(arguments))
     deploy(typed.pop("output"), typed.pop("target"), Screen(), **typed)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from qdq.calibrate.calibrate import freeze_weights, summarise
 from qdq.compress.method import CompressedModel, Method, Session
-from qdq.compress.torch_dynamic import quantize_linears, save_dynamic
+from qdq.compress.torch_dynamic import quantize_dynamic, save_dynamic
 from qdq.inject import inject
 from qdq.inject.quantizer import QuantLinear
 from qdq.inject.spec import named_spec
@@ -35,7 +35,7 @@ class Dynamic(Method):
             table = summarise(model, "dynamic", None, 0, 0)
             ours = before.evolve("dynamic", {"inputs": "at run time"}, model=model, spec=spec, table=table)
             ours = ours.scored(session.evaluate(as_executed(model)))
-            baseline = quantize_linears(before.model)
+            baseline = quantize_dynamic(before.model)
             save = partial(save_dynamic, baseline)
             torch_ao = before.evolve("dynamic-torch", {"inputs": "torch.ao"}, model=baseline, save=save)
             torch_ao = torch_ao.scored(session.evaluate(baseline))

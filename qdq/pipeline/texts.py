@@ -78,7 +78,11 @@ def source_fingerprint(options: CompileOptions, path: str | None) -> dict[str, A
     """Everything the texts read from `path` depend on, for the manifest: content, not place."""
     if path is None:
         return {"bundled": sha256_tree(Path(bundled().path).parent)}
-    columns = {"columns": list(options.text_columns), "header": list(options.header)}
+    from qdq.tasks.gold import ORDERS
+
+    columns: dict[str, Any] = {"columns": list(options.text_columns), "header": list(options.header)}
+    if (dataset := TextSource(path).dataset) in ORDERS:
+        columns["classes"] = dataset  # the folder's name says their order
     name, _, split = path.removeprefix("datasets:").partition(":") if path.startswith("datasets:") else (path, "", "")
     place = Path(name).expanduser()
     if place.is_file():

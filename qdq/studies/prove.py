@@ -162,7 +162,7 @@ def _texts(out: Path) -> tuple[Any, list[Any], list[int] | None]:
     from qdq.pipeline.options import CompileOptions
     from qdq.pipeline.stages.load import VERIFY_BATCH
     from qdq.pipeline.texts import calibration_texts, evaluation_texts
-    from qdq.tasks.labels import class_indices
+    from qdq.tasks.gold import gold_of
 
     loaded = load_model(str(out / "checkpoint"), task=read_spec(out / "checkpoint")[1]["task"])
     typed = read_json(out / "manifest.json")["options"]
@@ -170,8 +170,9 @@ def _texts(out: Path) -> tuple[Any, list[Any], list[int] | None]:
     options = CompileOptions(**{name: typed[name] for name in text})
     task = loaded.task.name
     records = evaluation_texts(options, task, calibration_texts(options, task)).records
-    labels = class_indices(records, loaded.labels, len(loaded.labels), required=False)[0] if loaded.labels else None
-    return loaded, batches(loaded, records, (VERIFY_BATCH, SEQUENCE), "longest"), labels
+    gold = gold_of(records, loaded)
+    labels = gold.values if loaded.labels else None
+    return loaded, batches(loaded, gold.records, (VERIFY_BATCH, SEQUENCE), "longest"), labels
 
 
 def _int32(feeds: Mapping[str, Any], rows: int | None = None) -> dict[str, Any]:

@@ -16,14 +16,8 @@ from qdq.text.data import Record
 from qdq.text.layouts import as_list, whole
 
 T = TypeVar("T")
-NO_CONSENSUS = "-"  # the gold label of cmnli, ocnli, mnli and snli rows their annotators disagreed on
 _UNNAMED = re.compile(r"LABEL_(\d+)", re.IGNORECASE)
 _BOOLEANS = {"false": 0, "true": 1}
-# Codes a CLUE file writes instead of class numbers, in the order of its label list. They count where the model's own
-# classes are unnamed; a model that names its classes is asked by name.
-_CODES = (
-    tuple(map(str, (100, 101, 102, 103, 104, 106, 107, 108, 109, 110, 112, 113, 114, 115, 116))),  # tnews
-)
 
 
 @dataclass(frozen=True)
@@ -36,27 +30,31 @@ class Classes:
     @property
     def unnamed(self) -> bool:
         """True when the names say no more than the number: none, LABEL_0, or 0."""
-        return all(_UNNAMED.fullmatch(name) or name == str(n) for n, name in enumerate(self.names))
+        return all(_number_of(name) == n for n, name in enumerate(self.names))
 
     def index(self, written: str, name: str | None = None, classes: Sequence[str] = ()) -> int | None:
         """The class that a file writes as `written`, None when the model has none such.
 
-        In this order: the model's name of it (`written`, or the file's own `name` of the number), the same in other
+        In this order: the model's name of it (the file's own `name` of the number, or `written`), the same in other
         case, its number (also as 1.0 or LABEL_1), true and false of two. `classes` are the names of all the file's
         numbers: where none of them is the model's, their order is, as long as there are as many.
         """
-        for label in (written, name):
+        for label in (name, written):
             if label is not None and (place := self._named(label)) is not None:
                 return place
-        if classes and not self.unnamed and len(classes) != self.count:
-            return None  # another set of classes: its numbers are not this model's
-        if written in classes:
-            return place if (place := list(classes).index(written)) < self.count else None
+        if classes and not self.unnamed and (len(classes) != self.count or any(map(self.knows, classes))):
+            return None  # other classes, or some of the same and this one is not: its number is not this model's
         for label in (name, written):
-            number = None if label is None else _number_of(label)
-            if number is not None and number < self.count:
-                return number
+            if label is not None and label in classes:
+                return place if (place := list(classes).index(label)) < self.count else None
+        number = _number_of(written)
+        if number is not None:
+            return number if number < self.count else None
         return _BOOLEANS.get(written.lower()) if self.count == 2 else None
+
+    def knows(self, name: str) -> bool:
+        """True when a class of the model has this name."""
+        return self._named(name) is not None
 
     def _named(self, label: str) -> int | None:
         if label in self.names:
@@ -81,21 +79,22 @@ def class_indices(
 ) -> tuple[list[int] | None, str]:
     """Class index of every record, or None and the reason there is no metric.
 
-    A label is whatever `Classes.index` understands, or a CLUE code. Raises DataError when `required` and a label is
-    missing or unknown.
+    A label is whatever `Classes.index` understands. Raises DataError when `required` and a label is missing or unknown.
     """
     known = Classes(tuple(names), classes)
-    codes = _codes(records, known)
 
     def index(record: Record) -> int | None:
         if record.label is None:
             return _only(record, known)
-        if record.label in codes:
-            return codes.index(record.label)
         return known.index(record.label, record.label_name, record.classes)
 
     indices = ((record, index(record)) for record in records)
-    return _complete(indices, "unknown to the model", f" (it knows {known})", required)
+    return _complete(indices, "unknown to the model", f" (it knows {known}){_way_out(known)}", required)
+
+
+def _way_out(known: Classes) -> str:
+    """The rest of a sentence on an unknown label, for a model that does not name its classes."""
+    return ", which has no names for its classes: give them in order by --labels" if known.unnamed else ""
 
 
 def _only(record: Record, known: Classes) -> int | None:
@@ -125,13 +124,6 @@ def _fault(record: Record, wrong: str) -> str:
             'says so in config.json: "problem_type": "multi_label_classification")'
         )
     return "has no label" if record.label is None else f"has label '{record.label}', {wrong}"
-
-
-def _codes(records: Sequence[Record], known: Classes) -> Sequence[str]:
-    if not known.unnamed:
-        return ()
-    found = {record.label for record in records}
-    return next((codes for codes in _CODES if len(codes) == known.count and found <= set(codes)), ())
 
 
 def numbers(records: Sequence[Record], required: bool, outputs: int = 1) -> tuple[NDArray[np.float64] | None, str]:
@@ -234,7 +226,7 @@ def by_number(records: Sequence[Record], names: Sequence[str]) -> str:
     """A note where the file names its classes otherwise than the model, so that their order was taken; else ""."""
     theirs = next((record.classes for record in records if record.classes), ())
     known = Classes(tuple(names), len(names))
-    if not theirs or known.unnamed or any(known._named(name) is not None for name in theirs):
+    if not theirs or known.unnamed or any(map(known.knows, theirs)):
         return ""
     return (
         f"classes are taken by their numbers: the file calls them {', '.join(theirs[:4])}, the model {known}; "

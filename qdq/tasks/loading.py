@@ -15,10 +15,10 @@ from qdq.load.kinds import CHOICES
 from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
 from qdq.tasks.evaluation import Evaluation
 from qdq.tasks.extraction import Extraction, windows
+from qdq.tasks.gold import gold_of, tags_of
 from qdq.tasks.heads import head_of_model
-from qdq.tasks.labels import NO_CONSENSUS, Classes, by_number, class_indices, label_sets, numbers
+from qdq.tasks.labels import numbers
 from qdq.tasks.problems import Classification, MultiLabel, Problem, Regression, Similarity, Unscored
-from qdq.tasks.schemes import gold_tags
 from qdq.tasks.tagging import Tagging, tagged_rows, unseen
 from qdq.text.data import Record, TextSource, read_records
 from qdq.text.encode import TokenRow, batched, choice_records, has_types, tokenize
@@ -86,23 +86,17 @@ def evaluation_of(
     task: str | None = None,
 ) -> Evaluation:
     """As `load_evaluation`, from records at hand."""
-    # Rows without a gold label by their annotators' own word do not count
     settings = settings or EvaluationSettings()
     name = task or loaded.task.name
-    given = len(records)
-    if name == "text-classification":
-        records = [record for record in records if record.label != NO_CONSENSUS]
     if not records:
         raise DataError(f"{source}: there is nothing to evaluate on; give at least one text")
     # Token rows and the problem that scores them, by task
     rows, problem, notes = _BUILDERS[name](records, loaded, settings)
     _check_metric(settings.metric, problem, loaded, name)
     batches = tuple(batched(loaded.tokenizer, rows, loaded.inputs, settings.batch, loaded.task.choices))
-    if dropped := given - len(records):
-        notes = (f"{dropped} rows without consensus ('{NO_CONSENSUS}') left out", *notes)
     compared = head_of_model(loaded.model).compared_as if name == "text-classification" else ""
     kept = tuple(note for note in notes if note)
-    return Evaluation(name, source, len(records), batches, problem, kept, compared or name)
+    return Evaluation(name, source, problem.samples, batches, problem, kept, compared or name)
 
 
 Built = tuple[Sequence[Sequence[TokenRow]], Problem, tuple[str, ...]]
@@ -132,29 +126,15 @@ def _metric_names(problem: Problem, classes: int) -> tuple[str, ...]:
 
 
 def _classes(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
-    samples = choice_records(records, CHOICES) if loaded.task.choices else [[record] for record in records]
+    gold, reading = gold_of(records, loaded, settings.required), head_of_model(loaded.model)
+    samples = choice_records(gold.records, CHOICES) if loaded.task.choices else [[record] for record in gold.records]
     rows = [[tokenize(loaded.tokenizer, part, loaded.inputs, settings.sequence) for part in s] for s in samples]
-    reading, count = head_of_model(loaded.model), len(loaded.labels) or CHOICES
-    names, none = (
-        _names(records, loaded),
-        "" if _any_label(records) else f"none of the {len(records)} texts has a label",
-    )
     if reading.kind == "multi-label" and loaded.labels:
-        sets, reason = label_sets(records, names, count, settings.required and not none)
-        notes = (by_number(records, loaded.labels), _without_any(sets))
-        return rows, MultiLabel(records, names, sets, none if sets is None and none else reason), notes
+        notes = (*gold.notes, _without_any(gold.values))
+        return rows, MultiLabel(gold.records, gold.names, gold.values, gold.reason), notes
     if reading.kind == "scores":
-        gold, reason = (None, none) if none else numbers(records, settings.required, count)
-        return rows, Regression(records, gold, reason, reading), reading.notes
-    labels, reason = (None, none) if none else class_indices(records, names, count, settings.required)
-    return rows, Classification(records, names, labels, reason), (by_number(records, loaded.labels),)
-
-
-def _names(records: Sequence[Record], loaded: LoadedModel) -> tuple[str, ...]:
-    """The model's names of its classes; the file's, or --labels', where the model has none and there are as many."""
-    theirs = next((record.classes for record in records if record.classes), ())
-    unnamed = Classes(loaded.labels, len(loaded.labels)).unnamed
-    return theirs if unnamed and len(theirs) == len(loaded.labels) else loaded.labels
+        return rows, Regression(gold.records, gold.values, gold.reason, reading), gold.notes
+    return rows, Classification(gold.records, gold.names, gold.values, gold.reason), gold.notes
 
 
 def _without_any(sets: Any) -> str:
@@ -180,12 +160,8 @@ def _pairs(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationS
 def _tags(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
     typed = has_types(loaded.tokenizer, loaded.inputs)
     tagged = tagged_rows(loaded.tokenizer, records, settings.sequence, typed)
-    names, gold = _names(records, loaded), None
-    if any(record.tags for record in records):
-        gold, reason = gold_tags(records, names, settings.required)
-    else:
-        reason = f"none of the {len(records)} texts has tags"
-    problem = Tagging(records, tagged, names, gold, reason)
+    gold = tags_of(records, loaded, settings.required)
+    problem = Tagging(records, tagged, gold.names, gold.values, gold.reason)
     return [[row.tokens] for row in tagged], problem, (unseen(tagged),)
 
 

@@ -37,6 +37,11 @@ class Problem(ABC):
         self._records, self.reason = records, reason
         self.main = "" if reason else self.decides
 
+    @property
+    def samples(self) -> int:
+        """Number of texts, sentences or questions."""
+        return len(self._records)
+
     @abstractmethod
     def keep(self, row: int, outputs: RowOutputs) -> Any:
         """Return the part of a row's outputs that the answer needs."""

@@ -1,13 +1,20 @@
-"""Rows of Parquet and Arrow files, with the class names that the `datasets` package stores in them."""
+"""Rows of Parquet and Arrow files and of the `datasets` package, with the class names that it stores in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qdq.base.config import nearest
 from qdq.errors import ConfigError, DataError
 from qdq.text.lines import Row
+
+# Names of a split, for files of a folder and for data sets; the first that is there counts
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "dev": ("dev", "valid", "validation", "validation_matched", "test"),
+}
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
@@ -86,3 +93,61 @@ def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         if names:
             found[column] = tuple(map(str, names))
     return found
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """True when `datasets` wrote this folder with save_to_disk."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def dataset_rows(spec: str) -> Iterator[Row]:
+    """Rows of ``datasets:NAME_OR_FOLDER[:split]``; without a split "train", or the only or first one."""
+    name, _, split = spec.removeprefix("datasets:").partition(":")
+    try:
+        import datasets  # optional: the extra "train"
+    except ImportError:
+        raise ConfigError(
+            f"{spec}: needs the datasets package; run pip install '.[train]', or give JSON lines, TSV, CSV or text"
+        ) from None
+    # The data set, from disk or the hub
+    saved = is_saved_dataset(Path(name))
+    parts = [name] if Path(name).exists() else name.split()  # the hub's name, and a configuration
+    _check_reachable(spec, parts[0])
+    try:
+        data = datasets.load_from_disk(name) if saved else datasets.load_dataset(*parts)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{spec}: cannot be loaded ({reason}); check the name, the split and the network") from error
+    # One of its splits, when it has any
+    if hasattr(data, "keys"):  # a DatasetDict: split name -> Dataset
+        data = data[_split(spec, split, sorted(data.keys()))]
+    elif split:
+        raise DataError(f"{spec}: this dataset was saved without splits; leave ':{split}' away")
+    names = class_names(getattr(data, "features", None) or {})
+    return (Row(f"{spec}, row {number}", row, names) for number, row in enumerate(data, start=1))
+
+
+def _split(spec: str, wanted: str, splits: Sequence[str]) -> str:
+    """The split called `wanted`, dev also under its other names; without one, train, or the first."""
+    if not wanted:
+        return "train" if "train" in splits else splits[0]
+    found = next((name for name in SPLITS.get(wanted, (wanted,)) if name in splits), None)
+    if found is None:
+        raise DataError(f"{spec}: no split '{wanted}'; {nearest(wanted, splits)}")
+    return found
+
+
+def _check_reachable(spec: str, name: str) -> None:
+    """Raise DataError within five seconds where `datasets` would ask a silent hub again and again."""
+    import datasets
+
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    if Path(name).exists() or cached.is_dir():
+        return
+    from qdq.load.hub import silence
+
+    if reason := silence(name):
+        raise DataError(
+            f"{spec}: is no folder here, and the hub cannot be reached ({reason}); save the data set on another "
+            "machine with save_to_disk and give its folder"
+        )

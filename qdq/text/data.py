@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qdq.base.config import nearest
 from qdq.errors import ConfigError, DataError
-from qdq.text.columnar import class_names
+from qdq.text.columnar import dataset_rows, is_saved_dataset
 from qdq.text.columns import DETECTION_RULES, SAMPLE_ROWS, Columns, detect_columns
 from qdq.text.files import Row, files_below, read_rows
 from qdq.text.layouts import as_list, class_name, details, known_layout, whole
@@ -42,6 +41,7 @@ class Record:
         labels: classes of a row that has a list of them, as written; () is a row without any.
         flags: 0/1 columns beside the text by name, which may be one per class.
         classes: names of the numbers in label, labels or tags, where the file or the user names them.
+        dataset: name of the data set (`TextSource.dataset`).
     """
 
     text: str
@@ -55,13 +55,15 @@ class Record:
     labels: tuple[str, ...] | None = None
     flags: Mapping[str, bool] = field(default_factory=dict, compare=False)
     classes: tuple[str, ...] = field(default=(), compare=False)
+    dataset: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class TextSource:
     """A source of text, as the user names it.
 
-    `path` is a file, a folder, or ``datasets:NAME_OR_FOLDER[:split]``; `text_columns` names one (text) or two
+    `path` is a file, a folder, or ``datasets:NAME_OR_FOLDER[:split]``, where NAME may have a configuration behind a
+    space (``clue ocnli``) and the split dev stands for validation, too; `text_columns` names one (text) or two
     (text, pair) columns, empty means detect; `label_column` None means detect, with commas one column per class.
     `header` names the columns of a table or tagged file that has no header line; `labels` names the numbers that the
     label or tag column holds, in their order.
@@ -78,6 +80,19 @@ class TextSource:
         """Facts that reading the files needs."""
         named = () if self.label_column is None else (self.label_column,)
         return Given(self.header, (*self.text_columns, *named))
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set as its place says it: ocnli of OCNLI/, ocnli_public/dev.json and datasets:clue ocnli."""
+        name = self.path
+        if name.startswith("datasets:"):
+            name = name.removeprefix("datasets:").partition(":")[0]
+        place = Path(name).expanduser().absolute()
+        if place.is_file():
+            name = place.parent.name
+        elif place.exists():
+            name = place.name
+        return Path((name.split() or [""])[-1]).name.lower().removesuffix("_public")
 
 
 def bundled(pairs: bool = False, heldout: bool = False) -> TextSource:
@@ -111,11 +126,11 @@ def records_from_rows(
     label_column = None if _holds_tags(sample, source) else source.label_column
     columns = detect_columns([row.values for row in sample], source.path, source.text_columns, label_column)
     records: list[Record] = []
-    read = 0
+    read, dataset = 0, source.dataset
     for row in itertools.chain(sample, stream):
         read += 1
         if (record := _record(row, columns, source.labels)) is not None:
-            records.append(record)
+            records.append(replace(record, dataset=dataset))
         if len(records) == limit:
             break
     return records, _counted(source, columns, read, len(records))
@@ -132,15 +147,15 @@ def _counted(source: TextSource, columns: Columns, read: int, used: int) -> Colu
 
 def _rows(path: str, given: Given) -> Iterator[Row]:
     if path.startswith("datasets:"):
-        return _dataset_rows(path)
+        return dataset_rows(path)
     if not path.strip():
         raise ConfigError("the data path is empty; give a file, a folder or datasets:NAME")
     place = Path(path).expanduser()
     try:
         if not place.exists():
             raise DataError(f"{path} does not exist{_sibling(place)}")
-        if _is_saved_dataset(place):
-            return _dataset_rows(f"datasets:{place}")
+        if is_saved_dataset(place):
+            return dataset_rows(f"datasets:{place}")
         files = files_below(place) if place.is_dir() else [place]
     except OSError as error:  # no rights, a name too long
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path and its rights") from error
@@ -165,8 +180,7 @@ def _record(row: Row, columns: Columns, named: tuple[str, ...]) -> Record | None
     if named and "tags" in found:
         found |= {"tags": tuple(class_name(tag, named) for tag in found["tags"]), "classes": named}
     elif columns.label is not None:
-        names = named or row.names.get(columns.label, ())
-        found = {**_label(row.values.get(columns.label), names), **found}
+        found = {**_label(row.values.get(columns.label), named, row.names.get(columns.label, ())), **found}
     wanted = columns.flags or [name for name in row.values if name not in (columns.text, columns.pair)]
     flags = {str(name): flag for name in wanted if (flag := _flag(row.values.get(name))) is not None}
     if missing := [name for name in columns.flags if name not in flags]:
@@ -177,18 +191,27 @@ def _record(row: Row, columns: Columns, named: tuple[str, ...]) -> Record | None
     return Record(text, pair, flags=flags, **found)
 
 
-def _label(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """Fields of a record for the value of its label column; `names` are those of class numbers."""
+def _label(value: Any, named: tuple[str, ...], own: tuple[str, ...]) -> dict[str, Any]:
+    """Fields of a record for the value of its label column.
+
+    `named` are the user's names, `own` the file's names of its numbers. Where both name the same classes, the file's
+    say which one a number is, and the user's in which order the model has them.
+    """
+    names = named or own
+    reordered = names != own and sorted(names) == sorted(own)
     items = as_list(value)
     if items is not None:
         if any(isinstance(item, (list, tuple, Mapping)) for item in items):
             return {}  # spans of characters, or boxes: nothing that is a class of the text
         words = tuple(word for item in items if (word := _word(item)) is not None)
-        return {"labels": words, "classes": names}
+        return {"labels": tuple(class_name(word, own) for word in words) if reordered else words, "classes": names}
     word = _word(value)
     number = None if word is None else whole(word)
-    named = {"label_name": names[number]} if number is not None and number < len(names) else {}
-    return {"label": word, "classes": names, **named}
+    if reordered and number is not None and number < len(own):
+        return {"label": own[number], "classes": names}
+    if number is None or number >= len(names) or word in named:  # such as 1 where the user's names are 1, 2, 3
+        return {"label": word, "classes": names}
+    return {"label": word, "classes": names, "label_name": names[number]}
 
 
 def _flag(value: Any) -> bool | None:
@@ -225,52 +248,3 @@ def _holds_tags(sample: Iterable[Row], source: TextSource) -> bool:
     """True when the column that the user named was read as the tags of words, and so is no label of the text."""
     named = source.label_column
     return named is not None and any(named not in row.values and row.values.get("tags") for row in sample)
-
-
-def _is_saved_dataset(folder: Path) -> bool:
-    """True when `datasets` wrote this folder with save_to_disk."""
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def _dataset_rows(spec: str) -> Iterator[Row]:
-    """Rows of ``datasets:NAME_OR_FOLDER[:split]``; without a split "train", or the only or first one."""
-    name, _, split = spec.removeprefix("datasets:").partition(":")
-    try:
-        import datasets  # optional: the extra "train"
-    except ImportError:
-        raise ConfigError(
-            f"{spec}: needs the datasets package; run pip install '.[train]', or give JSON lines, TSV, CSV or text"
-        ) from None
-    # The data set, from disk or the hub
-    _check_reachable(spec, name)
-    try:
-        data = datasets.load_from_disk(name) if _is_saved_dataset(Path(name)) else datasets.load_dataset(name)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{spec}: cannot be loaded ({error}); check the name, the split and the network") from error
-    # One of its splits, when it has any
-    if hasattr(data, "keys"):  # a DatasetDict: split name -> Dataset
-        splits = sorted(data.keys())
-        split = split or ("train" if "train" in splits else splits[0])
-        if split not in splits:
-            raise DataError(f"{spec}: no split '{split}'; {nearest(split, splits)}")
-        data = data[split]
-    elif split:
-        raise DataError(f"{spec}: this dataset was saved without splits; leave ':{split}' away")
-    names = class_names(getattr(data, "features", None) or {})
-    return (Row(f"{spec}, row {number}", row, names) for number, row in enumerate(data, start=1))
-
-
-def _check_reachable(spec: str, name: str) -> None:
-    """Raise DataError within five seconds where `datasets` would ask a silent hub again and again."""
-    import datasets
-
-    cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
-    if Path(name).exists() or cached.is_dir():
-        return
-    from qdq.load.hub import silence
-
-    if reason := silence(name):
-        raise DataError(
-            f"{spec}: is no folder here, and the hub cannot be reached ({reason}); save the data set on another "
-            "machine with save_to_disk and give its folder"
-        )

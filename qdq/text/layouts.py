@@ -35,11 +35,11 @@ def known_layout(row: Row, label_column: str | None = None) -> Row:
         return sentence
     if isinstance(values.get("keyword"), list) and isinstance(values.get("abst"), str):
         keywords = " ".join(map(str, values["keyword"]))
-        return Row(row.where, {**values, "sentence1": keywords, "sentence2": values["abst"]})
+        return Row(row.where, {**values, "sentence1": keywords, "sentence2": values["abst"]}, row.names)
     if isinstance(values.get("target"), Mapping) and "span1_text" in values["target"]:
         # CLUE's list of labels begins with true, where a boolean would be 1
-        number = {"true": "0", "false": "1"}.get(str(values.get("label")).lower())
-        return Row(row.where, {**values, "text": _marked(row), "target": None, "label_desc": number})
+        names = {**row.names, "label": row.names.get("label") or ("true", "false")}
+        return Row(row.where, {**values, "text": _marked(row), "target": None}, names)
     return row
 
 

@@ -6,7 +6,8 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -242,3 +243,31 @@ def workplace(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copytree(compiled, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
     return tmp_path / "place"
+
+
+class Hub:
+    """A hub of one data set: `rows` of every split, and the names of the classes in its column `label`."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+        self.rows, self.names = rows, names
+        self.asked: tuple[str, ...] = ()
+
+    def load_dataset(self, *asked: str) -> Any:
+        """As `datasets.load_dataset`, for any name; `asked` keeps it."""
+        self.asked = asked
+        split = type("Split", (list,), {"features": {"label": types.SimpleNamespace(names=list(self.names))}})
+        return {"train": split(self.rows), "validation": split(self.rows)}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
+    """`hub(rows, names)`: the data set that every name of the hub has from now on; no network is asked."""
+    datasets = pytest.importorskip("datasets", reason="the optional extra 'train' is not installed")
+
+    def serve(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Hub:
+        served = Hub(rows, names)
+        monkeypatch.setattr(datasets, "load_dataset", served.load_dataset)
+        monkeypatch.setattr("qdq.load.hub.silence", lambda name: "")
+        return served
+
+    return serve

@@ -48,6 +48,14 @@ def test_links_lead_somewhere(name: str) -> None:
         assert (page.parent / target).exists(), f"{name} links to {target}"
 
 
+@pytest.mark.document_row("000/50")
+def test_the_questions_of_the_compression_api_are_answered() -> None:
+    page = (ROOT / "docs" / "compression.md").read_text(encoding="utf-8").partition("\n## Questions\n")[2]
+    asked = re.findall(r"^\*\*(.+?\?)\*\* \S", page.partition("\n## ")[0], flags=re.MULTILINE)
+    for word in ("data?", "my own", "trained further", "Prune or quantize", "pruning train", "search", "TensorDataset"):
+        assert any(word in question for question in asked), word
+
+
 def test_documented_families_are_the_supported_ones() -> None:
     from qdq.inject.families import FAMILIES
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import re
-from collections.abc import Callable
+import runpy
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from qdq.base.interrupt import Interrupts
 from qdq.base.screen import Screen
 from qdq.compress.deploy import deploy
 from qdq.errors import ConfigError, DataError, DeployError
@@ -48,8 +54,9 @@ def test_config_gives_the_defaults_of_the_data_set_and_the_command_line_wins(exa
     assert args.batch_size_list == [4, 8, 16]
     _, args = command_line.parse(command_line.defaults_of(str(labelled)), [*words, "--learning_rate", "1e-3"])
     assert args.learning_rate == 1e-3
-    with pytest.raises(ConfigError, match="--dataset is missing"):
-        command_line.typed("dataset", ["--output_dir", "o"])
+    assert command_line.typed("dataset", ["--output_dir", "o"]) == ""
+    with pytest.raises(ConfigError, match=r"the following arguments are required: --dataset"):
+        command_line.parse(command_line.defaults_of(""), ["--output_dir", "o"])
 
 
 def data_arguments(example: Load) -> Any:
@@ -57,9 +64,39 @@ def data_arguments(example: Load) -> Any:
     return example("command_line").DataArguments(dataset="", model_name_or_path="")
 
 
+WSC = {"span1_text": "cat", "span1_index": 4, "span2_text": "it", "span2_index": 13}
+NLI = ("neutral", "entailment", "contradiction")
+CODES = (100, 101, 102, 103, 104, 106, 107, 108, 109, 110, 112, 113, 114, 115, 116)
+# The hub's columns and class names of CLUE's seven tasks
+CLUE: dict[str, tuple[dict[str, Any], Sequence[Any]]] = {
+    "afqmc": ({"sentence1": "the cat", "sentence2": "a dog"}, (0, 1)),
+    "tnews": ({"sentence": "the cat"}, CODES),
+    "iflytek": ({"sentence": "the cat"}, range(119)),
+    "ocnli": ({"sentence1": "the cat", "sentence2": "a dog"}, NLI),
+    "cmnli": ({"sentence1": "the cat", "sentence2": "a dog"}, NLI),
+    "cluewsc2020": ({"text": "the cat sees it", "target": WSC}, ("true", "false")),
+    "csl": ({"abst": "the cat", "keyword": ["dog", "city"]}, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("task", CLUE)
+@pytest.mark.document_row("000/3", "000/7", "000/8", "004/5", "004/6")
+def test_the_seven_tasks_of_clue_from_the_hub(
+    task: str, example: Load, hub: Any, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """`--dataset "clue TASK"` on few rows, so that most classes do not occur, and one without consensus."""
+    row, names = CLUE[task]
+    served = hub([{**row, "label": label, "idx": n} for n, label in enumerate((1, -1, 0, 1))], list(map(str, names)))
+    model = tiny_checkpoint(num_hidden_layers=1, num_labels=len(names))
+    words = ["--dataset", f"clue {task}", "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
+    result = example("compress_seq_cls").main([*words, *PTQ])
+    assert served.asked == ("clue", task) and result.best.name
+
+
 TAGS = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}
 
 
+@pytest.mark.document_row("000/3", "000/11")
 def test_a_tagger_from_token_lines(example: Load, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny_checkpoint("bert", "token-classification", num_hidden_layers=1, **TAGS)
     lines = "the O\ncat B-PER\nsat I-PER\n\na O\ndog B-PER\nran O\n"
@@ -115,6 +152,17 @@ def test_windows_hold_the_answer_they_are_labelled_with(
     assert {name: metric() for name, metric in problem.metrics(kept).items()} == {"exact_match": 1.0, "f1": 1.0}
 
 
+@pytest.mark.document_row("000/3", "000/11")
+def test_questions_on_contexts_of_a_squad_file(
+    example: Load, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    squad_file(tmp_path)
+    model = tiny_checkpoint("bert", "question-answering", num_hidden_layers=1)
+    words = ["--dataset", str(tmp_path), "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
+    result = example("compress_qa").main([*words, *PTQ, "--doc_stride", "4", "--max_answer_length", "50"])
+    assert 0 <= result.best.metric <= 1
+
+
 def test_deploy_needs_a_finished_compression(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="has no compression"):
         deploy(tmp_path, ["auto"], Screen())
@@ -157,6 +205,93 @@ def test_the_quickstart_exports_every_point_it_placed(
     model = tiny_checkpoint("bert", num_hidden_layers=1)
     path = example("quickstart").main(tmp_path / "new" / "model.qdq.onnx", str(model), texts=16)
     assert check_file(path).weights == 6  # one layer: query, key, value, attention output, up, down
+
+
+SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The exit code of a program, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """`started(script or module, *words)`: run it as `python script words` does, but in this process."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr("qdq.base.interrupt.Interrupts.ignore", Interrupts.restore)  # this process goes on
+
+    def start(program: Path | str, *words: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", [str(program), *words])
+        with pytest.raises(SystemExit) as end, warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            if isinstance(program, Path):
+                runpy.run_path(str(program), run_name="__main__")
+            else:
+                runpy.run_module(program, run_name="__main__")
+        return Ended(int(end.value.code or 0), *capsys.readouterr())
+
+    return start
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_needs_no_other_flag(script: Path, started: Callable[..., Ended]) -> None:
+    ended = started(script, "--help")
+    first = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    assert ended.code == 0 and ended.err == ""
+    assert ended.out.startswith("usage: ") and first.split("\n")[0][:60] in ended.out
+
+
+NEEDED = {
+    "compress_qa": "--dataset",
+    "compress_seq_cls": "--dataset",
+    "infer_qa": "--engine",
+    "finetune_glue": "--data_dir",
+    "walkthrough": "--data_dir",
+    "custom_model": "--no_such",
+}
+
+
+@pytest.mark.parametrize("script", NEEDED)
+def test_wrong_usage_is_one_line_and_exit_code_two(script: str, started: Callable[..., Ended]) -> None:
+    words = ["--output_dir", "out"] if script == "custom_model" else []
+    ended = started(EXAMPLES / f"{script}.py", *words, "--no_such", "1")
+    assert ended.code == 2 and ended.err.startswith("qdq: ") and ended.err.count("\n") == 1
+    assert NEEDED[script] in ended.err and f"{script}.py --help" in ended.err
+
+
+def test_unknown_flags_name_the_nearest_one(started: Callable[..., Ended]) -> None:
+    words = ("--dataset", "d", "--model_name_or_path", "m", "--output_dir", "o")
+    ended = started(EXAMPLES / "compress_seq_cls.py", *words, "--learning_rat", "1")
+    assert ended.code == 2 and "unknown option --learning_rat; did you mean '--learning_rate'?" in ended.err
+    ended = started(EXAMPLES / "compress_qa.py", *words, "--recipe=qdqbrt")
+    assert ended.code == 2 and "--recipe: unknown value 'qdqbrt'; did you mean 'qdqbert'?" in ended.err
+
+
+def test_failures_are_one_line_and_exit_code_one(started: Callable[..., Ended], tmp_path: Path) -> None:
+    """A data set that is neither a folder nor reachable, a model that is none, a compression that is not there."""
+    missing = str(tmp_path / "nothing")
+    for program, words, message in (
+        ("qdq.compress.deploy", (missing, "--target", "openvino"), "has no compression.json"),
+        (EXAMPLES / "infer_qa.py", ("--engine", missing, "--question", "a"), "no context"),
+        (
+            EXAMPLES / "finetune_glue.py",
+            ("--data_dir", missing, "--output_dir", missing, "--do_train"),
+            "does not exist",
+        ),
+        (
+            EXAMPLES / "compress_seq_cls.py",
+            ("--dataset", missing, "--model_name_or_path", missing, "--output_dir", missing, "--device", "cpu"),
+            "no such folder",
+        ),
+    ):
+        ended = started(program, *words)
+        assert (ended.code, ended.err.count("\n")) == (1, 1) and message in ended.err
+    ended = started("qdq.compress.deploy", missing, "--targt", "openvino")
+    assert ended.code == 2 and "unknown option --targt; did you mean '--target'?" in ended.err
 
 
 def test_the_index_names_every_file() -> None:

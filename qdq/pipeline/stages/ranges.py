@@ -116,14 +116,15 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
     """
     from engines.compare import compare
     from qdq.load.runner import TorchRunner
+    from qdq.tasks.gold import gold_of
     from qdq.tasks.heads import head_of_model
-    from qdq.tasks.labels import class_indices
 
     texts, threads = run.evaluation, run.options.threads
-    feeds = feeds_of(run, loaded, texts.records, SCORE_BATCH)
-    labels, reading = None, head_of_model(loaded.model)
+    labels, records, reading = None, texts.records, head_of_model(loaded.model)
     if reading.kind == "classes" and loaded.task.name in SCORED:
-        labels, _ = class_indices(texts.records, loaded.labels, len(loaded.labels) or CHOICES, required=False)
+        gold = gold_of(texts.records, loaded)
+        labels, records = gold.values, tuple(gold.records)
+    feeds = feeds_of(run, loaded, records, SCORE_BATCH)
     expected = _floating(loaded, feeds, threads)
 
     def score(module: nn.Module) -> Score:

@@ -43,6 +43,8 @@ def verify(run: Run, stage: Stage) -> Sequence[Path]:
     report |= task_metrics(floating.scores(), engine.scores(), evaluation.reason)
     if evaluation.compared_as == "regression" and (asked := head_of_model(loaded.model).asked):
         report["activation"] = asked
+    for note in evaluation.notes:
+        run.screen.row("", note)
     stage.say(f"{headline(report)}, over {run.evaluation.source}")
     return (write_json(run.target / "accuracy.json", report),)
 

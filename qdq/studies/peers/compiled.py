@@ -136,11 +136,11 @@ def _scorer(material: Material) -> Callable[[Path], dict[str, Any]]:
     """Return accuracy.json of a graph against torch FP32, whose answers to the texts are computed once."""
     from engines import compare as engines_compare
     from qdq.load.runner import TorchRunner
-    from qdq.tasks.labels import class_indices
+    from qdq.tasks.gold import gold_of
 
     loaded = material.loaded
-    feeds = batches(loaded, material.texts, (TEXTS, material.options.shapes[0][1]), "longest")
-    labels = class_indices(material.texts, loaded.labels, len(loaded.labels), required=False)[0]
+    gold = gold_of(material.texts, loaded)
+    feeds, labels = batches(loaded, gold.records, (TEXTS, material.options.shapes[0][1]), "longest"), gold.values
     floating = TorchRunner(loaded.module(), material.threads)
     expected = [floating(feed) for feed in feeds]
 

@@ -117,6 +117,7 @@ def test_ptq_treats_weights_as_compile_does(
             assert torch.equal(again.model(**encode(loaded)).logits, candidate.model(**encode(loaded)).logits)
 
 
+@pytest.mark.document_row("000/51")
 def test_tensor_dataset_is_the_same_data(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     loaded = load_tiny()
     data = samples(loaded, encode)
