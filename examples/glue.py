@@ -23,7 +23,7 @@ from qdq.base.artifacts import atomic_path
 from qdq.base.correlation import pearson
 from qdq.base.screen import Screen
 from qdq.errors import DataError, DeployError
-from qdq.tasks.gold import ORDERS
+from qdq.tasks.gold import ORDERS, with_consensus
 from qdq.tasks.labels import Classes
 from qdq.tasks.metrics import classification, correlation
 from qdq.text.data import Record, TextSource, read_records
@@ -87,9 +87,14 @@ processors = {task: _of(task) for task in LABELS}
 
 
 def read(data_dir: str | Path, name: str) -> list[Record]:
-    """Labelled records of ``name.tsv`` in the folder. Raises DataError for rows without a label."""
+    """Labelled records of ``name.tsv`` in the folder, without those their annotators did not agree on.
+
+    Raises DataError for rows without a label.
+    """
     path = Path(data_dir) / f"{name}.tsv"
-    records, _ = read_records(TextSource(str(path)))
+    records, notes = with_consensus(read_records(TextSource(str(path)))[0], ())
+    for note in notes:
+        Screen().row("data", f"{path}: {note}")
     if any(record.label is None for record in records):
         raise DataError(f"{path}: has rows without a label; give the labelled file of the task")
     return records

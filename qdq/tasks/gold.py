@@ -66,12 +66,12 @@ def gold_of(records: Sequence[Record], loaded: LoadedModel, required: bool = Fal
     kept, notes = with_consensus(records, loaded.labels)
     count, head = len(loaded.labels) or CHOICES, head_of_model(loaded.model)
     if head.kind == "scores":
-        scores, reason = numbers(kept, required, count) if _any_label(kept) else (None, _no_label(kept))
+        scores, reason = numbers(kept, required, count) if any_label(kept) else (None, _no_label(kept))
         return Gold(kept, loaded.labels, scores, reason, (*notes, *head.notes))
     # The names of the classes, and every label as one of them or as a set
     names, reason = names_of_classes(kept, loaded.labels)
     values: Any = None
-    if not _any_label(kept):
+    if not any_label(kept):
         return Gold(kept, names, None, _no_label(kept), notes)
     if reason and required:
         raise DataError(reason)
@@ -158,5 +158,6 @@ def _no_label(records: Sequence[Record]) -> str:
     return f"none of the {len(records)} texts has a label"
 
 
-def _any_label(records: Sequence[Record]) -> bool:
+def any_label(records: Sequence[Record]) -> bool:
+    """True when a record has a label, or a list of them."""
     return any(record.label is not None or record.labels is not None for record in records)

@@ -15,7 +15,7 @@ from qdq.load.kinds import CHOICES
 from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
 from qdq.tasks.evaluation import Evaluation
 from qdq.tasks.extraction import Extraction, windows
-from qdq.tasks.gold import gold_of, tags_of
+from qdq.tasks.gold import any_label, gold_of, tags_of
 from qdq.tasks.heads import head_of_model
 from qdq.tasks.labels import numbers
 from qdq.tasks.problems import Classification, MultiLabel, Problem, Regression, Similarity, Unscored
@@ -143,12 +143,8 @@ def _without_any(sets: Any) -> str:
     return f"{empty} of {len(sets)} texts have none of the classes" if empty else ""
 
 
-def _any_label(records: Sequence[Record]) -> bool:
-    return any(record.label is not None or record.labels is not None for record in records)
-
-
 def _pairs(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
-    if not _any_label(records) or any(record.pair is None for record in records):
+    if not any_label(records) or any(record.pair is None for record in records):
         rows = [[tokenize(loaded.tokenizer, record, loaded.inputs, settings.sequence)] for record in records]
         return rows, Unscored(records, "similarity needs text pairs with a score, and these are none"), ()
     sides = [Record(text) for record in records for text in (record.text, str(record.pair))]

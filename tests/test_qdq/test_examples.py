@@ -174,6 +174,7 @@ def test_a_missing_split_is_named(example: Load, tmp_path: Path) -> None:
         example("task_data").read(str(tmp_path), "dev", data_arguments(example))
 
 
+@pytest.mark.document_row("001/11")
 def test_the_walkthrough_compares_every_contestant(
     example: Load,
     tiny_checkpoint: Callable[..., Path],

@@ -222,7 +222,7 @@ def test_a_damaged_cache_is_written_anew(example: Load, encoder: Path, mrpc: Pat
 # The page's own code
 
 
-@pytest.mark.document_row("001/4", "001/7", "001/8", "001/9", "001/12", "001/13")
+@pytest.mark.document_row("001/4", "001/7", "001/8", "001/9", "001/10", "001/12", "001/13")
 def test_the_printed_evaluation_and_the_saved_model(
     example: Load, tiny_checkpoint: Callable[..., Path], mrpc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +289,11 @@ def test_the_printed_evaluation_and_the_saved_model(
     quantized_model = quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     assert "DynamicQuantizedLinear(in_features=32, out_features=32, dtype=torch.qint8" in repr(quantized_model)
     assert repr(quantized_model).startswith("BertForSequenceClassification(")
+    sizes = []
+    for one in (model, quantized_model):
+        torch.save(one.state_dict(), tmp_path / "temp.p")
+        sizes.append((tmp_path / "temp.p").stat().st_size)
+    assert sizes[1] < sizes[0]
     scores = evaluate(configs, quantized_model, tokenizer)
     # Saved in the documented layout, and the same to the bit when it is loaded again
     quantized_output_dir = str(tmp_path / "quantized") + "/"
