@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 # Primes, so that a product of two names both of its factors; and no half, third or neighbour of one is another
 SIZES = {"batch": (3, 7), "choices": (2, 5), "sequence": (11, 17)}
-PAIR = "quantize_pair"  # a point's two nodes, see `qdq.inject.quantizer`; on a weight it is no constant either
+PAIR = "quantize_pair"  # a point's two nodes, see `qdq.inject.pair`; on a weight it is no constant either
 LOOKED_AT = ("shape", "size", "dim", "ndim", "dtype", "device", "is_floating_point", "requires_grad", "layout", "type")
 
 

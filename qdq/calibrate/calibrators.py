@@ -76,7 +76,7 @@ class HistogramCalibrator:
 
     def __init__(self, algorithm: Algorithm, memo: TensorMemo | None = None, batches: BatchMaxima | None = None):
         self.algorithm = algorithm
-        self.counts = torch.zeros(FINITE_FP16_MAGNITUDES, dtype=torch.int64)
+        self.counts = torch.zeros(FINITE_FP16_MAGNITUDES, dtype=torch.int64, device="cpu")  # whatever a loader set
         self.maximum = MaxCalibrator()
         self.batches = batches
         if batches is None and algorithm.name in PER_BATCH:

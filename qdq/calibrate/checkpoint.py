@@ -179,7 +179,7 @@ def import_qdqbert(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[
     ``matmul_q`` and of the query weight are scaled the same way. A leading ``bert.`` may differ on either side.
     Raises ModelError where the number of values is not that of the placed point (per channel or per tensor).
     """
-    factors, shapes = _query_factors(model), _amax_shapes(model)
+    factors, shapes = query_factors(model), _amax_shapes(model)
     points = {_bare(path): (path, part) for path, part in model.named_modules() if isinstance(part, TensorQuantizer)}
     imported, unmatched = [], []
     for key, value in state.items():
@@ -213,7 +213,7 @@ def _amax_shapes(model: nn.Module) -> dict[str, torch.Size]:
     return shapes
 
 
-def _query_factors(model: nn.Module) -> dict[str, float]:
+def query_factors(model: nn.Module) -> dict[str, float]:
     """Module paths of the quantizers that see scaled queries -> the factor."""
     factors: dict[str, float] = {}
     for path, module in model.named_modules():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdq.inject.pair import refuse_trace
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, broadcast_mask, weight_amax
 from qdq.inject.scale import scale_of
 
@@ -75,6 +76,7 @@ class TrainedQuantizer(TensorQuantizer):
         if self.layout == "weight":
             return self._fake_quantize(inputs, scale_of(weight_amax(inputs, self._axis), self._num_bits))
         if self.learns:
+            refuse_trace(self.point)
             # The sum over all clipped elements would drown the weights' gradients when norms are clipped together
             # (LSQ, arXiv 1902.08153, section 2.2, divides likewise).
             damping = (inputs.numel() * 2 ** (self._num_bits - 1)) ** -0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
@@ -12,11 +13,14 @@ from transformers import PreTrainedModel
 from qdq.errors import ModelError
 from qdq.inject.attention import IMPLEMENTATION, register
 from qdq.inject.blocks import replace_gelus
+from qdq.inject.defaults import overruled
 from qdq.inject.embedding import QuantEmbedding
 from qdq.inject.families import Family, family_of, skip_readers
 from qdq.inject.placement import Candidate, Placement, Zone, decide
 from qdq.inject.quantizer import Layout, QuantLinear, TensorQuantizer
 from qdq.inject.spec import QuantSpec
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Placement", "QuantSpec", "candidates", "decided", "inject", "quantizers", "remove"]
 
@@ -36,6 +40,8 @@ def inject(model: PreTrainedModel, spec: QuantSpec) -> Placement:
         raise ModelError("this model already carries quantizers; load the checkpoint again before injecting")
     if getattr(model.config, "add_cross_attention", False):
         raise ModelError("cross-attention is not supported; use an encoder checkpoint (add_cross_attention: false)")
+    if line := overruled(spec):
+        logger.warning(line)
     register()
     _own_config(model)
     model.config._attn_implementation = IMPLEMENTATION

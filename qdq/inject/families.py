@@ -141,11 +141,11 @@ def skip_readers(family: Family, add: str) -> tuple[str, ...]:
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a checkpoint's `model_type`; a pruned model is of the family it comes from.
+    """The family of a checkpoint's `model_type`; a pruned or a QDQBERT model is of the family it comes from.
 
     Raises ModelError listing the supported ones.
     """
-    model_type = model_type.removeprefix("pruned-")
+    model_type = model_type.removeprefix("pruned-").replace("qdqbert", "bert")
     if model_type not in FAMILIES:
         raise ModelError(
             f"model family '{model_type}' is not supported; supported families: {', '.join(FAMILIES)}. "

@@ -17,53 +17,26 @@ from typing import Any, ClassVar, Literal
 import torch
 from pytorch_quantization.nn import QuantLinear as _QuantLinear
 from pytorch_quantization.nn import TensorQuantizer as _TensorQuantizer
-from pytorch_quantization.tensor_quant import QuantDescriptor
+from pytorch_quantization.tensor_quant import (
+    QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW,
+    QUANT_DESC_8BIT_PER_TENSOR,
+    QuantDescriptor,
+)
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from qdq.errors import CalibrationError, ExportError
+from qdq.inject.pair import FakeQuantize, aside, quantize_pair, refuse_trace
 from qdq.inject.scale import scale_of
 from qdq.inject.statistics import Calibrator, MaxCalibrator
 
 Layout = Literal["tokens", "heads", "scores", "pooled", "weight"]
+DEFAULT_DESCRIPTORS = {"input": QUANT_DESC_8BIT_PER_TENSOR, "weight": QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW}
 
 
-class FakeQuantize(torch.autograd.Function):
-    """``clamp(round(x / scale), low, high) * scale`` with a straight-through gradient inside the clipping range.
-
-    The gradient is that of ``clamp(x, low * scale, high * scale)``: rounding counts as the identity.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        scaled = x / scale
-        ctx.save_for_backward((scaled < low) | (scaled > high))
-        return scaled.round_().clamp_(low, high).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (outside,) = ctx.saved_tensors
-        return gradients[0].masked_fill(outside, 0), None, None, None
-
-
-def quantize_pair(inputs: Tensor, scale: Tensor, zero: Tensor, axis: int | None = None) -> Tensor:
-    """QuantizeLinear and DequantizeLinear with a constant scale ([], or [C] along `axis`), 8 bits, zero-point `zero`.
-
-    A torch function: `export.record` sees the call as one. In torch's own export it becomes the two nodes.
-    """
-    if has_torch_function_unary(inputs):
-        return handle_torch_function(quantize_pair, (inputs,), inputs, scale, zero, axis)
-    if not torch.compiler.is_exporting():
-        shaped = scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(inputs.dim())])
-        result: Tensor = FakeQuantize.apply(inputs, shaped, -128, 127)  # type: ignore[no-untyped-call]
-        return result
-    attributes: dict[str, Any] = {"axis": axis} if axis is not None else {}
-    codes = torch.onnx.ops.symbolic(
-        "QuantizeLinear", (inputs, scale, zero), attributes, dtype=torch.int8, shape=inputs.shape, version=20
-    )
-    return torch.onnx.ops.symbolic(
-        "DequantizeLinear", (codes, scale, zero), attributes, dtype=torch.float32, shape=inputs.shape, version=20
-    )
+def default_descriptor(role: str) -> tuple[QuantDescriptor, bool]:
+    """The default QuantDescriptor of QuantLinear's "input" or "weight", and True when somebody has set it."""
+    found = getattr(_QuantLinear, f"default_quant_desc_{role}")
+    return found, found is not DEFAULT_DESCRIPTORS[role]
 
 
 class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstream
@@ -82,6 +55,7 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         self.layout: Layout = layout
         self.token_mask: Tensor | None = None  # [B, S], set around a calibration forward
         self._calibrator: Calibrator = MaxCalibrator()
+        self._seen_weight: Tensor | None = None
         self.register_buffer("_constant_scale", None, persistent=False)  # [] or [C], only inside `folded`
         self.register_buffer("_constant_zero", None, persistent=False)
 
@@ -108,7 +82,9 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         """Fake-quantize `inputs` (any shape, float32), collecting statistics first when calibration is enabled."""
         if self._disabled:
             return inputs
-        if self._if_calib:
+        if self._if_calib and self.layout == "weight":
+            self._seen_weight = weight_amax(inputs, self._axis)
+        elif self._if_calib:
             mask = broadcast_mask(self.token_mask, inputs, self.layout)
             self._calibrator.update(inputs, mask)
         if not self._if_quant:
@@ -118,6 +94,7 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         return self._fake_quantize(inputs, scale_of(self.current_amax(inputs), self._num_bits))
 
     def _fake_quantize(self, inputs: Tensor, scale: Tensor) -> Tensor:
+        refuse_trace(self.point)
         high = 2 ** (self._num_bits - 1) - 1
         result: Tensor = FakeQuantize.apply(inputs, scale, -high - 1, high)  # type: ignore[no-untyped-call]
         return result
@@ -130,16 +107,23 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
     def _constant_pair(self, inputs: Tensor) -> Tensor:
         """The same computation in a form that becomes two ONNX nodes; weights become INT8 initializers after export.
 
-        Scales are `folded`, because an exporter would trace their computation here three times.
+        Inside `folded` scales are constants; a plain torch.onnx.export traces how they follow from the amax.
         """
-        if not hasattr(self, "_amax"):
-            raise ExportError(f"{self.point}: no calibrated amax; run calibration before export")
         if self._num_bits < 8 and self.layout != "weight":
             raise ExportError(f"{self.point}: {self._num_bits}-bit activations have no ONNX form; use 8 bits")
         scale, zero = self._constant_scale, self._constant_zero
         if scale is None or zero is None:
-            raise ExportError(f"{self.point}: its scale is not a constant; export inside qdq.inject.quantizer.folded")
+            if not hasattr(self, "_amax"):
+                raise ExportError(f"{self.point}: no calibrated amax; run calibration before export")
+            return self.traced_pair(inputs, scale_of(self._amax, self._num_bits))
         return quantize_pair(inputs, scale, zero, self._axis)
+
+    def traced_pair(self, inputs: Tensor, scale: Tensor) -> Tensor:
+        """The pair of nodes, its scale traced as well: an exporter's optimizer makes that a constant again."""
+        if self._num_bits < 8:
+            raise ExportError(f"{self.point}: codes of {self._num_bits} bits are exported by 'qdq export' only")
+        flat = scale.reshape(()) if self._axis is None else scale.reshape(-1)
+        return quantize_pair(inputs, flat, torch.zeros(flat.shape, dtype=torch.int8), self._axis)
 
     # The calibration protocol of pytorch-quantization, as QDQBERT's documentation spells it.
     def enable_calib(self) -> None:
@@ -151,14 +135,22 @@ class TensorQuantizer(_TensorQuantizer):  # type: ignore[misc]  # untyped upstre
         self._if_calib = False
 
     def load_calib_amax(self, *args: Any, **kwargs: Any) -> None:
-        """Freeze the amax from the collected statistics and stop collecting.
+        """Freeze the amax from the collected statistics and stop collecting; a weight's is that of the weight it saw.
 
-        Raises CalibrationError naming the point when it saw no data, NaN or infinity, or nothing but zeros. The
-        options of pytorch-quantization's calibrators are refused: the calibrator is configured when it is made.
+        Arguments name the algorithm of a calibrator that lets `load_calib_amax` choose one. Raises CalibrationError
+        naming the point when it saw no data, NaN or infinity, or nothing but zeros.
         """
-        if args or kwargs:
-            raise CalibrationError(f"{self.point}: load_calib_amax takes no options; choose the calibrator instead")
-        self.set_amax(torch.tensor(self._calibrator.amax(self.point)))
+        if self.layout == "weight":
+            if self._seen_weight is None:
+                raise CalibrationError(f"{self.point}: saw no weight; run a batch with enable_calib")
+            self.set_amax(self._seen_weight)
+        else:
+            choose = getattr(self._calibrator, "choose", None)
+            if choose is not None and (args or kwargs):
+                choose(*args, **kwargs)
+            elif args or kwargs:
+                raise CalibrationError(f"{self.point}: load_calib_amax takes no options; choose the calibrator instead")
+            self.set_amax(torch.tensor(self._calibrator.amax(self.point)))
         self.disable_calib()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -227,6 +219,20 @@ class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstr
             self.treat(name, None)
         self.train(linear.training)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take a parameter, and remember it for a trace, which puts placeholders in the parameters' place."""
+        super().register_parameter(name, param)
+        self._remember()
+
+    def _remember(self) -> None:
+        self._real = (self._parameters.get("weight"), self._parameters.get("bias"))
+
+    def train(self, mode: bool = True) -> QuantLinear:
+        """Set the mode, and remember the parameters again, which a loader may have put in by another way."""
+        self._remember()
+        super().train(mode)
+        return self
+
     def _row_factor(self, values: Tensor) -> Tensor:
         """`values` [out, ...] with everything applied that scales an output."""
         values = values if self.output_scale == 1.0 else values * self.output_scale
@@ -276,9 +282,28 @@ class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstr
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
+        if torch.compiler.is_exporting() and not self.baked:
+            return self._traced(input)
         if self._smoothing is not None:
             input = input * self._smoothing
         return nn.functional.linear(quantize(self._input_quantizer, input), self.quantized_weight, self.effective_bias)
+
+    def _traced(self, input: Tensor) -> Tensor:
+        """`forward` in a plain torch.onnx.export; what depends on parameters alone is computed beside the trace."""
+        point, factor, (weight, bias) = self._weight_quantizer, self.output_scale, self._real
+        treatments = [name for name in self.TREATMENTS if getattr(self, name) is not None]
+        if treatments or weight is None:
+            where = "a linear" if point is None else point.point
+            raise ExportError(f"{where}: its treatments ({', '.join(treatments)}) are exported by 'qdq export' only")
+        quantized = quantize(self._input_quantizer, input)
+        seen: tuple[Tensor, Tensor | None] = (self.weight, self.bias)
+        if factor != 1.0:
+            seen = aside(lambda: (weight.detach() * factor, None if bias is None else bias.detach() * factor))
+        if point is None or point.amax is not None or not self.weight_is_quantized:
+            return nn.functional.linear(quantized, quantize(point, seen[0]), seen[1])
+        bits, axis = point._num_bits, point._axis
+        scale = aside(lambda: scale_of(weight_amax(weight.detach() * factor, axis), bits))
+        return nn.functional.linear(quantized, point.traced_pair(seen[0], scale), seen[1])
 
 
 def floating_parameters(module: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qdq.compress.fake_quant import PactQuantize, RangeSettings, TrainedQuantizer, finish, make_trainable
 from qdq.inject import QuantSpec, inject, quantizers
-from qdq.inject.quantizer import FakeQuantize, TensorQuantizer
+from qdq.inject.pair import FakeQuantize
+from qdq.inject.quantizer import TensorQuantizer
 from qdq.inject.scale import scale_of
 from qdq.load.model import LoadedModel
 

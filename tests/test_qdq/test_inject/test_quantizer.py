@@ -265,11 +265,26 @@ def test_a_narrow_weight_is_folded_onto_its_grid() -> None:
     assert codes.round().abs().max() == 7
 
 
-def test_an_export_needs_folded_scales() -> None:
+def test_a_plain_export_needs_a_range_and_eight_bits() -> None:
     quantizer = TensorQuantizer("encoder.layer.0.query.input_quantizer")
-    quantizer.set_amax(torch.tensor(1.0))
-    with pytest.raises(ExportError, match=r"query\.input_quantizer: its scale is not a constant"):
+    with pytest.raises(ExportError, match=r"query\.input_quantizer: no calibrated amax"):
         quantizer._constant_pair(torch.ones(2))
+    narrow = TensorQuantizer("query.weight_quantizer", 4, 0, "weight")
+    narrow.set_amax(torch.ones(2, 1))
+    with pytest.raises(
+        ExportError, match=r"query\.weight_quantizer: codes of 4 bits are exported by 'qdq export' only"
+    ):
+        narrow._constant_pair(torch.ones(2, 2))
+
+
+def test_a_weight_is_calibrated_to_its_own_range_by_the_protocol() -> None:
+    quantizer = TensorQuantizer("query.weight_quantizer", 8, 0, "weight")
+    with pytest.raises(CalibrationError, match="saw no weight"):
+        quantizer.load_calib_amax()
+    quantizer.enable_calib()
+    quantizer(torch.tensor([[1.0, -3.0], [0.5, 0.25]]))
+    quantizer.load_calib_amax()
+    assert quantizer.amax is not None and quantizer.amax.tolist() == [[3.0], [0.5]]
 
 
 def test_folding_restores_after_an_error() -> None:

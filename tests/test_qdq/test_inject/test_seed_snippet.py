@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import doctest
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from pytorch_quantization import nn as quant_nn
 from pytorch_quantization.tensor_quant import QuantDescriptor
 
 from qdq.calibrate.calibrate import freeze_weights
+from qdq.calibrate.qdqbert import MethodCalibrator, QDQBertForSequenceClassification
+from qdq.errors import ConfigError, ExportError
 from qdq.inject import inject, quantizers
+from qdq.inject.quantizer import folded
 from qdq.inject.spec import PLACEMENTS, named_spec
+from qdq.inject.statistics import MaxCalibrator
 from qdq.load.model import LoadedModel
 
 DEFAULTS = """\
@@ -69,6 +77,7 @@ EXPORT = """\
 """
 
 SEEDS = Path(__file__).resolve().parents[4] / "shared" / "seeds"
+NAMES = ("input_ids", "attention_mask", "token_type_ids")  # in the order of forward's parameters
 LoadTiny = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]
 
@@ -94,6 +103,7 @@ def test_the_blocks_are_verbatim() -> None:
     assert re.findall(r"```python\n(.*?)```", page, re.S) == [DEFAULTS, CALIBRATION, EXPORT]
 
 
+@pytest.mark.document_row("003/5")
 @pytest.mark.parametrize("placement", [name for name in PLACEMENTS if name != "dynamic"])  # it calibrates nothing
 def test_the_calibration_block_calibrates_every_activation_point(
     placement: str, load_tiny: LoadTiny, encode: Encode
@@ -121,6 +131,7 @@ def test_the_calibration_block_calibrates_every_activation_point(
         assert torch.equal(loaded.model(batch["input_ids"]).logits, after)
 
 
+@pytest.mark.document_row("003/5")
 def test_ranges_are_the_largest_magnitudes_fed_in_full_precision(load_tiny: LoadTiny, encode: Encode) -> None:
     loaded = load_tiny("bert")
     batch = encode(loaded)
@@ -132,19 +143,107 @@ def test_ranges_are_the_largest_magnitudes_fed_in_full_precision(load_tiny: Load
     assert float(point.amax) == float(states.abs().max())
 
 
+@pytest.mark.document_row("003/4")
 @pytest.mark.usefixtures("default_descriptors")
-def test_default_descriptors_can_be_set_and_do_not_reach_injected_points(load_tiny: LoadTiny, encode: Encode) -> None:
-    loaded, other, late = load_tiny("bert"), load_tiny("bert"), load_tiny("bert")
+def test_default_descriptors_decide_the_quantizers_of_a_model_made_afterwards(
+    tiny_checkpoint: Callable[..., Path], load_tiny: LoadTiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_checkpoint("bert")
+    execute(DEFAULTS, {})
+    points = quantizers(QDQBertForSequenceClassification.from_pretrained(folder))
+    assert {point.axis for point in points.values() if point.layout == "weight"} == {0}
+    assert {type(point.calibrator) for point in points.values()} == {MaxCalibrator}
+    quant_nn.QuantLinear.set_default_quant_desc_input(QuantDescriptor(num_bits=8, calib_method="histogram"))
+    quant_nn.QuantLinear.set_default_quant_desc_weight(QuantDescriptor(num_bits=4, axis=None))
+    points = quantizers(QDQBertForSequenceClassification.from_pretrained(folder))
+    for point in points.values():
+        assert point.axis is None
+        assert point.num_bits == (4 if point.layout == "weight" else 8)
+        assert isinstance(point.calibrator, MethodCalibrator) == (point.layout != "weight")
+    # A model that a spec is injected into follows the spec, and says so
+    inject(load_tiny("bert").model, named_spec("qdqbert"))
+    assert "weights of 4 bits (the spec: 8), one scale per tensor of a weight (the spec: one scale" in caplog.text
+
+
+@pytest.mark.usefixtures("default_descriptors")
+@pytest.mark.parametrize(
+    ("role", "options", "message"),
+    [
+        ("input", {"axis": (0,)}, "set_default_quant_desc_input: axis (0,) is not supported; give None"),
+        ("weight", {"axis": (1,)}, "set_default_quant_desc_weight: axis (1,) is not supported; give None, or 0"),
+        ("input", {"num_bits": 16}, "num_bits 16 is outside 2..8"),
+        ("input", {"calib_method": "mean"}, "calib_method 'mean' is unknown; valid: max, histogram"),
+        ("weight", {"narrow_range": True}, "narrow_range is not supported"),
+        ("input", {"unsigned": True}, "unsigned is not supported"),
+        ("input", {"amax": 2.0}, "amax is not supported"),
+    ],
+)
+def test_descriptors_that_a_graph_cannot_hold_are_refused(
+    role: str, options: dict[str, Any], message: str, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    getattr(quant_nn.QuantLinear, f"set_default_quant_desc_{role}")(QuantDescriptor(**options))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        QDQBertForSequenceClassification.from_pretrained(tiny_checkpoint("bert"))
+
+
+@pytest.mark.document_row("003/2", "003/4", "003/5", "003/6")
+@pytest.mark.usefixtures("default_descriptors")
+@pytest.mark.parametrize("options", [{}, {"dynamo": True}], ids=["default", "dynamo"])
+def test_the_page_from_the_defaults_to_onnx(
+    options: dict[str, Any], tiny_checkpoint: Callable[..., Path], load_tiny: LoadTiny, encode: Encode, tmp_path: Path
+) -> None:
+    batch = encode(load_tiny("bert", num_hidden_layers=1))
+    execute(DEFAULTS, {})
+    model = QDQBertForSequenceClassification.from_pretrained(tiny_checkpoint("bert", num_hidden_layers=1))
+    with torch.no_grad():
+        execute(CALIBRATION, {"model": model, "x": batch["input_ids"]})
+        expected = model(**batch).logits
+
+    def export(*_: Any) -> None:
+        torch.onnx.export(model, tuple(batch[name] for name in NAMES), tmp_path / "model.onnx", **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        execute(EXPORT, {"torch": type("Torch", (), {"onnx": type("Onnx", (), {"export": export})})})
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    counts = Counter(node.op_type for node in graph.node)
+    # Of the 20 points four quantize a tensor that another one quantizes alike
+    assert (counts["QuantizeLinear"], counts["DequantizeLinear"]) == (16, 16)
+    assert not {"Round", "Clip"} & counts.keys()
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert {node.input[1], node.input[2]} <= constants
+    options_of_run = onnxruntime.SessionOptions()
+    options_of_run.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # node by node
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options_of_run)
+    feed = {given.name: batch[name].numpy() for given, name in zip(session.get_inputs(), NAMES, strict=True)}
+    torch.testing.assert_close(torch.from_numpy(session.run(None, feed)[0]), expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.document_row("003/6")
+def test_exporters_without_the_nodes_are_refused(load_tiny: LoadTiny, encode: Encode, tmp_path: Path) -> None:
+    loaded = load_tiny("bert")
     batch = encode(loaded)
     inject(loaded.model, named_spec("qdqbert"))
     with torch.no_grad():
-        before = loaded.model(**batch).logits
-        execute(DEFAULTS, {})
-        execute(EXPORT, {"torch": type("Stub", (), {"onnx": type("Stub", (), {"export": print})})})
-        assert quant_nn.QuantLinear.default_quant_desc_weight.axis == (0,)
-        assert torch.equal(loaded.model(**batch).logits, before)
-        inject(other.model, named_spec("qdqbert"))
-        assert torch.equal(other.model(**batch).logits, before)
-        quant_nn.QuantLinear.set_default_quant_desc_input(QuantDescriptor(num_bits=3))
-        inject(late.model, named_spec("qdqbert"))
-        assert torch.equal(late.model(**batch).logits, before)
+        execute(CALIBRATION, {"model": loaded.model, "x": batch["input_ids"]})
+    arguments = tuple(batch[name] for name in NAMES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ExportError, match=r"Round and Clip in place of QuantizeLinear.*dynamo=True"):
+            torch.onnx.export(loaded.model, arguments, tmp_path / "model.onnx", dynamo=False)
+        with folded(loaded.model), pytest.raises(ExportError, match="Round and Clip"):
+            torch.onnx.export(loaded.model, arguments, tmp_path / "model.onnx", dynamo=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_point_without_a_range_is_not_exported(load_tiny: LoadTiny, encode: Encode, tmp_path: Path) -> None:
+    loaded = load_tiny("bert", num_hidden_layers=1)
+    inject(loaded.model, named_spec("qdqbert"))
+    arguments = tuple(encode(loaded)[name] for name in NAMES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Exception, match="no calibrated amax; run calibration before export"):
+            torch.onnx.export(loaded.model, arguments, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
