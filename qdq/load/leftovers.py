@@ -36,6 +36,10 @@ MERGE = "merge it into its base model first (merge_and_unload of peft) and save 
 
 # Parts of a name -> what such a weight looks like; the first that fits is said
 KINDS = (
+    (
+        r"encoder\.layers\.\d+\.(self_attn|linear[12]|norm[12])\.",
+        "PaddleNLP's names, of which 'python -m qdq.load.convert FOLDER --out NEW' makes transformers'",
+    ),
     (r"lora_|\.ia3_|adapter|prompt_embeddings|prefix_encoder", f"an adapter: {MERGE}"),
     (r"distance_embedding|rel_pos|relative", "relative positions, which this model class does not compute"),
     (r"rotary|inv_freq", "rotary positions, which this model class does not compute"),
@@ -50,6 +54,7 @@ HARMLESS = re.compile(
     r"(^|\.)(position_ids|token_type_ids|pooler\..*)$"
     r"|^(cls|lm_head|predictions|sop_classifier|discriminator_predictions|generator_predictions|generator_lm_head"
     r"|vocab_(transform|layer_norm|projector)|qa_outputs|classifier|pre_classifier|sequence_summary)\."
+    r"|(^|\.)fit_dense(s\.\d+)?\."  # TinyBERT's projections to its teacher
     r"|^(loss|criterion|class_weights)"
 )
 

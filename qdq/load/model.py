@@ -31,7 +31,7 @@ from qdq.load.kinds import SENTENCE_EMBEDDING, Task, detect_task, task_named
 from qdq.load.leftovers import check_leftovers, foreign_prefix, name_side_files
 from qdq.load.pooling import Chain, Pooling, read_chain
 from qdq.load.probe import UNREADABLE, check_architecture, check_sizes, check_tokenizer, run_once
-from qdq.load.source import read_config, resolve, safe_name, weight_files
+from qdq.load.source import convert_command, read_config, resolve, safe_name, weight_files
 from qdq.load.tokenizer import (
     check_batch,
     check_ids,
@@ -47,6 +47,13 @@ __all__ = ["EncoderModule", "LoadedModel", "load_model", "quiet_transformers", "
 logger = messages.getLogger(__name__)
 
 QDQBERT = "qdqbert"  # transformers 5 dropped it; its checkpoints are BERT's parameters with `_amax` beside them
+
+CONVERTED = ("ernie_m", "ernie_gram", "ppminilm", "tinybert")  # computed by other families' classes
+# What a configuration without model_type must have to be BERT's; the names of its weights decide
+BERT_SIZES = {
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"),
+    "type_vocab_size",
+}
 
 # Names' ends of ranges and treatments, which `qdq.calibrate.checkpoint` reads from a calibrated checkpoint
 OURS = ("_amax", *(f".{name}" for kind in (QuantLinear, Residual) for name in kind.TREATMENTS))
@@ -170,7 +177,12 @@ def _configuration(folder: Path) -> PreTrainedConfig:
         raise ModelError(f"{folder / 'config.json'}: architectures is not a list of class names; copy the file again")
     if values.get("model_type") == QDQBERT:
         values |= {"model_type": "bert", "architectures": [name.replace("QDQBert", "Bert") for name in architectures]}
+    if "model_type" not in values and values.keys() >= BERT_SIZES:
+        logger.warning("%s: names no model_type, as BERT's first configurations; read as bert", folder / "config.json")
+        values |= {"model_type": "bert"}
     model_type = str(values.get("model_type", ""))
+    if model_type in CONVERTED:
+        raise ModelError(f"{folder}: transformers has no class for '{model_type}'; {convert_command(folder)}")
     try:
         family_of(model_type)
     except ModelError as error:

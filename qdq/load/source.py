@@ -80,10 +80,17 @@ def default_folder() -> Path:
     return folder
 
 
+def convert_command(folder: Path) -> str:
+    """The way out for a checkpoint that `qdq.load.convert` reads."""
+    return f"convert it: python -m qdq.load.convert {folder} --out NEW, and give the folder NEW"
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json. Raises ModelError when it is not a checkpoint folder, or holds an adapter."""
     refuse_adapters(folder)
     path = folder / "config.json"
+    if not path.is_file() and (folder / "model_config.json").is_file():
+        raise ModelError(f"{folder}: is a folder of PaddleNLP; {convert_command(folder)}")
     if not path.is_file():
         raise ModelError(f"{folder}: is not a checkpoint folder, it has no config.json; save one with save_pretrained")
     return read_object(path)
@@ -123,6 +130,8 @@ def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
             f"{pickled[0]}: weights stored as pickle can run code when read; convert them to safetensors, or pass "
             "--allow-pickle if you trust their source"
         )
+    if any(folder.glob("*.pdparams")):
+        raise ModelError(f"{folder}: has weights of PaddlePaddle alone; {convert_command(folder)}")
     others = foreign_weights(folder)
     there = f" but {others}, which is not read" if others else ""
     raise ModelError(f"{folder}: has no model.safetensors{there}; save the model with save_pretrained")
