@@ -45,7 +45,7 @@ def _speed(core: Any, settings: dict[str, Any], shape: tuple[int, int, int], qua
 
 
 def _product(shape: tuple[int, int, int], quantized: bool) -> Any:
-    """x [rows, inner] times a constant; quantized to u8 and s8 with exact scales when asked for."""
+    """x [rows, inner] times a constant; quantized to u8 and s8 with exact scales, and to codes, when asked for."""
     import openvino
     from openvino import opset13 as operators
 
@@ -59,4 +59,8 @@ def _product(shape: tuple[int, int, int], quantized: bool) -> Any:
         right = operators.multiply(operators.convert(operators.constant(codes), np.float32), operators.constant(scale))
     else:
         left, right = x, operators.constant(codes.astype(np.float32))
-    return openvino.Model([operators.matmul(left, right, False, True)], [x], "peak")
+    result = operators.matmul(left, right, False, True)
+    if quantized:  # as for a next product, so that the kernel writes codes and no floats
+        span = np.float32(2.0**12 * inner)
+        result = operators.fake_quantize(result, -span, span, -span, span, 256)
+    return openvino.Model([result], [x], "peak")
