@@ -118,7 +118,7 @@ def _write_engine(lowered: Path, engine: Path, sums: Int8Sums) -> dict[str, Any]
 
 
 def _built_for(model: Path) -> str | None:
-    """Coding of the weights of an engine file; None for a graph that is none of ours, or that the runtime will refuse."""
+    """Coding of the weights of an engine file; None for a graph that is none of ours or cannot be read."""
     try:
         properties = read_model(model).metadata_props
     except BuildError:
