@@ -89,12 +89,20 @@ def class_indices(
         return known.index(record.label, record.label_name, record.classes)
 
     indices = ((record, index(record)) for record in records)
-    return _complete(indices, "unknown to the model", f" (it knows {known}){_way_out(known)}", required)
+    hint = f"{_from_one(records, classes)}{_way_out(known)}"
+    return _complete(indices, "unknown to the model", f" (it knows {known}){hint}", required)
 
 
 def _way_out(known: Classes) -> str:
     """The rest of a sentence on an unknown label, for a model that does not name its classes."""
     return ", which has no names for its classes: give them in order by --labels" if known.unnamed else ""
+
+
+def _from_one(records: Sequence[Record], classes: int) -> str:
+    """A hint where the labels are the numbers 1 to `classes`: those of the model begin at 0."""
+    found = {None if record.label is None else whole(record.label) for record in records}
+    one = found == {*range(1, classes + 1)}
+    return f" (the file's labels are 1 to {classes}, and 0 is the first class)" if one else ""
 
 
 def _only(record: Record, known: Classes) -> int | None:
@@ -123,7 +131,9 @@ def _fault(record: Record, wrong: str) -> str:
             f"has a list of {len(record.labels)} labels, and the model gives one class per text (a model of several "
             'says so in config.json: "problem_type": "multi_label_classification")'
         )
-    return "has no label" if record.label is None else f"has label '{record.label}', {wrong}"
+    if record.label == "-1":
+        return f"has label '-1', {wrong} (data sets of the hub give it to rows without one, as in their test splits)"
+    return f"has label '{record.label}', {wrong}" if record.label else "has no label"
 
 
 def numbers(records: Sequence[Record], required: bool, outputs: int = 1) -> tuple[NDArray[np.float64] | None, str]:

@@ -18,7 +18,7 @@ from qdq.errors import ConfigError, DataError
 from qdq.text.columnar import dataset_rows, is_saved_dataset
 from qdq.text.columns import DETECTION_RULES, SAMPLE_ROWS, Columns, detect_columns
 from qdq.text.files import Row, files_below, read_rows
-from qdq.text.layouts import as_list, class_name, details, known_layout, whole
+from qdq.text.layouts import as_list, class_name, details, known_layout, span_column, whole
 from qdq.text.lines import Given
 
 __all__ = ["DETECTION_RULES", "Columns", "Record", "TextSource", "bundled", "read_records", "records_from_rows"]
@@ -119,7 +119,9 @@ def records_from_rows(
     if limit is not None and limit < 1:
         raise ConfigError(f"{source.path}: cannot read {limit} rows; ask for at least one")
     numbered = (row if isinstance(row, Row) else Row(f"{source.path}, row {n}", row) for n, row in enumerate(rows, 1))
-    stream = (known_layout(row, source.label_column) for row in numbered)
+    first = list(itertools.islice(numbered, SAMPLE_ROWS))
+    spans = span_column(first, source.label_column)
+    stream = (known_layout(row, source.label_column, spans) for row in itertools.chain(first, numbered))
     sample = list(itertools.islice(stream, SAMPLE_ROWS))
     if not sample:
         raise DataError(f"{source.path}: no rows (empty, only blank lines, or only a header); give a file with text")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdq.errors import DataError
+from qdq.text.columns import is_known_name
 from qdq.text.lines import Row, decode, text_lines
 
 MAX_DOCUMENT_BYTES = 256 << 20  # a JSON list or SQuAD file has to be parsed as a whole
@@ -40,7 +41,8 @@ def _is_table(path: Path) -> bool:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and (_columns(value) is not None or isinstance(value.get("data"), list))
+    tabular = isinstance(value, dict) and (_by_row(value) or _columns(value) is not None)
+    return tabular or (isinstance(value, dict) and isinstance(value.get("data"), list))
 
 
 def is_json_object(text: str) -> bool:
@@ -72,6 +74,8 @@ def _items(value: Any, path: Path) -> Sequence[Any]:
         return [dict(zip(map(str, names), row, strict=True)) for row in data]
     if isinstance(data, list):
         return data
+    if _by_row(value):
+        return list(value.values())
     columns = _columns(value)
     if columns is not None:
         lengths = {name: len(column) for name, column in columns.items()}
@@ -82,6 +86,14 @@ def _items(value: Any, path: Path) -> Sequence[Any]:
     if splits and len(splits) == len(value) and "paragraphs" not in value:
         raise DataError(f"{path}: holds several lists of rows ({', '.join(splits)}); save each in a file of its own")
     return [value]
+
+
+def _by_row(value: Mapping[str, Any]) -> bool:
+    """True for objects by the names of rows, of which each holds named values, as pandas' orient="index" writes."""
+    rows = list(value.values())
+    if not rows or not all(isinstance(row, dict) and row for row in rows):
+        return False
+    return any(map(is_known_name, rows[0])) and not any(map(is_known_name, value))
 
 
 def _columns(value: Mapping[str, Any]) -> dict[str, list[Any]] | None:

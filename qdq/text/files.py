@@ -15,7 +15,7 @@ from qdq.errors import DataError
 from qdq.text.columnar import read_arrow, read_parquet
 from qdq.text.columns import TAG_NAMES, WORD_NAMES, is_known_name, lowered
 from qdq.text.documents import is_json_object, read_json, read_json_lines
-from qdq.text.lines import MAX_LINE_BYTES, NOTHING_GIVEN, Given, Row, head_of, shown, text_lines
+from qdq.text.lines import MAX_LINE_BYTES, NOTHING_GIVEN, Given, Row, cut, head_of, shown, text_lines
 from qdq.text.tables import DELIMITERS, find_dialect, is_number, read_table
 from qdq.text.tagged import find_layout, join_words, read_sentences
 
@@ -25,6 +25,11 @@ __all__ = ["MAX_LINE_BYTES", "SUFFIXES", "Given", "Row", "files_below", "join_wo
 SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".conll", ".parquet", ".arrow")
 _SENTENCE_NAMES = ("sentence #", "sentence_id", "sentence id", "sent_id", "sentence_idx", "sentence")
 _FASTTEXT = re.compile(r"__label__\S+\s")
+_SLASHED = re.compile(r"(?:\s*\S+/(?:O|[BIESLUM][-_]\S+))+\s*")  # every word with its tag
+_NUMBERED = re.compile(r"\s*(\d{1,2})[\s:]+\S")
+_PREFIXED = re.compile(r"[A-Z]{2,}:\w+\s+\S")  # TREC's questions
+# Documents and programs, which are text and hold no data one line each
+_NO_DATA = (".yaml", ".yml", ".xml", ".html", ".htm", ".ipynb", ".toml", ".py", ".sql", ".ini")
 
 
 def read_rows(path: Path, given: Given = NOTHING_GIVEN) -> Iterator[Row]:
@@ -32,6 +37,10 @@ def read_rows(path: Path, given: Given = NOTHING_GIVEN) -> Iterator[Row]:
 
     Raises DataError for a file that cannot be read, is not UTF-8 text, or holds a row that does not parse.
     """
+    if path.suffix.lower() in _NO_DATA:
+        raise DataError(
+            f"{path}: a {path.suffix} file is not read; save its texts as JSON lines, a table or one a line"
+        )
     reader = _READERS.get(path.suffix.lower())
     if reader is not None and given.header:
         raise DataError(
@@ -75,11 +84,9 @@ def _check_plain(path: Path, content: Sequence[tuple[int, str]]) -> None:
     lines = [text for _, text in content]
     if lines and re.match(r"\s*\[\s*(\{|$)", lines[0]) and any('"' in text for text in lines[:3]):
         raise DataError(f"{path}: looks like a JSON list, not one text per line; name it .json")
-    if lines and all(_FASTTEXT.match(text) for text in lines):
-        raise DataError(
-            f"{path}: looks like fastText's labelled lines (__label__… text), not one text per line; save it as TSV "
-            "with the columns label and text"
-        )
+    if hint := _looks_labelled(lines):
+        raise DataError(f"{path}: looks like {hint}")
+    content = [line for line in content if not line[1].startswith("#")] or content  # comments of column formats
     dialect = find_dialect(content, "\t")
     rows = [(number, text.split(dialect.delimiter)) for number, text in content]
     if _is_table([cells for _, cells in rows], dialect.delimiter):
@@ -87,6 +94,40 @@ def _check_plain(path: Path, content: Sequence[tuple[int, str]]) -> None:
             f"{path}: looks like a table split at {DELIMITERS[dialect.delimiter]}, not one text per line:{shown(rows)}"
             "name it .csv; where no line names its columns, name them with --header, such as --header label,text"
         )
+    words = [(number, text.split()) for number, text in content]
+    if _are_columns([cells for _, cells in words]):
+        raise DataError(
+            f"{path}: looks like columns with spaces between, not one text per line:{shown(words)}"
+            "where they hold one token and its tag a line, name them with --header, such as --header token,pos,tag"
+        )
+
+
+def _looks_labelled(lines: Sequence[str]) -> str:
+    """The layout of labelled text that all lines have, with the way out; "" for texts."""
+    if lines and all(_FASTTEXT.match(text) for text in lines):
+        return (
+            "fastText's labelled lines (__label__… text), not one text per line; save it as TSV with the columns label "
+            "and text"
+        )
+    if lines and all(_SLASHED.fullmatch(text) for text in lines):
+        return "words with their tags behind a slash, not one text per line; save one token and its tag a line"
+    numbers = [int(match[1]) for text in lines if (match := _NUMBERED.match(text))]
+    counted = len(numbers) == len(lines) and set(numbers) == set(range(max(numbers, default=0) + 1)) != {0}
+    if len(lines) >= 5 and (counted or all(map(_PREFIXED.match, lines))):
+        return (
+            f"a class in front of every text ({cut(lines[0])}), not one text per line; save it as TSV with the "
+            "columns label and text"
+        )
+    return ""
+
+
+def _are_columns(rows: Sequence[Sequence[str]]) -> bool:
+    """True for as many words in every line, of which one place mostly holds signs, as - and * stand for nothing."""
+    width = len(rows[0]) if rows else 0
+    if len(rows) < 5 or width < 3 or any(len(row) != width for row in rows):
+        return False
+    signs = (sum(not any(map(str.isalnum, row[place])) for row in rows) for place in range(width - 1))
+    return any(2 * count > len(rows) for count in signs)
 
 
 def _is_table(rows: Sequence[Sequence[str]], delimiter: str) -> bool:

@@ -1,8 +1,9 @@
-"""Rows whose text is not in one column, brought to text columns: CLUE, tagged sentences, question answering."""
+"""Rows whose text is not in one column, brought to text columns: CLUE, tagged sentences and spans, questions."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import warnings
@@ -17,20 +18,31 @@ _SPACED_TAG = re.compile(r"O|[BIESLUM][-_]\S+|\d{1,3}")  # as a cell of several 
 _ADJACENT = re.compile(r"['\"]\s+['\"]")  # numpy's items; to Python neighbouring strings are one
 _NUMPY_ITEM = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|([^\s,'\"\[\]]+)")
 _LABEL_NAMES = ("label_desc", "label_des")  # tnews and iflytek
+# Of entities by their characters, as doccano, Prodigy, spaCy and Label Studio export them
+_SPAN_COLUMNS = ("entities", "spans", "label", "labels", "ner", "annotations", "privacy_mask")
+_SPAN_TEXTS = ("text", "sentence", "content", "source_text", "data")
+_SPAN_KEYS = (("start", "start_offset", "begin"), ("end", "end_offset"), ("label", "labels", "type", "entity", "tag"))
+_SPAN_OWN = ("text", "value", "word")  # the text of a span, where it is written beside its place
+_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+# A character of a script without spaces, a word without the punctuation around it, or another character
+_PIECE = re.compile(rf"[{_UNSPACED}]|\w(?:[^\s{_UNSPACED}]*\w)?|\S")
 _IDS = ("id", "query_id", "idx", "guid")
 
 
-def known_layout(row: Row, label_column: str | None = None) -> Row:
+def known_layout(row: Row, label_column: str | None = None, spans: str | None = None) -> Row:
     """`row` with its text in string columns; rows of no known layout come back as they are.
 
     * a list of words (tokens, words) with or without tags (`label_column`, ner_tags, tags): ``text`` beside it, and
       ``words`` and ``tags`` as text;
+    * entities by their characters in the column `spans` (see `span_column`): ``words`` and ``tags`` (B-, I-, O);
     * CLUE's csl (abst, keyword): the keywords, joined, as ``sentence1`` and the abstract as ``sentence2``;
     * CLUE's cluewsc2020 (text, target): the text with ``_`` around the noun and ``[ ]`` around the pronoun.
 
-    Raises DataError for a target that is not at the position its row gives.
+    Raises DataError for a target that is not at the position its row gives, and spans that are not in their text.
     """
     values = row.values
+    if spans is not None and isinstance(values.get(spans), list):
+        return _spelled_out(row, spans)
     if (sentence := _sentence(row, label_column)) is not None:
         return sentence
     if isinstance(values.get("keyword"), list) and isinstance(values.get("abst"), str):
@@ -72,6 +84,94 @@ def _sentence(row: Row, label_column: str | None) -> Row | None:
     kept = {name: value for name, value in values.items() if tags is None or name != tag}
     found = [class_name(item, names) for item in tags or ()]
     return Row(row.where, {**kept, "text": text, "words": words, "tags": found}, {**row.names, "tags": names})
+
+
+def span_column(rows: Sequence[Row], label_column: str | None = None) -> str | None:
+    """The column whose lists hold entities by their characters, None without one; an empty list is a text without.
+
+    Raises DataError where most of them end inside a word.
+    """
+    for name in (label_column,) if label_column else _SPAN_COLUMNS:
+        lists = [(row, row.values[name]) for row in rows if isinstance(row.values.get(name), list)]
+        items = [(row, item) for row, found in lists for item in found]
+        if not items or not all(_span(item) and _spanned(row) for row, item in items):
+            continue
+        cut = [row for row, item in items if _ends_inside(row, item)]
+        if 2 * len(cut) > len(items):
+            raise DataError(
+                f"{cut[0].where}: the spans in '{name}' end inside words; give the character behind the last one as "
+                "their end, counted in the text as it stands here"
+            )
+        return name
+    return None
+
+
+def _span(item: Any) -> tuple[int, int, str] | None:
+    """(first character, end, type) of ``[0, 5, "ORG"]`` or a mapping that names the three; None for anything else."""
+    if isinstance(item, Mapping):
+        found = [next((item[key] for key in keys if key in item), None) for keys in _SPAN_KEYS]
+    else:
+        found = list(item) if isinstance(item, (list, tuple)) and len(item) == 3 else [None] * 3
+    start, end, kind = found
+    kind = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
+    if not isinstance(start, int) or not isinstance(end, int) or isinstance(start, bool) or isinstance(end, bool):
+        return None
+    return (start, end, kind) if isinstance(kind, str) and kind else None
+
+
+def _spanned(row: Row) -> str | None:
+    """The column of the text that spans are of, None where they may count words."""
+    if any(
+        isinstance(row.values.get(name), list) and all(isinstance(x, str) for x in row.values[name])
+        for name in WORD_NAMES
+    ):
+        return None
+    return next((name for name in _SPAN_TEXTS if isinstance(row.values.get(name), str)), None)
+
+
+def _ends_inside(row: Row, item: Any) -> bool:
+    span, text = _span(item), row.values[str(_spanned(row))]
+    around = text[span[1] - 1 : span[1] + 1] if span is not None and span[1] > 0 else ""
+    return re.fullmatch(rf"[^\W{_UNSPACED}]{{2}}", around) is not None
+
+
+def _spelled_out(row: Row, column: str) -> Row:
+    """`row` with the words of its text and their tags out of the spans in `column`."""
+    name, items = _spanned(row), row.values[column]
+    spans = [span for item in items if (span := _span(item)) is not None]
+    if name is None or len(spans) != len(items):
+        raise DataError(f"{row.where}: '{column}' holds no spans of a text, as in other rows of this file; correct it")
+    text = row.values[name]
+    _check_spans(row, text, items)
+    # Words between the borders of spans
+    ends = {start: (end, kind) for start, end, kind in spans}
+    words: list[str] = []
+    tags: list[str] = []
+    borders = sorted({0, len(text), *(place for span in spans for place in span[:2])})
+    for start, end in itertools.pairwise(borders):
+        pieces, (_, kind) = _PIECE.findall(text[start:end]), ends.get(start, (end, ""))
+        words += pieces
+        tags += [f"{'I' if place else 'B'}-{kind}" if kind else "O" for place in range(len(pieces))]
+    kept = {key: value for key, value in row.values.items() if key != column}
+    return Row(row.where, {**kept, "words": words, "tags": tags}, row.names)
+
+
+def _check_spans(row: Row, text: str, items: Sequence[Any]) -> None:
+    """Raise DataError for a span outside its text, one that overlaps another, and one whose own text is another."""
+    before = 0
+    for item in sorted(items, key=lambda item: _span(item) or (0, 0, "")):
+        start, end, kind = _span(item) or (0, 0, "")
+        own = next((item[key] for key in _SPAN_OWN if key in item), None) if isinstance(item, Mapping) else None
+        if not 0 <= start < end <= len(text):
+            fault = f"which has {len(text)} characters"
+        elif start < before:
+            fault = "which overlaps the one before, and a tagger gives a word one tag"
+        elif isinstance(own, str) and own != text[start:end]:
+            fault = f"where {text[start:end][:40]!r} stands, not {own[:40]!r}"
+        else:
+            before = end
+            continue
+        raise DataError(f"{row.where}: '{kind}' spans {start} to {end} of its text, {fault}; correct it")
 
 
 def class_name(value: Any, names: Sequence[str] = ()) -> str:

@@ -16,6 +16,16 @@ SNIFF_LINES = 200  # lines looked at to find out how a file is laid out
 _MAGIC = (
     (b"PK\x03\x04", "a zip archive or an Excel workbook", "save the sheet as CSV, or unpack it"),
     (b"\x1f\x8b", "compressed with gzip", "unpack it first (gunzip)"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook or another file of old Office", "save the sheet as CSV"),
+    (b"BZh", "compressed with bzip2", "unpack it first (bunzip2)"),
+    (b"\xfd7zXZ", "compressed with xz", "unpack it first (unxz)"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first (unzstd)"),
+    (b"7z\xbc\xaf", "a 7z archive", "unpack it"),
+    (b"Rar!\x1a", "a rar archive", "unpack it"),
+    (b"SQLite format 3", "an SQLite database", "save the table as CSV"),
+    (b"\x93NUMPY", "a NumPy array", "save its texts as JSON lines"),
+    (b"\x80\x04", "a pickle, which can run code when read", "save its texts as JSON lines"),
+    (b"\x80\x05", "a pickle, which can run code when read", "save its texts as JSON lines"),
     (b"PAR1", "a Parquet file", "name it .parquet"),
     (b"ARROW1", "an Arrow file", "name it .arrow"),
     (b"%PDF", "a PDF", "save its text as plain text"),
@@ -65,6 +75,11 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
             text = decode(raw, path, number, offset)
             if len(raw) > MAX_LINE_BYTES:
                 raise DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES >> 20} MB; give one text per line")
+            if number == 1 and not text.endswith("\n") and "\r" in text.rstrip("\r"):
+                raise DataError(
+                    f"{path}: its lines end with a carriage return alone, as old Mac programs write them; save it with "
+                    "line feeds (tr '\\r' '\\n')"
+                )
             yield number, text.rstrip("\r\n")
             offset += len(raw)
 
@@ -85,7 +100,8 @@ def decode(raw: bytes, path: Path, line: int, offset: int) -> str:
             return ""  # cut inside a character by the length limit, which is the fault to report
         place = f"byte {offset + error.start} (0x{raw[error.start]:02x})"
         line += raw.count(b"\n", 0, error.start)
-        raise DataError(f"{path}, line {line}: not UTF-8 at {place}; save it as UTF-8") from None
+        way = "save it as UTF-8 (iconv -f windows-1252 -t utf-8, where it comes from Windows)"
+        raise DataError(f"{path}, line {line}: not UTF-8 at {place}; {way}") from None
 
 
 def _check_kind(raw: bytes, path: Path) -> None:

@@ -129,6 +129,8 @@ def _cells(path: Path, lines: Iterable[tuple[int, str]], dialect: Dialect) -> It
             cells = next(reader, None)
         except csv.Error as error:
             hint = "close the quote opened in this row, and double quotes inside quoted text"
+            if "new-line character" in str(error):
+                hint = "a line of it ends with a carriage return alone; save it with line feeds, or quote that text"
             raise DataError(f"{path}, line {start}: not valid CSV ({error}); {hint}") from None
         finally:
             csv.field_size_limit(process_limit)

@@ -1,7 +1,8 @@
 """Files with one token and its tag a line (CoNLL and its relatives): find the columns by content, read sentences.
 
 Sentences end at blank lines. The tag may stand behind the token, in front of it, or between further columns; a column
-that counts the tokens, comment lines and -DOCSTART- lines are passed over.
+that counts the tokens, comment lines and -DOCSTART- lines are passed over. Of CoNLL-U the tags are the parts of speech
+(upos), unless --label-column names another of its columns.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qdq.errors import DataError
@@ -20,6 +21,9 @@ _TAG = re.compile(r"O|[BIESLUM][-_]\S+", re.IGNORECASE)
 _TYPE = re.compile(r"[A-Za-z][\w.-]*|\d{1,3}")  # a tag without prefix (IO), or its number
 _TYPES = 40  # more different "tags" than this are words
 _DOCUMENT = "-DOCSTART-"
+# https://universaldependencies.org/format.html; 3-4 is a token of several words, 8.1 a word that is not in the text
+_CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+_CONLLU_ID = re.compile(r"\d+(?:[-.]\d+)?")
 Cells = tuple[int, list[str]]
 
 
@@ -31,6 +35,7 @@ class Layout:
     tag: int
     tabs: bool
     header: bool = False  # the first line names the columns
+    counted: bool = False  # lines whose first column is no whole number are none of a word
 
     def split(self, text: str) -> list[str]:
         """The columns of a line."""
@@ -53,7 +58,7 @@ def find_layout(path: Path, head: Sequence[tuple[int, str]], given: Given) -> La
     blank = any(not text.strip() for _, text in head[:-1])
     if header and any(_is_tag(cells, header.tag) for _, cells in rows[1:]) and blank:
         return Layout(header.word, header.tag, tabs, header=True)
-    return _found(path, rows, tabs, blank)
+    return _conllu(rows, given, tabs) or _found(path, rows, tabs, blank)
 
 
 def read_sentences(path: Path, layout: Layout) -> Iterator[Row]:
@@ -67,6 +72,8 @@ def read_sentences(path: Path, layout: Layout) -> Iterator[Row]:
         if rows and first and layout.header:
             rows = rows[1:]
         first = False
+        if layout.counted:
+            rows = [row for row in rows if row[1][0].isdecimal()]
         if rows:
             words = [cells[min(layout.word, len(cells) - 1)] for _, cells in rows]
             tags = [_tag_of(cells, layout) for _, cells in rows]
@@ -117,6 +124,18 @@ def _stated(rows: Sequence[Cells], given: Given, tabs: bool) -> Layout | None:
     if word is None or tag is None or any(len(cells) not in (1, len(names)) for _, cells in rows):
         return None
     return Layout(word, tag, tabs)
+
+
+def _conllu(rows: Sequence[Cells], given: Given, tabs: bool) -> Layout | None:
+    """The layout of CoNLL-U, None for other lines and where a column holds tags of entities."""
+    width = len(_CONLLU)
+    if not tabs or not all(len(cells) == width and _CONLLU_ID.fullmatch(cells[0]) for _, cells in rows):
+        return None
+    if any(all(_is_tag(cells, place) for _, cells in rows) for place in range(2, width)):
+        return None
+    named = [name for name in map(lowered, given.columns) if name in _CONLLU]
+    layout = _stated(rows, Given(_CONLLU, tuple(named or ["upos"])), tabs)
+    return None if layout is None else replace(layout, counted=True)
 
 
 def _found(path: Path, rows: Sequence[Cells], tabs: bool, blank: bool) -> Layout | None:

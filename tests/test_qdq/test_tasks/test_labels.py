@@ -44,6 +44,17 @@ def test_what_is_no_class_is_refused(label: str) -> None:
         class_indices(labelled("0", label), NAMES, 2, required=True)
 
 
+def test_numbers_from_one_are_said() -> None:
+    """AG News and star ratings count from 1; the model's classes count from 0."""
+    _, reason = class_indices(labelled("1", "3", "2"), (), 3, required=False)
+    assert "the file's labels are 1 to 3, and 0 is the first class" in reason
+    assert "first class" not in class_indices(labelled("1", "3", "0"), (), 3, required=False)[1]
+    assert class_indices(labelled("0", ""), NAMES, 2, required=False)[1] == (
+        "evaluation text 2 has no label (it knows negative, positive)"
+    )
+    assert "test splits" in class_indices(labelled("-1"), NAMES, 2, required=False)[1]
+
+
 def test_names_of_the_files_numbers_find_the_models_classes() -> None:
     records = [Record("a", label="0", label_name="positive", classes=("positive", "negative"))]
     assert class_indices(records, NAMES, 2, required=True)[0] == [1]  # by name: the file's order is another
@@ -115,9 +126,11 @@ def test_scores_are_numbers_booleans_or_lists_of_them() -> None:
     assert numbers(labelled("1.5", "true", "-2"), required=True)[0].tolist() == [[1.5], [1.0], [-2.0]]  # type: ignore[union-attr]
     several = [Record("a", labels=("1", "2.5"))]
     assert numbers(several, required=True, outputs=2)[0].tolist() == [[1.0, 2.5]]  # type: ignore[union-attr]
-    for wrong in ("nan", "high", ""):
+    for wrong in ("nan", "high"):
         with pytest.raises(DataError, match="which is no number"):
             numbers(labelled(wrong), required=True)
+    with pytest.raises(DataError, match="evaluation text 2 has no label"):
+        numbers(labelled("1", ""), required=True)
 
 
 # Tags

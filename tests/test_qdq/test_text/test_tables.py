@@ -100,6 +100,11 @@ def test_a_row_that_does_not_fit_is_shown_as_it_was_split(tmp_path: Path) -> Non
         ("one text\tits pair\nanother\tand its\n", "looks like a table split at tab"),
         ("__label__1 a b\n__label__0 c d\n", "looks like fastText's labelled lines"),
         ('[{"text": "a"},\n{"text": "b"}]\n', "looks like a JSON list"),
+        ("Anna/B-PER saw/O\nno/O one/O\n", "words with their tags behind a slash"),
+        ("1 a b\n0 c d\n1 e f\n0 g\n0 h i\n", "a class in front of every text (1 a b)"),
+        ("DESC:manner How ?\nENTY:x What ?\n" * 3, "a class in front of every text (DESC:manner How ?)"),
+        ("".join(f"bc/x 0 {n} Anna NN (NP* - *\n" for n in range(6)), "columns with spaces between"),
+        ("# a comment\none text\tits pair\nanother\tand its\n", "looks like a table split at tab"),
         ("<!DOCTYPE html>\n<html></html>\n", "is an HTML or XML page"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
     ],
@@ -116,10 +121,21 @@ def test_text_that_is_no_text_is_refused_with_the_hint(tmp_path: Path, content: 
         "a|b\nlonger text without one\n",
         "Hello\n",
         "Dinner at 8, then home\nBreakfast at 9, then work\n",
+        "2 eggs\n2 cups of flour\n1 spoon of oil\n1 pan\n2 plates\n",
+        "number 1 of all\nnumber 2 of all\nnumber 3 of all\nnumber 4 of all\nnumber 5 of all\n",
+        "and/or\nO/B-side\n",
     ],
 )
 def test_prose_with_commas_stays_prose(tmp_path: Path, content: str) -> None:
     assert [record.text for record in read(tmp_path / "a.txt", content)] == content.splitlines()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.jsonl"])
+def test_lines_of_old_macs_are_named(tmp_path: Path, name: str) -> None:
+    assert "lines end with a carriage return alone" in refusal(tmp_path / name, "text,label\ra b,1\rc d,0\r")
+    mixed = "text,label\r\na b,1\rc d,0\r\n"
+    if name == "a.csv":
+        assert "a line of it ends with a carriage return alone" in refusal(tmp_path / name, mixed)
 
 
 def test_a_compressed_or_binary_file_is_named(tmp_path: Path) -> None:

@@ -46,6 +46,22 @@ def test_token_lines_of_public_corpora(tmp_path: Path, content: str, suffix: str
     assert [(record.words, record.tags) for record in found] == [SENTENCE] * 2
 
 
+CONLLU = (
+    "# text = Anna saw Paris .\n1\tAnna\tAnna\tPROPN\tNNP\t_\t2\tnsubj\t_\t_\n2-3\tsaw\t_\t_\t_\t_\t_\t_\t_\t_\n"
+    "2\tsaw\tsee\tVERB\tVBD\t_\t0\troot\t_\t_\n2.1\tnot\tnot\tPART\tRB\t_\t_\t_\t_\t_\n"
+    "3\tParis\tParis\tPROPN\tNNP\t_\t2\tobj\t_\tSpaceAfter=No\n4\t.\t.\tPUNCT\t.\t_\t2\tpunct\t_\t_\n"
+)
+
+
+@pytest.mark.parametrize("name", ["a.conllu", "a.txt"])
+def test_conll_u_holds_parts_of_speech(tmp_path: Path, name: str) -> None:
+    """Tokens of several words, and words that are not in the text, are no words of the sentence."""
+    found = read(tmp_path / name, f"{CONLLU}\n{CONLLU}")
+    assert [record.words for record in found] == [WORDS, WORDS]
+    assert found[0].tags == ("PROPN", "VERB", "PROPN", "PUNCT")
+    assert read(tmp_path / name, CONLLU, label_column="xpos")[0].tags == ("NNP", "VBD", "NNP", ".")
+
+
 def test_tags_without_prefix_need_sentences_and_an_outside(tmp_path: Path) -> None:
     content = lines("{w} {t}", 3).replace("B-PER", "PER").replace("B-LOC", "LOC")
     assert read(tmp_path / "a.txt", content)[0].tags == ("PER", "O", "LOC", "O")
@@ -93,6 +109,70 @@ def test_lists_of_words_and_tags(tmp_path: Path, row: dict[str, Any]) -> None:
     assert record.label is None
 
 
+SPANS = {
+    "doccano": {"text": "Anna saw Paris.", "label": [[0, 4, "PER"], [9, 14, "LOC"]]},
+    "doccano, older": {"id": 1, "data": "Anna saw Paris.", "labels": [[9, 14, "LOC"], [0, 4, "PER"]]},
+    "doccano, newer": {
+        "text": "Anna saw Paris.",
+        "entities": [
+            {"id": 1, "label": "PER", "start_offset": 0, "end_offset": 4},
+            {"id": 2, "label": "LOC", "start_offset": 9, "end_offset": 14},
+        ],
+        "relations": [],
+    },
+    "Prodigy": {
+        "text": "Anna saw Paris.",
+        "tokens": [{"text": "Anna", "start": 0, "end": 4, "id": 0}],
+        "spans": [{"start": 0, "end": 4, "label": "PER"}, {"start": 9, "end": 14, "label": "LOC"}],
+    },
+    "Label Studio": {
+        "text": "Anna saw Paris.",
+        "label": [
+            {"start": 0, "end": 4, "text": "Anna", "labels": ["PER"]},
+            {"start": 9, "end": 14, "text": "Paris", "labels": ["LOC"]},
+        ],
+    },
+    "a border with a space": {"text": "Anna saw Paris .", "spans": [[0, 5, "PER"], [9, 15, "LOC"]]},
+}
+
+
+@pytest.mark.parametrize("row", SPANS.values(), ids=SPANS)
+def test_spans_of_characters_become_tags_of_words(tmp_path: Path, row: dict[str, Any]) -> None:
+    (column,) = (name for name in ("label", "labels", "entities", "spans") if name in row)
+    without = {**row, column: []} | {name: "no one ." for name in ("text", "data") if name in row}
+    record, none = read(tmp_path / "a.jsonl", f"{json.dumps(row)}\n{json.dumps(without)}\n")
+    assert (record.words, record.tags) == SENTENCE
+    assert (none.words, none.tags) == (("no", "one", "."), ("O", "O", "O"))
+    assert record.label is None and record.text.startswith("Anna saw Paris")
+
+
+def test_spans_of_a_script_without_spaces_are_of_its_characters(tmp_path: Path) -> None:
+    row = {"text": "我住在上海。", "entities": [[3, 5, "LOC"]]}
+    record = read(tmp_path / "a.jsonl", json.dumps(row) + "\n")[0]
+    assert record.words == tuple("我住在上海。")
+    assert record.tags == ("O", "O", "O", "B-LOC", "I-LOC", "O")
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ([[0, 4, "PER"], [3, 8, "LOC"]], "'LOC' spans 3 to 8 of its text, which overlaps the one before"),
+        ([[9, 99, "LOC"]], "'LOC' spans 9 to 99 of its text, which has 15 characters"),
+        ([{"start": 0, "end": 4, "label": "PER", "text": "Otto"}], "where 'Anna' stands, not 'Otto'"),
+        ([[0, 3, "PER"], [9, 13, "LOC"]], "the spans in 'label' end inside words"),
+    ],
+)
+def test_spans_that_do_not_fit_their_text_are_named(tmp_path: Path, spans: list[Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read(tmp_path / "a.jsonl", json.dumps({"text": "Anna saw Paris.", "label": spans}) + "\n")
+
+
+def test_spans_that_count_words_are_not_taken_for_characters(tmp_path: Path) -> None:
+    row = {"tokens": list(WORDS), "text": "Anna saw Paris.", "entities": [{"type": "PER", "start": 0, "end": 1}]}
+    record = read(tmp_path / "a.jsonl", json.dumps(row) + "\n")[0]
+    assert record.tags == ()
+
+
 def test_numbers_take_the_names_that_the_user_gives(tmp_path: Path) -> None:
     row = json.dumps({"tokens": list(WORDS), "ner_tags": [1, 0, 2, 0]}) + "\n"
     assert read(tmp_path / "a.jsonl", row)[0].tags == ("1", "0", "2", "0")
@@ -126,6 +206,7 @@ def test_a_tag_too_few_is_named(tmp_path: Path) -> None:
         {"text": {"0": "a b", "1": "c d"}, "label": {"0": 1, "1": 0}},
         {"text": ["a b", "c d"], "label": [1, 0]},
         {"data": [{"text": "a b", "label": 1}, {"text": "c d", "label": 0}]},
+        {"first": {"text": "a b", "label": 1}, "second": {"text": "c d", "label": 0}},
     ],
 )
 def test_json_tables_of_pandas(tmp_path: Path, value: Any) -> None:
