@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -12,6 +14,21 @@ ERASED = -1e3  # softmax of anything as low is 0 in float32 beside any ordinary 
 TO_LINEAR = frozenset({"Transpose", "Reshape", "Mul", "Div", *PAIR})  # between a linear and an attention product
 
 
+@dataclass(frozen=True)
+class MaskedAttention:
+    """All attention of a graph, by the one input it takes its mask from.
+
+    Attributes:
+        mask: that input, [batch, S] or [batch, choices, S].
+        terms: the tensors that follow from it and are added to scores, each once.
+        operands: ids of the nodes between linears and attention products.
+    """
+
+    mask: gs.Tensor
+    terms: tuple[gs.Tensor, ...]
+    operands: frozenset[int]
+
+
 class NotMaskedError(Exception):
     """Raised with the node and the reason that padding cannot be left out."""
 
@@ -20,14 +37,14 @@ class NotMaskedError(Exception):
         self.node = node
 
 
-def masked_attention(graph: gs.Graph) -> tuple[gs.Tensor, set[int]]:
-    """The mask input, and ids of the nodes between linears and attention products.
+def masked_attention(graph: gs.Graph) -> MaskedAttention:
+    """Find it, and prove that the mask erases padding.
 
     Raises NotMaskedError when there is no attention, or attention without a mask or with another one.
     """
     found: dict[str, gs.Tensor] = {}
     readers: set[int] = set()
-    proven: set[str] = set()
+    proven: dict[str, gs.Tensor] = {}
     softmaxes = [node for node in graph.nodes if node.op == "Softmax"]
     # Every attention of the graph, each with its mask.
     if not softmaxes:
@@ -41,14 +58,14 @@ def masked_attention(graph: gs.Graph) -> tuple[gs.Tensor, set[int]]:
             found[source.name] = source
             if term.name not in proven:
                 _prove(graph, softmax, term, source)
-                proven.add(term.name)
+                proven[term.name] = term
         products = [scores, _weighed(softmax)]
         for product in products:
             for tensor in product.inputs:
                 _walk(tensor, readers)
     if len(found) > 1:
         raise NotMaskedError(softmaxes[0].name, f"attention has several masks: {', '.join(sorted(found))}")
-    return next(iter(found.values())), readers
+    return MaskedAttention(next(iter(found.values())), tuple(proven.values()), frozenset(readers))
 
 
 def _scores(softmax: gs.Node) -> tuple[gs.Node, list[gs.Tensor]]:

@@ -34,9 +34,10 @@ def pack_tokens(graph: gs.Graph) -> PassResult:
     if any(node.name.startswith(PACKING) for node in graph.nodes):
         return PassResult()
     try:
-        mask, readers = masked_attention(graph)
+        found = masked_attention(graph)
         shapes = varying_shapes(graph)
-        packing = _Packing(graph, shapes, TokenWork(graph, shapes), TokenIndices(graph, mask), readers)
+        work, indices = TokenWork(graph, shapes), TokenIndices(graph, found.mask)
+        packing = _Packing(graph, shapes, work, indices, found.operands)
         packing.check()
     except NotMaskedError as reason:
         return PassResult(declined=(Declined(reason.node, str(reason)),))
@@ -54,7 +55,7 @@ class _Packing:
     shapes: Shapes
     work: TokenWork
     indices: TokenIndices
-    attention: set[int]  # ids of the nodes through which attention reads its operands
+    attention: frozenset[int]  # ids of the nodes through which attention reads its operands
     selected: list[gs.Node] = field(default_factory=list)  # Gathers of one row of every text
     made: dict[str, gs.Tensor] = field(default_factory=dict)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from export.names import PAIR
+from export.passes.attention_masks import MaskedAttention, NotMaskedError, masked_attention
 from export.passes.needed_rows import ELEMENTWISE
 from qdq.errors import PassError
 
@@ -78,9 +79,16 @@ def text_inputs(graph: gs.Graph) -> TextInputs:
     for name in (IDS, MASK):
         if name not in known:
             raise PassError(f"the graph has no input {name}, but {', '.join(known) or 'none'}; export it with this one")
+    try:
+        attention = masked_attention(graph)
+    except NotMaskedError as reason:
+        raise PassError(f"{reason.node}: {reason}, so texts cannot be told apart there; keep the padded form") from None
+    if attention.mask is not known[MASK]:
+        raise PassError(f"attention takes its mask from {attention.mask.name}, not from {MASK}; keep the padded form")
     choices = len(known[IDS].shape) == 3
     tokens = {name: _flattened(tensor) if choices else tensor for name, tensor in known.items()}
-    return TextInputs(tokens, _attends(tokens[MASK]), find_positions(graph, tokens[IDS]), choices)
+    attends = _attends(tokens[MASK], attention)
+    return TextInputs(tokens, attends, find_positions(graph, tokens[IDS]), choices)
 
 
 def _flattened(tensor: gs.Tensor) -> gs.Tensor:
@@ -93,10 +101,15 @@ def _flattened(tensor: gs.Tensor) -> gs.Tensor:
     return reshapes[0].outputs[0]
 
 
-def _attends(mask: gs.Tensor) -> gs.Tensor:
-    """The mask as bool [texts, 1, 1, S]: behind a Cast and an Unsqueeze of axes 1 and 2."""
+def _attends(mask: gs.Tensor, attention: MaskedAttention) -> gs.Tensor:
+    """The mask as bool [texts, 1, 1, S], behind a Cast and an Unsqueeze of axes 1 and 2: all terms are made from it."""
+    made_from = [
+        {id(tensor) for node in ancestors([term], stop={id(mask)}) for tensor in node.inputs}
+        for term in attention.terms
+    ]
     casts = [node for node in mask.outputs if node.op == "Cast" and node.attrs.get("to") == onnx.TensorProto.BOOL]
-    found = [reader.outputs[0] for cast in casts for reader in cast.outputs[0].outputs if _adds_axes(reader)]
+    readers = [reader.outputs[0] for cast in casts for reader in cast.outputs[0].outputs if _adds_axes(reader)]
+    found = [tensor for tensor in readers if all(id(tensor) in tensors for tensors in made_from)]
     if len(found) != 1:
         raise PassError(
             f"{MASK}: expected one Cast to bool with an Unsqueeze to [batch, 1, 1, sequence], found {len(found)}; the "
