@@ -33,3 +33,5 @@ PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
 # Readings of a text classifier's logits other than one class per text. Outputs do not tell them, so they have names of
 # their own wherever a task does: any number of classes at once, and numbers.
 MULTI_LABEL, REGRESSION = "multi-label-classification", "regression"
+MULTI_LABEL_TYPE = "multi_label_classification"  # config.json's problem_type
+THRESHOLD_KEYS = ("threshold", "thresholds")  # of config.json: above which probability its classes count

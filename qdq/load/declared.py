@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from qdq.base.choices import MULTI_LABEL_TYPE, THRESHOLD_KEYS
 from qdq.errors import ModelError
 from qdq.inject.relative import FAMILIES, KEY, KINDS
 from qdq.load.source import read_object
@@ -23,6 +24,11 @@ RETURNED = {
     "output_hidden_states": False,
     "chunk_size_feed_forward": 0,
 }
+
+PROBLEM_TYPES = ("single_label_classification", MULTI_LABEL_TYPE, "regression")
+
+# Which code computes attention, never what: flash attention is not installed everywhere
+KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "use_flash_attn")
 
 # Keys, as patterns -> the reason to refuse any value that is not off; the first that fits
 REFUSED = (
@@ -76,31 +82,53 @@ HARMLESS = re.compile(
 
 
 def check_config(folder: Path, values: dict[str, Any], known: Collection[str]) -> str:
-    """Return one line that names the keys of config.json that nobody here knows, "" without any.
+    """Return one line on the keys of config.json that nobody here knows, or that contradict each other, else "".
 
     `known` are the fields of the family's config class. Raises ModelError for a key of config.json, or of the
     tokenizer's, that asks for what is not computed here.
     """
+    # Keys that ask for something else, and those that nobody reads
     file = folder / "config.json"
     strange = []
+    read = {*known, *KERNELS, *(THRESHOLD_KEYS if values.get("problem_type") == MULTI_LABEL_TYPE else ())}
     for key, value in values.items():
         if key in RETURNED and not isinstance(value, int | None):
             raise ModelError(f"{file}: {key} is {value!r}; give {RETURNED[key]!r}, or leave it out")
         reason = next((reason for keys, reason in REFUSED if value and re.fullmatch(keys, key)), None)
         if reason:
             raise ModelError(f"{file}: {key} is not supported: {reason}")
-        if value and key not in known and not HARMLESS.fullmatch(key) and not _generation(key):
+        if value and key not in read and not HARMLESS.fullmatch(key) and not _generation(key):
             strange.append(key)
+    # Values and files that do
     _check_positions(file, values)
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.is_file() and _has_code(tokenizer):
         raise ModelError(
             f"{tokenizer}: auto_map is not supported: the tokenizer has code of its own, which is never run"
         )
-    if not strange:
-        return ""
+    kind = values.get("problem_type")
+    if kind is not None and kind not in PROBLEM_TYPES:
+        raise ModelError(f"{file}: problem_type is {kind!r}; give {', '.join(PROBLEM_TYPES)}, or leave it out")
+    # One line
     unread = "keys that the model's class does not read, so they change nothing here"
-    return f"{file}: {unread}: {', '.join(sorted(strange))}"
+    said = [f"{unread}: {', '.join(sorted(strange))}"] if strange else []
+    said += [line] if (line := _names_apart(values)) else []
+    return f"{file}: {'; '.join(said)}" if said else ""
+
+
+def _names_apart(values: dict[str, Any]) -> str:
+    """Say that the two tables of class names contradict each other, "" where they do not."""
+    names, numbers = values.get("id2label"), values.get("label2id")
+    if not isinstance(names, dict) or not isinstance(numbers, dict):
+        return ""
+    written = {str(name): str(number) for number, name in names.items()}
+    apart = [name for name, number in numbers.items() if written.get(str(name), str(number)) != str(number)]
+    if not apart:
+        return ""
+    return (
+        f"id2label calls class {written[str(apart[0])]} '{apart[0]}' and label2id class {numbers[apart[0]]}; id2label "
+        "is used, as in transformers' pipelines"
+    )
 
 
 def _check_positions(file: Path, values: dict[str, Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from qdq.errors import ModelError
@@ -68,6 +70,35 @@ def require_whole(path: Path) -> None:
     if needed != size:
         what = "is cut off" if size < needed else "goes on behind its last tensor"
         raise ModelError(f"{path}: {what}: it has {size} bytes and its header says {needed}; download it again")
+
+
+def compare_weights(weights: Sequence[Path], pickled: Sequence[Path]) -> str:
+    """Say how the tensors of pickles differ from those of whole safetensors files, "" for the same ones.
+
+    Nothing is unpickled: torch's archives list the size and the checksum of each tensor's bytes.
+    """
+    stored: set[tuple[int, int]] = set()
+    for path in pickled:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                stored |= {(entry.file_size, entry.CRC) for entry in archive.infolist()}
+        except (OSError, zipfile.BadZipFile):
+            return "which cannot be compared, as it is no archive of torch"
+    known = [entry for path in weights for entry in _checksums(path)]
+    other = sum(entry not in stored for entry in known)
+    return f"other weights: {other} of {len(known)} tensors differ" if other else ""
+
+
+def _checksums(path: Path) -> Iterator[tuple[int, int]]:
+    """Bytes and CRC-32 of every tensor of a safetensors file that `require_whole` has passed."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+        for name, entry in entries.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                file.seek(8 + length + start)
+                yield end - start, zlib.crc32(file.read(end - start))
 
 
 # Weights of other libraries and formats, by file name

@@ -26,7 +26,8 @@ from qdq.inject.blocks import Residual
 from qdq.inject.families import Family, family_of
 from qdq.inject.quantizer import QuantLinear
 from qdq.inject.relative import model_class, relative_kind
-from qdq.load.declared import RETURNED, check_config
+from qdq.load.cross_encoder import cross_encoder_keys
+from qdq.load.declared import KERNELS, RETURNED, check_config
 from qdq.load.kinds import SENTENCE_EMBEDDING, Task, detect_task, task_named
 from qdq.load.leftovers import check_leftovers, foreign_prefix, name_side_files
 from qdq.load.pooling import Chain, Pooling, read_chain
@@ -137,14 +138,16 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
     family = family_of(config.model_type)
     chosen = task_named(task) if task else detect_task(config.architectures, str(folder))
     weights = weight_files(folder, allow_pickle)
-    beside = name_side_files(folder, weights[0].suffix == ".safetensors")
+    chain = read_chain(folder) if chosen.name == "feature-extraction" else None
+    if chosen.name == "text-classification":
+        config.update(cross_encoder_keys(folder))
+    model = _build(folder, config, chosen, weights)
+    beside = name_side_files(folder, weights, chosen.name)
     if beside:
         logger.warning(beside)
-    chain = read_chain(folder) if chosen.name == "feature-extraction" else None
-    model = _build(folder, config, chosen, weights)
     with quiet_transformers():
         tokenizer = load_tokenizer(folder, config)
-        check_tokenizer(folder, tokenizer)
+        check_tokenizer(folder, tokenizer, chosen.name)
         doubt = check_ids(folder, model, tokenizer)
     if doubt:
         logger.warning(doubt)
@@ -193,6 +196,7 @@ def _configuration(folder: Path) -> PreTrainedConfig:
         logger.warning(line)
     check_architecture(folder, model_type, architectures)
     values |= RETURNED
+    values = {key: value for key, value in values.items() if key not in KERNELS}
     try:
         with quiet_transformers():
             config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(values)
@@ -211,7 +215,7 @@ def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Pat
     """Build the task's model from the folder, and check that its weights are complete."""
     check_sizes(folder, config, weights)
     model, info = _pretrained(folder, config, task, weights)
-    prefix = foreign_prefix(info["unexpected_keys"], info["missing_keys"], model.base_model_prefix)
+    prefix = foreign_prefix(folder, info["unexpected_keys"], info["missing_keys"], model.base_model_prefix)
     if prefix:
         logger.warning("%s: the names of its weights begin with %s, which was taken off", folder, prefix)
         model, info = _pretrained(folder, config, task, weights, {f"^{re.escape(prefix)}": ""})

@@ -39,6 +39,7 @@ TRANSFORMER = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
 )
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # Keys of that file which do not change a token state; any other one that is set is refused
 PLAIN_KEYS = ("max_seq_length", "do_lower_case", "unpad_inputs", "module_output_name", "modality_config")
 
@@ -92,6 +93,7 @@ class Chain:
         prompts: names of all prompts.
         max_tokens: where its texts are cut, None where the tokenizer decides.
         lower_case: texts are put into lower case, whatever the tokenizer does.
+        similarity: of two embeddings, as the model was trained for.
     """
 
     mode: Mode
@@ -102,6 +104,7 @@ class Chain:
     max_tokens: int | None = None
     lower_case: bool = False
     dimension: int | None = None
+    similarity: str = SIMILARITIES[0]
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Pooling:
         """Let `tokenizer` cut, lower-case and begin as the chain does; returns what is computed behind the encoder.
@@ -149,7 +152,9 @@ def read_chain(folder: Path) -> Chain | None:
     if unknown := sorted(settings.keys() - set(POOLING_KEYS)):
         raise ModelError(f"{config}: {unknown[0]} is no setting of a pooling that is supported; {_bare(modules)}")
     max_tokens, lower_case = _transformer(folder)
-    prompts, prompt, dimension = _settings(folder / SETTINGS)
+    path = folder / SETTINGS
+    values = read_object(path) if path.is_file() else {}
+    prompts, prompt, dimension = _settings(path, values)
     return Chain(
         mode=_mode(config, settings),
         normalize=normalize,
@@ -159,6 +164,7 @@ def read_chain(folder: Path) -> Chain | None:
         max_tokens=max_tokens,
         lower_case=lower_case,
         dimension=dimension,
+        similarity=_similarity(path, values),
     )
 
 
@@ -242,11 +248,17 @@ def _output(modality: Any) -> Any:
     return text.get("method_output_name") if isinstance(text, dict) else None
 
 
-def _settings(path: Path) -> tuple[Collection[str], str, int | None]:
+def _similarity(path: Path, settings: Mapping[str, Any]) -> str:
+    value = settings.get("similarity_fn_name") or SIMILARITIES[0]
+    if value not in SIMILARITIES:
+        raise ModelError(f"{path}: similarity_fn_name is {value!r}; it must be one of {', '.join(SIMILARITIES)}")
+    return str(value)
+
+
+def _settings(path: Path, settings: Mapping[str, Any]) -> tuple[Collection[str], str, int | None]:
     """Names of the prompts, the default one's text, and how much of an embedding is returned."""
-    if not path.is_file():
+    if not settings:
         return (), "", None
-    settings = read_object(path)
     kind = settings.get("model_type") or "SentenceTransformer"
     if kind != "SentenceTransformer":
         raise ModelError(f"{path}: is of a {kind}, which is not supported; a SentenceTransformer is")

@@ -25,7 +25,9 @@ UNREADABLE = (
 # Ends of the keys of config.json that are sizes of weights; layers that share theirs (ALBERT) may be more than tensors
 SIZE_KEYS = ("_size", "_layers", "_embeddings", "_heads", "_groups", "dim")
 SHARED_LAYERS = 1000
+FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights, as safetensors names them
 ALIKE = {"roberta", "xlm-roberta", "camembert"}  # families whose classes compute the same
+FIRST_TOKEN = ("text-classification", "multiple-choice", "next-sentence-prediction")  # tasks that answer from it
 PANIC = "PanicException"  # of pyo3, which gives no other way to name it
 SAMPLE = "a word, \u4e2d\U0001f600 and [MASK] zq"  # known pieces and unknown ones, in every tokenizer
 
@@ -56,15 +58,24 @@ def check_sizes(folder: Path, config: PreTrainedConfig, weights: Sequence[Path])
         return
     # The weights in all
     tensors = numbers = 0
+    kinds: dict[str, str] = {}
     try:
         for file in weights:
             with safe_open(file, framework="pt") as handle:
-                shapes = [handle.get_slice(key).get_shape() for key in handle.keys()]  # noqa: SIM118
+                slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+                shapes = [found.get_shape() for found in slices.values()]
+                kinds |= {key: found.get_dtype() for key, found in slices.items()}
             tensors, numbers = tensors + len(shapes), numbers + sum(math.prod(shape) for shape in shapes)
     except UNREADABLE as error:
         raise ModelError(f"{file}: is damaged ({error}); copy the checkpoint again") from error
     if not tensors:
         return  # said by name, when they are missed
+    packed = [key for key, kind in kinds.items() if key.endswith((".weight", ".bias")) and kind not in FLOATS]
+    if packed:
+        raise ModelError(
+            f"{folder}: {packed[0]} is stored as {kinds[packed[0]]}, {len(packed)} tensors in all, so another library "
+            "quantized or packed its weights; give the original floating-point ones"
+        )
     # Each size by itself
     layers = max(tensors, SHARED_LAYERS)
     for key, value in config.to_dict().items():
@@ -76,8 +87,13 @@ def check_sizes(folder: Path, config: PreTrainedConfig, weights: Sequence[Path])
             )
 
 
-def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ModelError for a tokenizer that is loaded but cannot encode a text."""
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, task: str) -> None:
+    """Raise ModelError for a tokenizer that is loaded but cannot encode a text, or pads where `task` reads a token."""
+    if tokenizer.padding_side == "left" and task in FIRST_TOKEN:
+        raise ModelError(
+            f"{folder / 'tokenizer_config.json'}: padding_side is left, and {task} reads the first token, which would "
+            "be padding; set it to right"
+        )
     most: Any = tokenizer.model_max_length
     if not isinstance(most, int | float) or not most >= 1:
         raise ModelError(f"{folder / 'tokenizer_config.json'}: model_max_length is {most!r}; give a number of tokens")

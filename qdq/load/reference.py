@@ -140,6 +140,7 @@ def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
 
     import qdq.load.pruned  # noqa: F401  # the Auto classes then know our own width-pruned models
     from qdq.inject.relative import KEY, KINDS, model_class, relative_class
+    from qdq.load.declared import KERNELS
 
     # The model, with the one help that a foreign prefix needs
     values = read_config(folder)
@@ -150,8 +151,10 @@ def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
         cls = relative_class(named) if named else model_class(task.auto_class, config)
     options: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
     options["use_safetensors"] = weight_files(folder, allow_pickle)[0].suffix == ".safetensors"
+    if any(key in values for key in KERNELS):  # one of them may not be installed
+        options["attn_implementation"] = "eager"
     model, info = cls.from_pretrained(folder, **options)
-    prefix = foreign_prefix(info["unexpected_keys"], info["missing_keys"], model.base_model_prefix)
+    prefix = foreign_prefix(folder, info["unexpected_keys"], info["missing_keys"], model.base_model_prefix)
     if prefix:
         model, info = cls.from_pretrained(folder, key_mapping={f"^{re.escape(prefix)}": ""}, **options)
     missing = [key for key in info["missing_keys"] if "pooler." not in key]

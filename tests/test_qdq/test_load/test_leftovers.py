@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from qdq.errors import ModelError
 from qdq.inject.families import FAMILIES
 from qdq.load.model import load_model
+from qdq.load.reference import open_reference
 
 Checkpoint = Callable[..., Path]
 
@@ -50,6 +51,7 @@ def add(folder: Path, *names: str) -> None:
         ("bert.encoder.layer.2.output.dense.weight", "another architecture's or library's layers"),
         ("bert.embeddings.language.weight", "another architecture's or library's layers"),
         ("crf.transitions", "a CRF behind the classifier"),
+        ("classifier.dense.weight", "another architecture's or library's layers"),
         ("dense2.weight", "another architecture's or library's layers"),
     ],
 )
@@ -68,7 +70,13 @@ def test_harmless_weights_are_named_in_one_line(folder: Path, caplog: pytest.Log
     assert "cls.predictions.bias" in line
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("_orig_mod.", "module.", "model.", "module._orig_mod."),
+        *("encoder.", "backbone.", "net.student.", "_fsdp_wrapped_module."),
+    ],
+)
 def test_a_foreign_prefix_is_taken_off(folder: Path, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
     expected = load_model(str(folder)).model.state_dict()
     rename(folder, lambda name: prefix + name)
@@ -77,6 +85,57 @@ def test_a_foreign_prefix_is_taken_off(folder: Path, prefix: str, caplog: pytest
         for name, tensor in found.items():
             assert torch.equal(tensor, expected[name if task is None else f"bert.{name}"])
     assert f"begin with {prefix}, which was taken off" in caplog.text
+
+
+def test_weights_of_two_models_are_refused(folder: Path) -> None:
+    """A bi-encoder keeps one for queries and one for passages."""
+    state = load_file(folder / "model.safetensors")
+    both = {f"{side}.{name}": tensor.clone() for side in ("query", "passage") for name, tensor in state.items()}
+    save_file(both, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"holds the weights of 2 models, below passage\. and query\."):
+        load_model(str(folder))
+
+
+def test_weights_named_as_another_familys_are_refused(folder: Path) -> None:
+    """RoBERTa counts positions from elsewhere, so its weights in BERT's class would answer wrongly."""
+    rename(folder, lambda name: name.replace("bert.", "roberta."))
+    with pytest.raises(ModelError, match=r"named as those of a model of another family \(roberta\.\)"):
+        load_model(str(folder))
+
+
+def test_an_adapters_wrapper_is_refused_as_an_adapter(folder: Path) -> None:
+    rename(folder, lambda name: f"base_model.model.{name}".replace("query.", "query.base_layer."))
+    with pytest.raises(ModelError, match="they look like an adapter: merge it"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_weights_in_codes_are_refused(folder: Path, dtype: torch.dtype) -> None:
+    """transformers would take the codes for values."""
+    state = load_file(folder / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense.weight"
+    save_file({**state, name: state[name].to(dtype)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{name} is stored as \w+, 1 tensors in all, so another library quantized"):
+        load_model(str(folder))
+
+
+def configure(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | values
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_an_unknown_problem_type_is_refused(folder: Path) -> None:
+    configure(folder, problem_type="multilabel")
+    with pytest.raises(
+        ModelError, match=r"problem_type is 'multilabel'; give single_label_classification, multi_label"
+    ):
+        load_model(str(folder))
+
+
+def test_names_of_classes_that_contradict_each_other_are_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    configure(folder, id2label={"0": "no", "1": "yes"}, label2id={"no": 1, "yes": 0})
+    assert load_model(str(folder)).labels == ("no", "yes")
+    assert "id2label calls class 0 'no' and label2id class 1; id2label is used" in caplog.text
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
@@ -176,13 +235,58 @@ def test_keys_that_change_only_what_is_returned_or_how_are_harmless(folder: Path
         ("model_head.pkl", "SetFit's classifier"),
         ("head_config.json", "a prediction head of the adapters library"),
         ("svm.joblib", "a scikit-learn model"),
-        ("pytorch_model.bin", "model.safetensors is read in its place"),
+        ("lora/adapter_config.json", "an adapter in a folder of its own"),
+        ("1_Pooling/config.json", "a pooling, which counts only where modules.json lists it"),
+        ("best_thresholds.json", "thresholds of classes; those of config.json count"),
+        ("pytorch_model.bin", "which cannot be compared, as it is no archive of torch; model.safetensors is what was"),
     ],
 )
 def test_files_of_other_libraries_are_named_in_one_line(
     folder: Path, file: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_bytes(b"{}")
     load_model(str(folder))
     (line,) = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
     assert f"{file} ({said}" in line
+
+
+def test_a_chain_behind_a_masked_language_model_is_named(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SPLADE pools the logits of one."""
+    source = tiny_checkpoint("bert", "fill-mask", num_hidden_layers=1)
+    folder = Path(shutil.copytree(source, tmp_path / "splade"))
+    (folder / "modules.json").write_text(json.dumps([{"type": "x.MLMTransformer"}, {"type": "x.SpladePooling"}]))
+    load_model(str(folder))
+    assert "modules.json (what sentence-transformers computes behind the model, for fill-mask nothing)" in caplog.text
+
+
+def test_the_code_that_computes_attention_is_ours_to_choose(folder: Path) -> None:
+    expected = load_model(str(folder)).model.state_dict()
+    configure(folder, attn_implementation="flash_attention_2", _attn_implementation="flash_attention_2")
+    found = load_model(str(folder)).model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    open_reference(folder, "text-classification")
+
+
+def test_padding_where_a_classifier_reads_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    with pytest.raises(ModelError, match="padding_side is left, and text-classification reads the first token"):
+        load_model(str(folder))
+
+
+def test_pickled_weights_beside_others_are_named_when_they_are_others(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fine-tuning that saved one format only leaves the base model in the other."""
+    state = load_file(folder / "model.safetensors")
+    torch.save(state, folder / "pytorch_model.bin")
+    load_model(str(folder))
+    assert "not read" not in caplog.text
+    changed = {name: tensor + (name == "classifier.bias") for name, tensor in state.items()}
+    torch.save(changed, folder / "pytorch_model.bin")
+    load_model(str(folder))
+    said = f"other weights: 1 of {len(state)} tensors differ; model.safetensors is what was used"
+    assert f"pytorch_model.bin ({said})" in caplog.text

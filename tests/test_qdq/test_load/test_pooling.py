@@ -179,6 +179,7 @@ def test_files_beside_the_chain_are_read(folder: Folder) -> None:
         ("config_sentence_transformers.json", {"prompts": ["q"]}, "prompts must be texts by name"),
         ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim is 0"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "is of a SparseEncoder"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "maxsim"}, "similarity_fn_name is 'maxsim'"),
     ],
 )
 def test_a_file_that_asks_for_something_else_is_refused(file: str, content: Any, said: str, folder: Folder) -> None:
