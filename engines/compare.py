@@ -11,7 +11,7 @@ Compared per text:
 * errors over the same elements (padded positions never count);
 * agreement: share of equal answers. One answer per text is the arg max of its logits, per non-padded token the arg max
   there, for question answering start and end position together, and for a multi-label classifier one answer per class
-  is whether its logit is positive. Feature extraction and regression have no answers.
+  is whether its logit is above the cut (0 by default). Feature extraction and regression have no answers.
 
 Batches are streamed; only running sums and single numbers are kept, and float64 copies exist for one text at a time.
 """
@@ -59,11 +59,19 @@ LOGITS = ("logits", "start_logits", "end_logits")
 Sample = dict[str, Vector]  # one text's outputs without padding, in float64
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A task, with the logits above which a class of a multi-label model counts: one for all, or one each."""
+
+    task: str
+    cuts: tuple[float, ...] = ()
+
+
 def compare(
     reference: Runner,
     tested: Runner,
     batches: Sequence[Feeds],
-    task: str,
+    task: str | Reading,
     labels: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -74,7 +82,8 @@ def compare(
     is called after each batch. Raises ConfigError for an unknown task, DataError for missing text or unusable labels,
     ParityError when names or shapes of outputs differ or a value is NaN or Inf.
     """
-    comparison = Comparison(task, labels)
+    reading = Reading(task) if isinstance(task, str) else task
+    comparison = Comparison(reading.task, labels, reading.cuts)
     _check_texts(batches, labels)
     for done, feeds in enumerate(batches, start=1):
         comparison.add(feeds, reference(feeds), tested(feeds))
@@ -89,6 +98,7 @@ class Comparison:
 
     task: str
     labels: Sequence[int] | None = None  # one class index per text
+    cuts: Sequence[float] = ()  # of a multi-label model, see `Reading`
     sides: tuple[str, str] = ("the FP32 model", "the engine")  # the reference and the other one, for messages
     _batches: int = 0
     _texts: int = 0
@@ -144,7 +154,7 @@ class Comparison:
             self._cosines.append(cosine(*sides))
         for name, values in expected.items():
             self._errors.setdefault(name, ErrorSum()).add(values, actual[name])
-        answers = _answers(expected, self.task), _answers(actual, self.task)
+        answers = _answers(expected, self.task, self.cuts), _answers(actual, self.task, self.cuts)
         if answers[0] is None or answers[1] is None:
             return
         self._agreement.add(np.all(answers[0] == answers[1], axis=0))
@@ -251,13 +261,13 @@ def _joined(sample: Sample) -> Vector:
     return np.concatenate([sample[name].ravel() for name in sorted(sample)])
 
 
-def _answers(sample: Sample, task: str) -> NDArray[np.int64] | None:
+def _answers(sample: Sample, task: str, cuts: Sequence[float]) -> NDArray[np.int64] | None:
     """Answers of one text, [parts, answers]: a span has two parts that must both be equal, everything else one."""
     unit = ANSWER_FOR[task]
     if unit == "span":
         return np.array([[sample["start_logits"].argmax()], [sample["end_logits"].argmax()]])
     if unit == "label":
-        return np.atleast_1d(sample["logits"] > 0)[np.newaxis].astype(np.int64)
+        return np.atleast_1d(sample["logits"] > np.array(cuts or (0.0,)))[np.newaxis].astype(np.int64)
     if unit is None or sample["logits"].shape[-1] == 1:
         return None
     return np.atleast_1d(sample["logits"].argmax(axis=-1))[np.newaxis]

@@ -48,9 +48,9 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def answered(engine: Engine, values: Any) -> dict[str, Any]:
-    """The best class with its probability, all classes above one half with all probabilities, or the score."""
+    """The best class with its probability, all classes above the threshold with all probabilities, or the score."""
     if engine.head.kind == "multi-label":
-        return label_set(values, [engine.label(index) for index in range(len(values))])
+        return label_set(values, [engine.label(index) for index in range(len(values))], engine.head)
     if engine.head.kind == "scores":
         scores = [round(float(value), 6) for value in values]
         return {"score": scores[0] if len(scores) == 1 else scores}

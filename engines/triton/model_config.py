@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,14 @@ def parameters(settings: TritonSettings) -> dict[str, str]:
     return {} if settings.threads is None else {"intra_op_thread_count": str(settings.threads)}
 
 
-def render(config: Any) -> str:
-    """Text form: fields in schema order and map keys sorted, so the same configuration gives the same bytes."""
+def render(config: Any, about: Sequence[str] = ()) -> str:
+    """Text form: `about` as comments, fields in schema order and map keys sorted, so that equal ones give equal bytes.
+
+    The schema has no field for the meaning of a tensor, and Triton skips comments.
+    """
     _, text_format = schema()
-    return str(text_format.MessageToString(config, as_utf8=True))
+    comments = "".join(f"# {line}\n" for line in about)
+    return comments + str(text_format.MessageToString(config, as_utf8=True))
 
 
 def read_config(path: Path) -> Any:

@@ -16,6 +16,7 @@ from engines.packed import packing_beside
 from engines.packing import Packing
 from engines.triton.interface import CONFIG_FILE, LABELS_FILE, VERSION, WARMUP_FOLDER, dims, served_files
 from engines.triton.model_config import build_config, read_config, render
+from engines.triton.readme import write_readme
 from engines.triton.settings import TritonSettings
 from engines.triton.warmup import warmup_samples
 from engines.types import BuiltEngine, TensorInfo
@@ -47,8 +48,9 @@ def write_models(
         (folder / name / VERSION).mkdir(parents=True)
         for file, source in files.items():
             shutil.copyfile(source, folder / name / VERSION / file)
-        (folder / name / CONFIG_FILE).write_text(render(config), encoding="utf-8")
-    # Warm-up and labels belong to the model that clients see.
+        about = settings.about if name == settings.name else ()
+        (folder / name / CONFIG_FILE).write_text(render(config, about), encoding="utf-8")
+    # Warm-up, labels and what a client has to know belong to the model that clients see.
     front = folder / settings.name
     (front / WARMUP_FOLDER).mkdir()
     for sample in warmup_samples(padded(engine, form), settings, warmup):
@@ -56,6 +58,7 @@ def write_models(
             (front / WARMUP_FOLDER / item.file).write_bytes(item.array.tobytes())
     if settings.labels:
         (front / LABELS_FILE).write_text("\n".join(settings.labels) + "\n", encoding="utf-8")
+    write_readme(padded(engine, form), settings, front)
 
 
 def check_models(

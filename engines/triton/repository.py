@@ -23,6 +23,7 @@ from engines.triton.interface import (
 )
 from engines.triton.model_config import build_config, render
 from engines.triton.packed import check_models, form_of, plan_model, write_models
+from engines.triton.readme import write_readme
 from engines.triton.settings import TritonSettings
 from engines.triton.warmup import warmup_samples
 from engines.types import BuiltEngine
@@ -83,7 +84,8 @@ def _write_model(
             (model / WARMUP_FOLDER / item.file).write_bytes(item.array.tobytes())
     if settings.labels:
         (model / LABELS_FILE).write_text("\n".join(settings.labels) + "\n", encoding="utf-8")
-    (model / CONFIG_FILE).write_text(render(config), encoding="utf-8")
+    write_readme(engine, settings, model)
+    (model / CONFIG_FILE).write_text(render(config, settings.about), encoding="utf-8")
 
 
 def _refuse_foreign(folder: Path, names: tuple[str, ...]) -> None:

@@ -42,6 +42,7 @@ class TritonSettings:
     threads: int | None = None  # CPU threads per instance; None leaves the runtime's default
     labels: tuple[str, ...] = ()  # class names of a [B,C] classification output, in class order
     buckets: tuple[int, ...] = ()
+    about: tuple[str, ...] = ()  # sentences on the meaning of inputs and outputs, for whoever writes a client
 
     def __post_init__(self) -> None:
         if not is_safe_name(self.name):
@@ -57,6 +58,8 @@ class TritonSettings:
         self._check_buckets()
         self._check_threads()
         self._check_labels()
+        if any(len(line.splitlines()) != 1 for line in self.about):
+            raise ConfigError("a sentence about the model is one line, because a comment of config.pbtxt is")
 
     def _check_preferred(self) -> None:
         sizes = self.preferred_batch_sizes

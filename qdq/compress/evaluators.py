@@ -128,13 +128,14 @@ def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:
 
 
 def label_set_metrics(model: nn.Module, batches: Batches) -> dict[str, float]:
-    """micro and macro F1 of the classes whose logit is positive, as `qdq.tasks.metrics.multi_label` has them."""
+    """micro and macro F1 of the classes above the head's threshold, as `qdq.tasks.metrics.multi_label` has them."""
     logits, gold = _all(model, batches)
     if logits.shape != gold.shape:
         raise DataError(
             f"labels are {list(gold.shape)} for logits {list(logits.shape)}; give each sample one 0 or 1 per class"
         )
-    return {name: score() for name, score in multi_label(logits > 0, gold > 0.5).items()}
+    found = logits > np.array(head_of_model(model).cuts)
+    return {name: score() for name, score in multi_label(found, gold > 0.5).items()}
 
 
 def score_metrics(model: nn.Module, batches: Batches) -> dict[str, float]:

@@ -21,14 +21,15 @@ class Scored:
 
 def scored(evaluation: Evaluation, runner: Runner, reference: Scored | None = None) -> Scored:
     """Run every batch of `evaluation` through `runner`; closeness is `engines.compare`'s, of logits and answers."""
-    from engines.compare import compare
+    from engines.compare import Reading, compare
 
     reader = evaluation.reader(runner)
     if reference is None:
         outputs = tuple(reader(feed) for feed in evaluation.feeds)
         return Scored(reader.scores(), outputs, {})
     expected = iter(reference.outputs)
-    report = compare(lambda _: next(expected), reader, evaluation.feeds, evaluation.compared_as)
+    reading = Reading(evaluation.compared_as, evaluation.cuts)
+    report = compare(lambda _: next(expected), reader, evaluation.feeds, reading)
     found = {"output_mse": report["logit_mse"], "agreement": report["agreement"]}
     return Scored(reader.scores(), (), {name: value for name, value in found.items() if value is not None})
 

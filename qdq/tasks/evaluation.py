@@ -70,6 +70,7 @@ class Evaluation:
         batches: feeds, padded to their longest row, with the rows in each; a sample may have several rows.
         notes: counts of texts that were cut off or left out, and what else a reader of the scores has to know.
         compared_as: the task as `engines.compare` knows it, which tells how a classifier's logits are read.
+        cuts: of a multi-label model the logits above which a class counts, one for all or one each; else ().
     """
 
     task: str
@@ -79,6 +80,7 @@ class Evaluation:
     problem: Problem
     notes: tuple[str, ...] = ()
     compared_as: str = ""
+    cuts: tuple[float, ...] = ()
 
     @property
     def feeds(self) -> tuple[Feed, ...]:

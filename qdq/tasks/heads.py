@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.base.choices import MULTI_LABEL, REGRESSION
+from qdq.base.choices import MULTI_LABEL, MULTI_LABEL_TYPE, REGRESSION, THRESHOLD_KEYS
+from qdq.errors import ModelError
 
 Kind = Literal["classes", "multi-label", "scores"]
 Values = NDArray[np.float64]
-THRESHOLD = 0.5  # probability from which a class of a multi-label model counts, transformers' and scikit-learn's
+THRESHOLD = 0.5  # probability above which a class of a multi-label model counts, transformers' and scikit-learn's
 
 
 def _sigmoid(values: Values) -> Values:
@@ -36,10 +38,12 @@ class Head:
     Attributes:
         kind: one class per text, any number of classes, or numbers (regression, rerankers with one logit).
         asked: the activation config.json names for scores, "" for none.
+        thresholds: probabilities above which a class of a multi-label head counts: one for all classes, or one each.
     """
 
     kind: Kind
     asked: str = ""
+    thresholds: tuple[float, ...] = (THRESHOLD,)
 
     @property
     def activation(self) -> str:
@@ -62,6 +66,15 @@ class Head:
             return (f"config.json asks for the activation {self.asked}, which is not applied here: scores are logits",)
         return (f"config.json asks for {self.asked} behind the logit: scores here have it, the engine returns logits",)
 
+    @property
+    def cuts(self) -> tuple[float, ...]:
+        """The thresholds as logits; () for a head of another kind."""
+        return tuple(math.log(t / (1 - t)) for t in self.thresholds) if self.kind == "multi-label" else ()
+
+    def counts(self, probabilities: Values) -> NDArray[np.bool_]:
+        """Classes that a text has, by their probabilities [..., classes]."""
+        return np.asarray(probabilities > np.array(self.thresholds))
+
     def read(self, logits: Values) -> Values:
         """Probabilities or scores of logits [..., classes], in float64."""
         values = np.asarray(logits, dtype=np.float64)
@@ -76,13 +89,33 @@ def head_of(config: Mapping[str, Any], classes: int) -> Head:
 
     transformers' `problem_type` decides; without one, a single logit is a score. The activation is the one that
     sentence-transformers' CrossEncoder writes: `activation_fn`, in older files `sbert_ce_default_activation_function`.
+    Raises ModelError for thresholds that are no probabilities, or not as many as classes.
     """
     kind = config.get("problem_type")
-    if kind == "multi_label_classification":
-        return Head("multi-label")
+    if kind == MULTI_LABEL_TYPE:
+        return Head("multi-label", thresholds=_thresholds(config, classes))
     if kind == "regression" or classes == 1:
         return Head("scores", _activation(config))
     return Head("classes")
+
+
+def _thresholds(config: Mapping[str, Any], classes: int) -> tuple[float, ...]:
+    """The threshold of all classes, or one for each; by name or in their order."""
+    key = next((key for key in THRESHOLD_KEYS if config.get(key) is not None), None)
+    if key is None:
+        return (THRESHOLD,)
+    value = config[key]
+    if isinstance(value, Mapping):
+        names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+        value = [value.get(names.get(index, f"LABEL_{index}")) for index in range(classes)]
+    found = value if isinstance(value, list) else [value]
+    probable = all(isinstance(one, int | float) and not isinstance(one, bool) and 0 < one < 1 for one in found)
+    if not probable or (isinstance(value, list) and len(found) != classes):
+        raise ModelError(
+            f"config.json: {key} is {config[key]!r}; give one probability between 0 and 1 for all classes, or one for "
+            f"each of the {classes}, in their order or by their names"
+        )
+    return tuple(map(float, found))
 
 
 def _activation(config: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
 from qdq.tasks.evaluation import Evaluation
 from qdq.tasks.extraction import Extraction, windows
 from qdq.tasks.gold import any_label, gold_of, tags_of
-from qdq.tasks.heads import head_of_model
+from qdq.tasks.heads import Head, head_of_model
 from qdq.tasks.labels import numbers
 from qdq.tasks.problems import Classification, MultiLabel, Problem, Regression, Similarity, Unscored
 from qdq.tasks.tagging import Tagging, tagged_rows, unseen
@@ -94,9 +94,9 @@ def evaluation_of(
     rows, problem, notes = _BUILDERS[name](records, loaded, settings)
     _check_metric(settings.metric, problem, loaded, name)
     batches = tuple(batched(loaded.tokenizer, rows, loaded.inputs, settings.batch, loaded.task.choices))
-    compared = head_of_model(loaded.model).compared_as if name == "text-classification" else ""
+    head = head_of_model(loaded.model) if name == "text-classification" else Head("classes")
     kept = tuple(note for note in notes if note)
-    return Evaluation(name, source, problem.samples, batches, problem, kept, compared or name)
+    return Evaluation(name, source, problem.samples, batches, problem, kept, head.compared_as or name, head.cuts)
 
 
 Built = tuple[Sequence[Sequence[TokenRow]], Problem, tuple[str, ...]]
@@ -131,7 +131,7 @@ def _classes(records: Sequence[Record], loaded: LoadedModel, settings: Evaluatio
     rows = [[tokenize(loaded.tokenizer, part, loaded.inputs, settings.sequence) for part in s] for s in samples]
     if reading.kind == "multi-label" and loaded.labels:
         notes = (*gold.notes, _without_any(gold.values))
-        return rows, MultiLabel(gold.records, gold.names, gold.values, gold.reason), notes
+        return rows, MultiLabel(gold.records, gold.names, gold.values, gold.reason, reading), notes
     if reading.kind == "scores":
         return rows, Regression(gold.records, gold.values, gold.reason, reading), gold.notes
     return rows, Classification(gold.records, gold.names, gold.values, gold.reason), gold.notes
@@ -150,7 +150,9 @@ def _pairs(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationS
     sides = [Record(text) for record in records for text in (record.text, str(record.pair))]
     rows = [[tokenize(loaded.tokenizer, side, loaded.inputs, settings.sequence)] for side in sides]
     gold, reason = numbers(records, settings.required)
-    return rows, Similarity(records, gold, reason), ()
+    similarity = loaded.chain.similarity if loaded.chain else "cosine"
+    note = f"similarity is the {similarity} one that the model's files ask for" if similarity != "cosine" else ""
+    return rows, Similarity(records, gold, reason, similarity), (note,)
 
 
 def _tags(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:

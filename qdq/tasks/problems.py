@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.load.kinds import SENTENCE_EMBEDDING
-from qdq.tasks.heads import THRESHOLD, Head
+from qdq.tasks.heads import Head
 from qdq.tasks.metrics import Metric, binary, classification, correlation, multi_label
 from qdq.text.data import Record
 
 RowOutputs = dict[str, NDArray[np.float64]]
 Answer = dict[str, Any]  # one sample's prediction, as the predictions file has it
 STATES = "last_hidden_state"
-CLASSES, MULTI_LABEL, SCORES = Head("classes"), Head("multi-label"), Head("scores")
+CLASSES, SCORES = Head("classes"), Head("scores")
 
 
 class Problem(ABC):
@@ -91,37 +91,43 @@ class Classification(Problem):
 
 
 class MultiLabel(Problem):
-    """Any number of classes per text: those whose sigmoid is above one half."""
+    """Any number of classes per text: those whose sigmoid is above the head's threshold."""
 
     decides = "micro_f1"
 
     def __init__(
-        self, records: Sequence[Record], names: Sequence[str], gold: NDArray[np.bool_] | None, reason: str = ""
+        self,
+        records: Sequence[Record],
+        names: Sequence[str],
+        gold: NDArray[np.bool_] | None,
+        reason: str = "",
+        head: Head | None = None,
     ) -> None:
         super().__init__(records, reason)
-        self._names, self._gold = names, gold
+        self._names, self._gold, self._head = names, gold, head or Head("multi-label")
 
     def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.float64]:
         """The probability of every class."""
-        return MULTI_LABEL.read(outputs["logits"])
+        return self._head.read(outputs["logits"])
 
     def metrics(self, kept: Sequence[NDArray[np.float64]]) -> dict[str, Metric]:
         """See `metrics.multi_label`."""
         assert self._gold is not None  # `main` is "" without gold, and nobody asks then
-        return multi_label(np.stack(kept) > THRESHOLD, self._gold)
+        return multi_label(self._head.counts(np.stack(kept)), self._gold)
 
     def answers(self, kept: Sequence[NDArray[np.float64]]) -> list[Answer]:
         """Names of the classes of every text, and the probability of each class."""
         return [
-            {**who, **label_set(probabilities, self._names)}
+            {**who, **label_set(probabilities, self._names, self._head)}
             for who, probabilities in zip(identity(self._records), kept, strict=True)
         ]
 
 
-def label_set(probabilities: NDArray[np.float64], names: Sequence[str]) -> Answer:
+def label_set(probabilities: NDArray[np.float64], names: Sequence[str], head: Head) -> Answer:
     """The part of a multi-label prediction that says what was found: ``labels`` and ``probabilities`` by name."""
+    counted = zip(names, head.counts(probabilities), strict=True)
     known = dict(zip(names, (round(float(value), 6) for value in probabilities), strict=True))
-    return {"labels": [name for name in known if known[name] > THRESHOLD], "probabilities": known}
+    return {"labels": [name for name, counts in counted if counts], "probabilities": known}
 
 
 class Regression(Problem):
@@ -167,24 +173,35 @@ class Regression(Problem):
 
 
 class Similarity(Regression):
-    """Cosine of the embeddings of a text and its pair; rows 2n and 2n + 1 are the two sides of sample n.
+    """Similarity of the embeddings of a text and its pair; rows 2n and 2n + 1 are the two sides of sample n.
 
-    Token states of a model without a pooling head are averaged over the tokens that are not padding.
+    The cosine, or what the model's files ask for; of a distance the negative, so that more is closer. Token states of a
+    model without a pooling head are averaged over the tokens that are not padding.
     """
 
-    decides, answer = "spearman", "cosine"
+    decides = "spearman"
     token_level = (STATES,)
 
+    def __init__(
+        self, records: Sequence[Record], gold: NDArray[np.float64] | None, reason: str = "", similarity: str = "cosine"
+    ) -> None:
+        super().__init__(records, gold, reason)
+        self.answer = similarity
+
     def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.float64]:
-        """The embedding, of length 1."""
+        """The embedding; of length 1 for the cosine."""
         vector = outputs[SENTENCE_EMBEDDING] if SENTENCE_EMBEDDING in outputs else outputs[STATES].mean(axis=0)
-        return vector / max(float(np.linalg.norm(vector)), 1e-12)
+        return vector / max(float(np.linalg.norm(vector)), 1e-12) if self.answer == "cosine" else vector
 
     def values(self, kept: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The cosine of every sample, [samples, 1]."""
+        """The similarity of every sample, [samples, 1]."""
         sides = np.stack(kept)
-        cosines: NDArray[np.float64] = (sides[0::2] * sides[1::2]).sum(axis=1, keepdims=True)
-        return cosines
+        one, other = sides[0::2], sides[1::2]
+        if self.answer in ("cosine", "dot"):
+            found: NDArray[np.float64] = (one * other).sum(axis=1, keepdims=True)
+        else:
+            found = -np.linalg.norm(one - other, ord=1 if self.answer == "manhattan" else 2, axis=1, keepdims=True)
+        return found
 
 
 class Unscored(Problem):

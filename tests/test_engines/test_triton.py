@@ -41,6 +41,7 @@ def test_cpu_repository_reads_back_as_the_engine(engine: BuiltEngine, tmp_path: 
     check_repository(folder, engine, settings())
     assert [path.relative_to(folder).as_posix() for path in written] == [
         "tiny/1/model.onnx",
+        "tiny/README.md",
         "tiny/config.pbtxt",
         "tiny/labels.txt",
         "tiny/warmup/attention_mask.bin",
@@ -62,6 +63,20 @@ def test_cpu_repository_reads_back_as_the_engine(engine: BuiltEngine, tmp_path: 
     assert [(g.kind, g.count) for g in config.instance_group] == [(pb2.ModelInstanceGroup.KIND_CPU, 1)]
     assert config.parameters["intra_op_thread_count"].string_value == "2"
     assert (folder / "tiny/labels.txt").read_text() == "no\nyes\n"
+
+
+def test_a_repository_says_what_a_client_has_to_know(engine: BuiltEngine, tmp_path: Path) -> None:
+    about = ("logits are raw, one per class", "token_type_ids are zeros where the tokenizer makes none")
+    write_repository(engine, settings(about=about, labels=("no", "yes")), [FEEDS], tmp_path / "repo")
+    check_repository(tmp_path / "repo", engine, settings())  # comments are none of the schema's business
+    config = (tmp_path / "repo/tiny/config.pbtxt").read_text()
+    assert config.splitlines()[:2] == [f"# {line}" for line in about]
+    readme = (tmp_path / "repo/tiny/README.md").read_text()
+    for line in (*about, "| logits | TYPE_FP32 | [batch, 2] |", "up to 40 from requests of equal length", "labels.txt"):
+        assert line in readme
+    write_repository(engine, settings(backend="openvino"), [FEEDS], tmp_path / "other")
+    readme = (tmp_path / "other/tiny/README.md").read_text()
+    assert "forms no batches" in readme and "labels.txt" not in readme
 
 
 def test_plan_repository_uses_the_tensorrt_spellings(plan: BuiltEngine, tmp_path: Path) -> None:
@@ -166,6 +181,7 @@ def test_same_input_gives_the_same_bytes(engine: BuiltEngine, tmp_path: Path) ->
         ({"backend": "onnxruntim"}, "did you mean 'onnxruntime'"),
         ({"max_batch_size": 0}, "max_batch_size is 0; it must be at least 1"),
         ({"instances": 0}, "instances is 0"),
+        ({"about": ("two\nlines",)}, "one line, because a comment of config.pbtxt is"),
         ({"threads": 0}, "threads is 0"),
         ({"max_queue_delay_us": -1}, "max_queue_delay_us is -1"),
         ({"preferred_batch_sizes": (16, 8)}, "strictly increasing"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 9: the Triton model repository, written through Triton's schema and read back."""
     from engines.triton import TritonSettings, bucket_model, plan_model, preferred_sizes, write_repository
+    from qdq.tasks.outputs import said_of
 
     options = run.options
     backend = backend_of(run)
@@ -46,6 +47,7 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         threads=None if TARGETS[backend].gpu else options.threads,
         labels=_labels(loaded),
         buckets=options.buckets,
+        about=said_of(loaded),
     )
     names = [bucket_model(run.name, width) for width in options.buckets] or [run.name]
     if backend == options.target and packing_beside(run.lowered) is not None:

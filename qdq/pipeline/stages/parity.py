@@ -15,6 +15,7 @@ from qdq.pipeline.stages.ranges import feeds_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from engines.compare import Reading
     from engines.types import Runner
     from qdq.base.types import Feeds
     from qdq.inject.quantizer import TensorQuantizer
@@ -39,23 +40,27 @@ def write_parity(run: Run, loaded: LoadedModel) -> Path:
     Raises ParityError when a point's codes differ by more than rounding. Whole answers may differ by a rounding flip
     that one wide scale magnifies, so a difference there is a warning.
     """
+    from engines.compare import Reading
     from export.parity import point_parity
     from qdq.inject import quantizers
     from qdq.load.runner import TorchRunner
+    from qdq.tasks.heads import head_of_model
 
     (feeds,) = feeds_of(run, loaded, run.evaluation.records[:TEXTS], TEXTS)
     canonical = run.work.path / CANONICAL
     points = point_parity(canonical, feeds, {n: _on_arrays(point) for n, point in quantizers(loaded.model).items()})
     try:
         runner = TorchRunner(loaded.module(), run.options.threads)
-        answers: dict[str, Any] | None = end_to_end_parity(runner, canonical, feeds, loaded.task.name)
+        head = head_of_model(loaded.model)
+        reading = Reading(head.compared_as or loaded.task.name, head.cuts)
+        answers: dict[str, Any] | None = end_to_end_parity(runner, canonical, feeds, reading)
     except ParityError as error:
         run.screen.warn(str(error))
         answers = None
     return write_json(run.work.path / "parity.json", {"points": points.as_json(), "end_to_end": answers})
 
 
-def end_to_end_parity(reference: Runner, graph: Path, feeds: Feeds, task: str) -> dict[str, Any]:
+def end_to_end_parity(reference: Runner, graph: Path, feeds: Feeds, reading: Reading) -> dict[str, Any]:
     """Compare the outputs of the torch fake-quant module (`reference`) with ONNX Runtime's, optimizations off.
 
     Returns ``{"task", "max_abs_error", "cosine_mean", "cosine_min", "answers", "agreement"}`` as `engines.compare`
@@ -69,7 +74,7 @@ def end_to_end_parity(reference: Runner, graph: Path, feeds: Feeds, task: str) -
     session = open_unoptimized(str(graph), graph.parent)
     names = [output.name for output in session.get_outputs()]
     expected, actual = reference(feeds), dict(zip(names, run(session, feeds, names), strict=True))
-    comparison = Comparison(task, sides=SIDES)
+    comparison = Comparison(reading.task, cuts=reading.cuts, sides=SIDES)
     comparison.add(feeds, expected, actual)
     found = comparison.as_json()
     report = {name: found[name] for name in ("task", "max_abs_error", "cosine_mean", "cosine_min", "agreement")}

@@ -114,23 +114,24 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
 
     With labels the task metric counts first and closeness to FP32 second; without, closeness alone.
     """
-    from engines.compare import compare
+    from engines.compare import Reading, compare
     from qdq.load.runner import TorchRunner
     from qdq.tasks.gold import gold_of
     from qdq.tasks.heads import head_of_model
 
     texts, threads = run.evaluation, run.options.threads
-    labels, records, reading = None, texts.records, head_of_model(loaded.model)
-    if reading.kind == "classes" and loaded.task.name in SCORED:
+    labels, records, head = None, texts.records, head_of_model(loaded.model)
+    if head.kind == "classes" and loaded.task.name in SCORED:
         gold = gold_of(texts.records, loaded)
         labels, records = gold.values, tuple(gold.records)
     feeds = feeds_of(run, loaded, records, SCORE_BATCH)
     expected = _floating(loaded, feeds, threads)
+    reading = Reading(head.compared_as or loaded.task.name, head.cuts)
 
     def score(module: nn.Module) -> Score:
         outputs = iter(expected)
         runner = TorchRunner(cast("EncoderModule", module), threads)  # a copy of loaded.module()
-        report = compare(lambda _: next(outputs), runner, feeds, reading.compared_as or loaded.task.name, labels)
+        report = compare(lambda _: next(outputs), runner, feeds, reading, labels)
         distance = report["logit_mse"] if report["logit_mse"] is not None else report["mean_abs_error"]
         metric = report.get("metric")
         scores = {} if metric is None else {metric["name"]: metric["int8"]}

@@ -27,7 +27,7 @@ def verify(run: Run, stage: Stage) -> Sequence[Path]:
 
     Raises ParityError when our floating-point model is not what the model's own library computes.
     """
-    from engines.compare import compare, headline
+    from engines.compare import Reading, compare, headline
     from qdq.tasks.heads import head_of_model
 
     opened = open_engine(run)  # first: a target that does not run here says so at once
@@ -37,7 +37,8 @@ def verify(run: Run, stage: Stage) -> Sequence[Path]:
     difference = _read_alike(run, loaded, evaluation, library)
     floating = evaluation.reader(library)
     engine = evaluation.reader(opened)
-    report = compare(floating, engine, evaluation.feeds, evaluation.compared_as, progress=stage.progress)
+    reading = Reading(evaluation.compared_as, evaluation.cuts)
+    report = compare(floating, engine, evaluation.feeds, reading, progress=stage.progress)
     report |= {"source": run.evaluation.source, "notes": list(evaluation.notes)}
     report |= {"reference": {"library": library.library, "difference": difference}}
     report |= task_metrics(floating.scores(), engine.scores(), evaluation.reason)

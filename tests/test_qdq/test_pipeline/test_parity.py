@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.compare import Reading
 from qdq.errors import ConfigError, ParityError
 from qdq.pipeline.stages.parity import end_to_end_parity
 
@@ -41,13 +42,18 @@ def echo(**shapes: list[Any]) -> onnx.ModelProto:
 
 
 def parity(
-    folder: Path, task: str, expected: dict[str, Any], actual: dict[str, Any], mask: NDArray[np.int64] = MASK
+    folder: Path,
+    task: str,
+    expected: dict[str, Any],
+    actual: dict[str, Any],
+    mask: NDArray[np.int64] = MASK,
+    cuts: tuple[float, ...] = (),
 ) -> dict[str, Any]:
     """End-to-end parity of two given sets of outputs."""
     left, right = ({n: np.asarray(v, np.float32) for n, v in side.items()} for side in (expected, actual))
     onnx.save(echo(**{name: list(value.shape) for name, value in right.items()}), folder / "echo.onnx")
     feeds = {"input_ids": mask, "attention_mask": mask, **{f"{name}_in": value for name, value in right.items()}}
-    return end_to_end_parity(lambda _: left, folder / "echo.onnx", feeds, task)
+    return end_to_end_parity(lambda _: left, folder / "echo.onnx", feeds, Reading(task, cuts))
 
 
 @pytest.mark.parametrize(("flipped", "fails"), [(0, False), (4, False), (5, True), (96, True)])
@@ -90,6 +96,16 @@ def test_a_span_needs_both_ends(tmp_path: Path) -> None:
         parity(tmp_path, "question-answering", expected, actual)
 
 
+def test_every_class_of_a_multi_label_model_is_an_answer(tmp_path: Path) -> None:
+    """The largest logit says nothing: here it stays, and half of the classes change sides."""
+    expected, actual = {"logits": [[9, 1], [9, 1]]}, {"logits": [[9, -1], [9, -1]]}
+    assert parity(tmp_path, "text-classification", expected, actual)["agreement"] == 1.0
+    with pytest.raises(ParityError, match=r"same answer to 50\.0% of 4"):
+        parity(tmp_path, "multi-label-classification", expected, actual)
+    report = parity(tmp_path, "multi-label-classification", expected, actual, cuts=(0.0, 2.0))
+    assert (report["answers"], report["agreement"]) == (4, 1.0)
+
+
 def test_regression_is_judged_over_all_texts(tmp_path: Path) -> None:
     report = parity(tmp_path, "text-classification", {"logits": [[1], [2]]}, {"logits": [[1.01], [2.0]]})
     assert report["agreement"] is None
@@ -109,4 +125,4 @@ def test_misuse_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'text-classification'"):
         parity(tmp_path, "text-clasification", logits, logits)
     with pytest.raises(ParityError, match="ONNX Runtime cannot load the graph"):
-        end_to_end_parity(lambda _: logits, tmp_path / "absent.onnx", {}, "text-classification")
+        end_to_end_parity(lambda _: logits, tmp_path / "absent.onnx", {}, Reading("text-classification"))

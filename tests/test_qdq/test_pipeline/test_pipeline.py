@@ -91,6 +91,9 @@ def test_the_files_of_a_target(compiled: Path, target: str) -> None:
     assert (served / "config.pbtxt").is_file()
     assert (served / "1" / "model.onnx").is_file()
     assert (served / "labels.txt").read_text() == "LABEL_0\nLABEL_1\n"
+    assert (
+        (served / "config.pbtxt").read_text().startswith("# logits are raw, one per class: the largest is the answer")
+    )
 
 
 def test_both_targets_give_the_same_answers(compiled: Path, sentences: tuple[str, ...]) -> None:

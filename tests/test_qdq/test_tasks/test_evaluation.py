@@ -17,6 +17,7 @@ from qdq.load.runner import TorchRunner
 from qdq.tasks.evaluation import Evaluation
 from qdq.tasks.extraction import best_span, windows
 from qdq.tasks.loading import EvaluationSettings, evaluation_of, load_evaluation
+from qdq.tasks.problems import Similarity
 from qdq.text.data import Record, TextSource
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
@@ -161,6 +162,17 @@ def test_pairs_with_a_score_are_scored_by_the_cosine_of_embeddings(tiny_checkpoi
     scores = evaluation.score(TorchRunner(loaded.module()))
     assert scores.values["spearman"] == pytest.approx(1)
     assert scores.answers[0]["cosine"] == pytest.approx(1) and scores.answers[1]["cosine"] < 0.999
+
+
+@pytest.mark.parametrize(
+    ("similarity", "expected"), [("dot", [2.0, 0.0]), ("euclidean", [-1.0, -(5**0.5)]), ("manhattan", [-1.0, -3.0])]
+)
+def test_embeddings_are_compared_as_their_files_ask(similarity: str, expected: list[float]) -> None:
+    records = [Record("a", "b", label="5"), Record("c", "d", label="1")]
+    problem = Similarity(records, np.array([[5.0], [1.0]]), "", similarity)
+    sides = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+    kept = [problem.keep(row, {"sentence_embedding": vector}) for row, vector in enumerate(sides)]
+    assert [answer[similarity] for answer in problem.answers(kept)] == pytest.approx(expected)
 
 
 # Token classification

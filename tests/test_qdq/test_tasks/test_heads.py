@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics as sklearn_metrics
+from torch.utils.data import default_collate
 
-from engines.compare import compare, relate
+from engines.compare import Reading, compare, relate
+from qdq.compress.datasets import Batches
+from qdq.compress.evaluators import label_set_metrics
+from qdq.errors import ModelError
 from qdq.load.model import load_model
 from qdq.load.runner import TorchRunner
 from qdq.tasks.heads import Head, head_of
@@ -98,6 +103,53 @@ def test_a_multi_label_model_answers_with_sets(tiny_checkpoint: Any, tmp_path: P
     assert evaluation.score(runner).values["exact_match"] == 1
 
 
+@pytest.mark.parametrize(
+    ("written", "thresholds"),
+    [
+        ({}, (0.5,)),
+        ({"threshold": 0.3}, (0.3,)),
+        ({"thresholds": [0.2, 0.5, 0.8]}, (0.2, 0.5, 0.8)),
+        ({"thresholds": {"threat": 0.8, "toxic": 0.2, "obscene": 0.5}}, (0.2, 0.5, 0.8)),
+    ],
+)
+def test_the_config_says_from_where_a_class_counts(written: dict[str, Any], thresholds: tuple[float, ...]) -> None:
+    head = head_of({**MULTI, **written}, 3)
+    assert head.thresholds == thresholds
+    for logit, probability in zip(head.cuts, thresholds, strict=True):
+        assert Head("multi-label").read(np.array(logit)) == pytest.approx(probability)
+    assert head_of({**NAMED, **written}, 3).cuts == ()  # one class per text: the largest, whatever its probability
+
+
+@pytest.mark.parametrize("value", [0, 1, 50, True, "0.5", [0.5, 0.5], {"toxic": 0.5}, [0.5, None, 0.5]])
+def test_a_threshold_that_is_none_is_refused_with_its_value(value: Any) -> None:
+    with pytest.raises(ModelError, match=r"config\.json: threshold is .*; give one probability between 0 and 1"):
+        head_of({**MULTI, "threshold": value}, 3)
+
+
+def test_everything_that_reads_a_multi_label_model_takes_its_threshold(
+    tiny_checkpoint: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Predictions, metrics, agreement, and the checkpoint that later stages and the scripts in examples/ read."""
+    path = lines(tmp_path / "a.jsonl", [{"text": "the cat finds a warm meal .", "labels": []}])
+    plain = load_model(str(tiny_checkpoint("bert", num_hidden_layers=1, **MULTI)))
+    (answer,) = load_evaluation(path, plain).score(TorchRunner(plain.module())).answers
+    first = answer["probabilities"][CLASSES[0]]
+    for share, counts in ((0.99, True), (1.01, False)):
+        asked = {**MULTI, "thresholds": [first * share, 0.999, 0.999]}
+        loaded = load_model(str(tiny_checkpoint("bert", num_hidden_layers=1, **asked)))
+        evaluation = load_evaluation(path, loaded)
+        scores = evaluation.score(TorchRunner(loaded.module()))
+        assert (scores.answers[0]["labels"] == [CLASSES[0]]) == counts
+        assert scores.values["exact_match"] == (0 if counts else 1)
+        sample = {name: array[0] for name, array in evaluation.feeds[0].items()} | {"labels": np.zeros(3, np.float32)}
+        batches = Batches([sample], default_collate, 1, torch.device("cpu"))
+        assert label_set_metrics(loaded.model, batches)["exact_match"] == (0 if counts else 1)
+        loaded.model.config.save_pretrained(tmp_path / "saved")
+        again = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+        assert head_of(again, 3).cuts == evaluation.cuts
+    assert "thresholds" not in caplog.text  # not among the keys that nobody reads
+
+
 def test_a_reranker_is_scored_behind_its_activation(tiny_checkpoint: Any, tmp_path: Path) -> None:
     asked = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
     folder = tiny_checkpoint("bert", num_hidden_layers=1, num_labels=1, sentence_transformers=asked)
@@ -132,3 +184,5 @@ def test_agreement_of_a_multi_label_model_counts_every_class() -> None:
     one, other = np.array([[2.0, 1.0, -1.0], [-1.0, -2.0, 3.0]]), np.array([[1.0, -0.1, -1.0], [-3.0, -2.0, 3.0]])
     report = compare(lambda _: {"logits": one}, lambda _: {"logits": other}, feeds, "multi-label-classification")
     assert (report["agreement"], report["agreement_of"], report["agreement_unit"]) == (5 / 6, 6, "label")
+    above = Reading("multi-label-classification", (0.0, -0.5, 0.0))
+    assert compare(lambda _: {"logits": one}, lambda _: {"logits": other}, feeds, above)["agreement"] == 1
