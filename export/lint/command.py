@@ -21,6 +21,7 @@ from qdq.base.config import choice
 from qdq.errors import ConfigError, ExportError
 
 CLEAN, FOUND = 0, 1
+LARGEST = 1 << 31  # bytes of a protobuf
 
 FORMATS: Mapping[str, Callable[[LintReport, str], str]] = {
     "text": as_text,
@@ -77,6 +78,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file; of external data only tensors small enough to be scales or shapes."""
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; give the path of an ONNX file")
+    if path.stat().st_size >= LARGEST:
+        raise ExportError(f"{path}: is over 2 GiB, which no protobuf holds; save it with its weights as external data")
     try:
         model = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as error:

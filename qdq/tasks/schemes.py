@@ -104,7 +104,7 @@ def gold_tags(records: Sequence[Record], names: Sequence[str], required: bool) -
 
 def _missing(record: Record) -> str:
     if not record.tags or len(record.tags) != len(record.words):
-        return "has no tags"
+        return "has no tags (--label-column names their column, and says what is wrong with it)"
     if "" in record.tags:
         return f"has no tag for its word '{record.words[record.tags.index('')]}'"
     return ""

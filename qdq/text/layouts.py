@@ -38,11 +38,16 @@ def known_layout(row: Row, label_column: str | None = None, spans: str | None = 
     * CLUE's csl (abst, keyword): the keywords, joined, as ``sentence1`` and the abstract as ``sentence2``;
     * CLUE's cluewsc2020 (text, target): the text with ``_`` around the noun and ``[ ]`` around the pronoun.
 
-    Raises DataError for a target that is not at the position its row gives, and spans that are not in their text.
+    Raises DataError for a target that is not at the position its row gives, and, where `label_column` names them, for
+    spans that do not fit their text; others are left alone, as only taggers need them.
     """
     values = row.values
     if spans is not None and isinstance(values.get(spans), list):
-        return _spelled_out(row, spans)
+        try:
+            return _spelled_out(row, spans)
+        except DataError:
+            if spans == label_column:
+                raise
     if (sentence := _sentence(row, label_column)) is not None:
         return sentence
     if isinstance(values.get("keyword"), list) and isinstance(values.get("abst"), str):
@@ -89,7 +94,7 @@ def _sentence(row: Row, label_column: str | None) -> Row | None:
 def span_column(rows: Sequence[Row], label_column: str | None = None) -> str | None:
     """The column whose lists hold entities by their characters, None without one; an empty list is a text without.
 
-    Raises DataError where most of them end inside a word.
+    Where most of them end inside a word they count otherwise: no column then, and a DataError for one that is named.
     """
     for name in (label_column,) if label_column else _SPAN_COLUMNS:
         lists = [(row, row.values[name]) for row in rows if isinstance(row.values.get(name), list)]
@@ -97,12 +102,13 @@ def span_column(rows: Sequence[Row], label_column: str | None = None) -> str | N
         if not items or not all(_span(item) and _spanned(row) for row, item in items):
             continue
         cut = [row for row, item in items if _ends_inside(row, item)]
-        if 2 * len(cut) > len(items):
+        if 2 * len(cut) <= len(items):
+            return name
+        if label_column:
             raise DataError(
                 f"{cut[0].where}: the spans in '{name}' end inside words; give the character behind the last one as "
                 "their end, counted in the text as it stands here"
             )
-        return name
     return None
 
 

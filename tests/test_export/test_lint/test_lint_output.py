@@ -143,6 +143,12 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str, canonica
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.onnx is not a file; give the path of an ONNX file"):
         check_command(tmp_path / "nothing.onnx", "trt11", 75)
+    with (tmp_path / "large.onnx").open("wb") as file:
+        file.truncate(1 << 31)  # sparse: nothing of it is written or read
+    with pytest.raises(
+        ExportError, match=r"large\.onnx: is over 2 GiB, which no protobuf holds; save it with its weights"
+    ):
+        check_command(tmp_path / "large.onnx", "trt11")
     (tmp_path / "text.onnx").write_text("this is not a model", encoding="utf-8")
     (tmp_path / "empty.onnx").write_bytes(b"")
     for name in ("text.onnx", "empty.onnx"):
