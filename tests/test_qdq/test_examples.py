@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import runpy
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -91,6 +92,47 @@ def test_the_seven_tasks_of_clue_from_the_hub(
     words = ["--dataset", f"clue {task}", "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
     result = example("compress_seq_cls").main([*words, *PTQ])
     assert served.asked == ("clue", task) and result.best.name
+
+
+@pytest.mark.parametrize(
+    ("config", "label", "metrics"),
+    [
+        ({"problem_type": "multi_label_classification", "num_labels": 3}, [1.0, 0.0, 1.0], "micro_f1"),
+        ({"num_labels": 1}, 2.5, "pearson"),
+    ],
+    ids=["multi-label", "scores"],
+)
+def test_every_kind_of_head_is_compressed_by_its_own_metric(
+    example: Load,
+    tiny_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    sentences: tuple[str, ...],
+    config: dict[str, Any],
+    label: Any,
+    metrics: str,
+) -> None:
+    model = tiny_checkpoint("bert", num_hidden_layers=1, **config)
+    other = [1.0 - value for value in label] if isinstance(label, list) else -label
+    for name in ("train", "dev"):
+        rows = [{"text": text, "labels": (label, other)[i % 2]} for i, text in enumerate(sentences[:8])]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    words = ["--dataset", str(tmp_path), "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
+    best = example("compress_seq_cls").main([*words, *PTQ]).best
+    assert metrics in best.metric.metrics
+
+
+def test_a_script_that_refuses_ends_with_one_message(
+    tiny_checkpoint: Callable[..., Path], labelled: Path, tmp_path: Path
+) -> None:
+    """Three heads have no half: exit code and message are those of qdq, without a traceback."""
+    model = tiny_checkpoint("bert", num_hidden_layers=1, num_attention_heads=2, hidden_size=32, num_labels=15)
+    words = ["--dataset", labelled, "--model_name_or_path", model, "--output_dir", tmp_path / "out"]
+    widths = ["--strategy", "dynabert", "--width_mult_list", "1/3", "--max_steps", "1", *QUICK]
+    script = [sys.executable, EXAMPLES / "compress_seq_cls.py", *words, *widths]
+    done = subprocess.run(list(map(str, script)), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr and "internal error" not in done.stderr
+    assert "width" in done.stderr and len(done.stderr.strip().splitlines()) < 4
 
 
 TAGS = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}
