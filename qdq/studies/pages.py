@@ -16,7 +16,7 @@ from engines.estimate.model import VALIDATION
 from qdq.base.artifacts import read_json, write_text
 from qdq.pipeline.outcome import int8_text
 from qdq.pipeline.verdict import verdict
-from qdq.studies import accuracy_page, compression_page, estimate_page
+from qdq.studies import accuracy_page, compression_page, documents, estimate_page
 from qdq.studies.linter.report import rule_tables, summary
 from qdq.studies.markdown import filled, fixed, named, table
 from qdq.studies.peers.compiled_table import render_compiled
@@ -60,7 +60,8 @@ def pages() -> dict[Path, str]:
             "lowering": estimate_page.lowering_tables(read_json(RESULTS / "estimate" / "lowering.json")),
         },
     }
-    return {page: filled(page, part) for page, part in parts.items()} | {DOCS / "accuracy.md": accuracy_page.page()}
+    whole = {DOCS / "accuracy.md": accuracy_page.page(), DOCS / "documents.md": documents.page()}
+    return {page: filled(page, part) for page, part in parts.items()} | whole
 
 
 def _compiled() -> str:

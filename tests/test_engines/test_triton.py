@@ -35,6 +35,7 @@ def read(folder: Path) -> Any:
 # ---- what is written
 
 
+@pytest.mark.document_row("000/48")
 def test_cpu_repository_reads_back_as_the_engine(engine: BuiltEngine, tmp_path: Path) -> None:
     folder = tmp_path / "model_repository"
     written = write_repository(engine, settings(threads=2, labels=("no", "yes")), [FEEDS], folder)

@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import warnings
@@ -47,6 +48,7 @@ def labelled(tmp_path: Path, sentences: tuple[str, ...]) -> Path:
     return folder
 
 
+@pytest.mark.document_row("000/8")
 def test_config_gives_the_defaults_of_the_data_set_and_the_command_line_wins(example: Load, labelled: Path) -> None:
     command_line = example("command_line")
     words = ["--dataset", str(labelled), "--model_name_or_path", "m", "--output_dir", "o", "--device", "cpu"]
@@ -138,7 +140,7 @@ def test_a_script_that_refuses_ends_with_one_message(
 TAGS = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}
 
 
-@pytest.mark.document_row("000/3", "000/11")
+@pytest.mark.document_row("000/3", "000/9", "000/11")
 def test_a_tagger_from_token_lines(example: Load, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny_checkpoint("bert", "token-classification", num_hidden_layers=1, **TAGS)
     lines = "the O\ncat B-PER\nsat I-PER\n\na O\ndog B-PER\nran O\n"
@@ -152,6 +154,63 @@ def test_a_tagger_from_token_lines(example: Load, tiny_checkpoint: Callable[...,
     (tmp_path / "valid.txt").write_text("the O\ncat B-LOC\n", encoding="utf-8")
     with pytest.raises(DataError, match="B-LOC"):
         example("compress_token_cls").main([*words, *PTQ])
+
+
+# The two commands as the compression API's document prints them
+PRINTED = {
+    "compress_token_cls": """
+    --dataset "msra_ner"  \\
+    --model_name_or_path best_models/MSRA_NER \\
+    --output_dir ./ \\
+    --max_seq_length 128 \\
+    --per_device_train_batch_size 32 \\
+    --per_device_eval_batch_size 32 \\
+    --learning_rate 0.00005 \\
+    --remove_unused_columns False \\
+    --num_train_epochs 3
+""",
+    "compress_qa": """
+    --dataset "clue cmrc2018" \\
+    --model_name_or_path best_models/CMRC2018  \\
+    --output_dir ./ \\
+    --max_seq_length 512 \\
+    --learning_rate 0.00003 \\
+    --num_train_epochs 8 \\
+    --per_device_train_batch_size 24 \\
+    --per_device_eval_batch_size 24 \\
+    --max_answer_length 50 \\
+""",
+}
+
+
+@pytest.mark.document_row("000/9", "000/10")
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_printed_commands_run(
+    name: str,
+    example: Load,
+    tiny_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All flags as they are printed; names of the data and the model stand for local folders."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(PRINTED[name].replace("\\\n", " "))
+    data, model = (words[words.index(flag) + 1] for flag in ("--dataset", "--model_name_or_path"))
+    (tmp_path / data).mkdir()
+    sizes: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 512}
+    if name == "compress_qa":
+        squad_file(tmp_path / data)
+        source = tiny_checkpoint("bert", "question-answering", **sizes)
+    else:
+        lines = "the O\ncat B-PER\nsat I-PER\n\na O\ndog B-PER\nran O\n"
+        for file in ("train.txt", "dev.txt"):
+            (tmp_path / data / file).write_text(lines, encoding="utf-8")
+        source = tiny_checkpoint("bert", "token-classification", **sizes, **TAGS)
+    (tmp_path / model).parent.mkdir()
+    (tmp_path / model).symlink_to(source)
+    result = example(name).main([*words, "--report_to", "none", "--disable_tqdm", "True", "--device", "cpu"])
+    assert {candidate.name.partition("-")[0] for candidate in result.candidates} == {"width"}
+    assert (tmp_path / result.best.name / "model.safetensors").is_file()
 
 
 def test_entities_are_words_with_their_places(example: Load) -> None:
@@ -172,6 +231,7 @@ def squad_file(folder: Path) -> None:
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
+@pytest.mark.document_row("000/20")
 def test_windows_hold_the_answer_they_are_labelled_with(
     example: Load, tmp_path: Path, load_tiny: Callable[..., Any]
 ) -> None:
@@ -216,7 +276,7 @@ def test_a_missing_split_is_named(example: Load, tmp_path: Path) -> None:
         example("task_data").read(str(tmp_path), "dev", data_arguments(example))
 
 
-@pytest.mark.document_row("001/11")
+@pytest.mark.document_row("001/8", "001/10", "001/11")
 def test_the_walkthrough_compares_every_contestant(
     example: Load,
     tiny_checkpoint: Callable[..., Path],

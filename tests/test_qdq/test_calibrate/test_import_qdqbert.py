@@ -217,6 +217,7 @@ def test_every_qdqbert_class_is_recognised(
     assert load_model(str(folder)).task.name == task
 
 
+@pytest.mark.document_row("003/2")
 def test_from_a_qdqbert_folder_to_our_checkpoint(
     qdqbert_folder: Path, batch: dict[str, Tensor], tmp_path: Path
 ) -> None:

@@ -57,11 +57,13 @@ def parse(*typed: str) -> CompressionArguments:
     return arguments
 
 
+@pytest.mark.document_row("000/33", "000/34", "000/35", "000/36", "000/38", "000/45")
 def test_documented_defaults() -> None:
     arguments = parse()
     assert {name: getattr(arguments, name) for name in DOCUMENTED} == DOCUMENTED
 
 
+@pytest.mark.document_row("000/14", "000/32", "000/40")
 def test_documented_command_line() -> None:
     arguments = parse(
         *(
@@ -97,11 +99,13 @@ def test_the_former_name_of_clip_is_translated_and_said(caplog: pytest.LogCaptur
     assert "calibrator 'search' is called 'clip' now" in caplog.text
 
 
+@pytest.mark.document_row("000/36")
 def test_warmup_steps_win_over_the_ratio() -> None:
     assert parse("--warmup_ratio", "0.5", "--warmup_steps", "7").get_warmup_steps(100) == 7
     assert parse("--warmup_ratio", "0.07").get_warmup_steps(100) == 7
 
 
+@pytest.mark.document_row("000/37")
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
 def test_gpu_falls_back_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="qdq"):
@@ -156,6 +160,7 @@ def test_strategies_run_in_one_order(typed: list[str]) -> None:
         assert parse_strategy("+".join(typed)).methods == tuple(method for method in METHODS if method in typed)
 
 
+@pytest.mark.document_row("000/27")
 @pytest.mark.parametrize(
     "name",
     ["dynabert", "ptq", "qat", "dynabert+ptq", "dynabert+qat", "dynabert+embeddings", "dynabert+qat+embeddings"],

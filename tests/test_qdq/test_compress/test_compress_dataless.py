@@ -42,6 +42,7 @@ def labelled(load_tiny: Load, encode: Callable[..., Any]) -> tuple[LoadedModel, 
     return loaded, [{**{name: inputs[name][i] for name in inputs}, "labels": labels[i]} for i in range(len(labels))]
 
 
+@pytest.mark.document_row("001/9", "001/12")
 def test_dynamic_gives_the_baseline_and_a_checkpoint_and_both_load_again(labelled: Any, tmp_path: Path) -> None:
     loaded, data = labelled
     result = compress(loaded, data, tmp_path, "dynamic")
@@ -70,6 +71,7 @@ def test_a_damaged_baseline_is_refused(labelled: Any, tmp_path: Path) -> None:
         load_dynamic(tmp_path)
 
 
+@pytest.mark.document_row("000/1", "000/2", "000/27")
 @pytest.mark.parametrize("strategy", ["embeddings", "ptq+embeddings", "dynamic+embeddings"])
 def test_embeddings_join_whatever_is_quantized(strategy: str, labelled: Any, tmp_path: Path) -> None:
     loaded, data = labelled

@@ -53,6 +53,7 @@ def test_methods_run_in_the_order_of_the_strategy() -> None:
     assert [method.name for method in METHODS] == list(STRATEGY_METHODS)
 
 
+@pytest.mark.document_row("000/2", "000/13", "000/17", "000/29", "000/39", "000/40")
 def test_ptq_writes_a_checkpoint_that_computes_the_same(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     loaded = load_tiny()
     data = samples(loaded, encode)
@@ -87,6 +88,7 @@ TREATED = {
 }
 
 
+@pytest.mark.document_row("000/43", "000/44")
 def test_ptq_treats_weights_as_compile_does(
     load_tiny: Load, encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +133,7 @@ def test_tensor_dataset_is_the_same_data(load_tiny: Load, encode: Encode, tmp_pa
     assert found[0].metric == found[1].metric
 
 
+@pytest.mark.document_row("000/24", "000/25")
 def test_custom_evaluate_decides(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     loaded = load_tiny()
     seen: list[Any] = []
@@ -150,6 +153,7 @@ def test_custom_evaluate_decides(load_tiny: Load, encode: Encode, tmp_path: Path
     assert seen == [12, 12]  # before and after
 
 
+@pytest.mark.document_row("000/17")
 def test_bad_input_is_found_first(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     loaded = load_tiny()
     data = samples(loaded, encode)
@@ -207,6 +211,7 @@ class Pointer(nn.Module):
         return starts, ends
 
 
+@pytest.mark.document_row("000/20")
 def test_answers_are_scored_by_the_official_rules(load_tiny: Load) -> None:
     """Articles and punctuation do not count, a wrong word costs what SQuAD's F1 says, (0, 0) is no answer."""
     tokenizer = load_tiny().tokenizer

@@ -67,6 +67,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
+@pytest.mark.document_row("000/1", "000/32")
 def test_dynabert_ptq_gives_a_smaller_quantized_checkpoint(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     loaded = load_tiny(num_attention_heads=4)
     result = compress(
@@ -102,6 +103,7 @@ def test_distillation_brings_the_student_towards_the_teacher(load_tiny: Load, en
     assert distance(40) < distance(1) / 2
 
 
+@pytest.mark.document_row("000/22", "000/24", "000/35")
 @pytest.mark.parametrize("strategy", ["dynabert", "qat"])
 def test_the_best_of_the_evaluated_models_is_kept(
     strategy: str, load_tiny: Load, encode: Encode, tmp_path: Path
@@ -126,6 +128,7 @@ def test_the_best_of_the_evaluated_models_is_kept(
     assert len(kept) > 1
 
 
+@pytest.mark.document_row("000/1", "000/41", "000/42", "000/45")
 @pytest.mark.parametrize(
     "options",
     [
@@ -197,6 +200,7 @@ def test_checkpoints_of_another_training_are_not_continued(load_tiny: Load, enco
     assert json.loads((tmp_path / "compression.json").read_text())["best"] == done.best.name
 
 
+@pytest.mark.document_row("000/17")
 def test_mistakes_are_found_before_training(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     loaded = load_tiny()
 
@@ -216,6 +220,7 @@ def test_mistakes_are_found_before_training(load_tiny: Load, encode: Encode, tmp
     assert not (tmp_path / "training").exists() or not list((tmp_path / "training").glob("*/checkpoint-*"))
 
 
+@pytest.mark.document_row("000/18", "000/25")
 def test_both_forms_of_a_criterion_and_the_older_loss_function(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     masks = []
 
@@ -232,6 +237,7 @@ def test_both_forms_of_a_criterion_and_the_older_loss_function(load_tiny: Load, 
     assert any(mask is not None and mask.shape == (2, 2) for mask in masks)
 
 
+@pytest.mark.document_row("000/1", "000/27")
 def test_the_whole_chain_with_the_documented_defaults(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     loaded = load_tiny(num_attention_heads=4)
     lists = {"algo_list": ["mse", "KL"], "batch_num_list": [1], "width_mult_list": ["3/4"]}

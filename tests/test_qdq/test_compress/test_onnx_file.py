@@ -49,6 +49,7 @@ def run(graph: Path, folder: Path, data: Any, strategy: str = "ptq", **options: 
     return CompressionTrainer(args=arguments, eval_dataset=data).compress()
 
 
+@pytest.mark.document_row("000/30")
 def test_a_file_is_quantized_as_the_module_would_be(
     graph: Path, load_tiny: Load, encode: Encode, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def _fake_quantized(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> tor
     return logits
 
 
+@pytest.mark.document_row("000/31")
 def test_inputs_become_int32_when_asked(graph: Path, load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     data = rows(load_tiny, encode)
     found = []

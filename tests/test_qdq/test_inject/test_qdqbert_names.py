@@ -46,10 +46,12 @@ def paths(model: nn.Module) -> set[str]:
     return {path for path, module in model.named_modules() if isinstance(module, TensorQuantizer)}
 
 
+@pytest.mark.document_row("003/1")
 def test_a_layer_has_twenty_points() -> None:
     assert len(LAYER) == 20
 
 
+@pytest.mark.document_row("003/1")
 @pytest.mark.parametrize("model_type", BERT_LIKE)
 def test_the_attribute_names_are_those_of_qdqbert(model_type: str, load_tiny: LoadTiny) -> None:
     loaded = load_tiny(model_type, "question-answering")

@@ -79,6 +79,7 @@ CLUE = {
 }
 
 
+@pytest.mark.document_row("000/8")
 @pytest.mark.parametrize(
     ("name", "text", "pair", "label"),
     [("ocnli", "c", "d", "1"), ("csl", "dog city", "a cat", "1"), ("cluewsc2020", "the _cat_ sees [it]", None, "true")],

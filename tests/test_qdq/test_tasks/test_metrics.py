@@ -17,6 +17,7 @@ from qdq.tasks.tagging import tag_scores
 TAGS = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "E-LOC", "S-PER"])
 
 
+@pytest.mark.document_row("001/8")
 def test_two_classes_give_accuracy_f1_of_class_one_and_their_mean() -> None:
     predicted, gold = np.array([1, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1])
     found = {name: metric() for name, metric in classification(predicted, gold, 2).items()}

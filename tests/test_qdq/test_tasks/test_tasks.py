@@ -44,6 +44,7 @@ MAPPINGS: dict[str, Mapping[str, Any]] = {
 }
 
 
+@pytest.mark.document_row("003/8")
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_is_recognised_and_returns_its_outputs(task: str, load_tiny: LoadTiny, encode: Encode) -> None:
     loaded = load_tiny("bert", task)

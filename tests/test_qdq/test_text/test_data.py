@@ -194,6 +194,7 @@ def test_named_columns_win_over_detection() -> None:
     assert detected(row, text_columns=("body", "text")) == ("body", "text", "label")
 
 
+@pytest.mark.document_row("001/2")
 def test_files_of_the_shape_of_mrpc_tnews_and_afqmc(tmp_path: Path) -> None:
     mrpc = '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t702876\t702977\tHe, "x", left.\tHe left "x.\n'
     records = read_records(write(tmp_path / "train.tsv", mrpc))[0]
