@@ -7,6 +7,7 @@ notes: not even numpy's own functions are called with what the file says.
 from __future__ import annotations
 
 import pickle
+import struct
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ BFLOAT16 = "u2"  # as Paddle hands it to numpy
 KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", BFLOAT16, "b1")
 DAMAGES = (
     *(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError),
-    *(MemoryError, RecursionError, ImportError),
+    *(MemoryError, RecursionError, ImportError, AssertionError, struct.error),
 )
 PADDLE = (
     "with Paddle: from safetensors.numpy import save_file; "
@@ -106,7 +107,9 @@ STAND_INS: dict[tuple[str, str], Any] = {
 }
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(pickle._Unpickler):
+    """The unpickler in Python: the one in C takes all memory for a number that a file makes up (LONG_BINPUT)."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in STAND_INS:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of saved weights")

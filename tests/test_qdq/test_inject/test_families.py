@@ -138,6 +138,7 @@ def test_no_linear_residual_add_or_attention_is_missing(
         assert (f"{path}.input_quantizer" in placed) == bool(in_layers.search(path))
 
 
+@pytest.mark.document_row("000/15")
 @every_family
 def test_calibrated_outputs_are_finite_and_near(model_type: str, load_tiny: LoadTiny, encode: Encode) -> None:
     loaded = load_tiny(model_type, "feature-extraction", **EXTRA.get(model_type, {}))

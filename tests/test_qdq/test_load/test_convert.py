@@ -269,6 +269,22 @@ def test_a_file_that_runs_code_or_is_damaged_is_refused_and_not_run(tmp_path: Pa
         read_pdparams(path)
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_mutated_file_is_read_or_refused(protocol: int, tmp_path: Path) -> None:
+    whole = pickle.dumps({"a": np.zeros(4, np.float32), "b": Named("x", np.ones((2, 3)))}, protocol=protocol)
+    path, random, refused = tmp_path / "model_state.pdparams", np.random.default_rng(protocol), 0
+    for _ in range(400):
+        mutated = bytearray(whole)
+        for place in random.integers(len(whole), size=random.integers(1, 4)):
+            mutated[place] = random.integers(256)
+        path.write_bytes(mutated)
+        try:
+            read_pdparams(path)
+        except ModelError:
+            refused += 1
+    assert refused > 100
+
+
 def test_the_command_says_what_it_wrote_and_refuses_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
