@@ -30,6 +30,8 @@
 #|                  token-classification, question-answering, fill-mask,
 #|                  multiple-choice, next-sentence-prediction, language-modeling
 #|                  (default: from the checkpoint's architecture)
+#|   MODEL_CLASS=   class of your own, FILE.py:CLASS, whose code is then run
+#|                  (default: transformers' class)
 #|   TARGET=        auto, openvino, onnxruntime, tensorrt, tensorrt-rtx
 #|                  (default: auto, which is tensorrt when a GPU and the
 #|                  tensorrt module are there, else openvino or onnxruntime,
@@ -83,7 +85,7 @@ EXTRAS := cpu,rtx,triton,train,dev
 
 # ---- options: make variable = qdq option ----------------------------------------
 # Their help above is that of qdq.pipeline.options; tests/test_qdq/test_makefile.py compares and prints what it should be.
-ENGINE_OPTIONS := MODEL=model TASK=task TARGET=target CALIB=calibration EVAL=eval-data TEXT_COLUMNS=text-columns \
+ENGINE_OPTIONS := MODEL=model TASK=task MODEL_CLASS=model-class TARGET=target CALIB=calibration EVAL=eval-data TEXT_COLUMNS=text-columns \
   LABEL_COLUMN=label-column HEADER=header LABELS=labels PLACEMENT=placement CALIBRATOR=calibrator SAMPLES=samples \
   BATCH=batch SEQ=sequence THREADS=threads HINT=precision-hint SM=sm BENCH_SECONDS=bench-seconds OUT=out
 variable = $(firstword $(subst =, ,$(1)))

@@ -18,7 +18,7 @@ Batches are streamed; only running sums and single numbers are kept, and float64
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,10 +61,14 @@ Sample = dict[str, Vector]  # one text's outputs without padding, in float64
 
 @dataclass(frozen=True)
 class Reading:
-    """A task, with the logits above which a class of a multi-label model counts: one for all, or one each."""
+    """A task, with the logits above which a class of a multi-label model counts: one for all, or one each.
+
+    `token_level` names the outputs that have a value per token; None tells them by their form, see above.
+    """
 
     task: str
     cuts: tuple[float, ...] = ()
+    token_level: tuple[str, ...] | None = None
 
 
 def compare(
@@ -83,7 +87,7 @@ def compare(
     ParityError when names or shapes of outputs differ or a value is NaN or Inf.
     """
     reading = Reading(task) if isinstance(task, str) else task
-    comparison = Comparison(reading.task, labels, reading.cuts)
+    comparison = Comparison(reading.task, labels, reading.cuts, token_level=reading.token_level)
     _check_texts(batches, labels)
     for done, feeds in enumerate(batches, start=1):
         comparison.add(feeds, reference(feeds), tested(feeds))
@@ -100,6 +104,7 @@ class Comparison:
     labels: Sequence[int] | None = None  # one class index per text
     cuts: Sequence[float] = ()  # of a multi-label model, see `Reading`
     sides: tuple[str, str] = ("the FP32 model", "the engine")  # the reference and the other one, for messages
+    token_level: Collection[str] | None = None  # see `Reading`
     _batches: int = 0
     _texts: int = 0
     _cosines: list[float] = field(default_factory=list)
@@ -118,7 +123,10 @@ class Comparison:
         self._check_interface(expected, actual, len(feeds["input_ids"]), where)
         _check_answers(expected, self.task, where)
         # Not zipped over lists: one text of a [batch, sequence, vocabulary] output is copied at a time.
-        texts = (_texts(outputs, mask, self.task, where) for outputs in (expected, actual))
+        named = self.token_level
+        if named is None:
+            named = [name for name, v in expected.items() if v.ndim == 3 or self.task == "question-answering"]
+        texts = (_texts(outputs, mask, named, where) for outputs in (expected, actual))
         for pair in zip(*texts, strict=True):
             for sample, who in zip(pair, self.sides, strict=True):
                 _check_finite(sample, who, where)
@@ -228,11 +236,10 @@ def _check_answers(outputs: Outputs, task: str, where: str) -> None:
             raise ParityError(f"{where}: {task} needs output '{name}', found {sorted(outputs)}; check the task")
 
 
-def _texts(outputs: Outputs, mask: NDArray[Any] | None, task: str, where: str) -> Iterator[Sample]:
-    """One sample per text. Token-level outputs ([B, S, C]; [B, S] for question answering) lose padded positions."""
-    token_level = {name: values.ndim == 3 or task == "question-answering" for name, values in outputs.items()}
+def _texts(outputs: Outputs, mask: NDArray[Any] | None, token_level: Collection[str], where: str) -> Iterator[Sample]:
+    """One sample per text. Outputs named in `token_level` lose padded positions."""
     for name, values in outputs.items():
-        if token_level[name] and mask is not None and values.shape[:2] != mask.shape:
+        if name in token_level and mask is not None and values.shape[:2] != mask.shape:
             raise ParityError(
                 f"{where}: output '{name}' has shape {list(values.shape)}, which does not start with batch and "
                 f"sequence of attention_mask, {list(mask.shape)}; export the model again"
@@ -240,7 +247,7 @@ def _texts(outputs: Outputs, mask: NDArray[Any] | None, task: str, where: str) -
     keep = None if mask is None else mask.astype(bool)
     for index in range(len(next(iter(outputs.values())))):
         yield {
-            name: (values[index][keep[index]] if token_level[name] and keep is not None else values[index]).astype(
+            name: (values[index][keep[index]] if name in token_level and keep is not None else values[index]).astype(
                 np.float64
             )
             for name, values in outputs.items()

@@ -70,6 +70,9 @@ def parse(
     if "batch_size" in values:
         size = values.pop("batch_size")
         values |= {"per_device_train_batch_size": size, "per_device_eval_batch_size": size}
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if any(word.startswith("--activation_quantize_type") for word in words):
+        values.pop("algo_list", None)  # abs_max and moving_average_abs_max are ranges by themselves
     known = {action.dest for action in parser._actions}
     if unknown := sorted(set(values) - known):
         raise ConfigError(f"{CONFIG}: unknown flag '{unknown[0]}'; it must be one the script takes")

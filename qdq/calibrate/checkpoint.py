@@ -27,6 +27,7 @@ from qdq.inject.embedding import QuantEmbedding
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, treated, weight_amax
 from qdq.inject.spec import QuantSpec, spec_from_mapping
 from qdq.load.model import OURS, LoadedModel, load_model, quiet_transformers
+from qdq.load.own_class import record_class
 from qdq.load.pooling import SETTINGS, TRANSFORMER
 from qdq.load.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
 
@@ -48,6 +49,7 @@ def write_checkpoint(loaded: LoadedModel, spec: QuantSpec, table: CalibrationTab
             raise write_failure(folder, OSError(str(error))) from error
         # The source's own tokenizer: saving the object would store the truncation and padding of its last call
         _copy(loaded.folder, partial, {*loaded.tokenizer.vocab_files_names.values(), *TOKENIZER_FILES})
+        record_class(partial, type(loaded.model))
         if loaded.pooling is not None:
             _copy(loaded.folder, partial, [*POOLING_FILES, *_pooling_modules(loaded.folder)])
         write_quant_spec(partial, spec, loaded.task.name, table)
@@ -85,15 +87,15 @@ def read_spec(folder: Path) -> tuple[QuantSpec, dict[str, Any]]:
         raise ModelError(f"{error}; write the checkpoint again with 'qdq calibrate'") from error
 
 
-def load_checkpoint(folder: Path) -> tuple[LoadedModel, QuantSpec, Placement]:
-    """A calibrated, injected model from a folder `write_checkpoint` wrote.
+def load_checkpoint(folder: Path, model_class: str | None = None) -> tuple[LoadedModel, QuantSpec, Placement]:
+    """A calibrated, injected model from a folder `write_checkpoint` wrote; `model_class` as in `load_model`.
 
     Raises ModelError when it is none or damaged, CalibrationError naming a placed point without an amax.
     """
     if not is_checkpoint(folder):
         raise ModelError(f"{folder}: is not a calibrated checkpoint, it has no {QUANT_SPEC}; run 'qdq calibrate' first")
     spec, content = read_spec(folder)
-    loaded = load_model(str(folder), task=content["task"])
+    loaded = load_model(str(folder), task=content["task"], model_class=model_class)
     placement = inject(loaded.model, spec)
     load_amax(loaded.model, read_amax(folder))
     return loaded, spec, placement

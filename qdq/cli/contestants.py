@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
 Contestants = dict[str, Callable[[], "Runner"]]  # name on the screen -> its runner, opened one at a time
 
 
-def contestants(what: str, threads: int, hint: str) -> Contestants:
+@dataclass(frozen=True)
+class Own:
+    """A class of the user's own that torch contestants are loaded with, and its task; nothing for transformers' own."""
+
+    model_class: str | None = None
+    task: str | None = None
+
+
+def contestants(what: str, threads: int, hint: str, own: Own | None = None) -> Contestants:
     """The contestants `what` names.
 
     A hub id or folder is its torch model in floating point; a checkpoint/ of ours, fake-quantized; an .onnx, .xml or
@@ -31,13 +40,13 @@ def contestants(what: str, threads: int, hint: str) -> Contestants:
     if place.is_file():
         return {what: partial(_open_graph, place, threads, hint)}
     if (place / MANIFEST).is_file():
-        return _of_work_directory(place, threads, hint)
+        return _of_work_directory(place, threads, hint, own or Own())
     if is_checkpoint(place):
-        return {f"{what} (fake-quantized)": partial(_fake_quantized, place, threads)}
-    return {what: partial(_torch, what, threads)}
+        return {f"{what} (fake-quantized)": partial(_fake_quantized, place, threads, own or Own())}
+    return {what: partial(_torch, what, threads, own or Own())}
 
 
-def _of_work_directory(place: Path, threads: int, hint: str) -> Contestants:
+def _of_work_directory(place: Path, threads: int, hint: str, own: Own) -> Contestants:
     checkpoint = place / "checkpoint"
     if not is_checkpoint(checkpoint):
         raise ConfigError(f"{place}: its run has not reached a checkpoint yet; run 'qdq compile' or 'qdq calibrate'")
@@ -48,8 +57,8 @@ def _of_work_directory(place: Path, threads: int, hint: str) -> Contestants:
         if (place / name / "build.json").is_file() and (place / name / target.engine).is_file()
     }
     return {
-        "torch FP32": partial(_torch, str(checkpoint), threads),
-        "fake-quantized": partial(_fake_quantized, checkpoint, threads),
+        "torch FP32": partial(_torch, str(checkpoint), threads, own),
+        "fake-quantized": partial(_fake_quantized, checkpoint, threads, own),
         **engines,
     }
 
@@ -71,16 +80,16 @@ def model_for(what: str) -> str:
     raise ModelError(f"{place}: no checkpoint beside it says its tokenizer and classes; name one with --model")
 
 
-def _torch(name: str, threads: int) -> TorchRunner:
+def _torch(name: str, threads: int, own: Own) -> TorchRunner:
     from qdq.load.model import load_model
 
-    return TorchRunner(load_model(name).module(), threads)
+    return TorchRunner(load_model(name, own.task, model_class=own.model_class).module(), threads)
 
 
-def _fake_quantized(folder: Path, threads: int) -> TorchRunner:
+def _fake_quantized(folder: Path, threads: int, own: Own) -> TorchRunner:
     from qdq.calibrate.checkpoint import load_checkpoint
 
-    return TorchRunner(load_checkpoint(folder)[0].module(), threads)
+    return TorchRunner(load_checkpoint(folder, own.model_class)[0].module(), threads)
 
 
 def _open_graph(path: Path, threads: int, hint: str) -> Runner:

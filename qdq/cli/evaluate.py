@@ -12,10 +12,10 @@ from engines.cores import available_cores
 from qdq.base.artifacts import write_json, write_text
 from qdq.base.choices import PRECISION_HINTS
 from qdq.base.option import check, option, values_for
-from qdq.cli.contestants import Contestants, contestants, model_for
+from qdq.cli.contestants import Contestants, Own, contestants, model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
-from qdq.pipeline.options import HEADER, LABEL_COLUMN, LABELS, MANY
+from qdq.pipeline.options import HEADER, LABEL_COLUMN, LABELS, MANY, MODEL_CLASS
 from qdq.text.data import TextSource
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class EvaluateOptions:
         None, "whose tokenizer and classes to use (default: of WHAT, or beside the file)", metavar="ID"
     )
     task: str | None = option(None, " (default: from the checkpoint's architecture)", choices=TASKS)
+    model_class: str | None = option(None, MODEL_CLASS, metavar="CLASS")
     text_columns: tuple[str, ...] = option((), " (default: detected)", metavar="A[,B]")
     label_column: str | None = option(None, LABEL_COLUMN)
     header: tuple[str, ...] = option((), HEADER, metavar="A,B")
@@ -71,10 +72,12 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
     # The contestants, and one model whose tokenizer and classes turn the data into feeds for all of them.
     threads = options.threads or available_cores()
     entries: Contestants = {}
+    own = Own(options.model_class, options.task) if options.model_class else None
     for what in options.what:
-        entries |= contestants(what, threads, options.precision_hint)
+        entries |= contestants(what, threads, options.precision_hint, own)
     prepare_torch(threads)
-    loaded = load_model(options.model or model_for(options.what[0]), options.task)
+    named = options.model or model_for(options.what[0])
+    loaded = load_model(named, options.task, model_class=options.model_class)
     settings = EvaluationSettings(**values_for(EvaluationSettings, options), required=True)
     if options.sequence > loaded.max_sequence:
         raise ConfigError(

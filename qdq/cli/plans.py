@@ -25,6 +25,7 @@ PLAN = TARGETS["tensorrt"].engine
 TEXT_OPTIONS = (
     "model",
     "task",
+    "model_class",
     "allow_pickle",
     "eval_data",
     "eval_samples",
@@ -173,7 +174,7 @@ def _tokenized(typed: Mapping[str, Any], settings: GpuBenchSettings, screen: Scr
 
     options = CompileOptions(**{name: typed[name] for name in TEXT_OPTIONS if name in typed})
     with screen.stage("load"):
-        loaded = load_model(options.model, options.task, options.allow_pickle)
+        loaded = load_model(options.model, options.task, options.allow_pickle, options.model_class)
     texts = evaluation_texts(options, loaded.task.name, Texts((), ""))
     shape = loaded.task.shape(settings.batch, settings.sequence)
     feeds: list[Feeds] = list(workload_of_shape(loaded.tokenizer, texts.records, loaded.inputs, shape, BATCHES))

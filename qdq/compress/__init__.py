@@ -18,7 +18,8 @@ A method is an object with a name and two functions (`qdq.compress.method.Method
             # raise ConfigError or DataError for what cannot work; called for all methods before any of them runs
 
         def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]: ...
-            # new models; `before.model` may be changed in place, `before.evolve(...)` keeps its history
+            # new models; `before.model` stays as it is, another strategy may go on from it; `before.evolve(...)` keeps
+            # its history
 
 All methods share a `Session`: the trainer, its arguments, the evaluator, the data loaders and the output folder.
 A `CompressedModel` is a model, and once it is quantized its QuantSpec and CalibrationTable. Methods are listed in

@@ -15,11 +15,18 @@ from transformers import TrainingArguments
 
 from qdq.base.choices import PLACEMENTS
 from qdq.base.config import choice
-from qdq.base.option import check_value, help_of
+from qdq.base.option import check_value, help_of, values_for
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, CLIP, algorithm_named, spelled_today
-from qdq.calibrate.treatments.settings import ACTIVATION_TYPES
-from qdq.compress.strategy import Strategy, parse_strategy
+from qdq.calibrate.treatments.settings import (
+    ACTIVATION_TYPES,
+    RANGES,
+    TreatmentOptions,
+    Treatments,
+    refuse_idle,
+)
+from qdq.compress.strategy import Strategies, parse_strategies
 from qdq.errors import ConfigError
+from qdq.load.kinds import TASKS
 from qdq.pipeline.options import TARGETS, CompileOptions
 
 logger = logging.getLogger(__name__)
@@ -31,6 +38,7 @@ CHECKED = (  # as `qdq compile` checks them
 )
 DEVICES = ("gpu", "cpu")
 DOCUMENTED_OPTIM = "adamw"
+DOCUMENTED_ALGORITHMS = ("mse", "KL")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -49,8 +57,12 @@ def _shared(name: str, default: Any) -> Any:
 class DocumentedArguments(TrainingArguments):
     """Every parameter with its default and help; `CompressionArguments` checks and reads them."""
 
-    strategy: str = _option("dynabert+ptq", "steps joined by +: dynabert, ptq, qat, dynamic, embeddings")
-    input_infer_model_path: str | None = _option(None, "an ONNX file to quantize instead of a module (strategy ptq)")
+    strategy: str = _option(
+        "dynabert+ptq", "steps joined by +: dynabert, ptq, qat, dynamic, embeddings; several strategies with commas"
+    )
+    input_infer_model_path: str | None = _option(
+        None, "an ONNX file, or its path without .onnx, to quantize instead of a module"
+    )
     input_dtype: str = _option("int64", "integer type of the exported graph's inputs: int64 or int32")
     # str is what HfArgumentParser reads an item as; an instance has fractions.
     width_mult_list: list[str] = _option(
@@ -62,7 +74,9 @@ class DocumentedArguments(TrainingArguments):
     warmup_ratio: float = _option(0.0, "share of all steps to warm the learning rate up over; warmup_steps wins")
     device: str = _option("gpu", "gpu (falls back to the CPU where there is none) or cpu")  # type: ignore[assignment]
     # PTQ
-    algo_list: list[str] = _option(["mse", "KL"], f"ranges to try: {', '.join((*ALIASES, *ALGORITHMS, CLIP))}")
+    algo_list: list[str] | None = _option(
+        None, f"ranges to try, mse and KL unless given: {', '.join((*ALIASES, *ALGORITHMS, CLIP))}"
+    )
     # str is what HfArgumentParser reads an item as; `batch_counts` has the numbers.
     batch_num_list: list[str] = _option(["1"], "numbers of calibration batches to try; None is all data")
     batch_size_list: list[int] = _option([4], "calibration batch sizes to try")
@@ -85,6 +99,7 @@ class DocumentedArguments(TrainingArguments):
         [], "targets to compile, benchmark and prepare for Triton at the end, for every candidate"
     )
     deploy_data: str | None = _option(None, "text the engines are compared and timed with; bundled text by default")
+    task: str | None = _option(None, "deploy: the task, where the model's class does not say it")
     placement: str = _option("qdqbert", f"points to quantize: {', '.join(PLACEMENTS)}")
     distillation: bool = _option(True, "qat: learn from the given model's logits and states as well as from the labels")
     freeze_observers: float = _option(0.8, "qat: share of the training after which activation ranges stay")
@@ -103,7 +118,9 @@ class CompressionArguments(DocumentedArguments):
             self.optim = TrainingArguments.default_optim
         if self._requested_device == "cpu" or not torch.accelerator.is_available():
             self.use_cpu = True
-        self.algo_list = [spelled_today(name) for name in self.algo_list]
+        if isinstance(self.strategy, (list, tuple)):
+            self.strategy = ",".join(self.strategy)
+        self._settle_algorithms()
         self.batch_num_list = list(self.batch_counts)  # type: ignore[arg-type]  # what the API documents
         self._check_choices()
         self._check_numbers()
@@ -112,15 +129,31 @@ class CompressionArguments(DocumentedArguments):
         except ValueError as error:
             raise ConfigError(f"training arguments: {error}") from error
 
+    def _settle_algorithms(self) -> None:
+        """Fill in `algo_list`. Raises ConfigError where the activation type of PTQ leaves it nothing to choose."""
+        kind, methods = str(self.activation_quantize_type), self.chosen_strategy.methods
+        alone = kind in RANGES and "ptq" in methods and "qat" not in methods
+        if self.algo_list is None:
+            self.algo_list = [kind] if alone else list(DOCUMENTED_ALGORITHMS)
+        self.algo_list = [spelled_today(name) for name in self.algo_list]
+        if alone:
+            refuse_idle(kind, self.algo_list, "activation_quantize_type", "algo_list")
+
     def _check_choices(self) -> None:
-        parse_strategy(self.strategy)
         for name in CHECKED:
             check_value(DECLARED[name], getattr(self, name), name)
-        for algorithm in self.algo_list:
+        asked = Treatments(**values_for(TreatmentOptions, self), clip_search=False).asked
+        if asked and not {"ptq", "qat"} & set(self.chosen_strategy.methods):
+            raise ConfigError(
+                f"{asked[0]}: is a treatment of ptq and qat, and strategy {self.strategy} has neither; leave it out"
+            )
+        for algorithm in self.algorithms:
             if algorithm != CLIP:
                 algorithm_named(algorithm, where="algo_list")
         for target in self.deploy:
             choice(target, TARGETS, "deploy")
+        if self.task is not None:
+            choice(self.task, TASKS, "task")
 
     def _check_numbers(self) -> None:
         for name in ("algo_list", "batch_num_list", "batch_size_list", "width_mult_list"):
@@ -139,9 +172,14 @@ class CompressionArguments(DocumentedArguments):
                 raise ConfigError(f"{name}: {getattr(self, name)} is outside [0, 1]")
 
     @property
-    def chosen_strategy(self) -> Strategy:
-        """`strategy`, parsed."""
-        return parse_strategy(self.strategy)
+    def chosen_strategy(self) -> Strategies:
+        """`strategy`, parsed: one, or the several to try."""
+        return parse_strategies(self.strategy)
+
+    @property
+    def algorithms(self) -> list[str]:
+        """`algo_list`, which is never None in an instance."""
+        return self.algo_list or []
 
     @property
     def widths(self) -> tuple[Fraction, ...]:

@@ -17,8 +17,38 @@ from qdq.errors import DataError
 from qdq.tasks.heads import head_of_model
 
 CLASS_COLUMNS = ("labels", "label", "label_ids")
-LABEL_COLUMNS = (*CLASS_COLUMNS, "start_positions", "end_positions")
+# A class of start and end for each sample, or, as UIE has them, a number for every token
+SPAN_COLUMNS = (("start_positions", "end_positions"), ("start_ids", "end_ids"))
+LABEL_COLUMNS = (*CLASS_COLUMNS, *(name for pair in SPAN_COLUMNS for name in pair))
 IGNORED_LABEL = -100  # torch's cross-entropy skips it
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Columns of a batch that hold its labels: `names` (the option `label_names`), without any the usual ones."""
+
+    names: tuple[str, ...] = ()
+
+    def columns(self, batch: Mapping[str, Any]) -> tuple[str, ...]:
+        """Columns of `batch` with its labels, () when it has none; a pair before a single one."""
+        if self.names:
+            return self.names if all(name in batch for name in self.names) else ()
+        usual = (*SPAN_COLUMNS, *((name,) for name in CLASS_COLUMNS))
+        return next((names for names in usual if all(name in batch for name in names)), ())
+
+    def of(self, batch: Mapping[str, Any]) -> Any:
+        """The labels as a criterion takes them: one tensor, or a tuple such as (start, end). Raises DataError."""
+        found = self.columns(batch)
+        if not found:
+            wanted = f"no {' or no '.join(self.names)}, which label_names names" if self.names else "no labels"
+            advice = "correct label_names" if self.names else "add a column 'labels', or name them in label_names"
+            raise DataError(f"a batch has {wanted} (its columns: {', '.join(batch)}); {advice}")
+        return batch[found[0]] if len(found) == 1 else tuple(batch[name] for name in found)
+
+    def without(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The model inputs of a batch."""
+        left_out = {*LABEL_COLUMNS, *self.names}
+        return {name: value for name, value in batch.items() if name not in left_out}
 
 
 class NamedTensors(Dataset[dict[str, Any]]):
@@ -34,12 +64,12 @@ class NamedTensors(Dataset[dict[str, Any]]):
         return dict(zip(self.names, self.source[index], strict=True))
 
 
-def named(dataset: Any, model: PreTrainedModel, what: str) -> Any:
+def named(dataset: Any, model: PreTrainedModel, what: str, label_names: Sequence[str] = ()) -> Any:
     """`dataset` itself when its items are mappings, else with names for the tensors of each item.
 
     Tuples are read as a transformers model takes them: the first tensors are the model's first inputs (input_ids,
-    attention_mask, token_type_ids, …), the last ones its labels (one, or start and end positions). Raises DataError
-    for a dataset without items or length, and for items of another kind.
+    attention_mask, token_type_ids, …), the last ones its labels (`label_names`; without them one, or start and end
+    positions). Raises DataError for a dataset without items or length, and for items of another kind.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(f"{what}: is not a map-style dataset (it has no length or no indexing); give one that has both")
@@ -50,18 +80,18 @@ def named(dataset: Any, model: PreTrainedModel, what: str) -> Any:
         return dataset
     if not isinstance(first, (tuple, list)) or len(first) < 2:
         raise DataError(f"{what}: items are {type(first).__name__}; they must be mappings or tuples of tensors")
-    labels = find_labels(type(model)) or ["labels"]  # type: ignore[no-untyped-call]
+    labels = label_names or find_labels(type(model)) or ["labels"]  # type: ignore[no-untyped-call]
     inputs = [name for name in inspect.signature(model.forward).parameters if name not in labels]
     return NamedTensors(dataset, [*inputs[: len(first) - len(labels)], *labels])
 
 
-def check_labels(dataset: Any, model: PreTrainedModel, what: str) -> None:
+def check_labels(dataset: Any, model: PreTrainedModel, what: str, labels: Labels | None = None) -> None:
     """Raise DataError naming the first sample whose label is missing or not what the model's head takes."""
     count = int(model.config.num_labels or 0)
     if "Classification" not in type(model).__name__ or count < 1:
         return
     kind = head_of_model(model).kind
-    for index, value in enumerate(_label_values(dataset, what)):
+    for index, value in enumerate(_label_values(dataset, what, labels or Labels())):
         if fault := _fault(value, kind, count):
             raise DataError(f"{what}: sample {index} {fault}")
 
@@ -94,10 +124,14 @@ def _fault(value: Any, kind: str, count: int) -> str:
     )
 
 
-def _label_values(dataset: Any, what: str) -> Iterator[Any]:
-    names = [name for name in CLASS_COLUMNS if name in dataset[0]]
+def _label_values(dataset: Any, what: str, labels: Labels) -> Iterator[Any]:
+    names = labels.columns(dataset[0])
     if not names:
-        raise DataError(f"{what}: sample 0 has no labels (its columns: {', '.join(dataset[0])}); add a column 'labels'")
+        wanted = " and ".join(labels.names) or "labels"
+        raise DataError(
+            f"{what}: sample 0 has no {wanted} (its columns: {', '.join(dataset[0])}); add a column 'labels', or name "
+            "it in label_names"
+        )
     columns = getattr(dataset, "column_names", None)
     if columns is not None and names[0] in columns:  # without decoding the other columns
         return iter(dataset[names[0]])
@@ -112,6 +146,7 @@ class Batches:
     collate: Callable[[list[Any]], dict[str, Tensor]]
     batch_size: int
     device: torch.device
+    labels: Labels = Labels()
 
     def loader(self, batch_size: int | None = None) -> DataLoader[Any]:
         """A plain loader of host tensors, as `custom_evaluate` gets it on a CPU."""
@@ -173,18 +208,3 @@ class LengthGrouped(Sampler[int]):
         batches = torch.randperm(whole, generator=generator).tolist()
         for batch in [*batches, *range(whole, -(-len(order) // self.batch_size))]:
             yield from order[batch * self.batch_size : (batch + 1) * self.batch_size]
-
-
-def without_labels(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model inputs of a batch."""
-    return {name: tensor for name, tensor in batch.items() if name not in LABEL_COLUMNS}
-
-
-def labels_of(batch: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-    """The labels of a batch as a criterion takes them: one tensor, or (start, end) positions. Raises DataError."""
-    if "start_positions" in batch:
-        return batch["start_positions"], batch["end_positions"]
-    for name in CLASS_COLUMNS:
-        if name in batch:
-            return batch[name]
-    raise DataError(f"a batch has no labels (its columns: {', '.join(batch)}); add a column 'labels'")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from qdq.compress.datasets import IGNORED_LABEL, without_labels
+from qdq.compress.datasets import IGNORED_LABEL, Labels
 from qdq.compress.elastic import Size, Switch
 from qdq.compress.evaluators import logits_of
 from qdq.inject.widths import blocks
@@ -83,11 +83,12 @@ def counted(batch: Mapping[str, Tensor]) -> Tensor | None:
     return None if mask is None else mask.bool()
 
 
-def labelled(batch: Mapping[str, Tensor]) -> Tensor | None:
+def labelled(batch: Mapping[str, Tensor], labels: Labels) -> Tensor | None:
     """[B, S] positions whose logits are used: those with a label of their own, else those that are no padding."""
-    labels = batch.get("labels")
-    if labels is not None and labels.dim() > 1 and labels.shape == batch["input_ids"].shape:
-        return labels != IGNORED_LABEL
+    columns = labels.columns(batch)
+    values = batch[columns[0]] if len(columns) == 1 else None
+    if values is not None and values.dim() > 1 and values.shape == batch["input_ids"].shape:
+        return values != IGNORED_LABEL
     return counted(batch)
 
 
@@ -99,15 +100,17 @@ class WidthDistillation(nn.Module):
 
     accepts_loss_kwargs = False
 
-    def __init__(self, student: PreTrainedModel, switch: Switch, teacher: PreTrainedModel, sizes: list[Size]) -> None:
+    def __init__(
+        self, student: PreTrainedModel, switch: Switch, teacher: PreTrainedModel, sizes: list[Size], labels: Labels
+    ) -> None:
         super().__init__()
         self.student = student
-        self._switch, self._sizes = switch, sizes
+        self._switch, self._sizes, self._labels = switch, sizes, labels
         self._teacher = (teacher.train(False).requires_grad_(False),)
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """The batch of the student model; labels only say which positions count."""
-        inputs = without_labels(batch)
+        inputs = self._labels.without(batch)
         teacher = self._teacher[0]
         with torch.no_grad(), recorded_states(teacher) as wanted:
             target = logits_of(teacher(**inputs))
@@ -117,6 +120,6 @@ class WidthDistillation(nn.Module):
             with recorded_states(self.student) as states:
                 logits = logits_of(self.student(**inputs))
             self._switch.size = None
-            loss = soft_cross_entropy(logits, target, labelled(batch), head_of_model(self.student).kind)
+            loss = soft_cross_entropy(logits, target, labelled(batch, self._labels), head_of_model(self.student).kind)
             losses.append(loss + REPRESENTATION_WEIGHT * squared_error(states, wanted, counted(batch)))
         return {"loss": torch.stack(losses).sum()}

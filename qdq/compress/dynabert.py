@@ -50,7 +50,7 @@ class DynaBert(Method):
         self._rewire(session, student, sizes)
         switch = make_elastic(student)
         # All widths are trained at once.
-        module = WidthDistillation(student, switch, teacher, sizes)
+        module = WidthDistillation(student, switch, teacher, sizes, session.eval.labels)
         deciding = {"model": fingerprint(teacher), "widths": [str(size.width) for size in sizes]}
         folder = session.output / "training" / "dynabert"
         best = KeepBest(session, folder, {_name(size): partial(extract, student, size) for size in sizes})
@@ -84,5 +84,6 @@ class DynaBert(Method):
             found = blocks(student)
             stage.say(f"of {found[0].heads} heads and {found[0].neurons} neurons in {len(found)} blocks")
         with session.screen.stage("reconstruct") as stage:
-            reconstruct(student, sizes, batches, stage.progress)
+            inputs = [session.train.labels.without(batch) for batch in batches]
+            reconstruct(student, sizes, inputs, stage.progress)
             stage.say("what is cut off, by least squares")

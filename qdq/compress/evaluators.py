@@ -13,16 +13,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdq.compress.datasets import IGNORED_LABEL, Batches, labels_of, without_labels
+from qdq.compress.callbacks import paddle_calls
+from qdq.compress.datasets import IGNORED_LABEL, Batches
 from qdq.compress.method import Evaluate
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import detect_scoring, score_answer
 from qdq.tasks.extraction import ANSWER_TOKENS, Window, best_span
-from qdq.tasks.heads import Kind, head_of_model
+from qdq.tasks.heads import Head, Kind, head_of_model
 from qdq.tasks.metrics import classification, correlation, mean_of, multi_label
+from qdq.tasks.problems import SCORES
 from qdq.tasks.schemes import has_entities
 from qdq.tasks.tagging import tag_scores
 
+BESIDE_LOGITS = ("loss", "hidden_states", "attentions")  # what else a model output of transformers' kind holds
 CustomEvaluate = Callable[[nn.Module, Any], Any]
 Evaluator = Callable[[nn.Module, Batches], dict[str, float]]  # metrics by name, the one that decides first
 
@@ -49,7 +52,7 @@ def evaluator_on(
         return lambda model: Score.of(function(model, batches), name)
 
     def evaluate(model: nn.Module) -> float:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), paddle_calls(model, logits_of):
             return checked(custom(model, batches.loader()), "custom_evaluate")
 
     return evaluate
@@ -62,7 +65,9 @@ def builtin_evaluator(model: PreTrainedModel, tokenizer: Any = None) -> tuple[st
     """
     name = type(model).__name__
     if name.endswith("ForSequenceClassification"):
-        return EVALUATORS[head_of_model(model).kind]
+        head = head_of_model(model)
+        label, evaluator = EVALUATORS[head.kind]
+        return label, partial(score_metrics, head=head) if head.kind == "scores" else evaluator
     if name.endswith("ForTokenClassification"):
         named: Mapping[Any, Any] = model.config.id2label or {}
         tags = [str(named.get(index)) for index in range(int(model.config.num_labels or 0))]
@@ -76,14 +81,16 @@ def builtin_evaluator(model: PreTrainedModel, tokenizer: Any = None) -> tuple[st
 
 
 def logits_of(output: Any) -> Any:
-    """The logits of a model output: a tensor, or (start, end). Custom models may return them bare."""
+    """The logits of a model output: a tensor, or several such as (start, end). Custom models may return them bare."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "start_logits"):
         return output.start_logits, output.end_logits
     if hasattr(output, "logits"):
         return output.logits
-    if isinstance(output, (tuple, list)):
+    if isinstance(output, Mapping):
+        output = [value for name, value in output.items() if name not in BESIDE_LOGITS and isinstance(value, Tensor)]
+    if isinstance(output, (tuple, list)) and output:
         return output[0] if len(output) == 1 else tuple(output)
     raise ConfigError(
         f"the model returns {type(output).__name__}, which has no logits; return logits or a tuple of them"
@@ -105,7 +112,7 @@ def _predictions(model: nn.Module, batches: Batches) -> Iterable[tuple[dict[str,
     """(batch, logits) for every batch, shortest samples first, in eval mode and without gradients."""
     with evaluating(model), torch.no_grad():
         for batch in batches.by_length():
-            yield batch, logits_of(model(**without_labels(batch)))
+            yield batch, logits_of(model(**batches.labels.without(batch)))
 
 
 def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:
@@ -114,7 +121,7 @@ def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:
     gold: list[int] = []
     classes = 0
     for batch, logits in _predictions(model, batches):
-        labels = labels_of(batch)
+        labels = batches.labels.of(batch)
         if not isinstance(labels, Tensor) or labels.shape != logits.shape[:-1]:
             raise DataError(
                 "accuracy needs one class per sample; a multi-label model says so in its config: "
@@ -138,10 +145,10 @@ def label_set_metrics(model: nn.Module, batches: Batches) -> dict[str, float]:
     return {name: score() for name, score in multi_label(found, gold > 0.5).items()}
 
 
-def score_metrics(model: nn.Module, batches: Batches) -> dict[str, float]:
+def score_metrics(model: nn.Module, batches: Batches, head: Head = SCORES) -> dict[str, float]:
     """Pearson's and Spearman's correlation of scores and labels, as `qdq.tasks.metrics.correlation` has them.
 
-    Scores are behind the activation that the config asks for; mse is left out, of which less is better.
+    Scores are behind the activation of the `head`; mse is left out, of which less is better.
     """
     logits, gold = _all(model, batches)
     if logits.size != gold.size:
@@ -149,13 +156,13 @@ def score_metrics(model: nn.Module, batches: Batches) -> dict[str, float]:
             f"labels are {list(gold.shape)} for scores {list(logits.shape)}; give each sample as many numbers as the "
             "model returns"
         )
-    found = correlation(head_of_model(model).read(logits), gold.reshape(logits.shape))
+    found = correlation(head.read(logits), gold.reshape(logits.shape))
     return {name: score() for name, score in found.items() if not score.error}
 
 
 def _all(model: nn.Module, batches: Batches) -> tuple[Any, Any]:
     """Logits and labels of all samples as float64 arrays."""
-    pairs = [(logits, labels_of(batch)) for batch, logits in _predictions(model, batches)]
+    pairs = [(logits, batches.labels.of(batch)) for batch, logits in _predictions(model, batches)]
     logits, labels = (torch.cat(list(side)).double().cpu().numpy() for side in zip(*pairs, strict=True))
     return logits, labels
 
@@ -176,7 +183,7 @@ def tag_metrics(model: nn.Module, batches: Batches, tags: list[str]) -> dict[str
     expected: list[list[str]] = []
     predicted: list[list[str]] = []
     for batch, logits in _predictions(model, batches):
-        labels = labels_of(batch)
+        labels = batches.labels.of(batch)
         assert isinstance(labels, Tensor)  # token classification has one label tensor
         for row, guess in zip(labels.tolist(), logits.argmax(-1).tolist(), strict=True):
             kept = [(tags[label], tags[best]) for label, best in zip(row, guess, strict=True) if label != IGNORED_LABEL]
@@ -201,7 +208,7 @@ def answer_scores(model: nn.Module, batches: Batches, tokenizer: Any) -> dict[st
     pairs: list[tuple[str, str]] = []
     contexts: list[str] = []
     for batch, (start, end) in _predictions(model, batches):
-        starts, ends = labels_of(batch)
+        starts, ends = batches.labels.of(batch)
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
         for row, kept in enumerate(mask):
             ids = batch["input_ids"][row][kept].tolist()

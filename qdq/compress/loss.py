@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qdq.compress.datasets import labels_of, without_labels
+from qdq.compress.callbacks import paddle_calls
+from qdq.compress.datasets import Labels
 from qdq.compress.evaluators import logits_of
 from qdq.errors import ConfigError
 
@@ -27,14 +28,17 @@ class TaskLoss:
 
     criterion: Criterion | None = None
     calc_loss: CalcLoss | None = None
+    labels: Labels = field(default_factory=Labels)
 
     def __call__(self, model: nn.Module, batch: Any, head_mask: Tensor | None = None) -> Tensor:
         """Raises ConfigError naming the function that returned something else than a finite scalar tensor."""
         if self.calc_loss is not None:
-            loss = self.calc_loss(self.criterion or cross_entropy, model, batch, head_mask)
+            with paddle_calls(model, logits_of):
+                loss = self.calc_loss(self.criterion or cross_entropy, model, batch, head_mask)
             return _scalar(loss, "custom_dynabert_calc_loss")
         if self.criterion is not None:
-            return _scalar(self.criterion(logits_of(model(**without_labels(batch))), labels_of(batch)), "criterion")
+            logits = logits_of(model(**self.labels.without(batch)))
+            return _scalar(self.criterion(logits, self.labels.of(batch)), "criterion")
         output = model(**batch)
         loss = output.get("loss") if hasattr(output, "get") else None
         if loss is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,31 @@ import onnx_graphsurgeon as gs
 import torch
 from google.protobuf.message import DecodeError
 from onnx import helper
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.generic import ModelOutput
 
 from export.names import IR_VERSION
 from export.passes.narrow_inputs import narrow_inputs
-from export.quantize_file import FileLinear, find_linears, quantize_linears, weight_of
+from export.quantize_file import find_linears, find_products, name_nodes, quantize_graph
 from export.to_onnx import save_proto
 from export.unoptimized import open_unoptimized, run
-from qdq.calibrate.algorithms import Algorithm
-from qdq.calibrate.calibrators import HistogramCalibrator, amax_of
+from qdq.base.artifacts import atomic_path
+from qdq.base.screen import Screen
 from qdq.compress.arguments import CompressionArguments
-from qdq.compress.datasets import Batches
+from qdq.compress.datasets import IGNORED_LABEL, Batches
 from qdq.compress.evaluators import EVALUATORS, CustomEvaluate, Evaluator, answer_evaluator, evaluator_on
-from qdq.compress.method import CompressedModel
+from qdq.compress.file_ranges import FilePoints, feeds_of, observe, quantization
+from qdq.compress.method import CompressedModel, Evaluate
 from qdq.compress.ptq import algorithms, treatments
-from qdq.errors import ConfigError, DataError, QdqError
-from qdq.inject.quantizer import weight_amax
-from qdq.inject.scale import scale_of
+from qdq.errors import ConfigError, QdqError
+from qdq.inject.spec import named_spec
+
+FLOATING, ROWS = "model.fp32.onnx", "evaluation.safetensors"  # what deployment compares, times and scores with
+LABELLED = "label:"  # begins the names of label columns in ROWS
+MOST_ROWS = 512
+MODULE_ONLY = ("value_centering", "equalization", "smoothing", "residual_scaling")  # change layers together
 
 
 class OnnxModule(nn.Module):
@@ -52,14 +59,23 @@ class OnnxModule(nn.Module):
         return ModelOutput(zip(self.outputs, tensors, strict=True))  # type: ignore[no-untyped-call]
 
 
-def feeds_of(batch: Mapping[str, Tensor], inputs: Iterable[str]) -> dict[str, Any]:
-    """The graph's inputs out of a batch. Raises DataError naming one the data lacks."""
-    missing = [name for name in inputs if name not in batch]
-    if missing:
-        raise DataError(
-            f"eval_dataset: has no column '{missing[0]}', which the graph needs (it has {', '.join(batch)})"
+def find_file(typed: str) -> Path:
+    """The ONNX file of input_infer_model_path: its path, or as Paddle's documents have it ``directory/prefix``.
+
+    Raises ConfigError when there is none, with the way from a Paddle model to one.
+    """
+    path = Path(typed).expanduser()
+    for file in (path, path.with_name(f"{path.name}.onnx"), path / "model.onnx"):
+        if file.is_file() and file.suffix != ".pdmodel":
+            return file
+    paddle = path.with_suffix("") if path.suffix == ".pdmodel" else path
+    if paddle.with_name(f"{paddle.name}.pdmodel").is_file():
+        raise ConfigError(
+            f"input_infer_model_path: {paddle}.pdmodel is a Paddle model; convert it first: paddle2onnx --model_dir "
+            f"{paddle.parent} --model_filename {paddle.name}.pdmodel --params_filename {paddle.name}.pdiparams "
+            f"--save_file {paddle}.onnx"
         )
-    return {name: batch[name].numpy() for name in inputs}
+    raise ConfigError(f"input_infer_model_path: there is no {path} and no {path}.onnx; check the path")
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
@@ -95,76 +111,83 @@ def builtin_evaluator(graph: OnnxModule, sample: Mapping[str, Any], tokenizer: A
     )
 
 
-def observe(
-    model: onnx.ModelProto, tensors: list[str], wanted: Mapping[str, Algorithm], batches: Iterable[Mapping[str, Tensor]]
-) -> dict[str, dict[str, float]]:
-    """Algorithm -> tensor -> amax, from one pass over `batches`; padded positions do not count."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    inputs = [value.name for value in probe.graph.input]
-    present = {value.name for value in probe.graph.output} | set(inputs)
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in present)
-    session = open_unoptimized(probe.SerializeToString(), Path())
-    found = {tensor: HistogramCalibrator(Algorithm("avg")) for tensor in tensors}  # keeps what every algorithm needs
-    for batch in batches:
-        mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
-        for tensor, value in zip(tensors, run(session, feeds_of(batch, inputs), tensors), strict=True):
-            x = torch.from_numpy(np.array(value))
-            counts = mask[:, :, None] if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape else None
-            found[tensor].update(x, counts)
-    return {name: amax_of(found, algorithm) for name, algorithm in wanted.items()}
-
-
-def quantized_graph(
-    model: onnx.ModelProto, linears: list[FileLinear], amax: Mapping[str, float], per_channel: bool
-) -> onnx.ModelProto:
-    """`model` with its linears quantized for these activation ranges."""
-    scales = {tensor: float(scale_of(torch.tensor(value), 8)) for tensor, value in amax.items()}
-    weights = {}
-    for linear in linears:
-        weight = torch.from_numpy(weight_of(model, linear).copy())
-        weights[linear.weight] = scale_of(weight_amax(weight, linear.axis if per_channel else None), 8).numpy()
-    return quantize_linears(model, linears, scales, weights)
-
-
 def compress_file(
-    args: CompressionArguments, batches: Batches, custom: CustomEvaluate | None, tokenizer: Any = None
-) -> tuple[float, list[CompressedModel]]:
+    args: CompressionArguments, batches: Batches, custom: CustomEvaluate | None, tokenizer: Any, screen: Screen
+) -> tuple[float, list[CompressedModel], OnnxModule, Evaluate]:
     """Quantize the file with every combination of the PTQ lists and write each as ``<output_dir>/<name>/model.onnx``.
 
-    `tokenizer` reads the answers of question answering. Returns the metric of the file as it is, and the quantized
-    graphs as modules. Raises ConfigError when the strategy is not ptq or the file cannot be used.
+    Beside them lie the file itself and the evaluation rows, which deployment needs. `tokenizer` reads the answers of
+    question answering. Returns the metric of the file as it is, the quantized graphs as modules, the file's own module,
+    and the evaluator. Raises ConfigError for what cannot be done with a file.
     """
     # Check what is asked for, and the file.
-    if args.chosen_strategy.name != "ptq":
+    check_arguments(args, screen)
+    path, output = find_file(str(args.input_infer_model_path)), Path(str(args.output_dir))
+    model = read_graph(path)
+    name_nodes(model)
+    spec = named_spec(args.placement)
+    try:
+        points = FilePoints(find_linears(model), find_products(model), spec.matmul)
+    except QdqError as error:
+        raise ConfigError(f"input_infer_model_path: {path}: {error}") from error
+    screen.row("file", f"{len(points.linears)} linears, {len(points.products)} attention products; {points.left_out}")
+    # Score the file as it is, and keep what deployment compares with.
+    module = OnnxModule(model)
+    evaluate = evaluator_on(batches, custom, lambda: builtin_evaluator(module, batches.dataset[0], tokenizer))
+    baseline = evaluate(module)
+    save_proto(with_int32_inputs(model) if args.input_dtype == "int32" else model, output / FLOATING)
+    _save_rows(batches, module.inputs, output / ROWS)
+    # One quantized graph per combination; a pass over the data serves all algorithms.
+    models = []
+    found = algorithms(args, "ptq")
+    treated = treatments(args, found)
+    for size, count in itertools.product(args.batch_size_list, args.batch_counts):
+        seen = observe(model, points, itertools.islice(batches.of_size(size), count), treated, args.moving_rate)
+        for label, algorithm in found.items():
+            made = quantize_graph(model, quantization(model, points, seen, algorithm, args))
+            name = f"{label}-{size}x{'all' if count is None else count}"
+            if args.input_dtype == "int32":
+                made = with_int32_inputs(made)
+            save_proto(made, output / name / "model.onnx")
+            quantized = OnnxModule(made)
+            notes = {"algorithm": label, "batch_size": size, "batch_num": count, "treatments": treated.asked}
+            notes |= {"linears": len(points.linears), "multiplications": points.as_json()}
+            models.append(CompressedModel(name, quantized, notes=notes, metric=evaluate(quantized)))
+    return baseline, models, module, evaluate
+
+
+def check_arguments(args: CompressionArguments, screen: Screen) -> None:
+    """Raise ConfigError for what needs a module; say what of the strategy is left out."""
+    chosen = args.chosen_strategy
+    if "ptq" not in chosen:
         raise ConfigError(
             f"input_infer_model_path: an ONNX file can be quantized, not trained or pruned; strategy is "
             f"{args.strategy}, give ptq"
         )
-    if asked := treatments(args).asked:
+    if chosen.name != "ptq":
+        screen.line(f"strategy {chosen.name}: an ONNX file can be quantized only, so of it ptq is done")
+    if named_spec(args.placement).dynamic:
+        raise ConfigError("placement: dynamic ranges need a module, not input_infer_model_path; give another")
+    if asked := [name for name in MODULE_ONLY if getattr(args, name)]:
         raise ConfigError(f"{asked[0]}: needs a module, not input_infer_model_path; leave it out, or give model")
-    path = Path(str(args.input_infer_model_path))
-    model = read_graph(path)
-    try:
-        linears = find_linears(model)
-    except QdqError as error:
-        raise ConfigError(f"input_infer_model_path: {path}: {error}") from error
-    # Score the file as it is.
-    module = OnnxModule(model)
-    evaluate = evaluator_on(batches, custom, lambda: builtin_evaluator(module, batches.dataset[0], tokenizer))
-    baseline = evaluate(module)
-    tensors = list(dict.fromkeys(linear.activation for linear in linears))
-    # One quantized graph per combination; a pass over the data serves all algorithms.
-    models = []
-    for size, count in itertools.product(args.batch_size_list, args.batch_counts):
-        data = itertools.islice(batches.of_size(size), count)
-        for algorithm, amax in observe(model, tensors, algorithms(args), data).items():
-            made = quantized_graph(model, linears, amax, args.weight_quantize_type == "channel_wise_abs_max")
-            name = f"{algorithm}-{size}x{'all' if count is None else count}"
-            if args.input_dtype == "int32":
-                made = with_int32_inputs(made)
-            save_proto(made, Path(str(args.output_dir)) / name / "model.onnx")
-            quantized = OnnxModule(made)
-            notes = {"algorithm": algorithm, "batch_size": size, "batch_num": count, "linears": len(linears)}
-            models.append(CompressedModel(name, quantized, notes=notes, metric=evaluate(quantized)))
-    return baseline, models
+
+
+def _save_rows(batches: Batches, inputs: tuple[str, ...], path: Path) -> None:
+    """Write the first rows of the evaluation data, the graph's inputs and the labels, padded to one length."""
+    rows: dict[str, list[Tensor]] = {}
+    count = 0
+    for batch in batches:
+        labels = batches.labels.columns(batch)
+        for name in (*inputs, *labels):
+            rows.setdefault(LABELLED + name if name in labels else name, []).extend(batch[name].cpu())
+        count += len(batch[inputs[0]])
+        if count >= MOST_ROWS:
+            break
+    stored = {
+        name: pad_sequence(parts[:MOST_ROWS], True, IGNORED_LABEL if name == f"{LABELLED}labels" else 0)
+        if parts[0].dim()
+        else torch.stack(parts[:MOST_ROWS])
+        for name, parts in rows.items()
+    }
+    with atomic_path(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in stored.items()}, str(partial))

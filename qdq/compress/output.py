@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from qdq.compress.method import CompressedModel, CompressionResult, Session
 from qdq.errors import ModelError
 from qdq.load.kinds import detect_task
 from qdq.load.model import quiet_transformers
+from qdq.load.own_class import record_class
 
 
 def save(session: Session, made: CompressedModel, folder: Path) -> None:
@@ -24,7 +26,8 @@ def save(session: Session, made: CompressedModel, folder: Path) -> None:
         else:
             with quiet_transformers():
                 made.model.save_pretrained(partial)
-        _save_tokenizer(session, partial)
+            record_class(partial, type(made.model))
+        save_tokenizer(session.trainer.processing_class, session.screen, partial)
         if made.spec is not None and made.table is not None:
             write_quant_spec(partial, made.spec, task_name(made), made.table)
 
@@ -37,11 +40,10 @@ def task_name(made: CompressedModel) -> str:
         return "feature-extraction"
 
 
-def _save_tokenizer(session: Session, folder: Path) -> None:
+def save_tokenizer(tokenizer: Any, screen: Screen, folder: Path) -> None:
     """Copy the tokenizer's files where they are known, else save it, which stores its last call's truncation too."""
-    tokenizer = session.trainer.processing_class
     if tokenizer is None:
-        session.screen.warn("no tokenizer was given: the candidates are written without one")
+        screen.warn("no tokenizer was given: the candidates are written without one")
         return
     source = Path(str(getattr(tokenizer, "name_or_path", "")))
     names = sorted({*getattr(tokenizer, "vocab_files_names", {}).values(), *TOKENIZER_FILES})

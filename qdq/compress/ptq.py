@@ -2,8 +2,8 @@
 
 Activation types for a graph with one scale per tensor: range_abs_max takes the algorithm's range;
 abs_max, which PaddleNLP measures anew on every batch, is the largest magnitude of the calibration data; and
-moving_average_abs_max is the moving average of the batches' largest magnitudes. With the last two, `algo_list` has no
-effect.
+moving_average_abs_max is the moving average of the batches' largest magnitudes. The last two are ranges by themselves:
+`algo_list` beside them is refused.
 
 `algo_list` may name `clip` as well, and the treatments are those of `qdq compile` (docs/calibration.md).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,24 +23,29 @@ from qdq.base.option import values_for
 from qdq.calibrate.algorithms import CLIP, Algorithm, algorithm_named
 from qdq.calibrate.rebatch import MicroBatches
 from qdq.calibrate.treatments.order import finish, prepare
-from qdq.calibrate.treatments.settings import TreatmentOptions, Treatments
+from qdq.calibrate.treatments.settings import RANGES, TreatmentOptions, Treatments
 from qdq.compress.arguments import CompressionArguments
-from qdq.compress.datasets import Batches, without_labels
+from qdq.compress.datasets import Batches
 from qdq.compress.method import CompressedModel, Method, Session
 from qdq.inject import inject, quantizers
 from qdq.inject.spec import named_spec
 
 
 class Ptq(Method):
-    """Post-training quantization over `algo_list` x `batch_size_list` x `batch_num_list`."""
+    """Post-training quantization over `algo_list` x `batch_size_list` x `batch_num_list`.
 
-    name = "ptq"
+    `name` is the method that it calibrates for: ptq itself, or qat, which trains the best one on.
+    """
+
+    def __init__(self, name: str = "ptq") -> None:
+        self.name = name
 
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """Every combination of the lists, the best one first; one pass over the data serves all algorithms."""
         args = session.args
         spec = named_spec(args.placement, per_channel_weights=args.weight_quantize_type == "channel_wise_abs_max")
-        found, treated = algorithms(args), treatments(args)
+        found = algorithms(args, self.name)
+        treated = treatments(args, found)
         made = []
         # Collect statistics once per amount of data.
         for size, count in itertools.product(args.batch_size_list, args.batch_counts):
@@ -64,23 +69,25 @@ class Ptq(Method):
         return sorted(made, key=lambda one: -(one.metric or 0.0))
 
 
-def algorithms(args: CompressionArguments) -> dict[str, Algorithm]:
-    """Algorithms to try, by the name that was typed, each once."""
-    if args.activation_quantize_type == "abs_max":
-        return {"abs_max": algorithm_named("max")}
-    if args.activation_quantize_type == "moving_average_abs_max" and "qat" not in args.chosen_strategy:
-        return {"moving_average_abs_max": algorithm_named("moving_average", moving_rate=args.moving_rate)}
+def algorithms(args: CompressionArguments, method: str) -> dict[str, Algorithm]:
+    """Algorithms to try, by the name that was typed, each once.
+
+    The activation type decides for `method` ptq; in qat it is how ranges follow the training, which starts from these.
+    """
+    kind = args.activation_quantize_type if method == "ptq" else None
+    if kind in RANGES:
+        return {kind: algorithm_named(kind, moving_rate=args.moving_rate)}
     found: dict[str, Algorithm] = {}
-    for name in args.algo_list:
+    for name in args.algorithms:
         algorithm = algorithm_named("max" if name == CLIP else name, where="algo_list")
         if name == CLIP or algorithm not in found.values():
             found[name] = algorithm
     return found
 
 
-def treatments(args: CompressionArguments) -> Treatments:
-    """Treatments that the arguments ask for; `clip_search` is set when any algorithm is `clip`."""
-    return Treatments(**values_for(TreatmentOptions, args), clip_search=CLIP in algorithms(args))
+def treatments(args: CompressionArguments, algorithms: Collection[str]) -> Treatments:
+    """Treatments that the arguments ask for; `clip_search` is set when any of the `algorithms` is `clip`."""
+    return Treatments(**values_for(TreatmentOptions, args), clip_search=CLIP in algorithms)
 
 
 def _detached(model: torch.nn.Module) -> torch.nn.Module:
@@ -93,7 +100,7 @@ def calibration_batches(data: Batches, size: int, count: int | None) -> Sequence
     """The first `count` batches of `size` samples (all when None), without labels, with an attention mask."""
     batches = []
     for batch in itertools.islice(data.of_size(size), count):
-        inputs = without_labels(batch)
+        inputs = data.labels.without(batch)
         inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
         batches.append(inputs)
     return batches

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from qdq.calibrate.calibrate import summarise
-from qdq.calibrate.treatments.order import drop_rounding
+from qdq.calibrate.treatments.rounding import fold_rounding
 from qdq.calibrate.treatments.share_skips import tie_skips
 from qdq.compress.best import KeepBest
-from qdq.compress.datasets import without_labels
 from qdq.compress.distillation import counted, labelled, logit_error, recorded_states, squared_error
 from qdq.compress.evaluators import logits_of
 from qdq.compress.fake_quant import RangeSettings, finish, make_trainable, trained_quantizers
@@ -55,13 +54,15 @@ class QuantizedTraining(nn.Module):
                 point.token_mask = None
         return {"loss": (1 - DISTILLED_SHARE) * loss + DISTILLED_SHARE * distance}
 
-    @staticmethod
-    def _distance(teacher: PreTrainedModel, batch: dict[str, Tensor], logits: Any, states: list[Tensor]) -> Tensor:
-        inputs = without_labels(batch)
+    def _distance(
+        self, teacher: PreTrainedModel, batch: dict[str, Tensor], logits: Any, states: list[Tensor]
+    ) -> Tensor:
+        labels = self._session.eval.labels
+        inputs = labels.without(batch)
         with torch.no_grad(), recorded_states(teacher) as wanted:
             target = logits_of(teacher(**inputs))
         error = squared_error(states, wanted, counted(batch))
-        return logit_error(logits, target, labelled(batch)) + STATE_WEIGHT * error
+        return logit_error(logits, target, labelled(batch, labels)) + STATE_WEIGHT * error
 
     def freeze(self) -> None:
         """Let the activation ranges stay as they are."""
@@ -92,13 +93,13 @@ class Qat(Method):
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """The trained quantized model."""
         # Calibrate, and let the ranges learn.
-        start = Ptq().run(session, before)[0]
+        start = Ptq(self.name).run(session, before)[0]
         assert start.spec is not None and start.table is not None  # PTQ has quantized it
         student = start.model
         args = session.args
         kind = args.activation_quantize_type or "moving_average_abs_max"
         settings = RangeSettings(kind, args.moving_rate, args.use_pact)
-        drop_rounding(student)  # codes and bias shifts were made for weights that change now
+        fold_rounding(student)  # the training starts from the rounded weights and corrected biases
         originals = make_trainable(student, settings)
         teacher = None
         if args.distillation:  # from the given model, of full width

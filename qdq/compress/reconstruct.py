@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from qdq.base.types import Progress
 from qdq.calibrate.rebatch import Batch
-from qdq.compress.datasets import without_labels
+from qdq.compress.datasets import Labels
 from qdq.compress.distillation import counted
 from qdq.compress.elastic import Size
 from qdq.compress.evaluators import evaluating
@@ -98,7 +98,7 @@ def _products(
             hooks.enter_context(linear.register_forward_pre_hook(add))
         for done, batch in enumerate(batches, start=1):
             mask = counted(batch)
-            model(**without_labels(batch))
+            model(**Labels().without(batch))
             if progress:
                 progress(done, len(batches))
     return products

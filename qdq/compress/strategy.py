@@ -1,4 +1,7 @@
-"""Strategies: the methods that a text such as "dynabert+ptq" names, in the order they run. No torch."""
+"""Strategies: the methods that a text such as "dynabert+ptq" names, in the order they run. No torch.
+
+Several, with commas between them, are tried in one call: "dynabert+ptq,dynabert,ptq".
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,36 @@ class Strategy:
 
     def __contains__(self, method: str) -> bool:
         return method in self.methods
+
+
+@dataclass(frozen=True)
+class Strategies:
+    """The strategies of one call, each once, in the order they were typed."""
+
+    each: tuple[Strategy, ...]
+
+    @property
+    def name(self) -> str:
+        """Canonical spelling, "dynabert+ptq,ptq"."""
+        return ",".join(strategy.name for strategy in self.each)
+
+    @property
+    def trains(self) -> bool:
+        """True when any of them needs training data."""
+        return any(strategy.trains for strategy in self.each)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method of any of them, in running order."""
+        return tuple(method for method in METHODS if method in self)
+
+    def __contains__(self, method: str) -> bool:
+        return any(method in strategy for strategy in self.each)
+
+
+def parse_strategies(text: str) -> Strategies:
+    """The strategies that `text` names, separated by commas. Raises ConfigError as `parse_strategy`."""
+    return Strategies(tuple(dict.fromkeys(parse_strategy(part) for part in text.split(","))))
 
 
 def parse_strategy(text: str) -> Strategy:

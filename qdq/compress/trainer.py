@@ -13,18 +13,23 @@ from transformers import DataCollatorForTokenClassification, PreTrainedModel, Tr
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen
 from qdq.compress.arguments import CompressionArguments
-from qdq.compress.datasets import Batches, check_labels, named
+from qdq.compress.callbacks import bound
+from qdq.compress.datasets import SPAN_COLUMNS, Batches, Labels, check_labels, named
 from qdq.compress.dynabert import DynaBert
 from qdq.compress.dynamic import Dynamic
 from qdq.compress.embeddings import Embeddings
+from qdq.compress.engine_module import Scoring
 from qdq.compress.evaluators import CustomEvaluate, builtin_evaluator, evaluator_on
 from qdq.compress.loss import CalcLoss, Criterion, TaskLoss
 from qdq.compress.method import CompressedModel, CompressionResult, Method, Session
-from qdq.compress.output import save, show
+from qdq.compress.output import save, save_tokenizer, show
 from qdq.compress.ptq import Ptq
 from qdq.compress.qat import Qat
 from qdq.compress.training import fingerprint
 from qdq.errors import ConfigError, DataError
+from qdq.load.own_class import is_own, reference_to, require_encoder
+from qdq.load.tokenizer import longest_sequence
+from qdq.pipeline.options import CompileOptions
 
 # In the order they run; see `qdq.compress.strategy`.
 METHODS: tuple[Method, ...] = (DynaBert(), Ptq(), Qat(), Dynamic(), Embeddings())
@@ -52,8 +57,7 @@ class CompressionTrainer(Trainer):
         criterion: Any = None,
         **options: Any,
     ) -> None:
-        if not isinstance(args, CompressionArguments):
-            raise ConfigError(f"args: is {type(args).__name__}; give CompressionArguments")
+        args = _arguments_of(args)
         if criterion is not None and not callable(criterion):
             raise ConfigError(f"criterion: is {type(criterion).__name__}; give a function or a module")
         if tokenizer is not None:
@@ -63,6 +67,7 @@ class CompressionTrainer(Trainer):
                 raise ConfigError("model: is missing; give a model, or input_infer_model_path with strategy ptq")
             model = nn.Identity()  # Trainer insists on a module; an ONNX file is quantized instead
         super().__init__(model, args, *positional, **options)
+        self.labels = Labels(tuple(args.label_names or ()))
         self.label_names = self.label_names or ["labels"]  # a class of the user's own may take none in its forward
         self.criterion: Criterion | None = criterion
         if isinstance(criterion, nn.Module):
@@ -74,9 +79,13 @@ class CompressionTrainer(Trainer):
         if isinstance(self.model, nn.Identity):
             return
         if self.train_dataset is not None:
-            self.train_dataset = named(self.train_dataset, self._given, "train_dataset")
+            self.train_dataset = named(self.train_dataset, self._given, "train_dataset", self.labels.names)
         if self.eval_dataset is not None and not isinstance(self.eval_dataset, dict):
-            self.eval_dataset = named(self.eval_dataset, self._given, "eval_dataset")
+            self.eval_dataset = named(self.eval_dataset, self._given, "eval_dataset", self.labels.names)
+            first: Any = self.eval_dataset[0]  # type: ignore[index]  # one dataset, not several by name
+            pair = self.labels.columns(first)
+            if pair in SPAN_COLUMNS:  # columns that no forward takes would be removed as unused
+                self.label_names = list(pair)
         tokens = type(self.model).__name__.endswith("ForTokenClassification")
         if tokens and not given_collator and self.processing_class is not None:
             self.data_collator = DataCollatorForTokenClassification(self.processing_class)  # type: ignore[arg-type]
@@ -98,22 +107,29 @@ class CompressionTrainer(Trainer):
             custom_dynabert_evaluate: the older name of the same.
             custom_dynabert_calc_loss: ``(loss_fct, model, batch, head_mask) -> scalar``.
 
-        A run that was killed continues when it is started again with the same arguments. Raises ConfigError and
+        A function that takes `self` first gets this trainer. The methods of several strategies that begin alike run
+        once. A run that was killed continues when it is started again with the same arguments. Raises ConfigError and
         DataError for everything that cannot work before anything is trained.
         """
         strategy = self.args.chosen_strategy
-        evaluate = custom_evaluate or custom_dynabert_evaluate
+        evaluate = bound(custom_evaluate or custom_dynabert_evaluate, 2, self, "custom_evaluate")
+        calc_loss = bound(custom_dynabert_calc_loss, 4, self, "custom_dynabert_calc_loss")
         if self.args.input_infer_model_path is not None:
             return self._compress_file(evaluate)
-        session = self._session(evaluate, custom_dynabert_calc_loss)
-        methods = [method for method in METHODS if method.name in strategy]
-        self._check(session, methods, custom=evaluate is not None)
-        models = [CompressedModel("", session.model, metric=session.baseline)]
-        for method in methods:
-            models = [made for before in models for made in method.run(session, before)]
-        return self._finish(session, models)
+        session = self._session(evaluate, calc_loss)
+        methods = {method.name: method for method in METHODS if method.name in strategy}
+        self._check(session, list(methods.values()), custom=evaluate is not None)
+        # Every chain of methods once, whatever strategies begin with it.
+        made: dict[tuple[str, ...], list[CompressedModel]] = {}
+        made[()] = [CompressedModel("", session.model, metric=session.baseline)]
+        for names in (one.methods[:count] for one in strategy.each for count in range(1, len(one.methods) + 1)):
+            if names not in made:
+                method = methods[names[-1]]
+                made[names] = [model for before in made[names[:-1]] for model in method.run(session, before)]
+        return self._finish(session, [model for one in strategy.each for model in made[one.methods]])
 
     def _session(self, evaluate: CustomEvaluate | None, calc_loss: CalcLoss | None) -> Session:
+        require_encoder(self._given)
         if self.eval_dataset is None:
             raise DataError("eval_dataset: is missing; it selects among candidates and calibrates; give one")
         if isinstance(self.eval_dataset, dict):
@@ -121,26 +137,26 @@ class CompressionTrainer(Trainer):
         batches = self._batches(self.eval_dataset, "evaluation")
         train = None if self.train_dataset is None else self._batches(self.train_dataset, "training")
         scored = evaluator_on(batches, evaluate, lambda: builtin_evaluator(self._given, self.processing_class))
-        loss, output = TaskLoss(self.criterion, calc_loss), Path(str(self.args.output_dir))
+        loss, output = TaskLoss(self.criterion, calc_loss, self.labels), Path(str(self.args.output_dir))
         return Session(self, self._given, self.args, scored, loss, train, batches, output, Screen())
 
     def _batches(self, dataset: Any, description: str) -> Batches:
         """`dataset` as Trainer would collate it, unused columns removed."""
         collate = self._get_collator_with_removed_columns(self.data_collator, description=description)
-        return Batches(dataset, collate, self.args.per_device_eval_batch_size, self._given.device)
+        return Batches(dataset, collate, self.args.per_device_eval_batch_size, self._given.device, self.labels)
 
     def _check(self, session: Session, methods: list[Method], custom: bool) -> None:
         """Raise for everything that can be wrong, before any of it costs minutes."""
         if session.args.chosen_strategy.trains:
             if self.train_dataset is None:
                 raise DataError(f"train_dataset: is missing; strategy {session.args.strategy} trains, give one")
-            check_labels(self.train_dataset, self._given, "train_dataset")
+            check_labels(self.train_dataset, self._given, "train_dataset", self.labels)
         for method in methods:
             method.check(session)
         if session.args.chosen_strategy.trains:
             assert session.train is not None
             session.loss(session.model, next(iter(session.train)), None)
-        check_labels(self.eval_dataset, self._given, "eval_dataset")
+        check_labels(self.eval_dataset, self._given, "eval_dataset", self.labels)
         with session.screen.stage("evaluate") as stage:
             session.baseline = self._baseline(session, custom)
             stage.say(f"{session.baseline:.4f} before compression")
@@ -164,11 +180,20 @@ class CompressionTrainer(Trainer):
                 save(session, made, session.output / made.name)
         result = self._report(session.screen, session.baseline, scored)
         if self.is_world_process_zero() and self.args.deploy:
-            from qdq.compress.deploy import deploy  # not above: `python -m qdq.compress.deploy` imports this module
-
-            deploy(session.output, self.args.deploy, session.screen, eval_data=self.args.deploy_data)
+            self._deploy(session.screen, Scoring(session.model, session.evaluate))
         self.accelerator.wait_for_everyone()
         return result
+
+    def _deploy(self, screen: Screen, scoring: Scoring) -> None:
+        """Engines of everything in `output_dir`, scored by the evaluator of this call."""
+        from qdq.compress.deploy import deploy  # not above: `python -m qdq.compress.deploy` imports this module
+
+        options: dict[str, Any] = {"eval_data": self.args.deploy_data, "task": self.args.task}
+        if isinstance(scoring.model, PreTrainedModel):
+            limit = getattr(self.processing_class, "model_max_length", CompileOptions.sequence)
+            options["sequence"] = min(CompileOptions.sequence, longest_sequence(scoring.model), int(limit))
+            options["model_class"] = reference_to(type(scoring.model)) if is_own(type(scoring.model)) else None
+        deploy(Path(str(self.args.output_dir)), self.args.deploy, screen, scoring, **options)
 
     def _report(self, screen: Screen, baseline: float, models: list[CompressedModel]) -> CompressionResult:
         """Rank the models that were written, write compression.json and show it."""
@@ -188,7 +213,32 @@ class CompressionTrainer(Trainer):
 
         if self.eval_dataset is None or isinstance(self.eval_dataset, dict):
             raise DataError("eval_dataset: is missing; it calibrates and selects, give one")
+        screen = Screen()
         batches = Batches(
-            self.eval_dataset, self.data_collator, self.args.per_device_eval_batch_size, torch.device("cpu")
+            self.eval_dataset,
+            self.data_collator,
+            self.args.per_device_eval_batch_size,
+            torch.device("cpu"),
+            self.labels,
         )
-        return self._report(Screen(), *compress_file(self.args, batches, evaluate, self.processing_class))
+        baseline, models, module, score = compress_file(self.args, batches, evaluate, self.processing_class, screen)
+        result = self._report(screen, baseline, models)
+        if self.processing_class is not None:
+            for folder in result.folders.values():
+                save_tokenizer(self.processing_class, screen, folder)
+        if self.args.deploy:
+            self._deploy(screen, Scoring(module, score))
+        return result
+
+
+def _arguments_of(args: Any) -> CompressionArguments:
+    """The arguments, also as the one of what `parse_args_into_dataclasses` returns. Raises ConfigError."""
+    found = (
+        [one for one in args if isinstance(one, CompressionArguments)] if isinstance(args, (tuple, list)) else [args]
+    )
+    if len(found) == 1 and isinstance(found[0], CompressionArguments):
+        return found[0]
+    what = (
+        f"{type(args).__name__} with {len(found)} of them" if isinstance(args, (tuple, list)) else type(args).__name__
+    )
+    raise ConfigError(f"args: is {what}; give CompressionArguments")

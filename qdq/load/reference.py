@@ -53,8 +53,8 @@ class Reference:
         return {name: value.float().numpy() for name, value in found.items()}
 
 
-def open_reference(folder: Path, task: str, allow_pickle: bool = False) -> Reference:
-    """The model of a checkpoint folder, as its library runs it for `task`.
+def open_reference(folder: Path, task: str, allow_pickle: bool = False, model_class: str | None = None) -> Reference:
+    """The model of a checkpoint folder, as its library runs it for `task`, or a class of the user's own by itself.
 
     Raises ModelError when the library itself cannot load it.
     """
@@ -63,6 +63,8 @@ def open_reference(folder: Path, task: str, allow_pickle: bool = False) -> Refer
 
     try:
         with quiet_transformers():
+            if model_class is not None:
+                return _own(folder, TASKS[task], allow_pickle, model_class)
             return _opened(folder, task, allow_pickle)
     except UNREADABLE as error:
         raise ModelError(
@@ -175,6 +177,29 @@ def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
         return _ids(tokenizer, text, pair, min(most, tokenizer.model_max_length))
 
     return Reference(f"transformers' {type(model).__name__}", run, encode)
+
+
+def _own(folder: Path, task: Task, allow_pickle: bool, model_class: str) -> Reference:
+    """The user's class as its own `from_pretrained` and forward make it."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    from qdq.load.own_class import class_for, forward_inputs, import_class, original_class, outputs_of
+
+    named = import_class(model_class)
+    cls = class_for(named, AutoConfig.from_pretrained(folder, local_files_only=True), folder)
+    safe = weight_files(folder, allow_pickle)[0].suffix == ".safetensors"
+    model = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=safe)
+    model.train(False)
+    tokenizer, takes = AutoTokenizer.from_pretrained(folder, local_files_only=True), forward_inputs(named)
+
+    def run(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return outputs_of(model(**{name: value for name, value in tensors.items() if name in takes}), task, cls)
+
+    def encode(text: str, pair: str | None, most: int) -> list[int]:
+        return _ids(tokenizer, text, pair, most)
+
+    return Reference(f"{original_class(named).__name__} of {model_class.rpartition(':')[0]}", run, encode)
 
 
 def _named_class(values: Mapping[str, Any], task: Task) -> Any:

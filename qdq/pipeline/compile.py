@@ -15,6 +15,7 @@ from qdq.base.screen import Screen, wrap
 from qdq.base.versions import SOURCE
 from qdq.errors import BuildError, PassError, QdqError, Unavailable, WorkError
 from qdq.load.kinds import detect_task
+from qdq.load.own_class import require_named
 from qdq.load.source import is_checkpoint, read_config, short_name
 from qdq.load.source import resolve as resolve_model
 from qdq.pipeline.options import CompileOptions, candidates, resolve
@@ -70,6 +71,7 @@ def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
 
 def _begin_with_model(options: CompileOptions, work: WorkDirectory, screen: Screen, source: Path, name: str) -> Run:
     """The run of the model in `source`, after what the user typed is checked as far as that goes without loading it."""
+    require_named(source, options.model_class)
     task = options.task or detect_task(_architectures(source), str(source)).name
     run = begin(Run(replace(options, task=task), work, screen, name, source))
     # A mistake in the last option must not cost minutes.

@@ -35,6 +35,7 @@ from qdq.calibrate.treatments.settings import (
     PtqSettings,
     TreatmentOptions,
     Treatments,
+    refuse_idle,
 )
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
@@ -48,6 +49,7 @@ MANY = 1_000_000
 # Help that is too long for its declaration below, or belongs to several commands.
 LABEL_COLUMN = "column of the label or tags; with commas one 0/1 column per class (default: detected)"
 HEADER = "names of the columns of a table or tagged file without a header line (default: its first line)"
+MODEL_CLASS = "class of your own, FILE.py:CLASS, whose code is then run (default: transformers' class)"
 LABELS = "names of the classes whose numbers the data hold, in order (default: the file's, the model's)"
 OTHER_ROWS = "the rows behind the calibration rows, else bundled text"
 DETECTED_TARGET = (
@@ -73,6 +75,7 @@ class CompileOptions(TreatmentOptions):
         None, "hub id, folder, or checkpoint/ of a run (default: the bundled all-MiniLM-L6-v2)", CALIBRATE, "ID"
     )
     task: str | None = _model(None, " (default: from the checkpoint's architecture)", CALIBRATE, choices=TASKS)
+    model_class: str | None = _model(None, MODEL_CLASS, CALIBRATE, "CLASS")
     allow_pickle: bool = _model(
         False, "read pytorch_model.bin; loading a pickle can run code (default: safetensors only)", CALIBRATE
     )
@@ -172,6 +175,9 @@ class CompileOptions(TreatmentOptions):
             algorithm_named(name, where="--algo-list")
         if self.percentile is not None:
             algorithm_named("percentile", self.percentile, where="--percentile")
+        typed = (self.algo_list, "--algo-list") if self.algo_list else ((self.calibrator,), "--calibrator")
+        if self.algo_list or self.calibrator != CLIP:
+            refuse_idle(self.activation_quantize_type, typed[0], "--activation-quantize-type", typed[1])
         self.algorithm(None)
         if len(self.text_columns) > 2:
             raise ConfigError(f"--text-columns: at most two (text and pair), found {len(self.text_columns)}")

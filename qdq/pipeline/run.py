@@ -115,7 +115,8 @@ def load_float(run: Run) -> LoadedModel:
     from qdq.load.model import load_model
 
     prepare_torch(run.options.threads)
-    return load_model(str(run.checkpoint), task=read_spec(run.checkpoint)[1]["task"])
+    task = read_spec(run.checkpoint)[1]["task"]
+    return load_model(str(run.checkpoint), task=task, model_class=run.options.model_class)
 
 
 def prepare_torch(threads: int) -> None:

@@ -43,6 +43,7 @@ def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
     return {
         "model": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
         "task": options.task,
+        **_own_class(options),
         "placement": sha256_file(Path(options.spec)) if options.spec else _placement(options),
         **_capability(options),
         "embedding_tables": options.embedding_tables,
@@ -51,6 +52,14 @@ def _calibrate_inputs(run: Run) -> Mapping[str, Any]:
         "sweep": _sweep_inputs(run),
         "text": source_fingerprint(options, options.calibration),
     }
+
+
+def _own_class(options: CompileOptions) -> Mapping[str, Any]:
+    """A class of the user's own, with the file it stands in."""
+    if options.model_class is None:
+        return {}
+    file = Path(options.model_class.rpartition(":")[0])
+    return {"class": [options.model_class, sha256_file(file) if file.is_file() else None]}
 
 
 def _sweep_inputs(run: Run) -> Mapping[str, Any] | None:

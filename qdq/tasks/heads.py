@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qdq.base.choices import MULTI_LABEL, MULTI_LABEL_TYPE, REGRESSION, THRESHOLD_KEYS
 from qdq.errors import ModelError
+from qdq.load.own_class import is_own
 
 Kind = Literal["classes", "multi-label", "scores"]
 Values = NDArray[np.float64]
@@ -126,7 +127,10 @@ def _activation(config: Mapping[str, Any]) -> str:
 
 
 def head_of_model(model: Any) -> Head:
-    """Tell how the logits of a model are read; one class each for anything but a sequence classifier."""
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    """Tell how the logits of a model are read; one class each for anything but a sequence classifier.
+
+    The config decides for a class of the user's own.
+    """
+    if not (is_own(type(model)) or type(model).__name__.endswith("ForSequenceClassification")):
         return Head("classes")
     return head_of(model.config.to_dict(), int(model.config.num_labels or 0))

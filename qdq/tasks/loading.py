@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.base.config import choice
 from qdq.errors import ConfigError, DataError
-from qdq.load.kinds import CHOICES
+from qdq.load.kinds import CHOICES, SENTENCE_EMBEDDING
 from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
 from qdq.tasks.evaluation import Evaluation
 from qdq.tasks.extraction import Extraction, windows
 from qdq.tasks.gold import any_label, gold_of, tags_of
 from qdq.tasks.heads import Head, head_of_model
 from qdq.tasks.labels import numbers
-from qdq.tasks.problems import Classification, MultiLabel, Problem, Regression, Similarity, Unscored
+from qdq.tasks.problems import STATES, Classification, MultiLabel, Problem, Regression, Similarity, Unscored
 from qdq.tasks.tagging import Tagging, tagged_rows, unseen
 from qdq.text.data import Record, TextSource, read_records
 from qdq.text.encode import TokenRow, batched, choice_records, has_types, tokenize
@@ -144,6 +144,9 @@ def _without_any(sets: Any) -> str:
 
 
 def _pairs(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
+    if not {SENTENCE_EMBEDDING, STATES} & set(loaded.outputs):  # those of a class of the user's own
+        rows = [[tokenize(loaded.tokenizer, record, loaded.inputs, settings.sequence)] for record in records]
+        return rows, Unscored(records, f"there is no metric for the outputs {', '.join(loaded.outputs)}"), ()
     if not any_label(records) or any(record.pair is None for record in records):
         rows = [[tokenize(loaded.tokenizer, record, loaded.inputs, settings.sequence)] for record in records]
         return rows, Unscored(records, "similarity needs text pairs with a score, and these are none"), ()

@@ -10,14 +10,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdq.base.types import Progress
 from qdq.calibrate.treatments.arithmetic import column_means, fake_quantize, spread
 from qdq.calibrate.treatments.observe import Group, Observed
-from qdq.inject.quantizer import QuantLinear
+from qdq.inject.quantizer import QuantLinear, weight_amax
 from qdq.inject.scale import scale_of
 
+ROUNDED = 0.49  # steps a weight may lie from its code, so that rounding to nearest gives the code again
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ: rows are fewer than a Hessian needs to be well conditioned
 LARGEST_CODE = 127  # of INT8
 SYMMETRIC_BLOCK = 384  # columns of a symmetric product that are multiplied at once
@@ -185,6 +186,30 @@ def adaround(weight: Tensor, scale: Tensor, inputs: Tensor, high: int, seed: int
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return (floor + (variable.detach() >= 0)).clamp(-high - 1, high)
+
+
+@torch.no_grad()
+def fold_rounding(module: nn.Module) -> None:
+    """Put codes and bias shifts into the parameters themselves, for weights that are trained from here on.
+
+    A weight moves only as far as it must for its nearest code to be the chosen one, so the model computes what it did
+    and no weight is far from its next code. Those that set the scale of their row stay.
+    """
+    for part in module.modules():
+        if not isinstance(part, QuantLinear):
+            continue
+        if part._codes is not None:
+            weight, scale, _ = weight_and_scale(part)
+            codes = part._codes.to(weight.dtype)
+            limit = weight_amax(weight, part._weight_quantizer.axis)  # type: ignore[union-attr]  # it made the codes
+            moved = torch.clamp(weight / scale, codes - ROUNDED, codes + ROUNDED) * scale
+            moved = torch.clamp(moved, -limit, limit) / part.weight_factor
+            stays = (torch.round(weight / scale) == codes) | (weight.abs() >= limit)
+            part.weight.copy_(torch.where(stays, part.weight, moved))
+        if part._bias_shift is not None and part.bias is not None:
+            part.bias.add_(part._bias_shift / part._row_factor(torch.ones_like(part.bias)))
+        part.treat("_codes", None)
+        part.treat("_bias_shift", None)
 
 
 def _soft(variable: Tensor) -> Tensor:

@@ -5,22 +5,27 @@ leaves open what the activation types mean there. Here:
 
 - range_abs_max (default): the frozen range is the calibration algorithm's threshold.
 - abs_max: PaddleNLP rescales every batch at run time. A scale of the batch at hand cannot be exported to a static Q/DQ
-  graph, so it freezes to the largest magnitude of the calibration data, whatever the algorithm.
+  graph, so it freezes to the largest magnitude of the calibration data.
 - moving_average_abs_max: the moving average, with `moving_rate`, of the batches' largest magnitudes as they stand after
-  the last calibration batch, whatever the algorithm.
+  the last calibration batch.
+
+The last two are ranges by themselves: another algorithm beside them has nothing to choose and is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
 from qdq.base.config import choice
 from qdq.base.option import option
-from qdq.calibrate.algorithms import DEFAULT_MOVING_RATE, Algorithm, algorithm_named
+from qdq.calibrate.algorithms import CLIP, DEFAULT_MOVING_RATE, Algorithm, algorithm_named
+from qdq.errors import ConfigError
 
 WEIGHT_TYPES = ("abs_max", "channel_wise_abs_max")
+RANGES = ("abs_max", "moving_average_abs_max")  # activation types that are an algorithm by themselves
 ACTIVATION_TYPES = ("abs_max", "range_abs_max", "moving_average_abs_max")
 ROUND_TYPES = ("round", "adaround", "gptq")  # to nearest; arXiv 2004.10568; arXiv 2210.17323
 
@@ -78,6 +83,23 @@ class Treatments(TreatmentOptions):
         """Names of what is done: "smoothing", "adaround"."""
         rounding = [] if self.round_type == "round" else [self.round_type]
         return [name for name, value in asdict(self).items() if value is True] + rounding
+
+
+def refuse_idle(kind: str, algorithms: Sequence[str], where: str, named: str) -> None:
+    """Raise ConfigError for `algorithms` that an activation type leaves nothing to choose.
+
+    `where` and `named` are the options of the type and of the algorithms, as the user spells them.
+    """
+    if kind not in RANGES:
+        return
+    others = [
+        name for name in algorithms if name == CLIP or algorithm_named(name, where=named) != algorithm_named(kind)
+    ]
+    if others:
+        raise ConfigError(
+            f"{where}: {kind} is a range by itself, so {named} ({', '.join(others)}) has nothing to choose; leave "
+            f"{named} out, or give range_abs_max"
+        )
 
 
 NOTHING: dict[str, Any] = {known.name: False for known in fields(Treatments)} | {"round_type": "round"}

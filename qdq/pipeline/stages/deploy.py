@@ -45,7 +45,7 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         preferred_batch_sizes=preferred_sizes(options.batch),
         instances=options.streams if options.mode == "throughput" else 1,
         threads=None if TARGETS[backend].gpu else options.threads,
-        labels=_labels(loaded),
+        labels=class_names(loaded),
         buckets=options.buckets,
         about=said_of(loaded),
     )
@@ -70,7 +70,7 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     return tuple(folder / name for name in names)
 
 
-def _labels(loaded: LoadedModel) -> tuple[str, ...]:
+def class_names(loaded: LoadedModel) -> tuple[str, ...]:
     """Class names Triton ranks by; none where the outputs are scores."""
     from qdq.tasks.heads import head_of_model
 

@@ -22,7 +22,7 @@ def export(run: Run, stage: Stage) -> Sequence[Path]:
     from qdq.pipeline.stages.parity import write_parity
 
     prepare_torch(run.options.threads)
-    loaded, _, placement = load_checkpoint(run.checkpoint)
+    loaded, _, placement = load_checkpoint(run.checkpoint, run.options.model_class)
     stage.progress(0, 2)
     canonical, floating, why = _write_graphs(run, loaded)
     stage.progress(1, 2)

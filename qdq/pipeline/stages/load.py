@@ -23,7 +23,8 @@ def load(run: Run, stage: Stage) -> tuple[LoadedModel]:
     from qdq.load.model import load_model
 
     prepare_torch(run.options.threads)
-    loaded = load_model(run.options.model, run.options.task, run.options.allow_pickle)
+    options = run.options
+    loaded = load_model(options.model, options.task, options.allow_pickle, options.model_class)
     check_shape(loaded, run.options.batch, run.options.sequence)
     check_tables(loaded)
     evaluation_for(run, loaded)

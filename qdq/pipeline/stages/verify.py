@@ -33,11 +33,11 @@ def verify(run: Run, stage: Stage) -> Sequence[Path]:
     opened = open_engine(run)  # first: a target that does not run here says so at once
     loaded = run.reference
     evaluation = evaluation_for(run, loaded)
-    library = open_reference(run.folder, loaded.task.name, run.options.allow_pickle)
+    library = open_reference(run.folder, loaded.task.name, run.options.allow_pickle, run.options.model_class)
     difference = _read_alike(run, loaded, evaluation, library)
     floating = evaluation.reader(library)
     engine = evaluation.reader(opened)
-    reading = Reading(evaluation.compared_as, evaluation.cuts)
+    reading = Reading(evaluation.compared_as, evaluation.cuts, loaded.token_level)
     report = compare(floating, engine, evaluation.feeds, reading, progress=stage.progress)
     report |= {"source": run.evaluation.source, "notes": list(evaluation.notes)}
     report |= {"reference": {"library": library.library, "difference": difference}}

@@ -139,6 +139,13 @@ def test_arguments_survive_what_trainer_does_to_them(tmp_path: Path) -> None:
         (["--weight_quantize_type", "absmax"], "weight_quantize_type"),
         (["--activation_quantize_type", "x"], "activation_quantize_type"),
         (["--round_type", "floor"], "round_type"),
+        (
+            ["--strategy", "ptq", "--activation_quantize_type", "abs_max", "--algo_list", "KL", "hist"],
+            r"activation_quantize_type: abs_max is a range by itself, so algo_list \(KL, hist\) has nothing to choose",
+        ),
+        (["--strategy", "dynabert", "--round_type", "adaround"], "adaround: is a treatment of ptq and qat"),
+        (["--strategy", "ptq,dynabert+ptp"], "'dynabert\\+ptp' has an unknown method 'ptp'"),
+        (["--task", "text-clasification"], "task"),
         (["--device", "tpu"], "device"),
         (["--optim", "adamq"], "adamq"),
         (["--moving_rate", "1.5"], "moving_rate"),

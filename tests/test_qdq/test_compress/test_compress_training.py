@@ -153,6 +153,28 @@ def test_qat_writes_a_checkpoint_that_computes_the_same(
     assert not same_weights(load_tiny().model, load_model(str(result.folders[candidate.name])).model)
 
 
+@pytest.mark.document_row("000/43")
+def test_qat_starts_from_the_weights_that_were_rounded(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
+    """The model in front of the first step is the calibrated one, codes and corrected biases included."""
+    loaded = load_tiny()
+    inputs, seen = encode(loaded, 16), []
+    with torch.no_grad():
+        wanted = loaded.model(**inputs).logits
+
+    def minus_error(model: Any, loader: Any) -> float:
+        seen.append(-float((model(**inputs).logits - wanted).square().mean()))
+        return seen[-1]
+
+    options = {"round_type": "gptq", "bias_correction": True, "use_pact": False, "max_steps": 2}
+    trainer = trainer_for(loaded, encode, tmp_path, "qat", options)
+    result = trainer.compress(custom_evaluate=minus_error)
+    baseline, calibrated, start, *_ = seen
+    plain = trainer_for(loaded, encode, tmp_path / "plain", "ptq", {}).compress(custom_evaluate=minus_error).best
+    assert baseline == 0
+    assert start == pytest.approx(calibrated, rel=0.2) and start > (plain.metric or 0)
+    assert (result.best.metric or 0) >= start
+
+
 @pytest.fixture(scope="module")
 def worker() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("killed_run", Path(__file__).with_name("killed_run.py"))

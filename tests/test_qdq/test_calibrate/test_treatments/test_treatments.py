@@ -20,6 +20,7 @@ from qdq.calibrate.treatments.clip import choose_clips
 from qdq.calibrate.treatments.equalize import power_of_two, query_factor
 from qdq.calibrate.treatments.observe import Observed, Seen, observe
 from qdq.calibrate.treatments.order import drop_rounding, finish, prepare, treatment_tensors
+from qdq.calibrate.treatments.rounding import fold_rounding, weight_and_scale
 from qdq.calibrate.treatments.scale_residuals import drop_unused_scales, scale_residuals
 from qdq.calibrate.treatments.settings import PLAIN, PtqSettings, Treatments
 from qdq.calibrate.treatments.smooth import choose_smoothing, smoothing_factor
@@ -27,7 +28,7 @@ from qdq.errors import ConfigError
 from qdq.inject import inject, quantizers, remove
 from qdq.inject.blocks import Residual, ResidualOutput
 from qdq.inject.families import FAMILIES
-from qdq.inject.quantizer import QuantLinear, TensorQuantizer, folded
+from qdq.inject.quantizer import QuantLinear, TensorQuantizer, folded, weight_amax
 from qdq.inject.spec import QuantSpec, named_spec
 from qdq.load.model import LoadedModel, load_model
 from qdq.text.data import Record
@@ -328,6 +329,30 @@ def test_codes_belong_to_the_quantized_weight(bert: LoadedModel, batches: list[B
     drop_rounding(module)
     assert all(linear._codes is None and linear._bias_shift is None for linear in linears(module).values())
     assert not torch.equal(outputs(module, batches, True), quantized)
+
+
+@pytest.mark.parametrize("round_type", ["adaround", "gptq"])
+def test_folded_rounding_computes_the_same_from_the_weights_themselves(
+    bert: LoadedModel, batches: list[Batch], round_type: str
+) -> None:
+    """Nearest codes of the new weights are the chosen ones, but for those that set a row's scale; none moved far."""
+    module = treated(bert, batches, Treatments(round_type=round_type), named_spec("linear"))
+    chosen = {name: linear._codes for name, linear in linears(module).items() if linear._codes is not None}
+    before = {name: linears(module)[name].effective_weight.detach().clone() for name in chosen}
+    quantized = outputs(module, batches, True)
+    fold_rounding(module)
+    others = total = 0
+    for name, codes in chosen.items():
+        linear = linears(module)[name]
+        assert linear._codes is None and linear._bias_shift is None
+        weight, scale, _ = weight_and_scale(linear)
+        assert torch.equal(weight_amax(weight, 0), weight_amax(before[name], 0))
+        others += int((torch.round(weight / scale) != codes).sum())
+        total += codes.numel()
+        same = torch.round(before[name] / scale) == codes
+        torch.testing.assert_close(weight[same], before[name][same])
+    assert others < 0.02 * total
+    torch.testing.assert_close(outputs(module, batches, True), quantized, atol=0.05, rtol=0.0)
 
 
 # Checkpoint and export
