@@ -56,7 +56,7 @@ def deploy(
     `scoring` is the evaluator of `compress()`; without it the metric of an engine is that of labelled text in
     `eval_data`. `options` are those of CompileOptions; input_dtype is what `compress()` was asked for, unless given.
     Returns and writes deployment.json: per model and target the metric of the engine, the latency and its speedups, and
-    which is the best: the highest metric of its engines, of `compress()` where no engine has one. Raises DeployError
+    which is the best: the highest metric of its engines, of `compress()` where an engine has none. Raises DeployError
     when `output` holds no models, and what compiling raises.
     """
     if not (output / CANDIDATES).is_file():
@@ -75,7 +75,7 @@ def deploy(
         for target in targets:
             found = _engine(Candidate(output, folder, made), replace(asked, target=target), screen, scoring)
             rows.append({**common, "work": str(output / ENGINES / made["name"]), **found})
-    best = _best(rows) or compression["best"]
+    best = _best(rows) or str(compression["best"])
     rows = [{**row, "best": row["name"] == best} for row in rows]
     report = {"best": best, "engines": rows}
     write_json(output / DEPLOYMENT, report)
@@ -103,8 +103,9 @@ def _engine(candidate: Candidate, asked: CompileOptions, screen: Screen, scoring
     if (folder / QUANT_SPEC).is_file():
         outcome = compile_model(replace(asked, model=str(folder), out=str(work)), screen)
         row = {"target": outcome.target, "missing": outcome.missing, "precision": "int8", **_measured(outcome)}
-        if scoring is not None and not outcome.missing:
-            built = TARGET_TABLE[outcome.target]
+        built = TARGET_TABLE[outcome.target]
+        # A plan takes no batch beyond its profile, and the evaluator's are whatever the data are.
+        if scoring is not None and not outcome.missing and not built.gpu:
             runner = built.open(work / outcome.target / built.engine, EngineOptions(asked.threads))
             row |= _named(compressed_by=scoring.of(runner))
         return row
@@ -136,11 +137,11 @@ def _named(by_text: tuple[str, float] | None = None, compressed_by: float | None
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The model whose engine has the highest metric; None while an engine has none."""
+    """The model whose engine has the highest metric, by that of `compress()` where an engine has none; None of none."""
     built = [row for row in rows if row.get("p50_ms") is not None]
-    if not built or any(row["metric"] is None for row in built):
-        return None
-    return str(max(built, key=lambda row: (row["metric"], row["candidate_metric"]))["name"])
+    scored = all(row["metric"] is not None for row in built)
+    ranked = max(built, key=lambda row: (row["metric"] if scored else 0, row["candidate_metric"]), default=None)
+    return None if ranked is None else str(ranked["name"])
 
 
 def _measured(outcome: Outcome) -> dict[str, Any]:

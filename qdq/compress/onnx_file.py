@@ -183,8 +183,10 @@ def _save_rows(batches: Batches, inputs: tuple[str, ...], path: Path) -> None:
         count += len(batch[inputs[0]])
         if count >= MOST_ROWS:
             break
+    classes = [name for name in rows if name.startswith(LABELLED)]  # a pair is of starts and ends, not of classes
+    ignored = IGNORED_LABEL if len(classes) == 1 else 0
     stored = {
-        name: pad_sequence(parts[:MOST_ROWS], True, IGNORED_LABEL if name == f"{LABELLED}labels" else 0)
+        name: pad_sequence(parts[:MOST_ROWS], True, ignored if name in classes else 0)
         if parts[0].dim()
         else torch.stack(parts[:MOST_ROWS])
         for name, parts in rows.items()

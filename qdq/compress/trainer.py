@@ -39,6 +39,7 @@ class CompressionTrainer(Trainer):
     """A Trainer that compresses its model.
 
     Args beyond Trainer's:
+        args: CompressionArguments, also in the tuple that `parse_args_into_dataclasses` returns.
         tokenizer: the documented name of `processing_class`.
         criterion: loss of (logits, labels), a function or a module; None is the model's own loss.
 

@@ -1,7 +1,7 @@
 """Stage 1, load: a hub id, a local folder or one of our checkpoints in, a LoadedModel out.
 
-Nothing of a checkpoint is executed: `trust_remote_code` stays off, and weights stored as pickle are refused unless
-`allow_pickle` is given.
+Nothing of a checkpoint is executed: `trust_remote_code` stays off, weights stored as pickle are refused unless
+`allow_pickle` is given, and a class of the user's own is imported only where `model_class` names it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from qdq.load.own_class import (
     class_for,
     forward_inputs,
     import_class,
+    name_foreign_classes,
     names_of,
     outputs_of,
     require_encoder,
@@ -160,6 +161,8 @@ def load_model(
     family = family_of(config.model_type)
     chosen = task_named(task) if task else detect_task(config.architectures, str(folder))
     weights = weight_files(folder, allow_pickle)
+    if model_class is None and (line := name_foreign_classes(folder, config.architectures)):
+        logger.warning(line)
     own = class_for(import_class(model_class), config, folder) if model_class else None
     chain = read_chain(folder) if chosen.name == "feature-extraction" and own is None else None
     if chosen.name == "text-classification":

@@ -162,6 +162,19 @@ def require_named(folder: Path, named: str | None) -> None:
     raise ModelError(f"{folder}: is of the class {name}, {advice}")
 
 
+def name_foreign_classes(folder: Path, architectures: Sequence[str] | None) -> str:
+    """Return one line on classes in config.json that transformers does not have, so that another is run, else ""."""
+    import transformers
+
+    strange = [name for name in architectures or () if not hasattr(transformers, name.removeprefix("Pruned"))]
+    if not strange:
+        return ""
+    return (
+        f"{folder}: was saved from {', '.join(strange)}, which is no class of transformers, and is read as one of "
+        "theirs; where its forward differs, name it with --model-class"
+    )
+
+
 def class_for(cls: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel]:
     """The class that loads a checkpoint with `config`: the user's `cls`, narrowed where the config is a pruned one's.
 

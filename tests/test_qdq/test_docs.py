@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoTokenizer
 
 from qdq.cli.main import main
 
@@ -100,6 +101,18 @@ def run_command(command: str) -> None:
         subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=True, timeout=60)
 
 
+def own_model(folder: Path) -> None:
+    """``my_model.py`` with a class of the user's own, and ``my-model``, a checkpoint of it."""
+    from qdq.load.own_class import import_class
+
+    source = (Path(__file__).parent / "own_models.py").read_text(encoding="utf-8")
+    (folder / "my_model.py").write_text(source.replace("MeanClassifier", "MyClassifier"), encoding="utf-8")
+    bert = folder / "my-bert"
+    config = AutoConfig.from_pretrained(bert)
+    import_class(f"{folder / 'my_model.py'}:MyClassifier")(config).save_pretrained(folder / "my-model")
+    AutoTokenizer.from_pretrained(bert).save_pretrained(folder / "my-model")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_page_commands_run(
@@ -108,6 +121,7 @@ def test_page_commands_run(
     """Every ```bash block of a page runs as written, in a folder with a checkpoint and data of the names it uses."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my-bert").symlink_to(tiny_checkpoint("bert", num_hidden_layers=1))
+    own_model(tmp_path)
     words = ["the", "cat", "sat", "dog", "ran", "house", "red", "big", "small", "tree", "bird", "sun"]
     rows = [f"{words[i % 12]} {words[(i * 5 + 1) % 12]} number {i}\t{words[(i * 7) % 12]} {i} end" for i in range(120)]
     for name, lines in (("train.tsv", rows[:80]), ("dev.tsv", rows[80:])):

@@ -105,7 +105,10 @@ def test_doctor(qdq: Qdq) -> None:
     ("arguments", "message"),
     [
         (["comple"], "unknown command 'comple'; did you mean 'compile'?"),
-        (["compile", "--modell", "x"], "unknown option --modell; did you mean '--model' or '--mode'?"),
+        (
+            ["compile", "--modell", "x"],
+            "unknown option --modell; did you mean '--model' or '--mode' or '--model-class'?",
+        ),
         (
             ["compile", "--bach=3"],
             "unknown option --bach; did you mean '--batch'? 'qdq compile --help' lists all",
@@ -184,6 +187,7 @@ def test_every_enumerated_option_names_the_nearest_value() -> None:
     strings = {field.name for field in fields(CompileOptions) if "str" in str(field.type)} - {"algo_list"}
     free = {
         "model",
+        "model_class",
         "calibration",
         "eval_data",
         "text_columns",

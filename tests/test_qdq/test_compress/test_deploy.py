@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ Encode = Callable[..., dict[str, Tensor]]
 OWN = Path(__file__).resolve().parents[1] / "own_models.py"
 SMALL: dict[str, Any] = {"batch": 2, "sequence": 32, "threads": 1, "bench_seconds": 0.2}
 TARGET = "onnxruntime"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 
@@ -79,7 +81,9 @@ def own(load_tiny: Load, encode: Encode, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.document_row("000/5", "000/21", "000/46")
 @pytest.mark.slow
-def test_a_class_of_ones_own_is_compiled_verified_timed_and_served(own: Path, tmp_path: Path, jsonl_file: Path) -> None:
+def test_a_class_of_ones_own_is_compiled_verified_timed_and_served(
+    own: Path, jsonl_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     named = ("--model-class", f"{OWN}:MeanClassifier", "--task", "text-classification", "--eval-data", str(jsonl_file))
     small = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     main([str(own), "--target", TARGET, *named, *small])
@@ -91,6 +95,10 @@ def test_a_class_of_ones_own_is_compiled_verified_timed_and_served(own: Path, tm
         assert (Path(row["triton"]) / name / "config.pbtxt").is_file()
         report = read_json(Path(row["work"]) / TARGET / "accuracy.json")
         assert report["cosine_mean"] > 0.99 and list(report["outputs"]) == ["logits"]
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    words = ["--engine", str(own), "--text", "the cat finds the blue house .", "a quiet garden"]
+    found = importlib.import_module("infer_seq_cls").main(words)
+    assert {answer["label"] for answer in found} <= {"LABEL_0", "LABEL_1"} and len(found) == 2
     library = read_json(own / "engines" / "abs_max-4x1" / TARGET / "accuracy.json")["reference"]["library"]
     assert library == f"MeanClassifier of {OWN}"
 
@@ -189,7 +197,6 @@ def test_a_quantized_file_becomes_an_engine(
     assert (Path(row["triton"]) / row["name"] / "config.pbtxt").is_file()
 
 
-@pytest.mark.document_row("000/4", "000/5")
 def test_a_gpu_target_says_what_to_do_instead(own: Path) -> None:
     report = deploy(
         own, ["tensorrt"], Screen(), **SMALL, model_class=f"{OWN}:MeanClassifier", task="text-classification"

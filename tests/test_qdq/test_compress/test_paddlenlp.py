@@ -36,7 +36,7 @@ def samples(load_tiny: Load, encode: Encode) -> tuple[LoadedModel, list[dict[str
     return loaded, [{**{name: inputs[name][i] for name in inputs}, "labels": labels[i]} for i in range(len(labels))]
 
 
-@pytest.mark.document_row("000/12", "000/13", "000/17", "002/1", "002/2")
+@pytest.mark.document_row("000/12", "000/13", "000/17")
 def test_what_the_parser_returns_is_given_to_the_trainer_as_it_is(
     load_tiny: Load, encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +95,7 @@ def test_an_evaluator_that_is_printed_as_a_method(load_tiny: Load, encode: Encod
         trainer.compress(custom_evaluate=lambda a, b, c, d: 1.0)  # type: ignore[arg-type, misc]
 
 
-@pytest.mark.document_row("000/25", "000/26", "002/5")
+@pytest.mark.document_row("000/25", "000/26")
 def test_older_functions_call_the_model_in_paddles_order(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     loaded, data = samples(load_tiny, encode)
     masks: list[Any] = []
@@ -173,7 +173,7 @@ def test_criterion_of_start_and_end_ids(load_tiny: Load, encode: Encode, tmp_pat
         trainer.compress(custom_evaluate=lambda model, loader: 1.0)
 
 
-@pytest.mark.document_row("000/27", "000/28", "002/1")
+@pytest.mark.document_row("000/27", "000/28")
 def test_several_strategies_are_tried_and_the_best_is_marked(load_tiny: Load, encode: Encode, tmp_path: Path) -> None:
     loaded, data = samples(load_tiny, encode)
     words = ("--strategy", "dynabert+ptq,dynabert,ptq", "--algo_list", "abs_max", "--width_mult_list", "1/2")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +122,22 @@ def test_a_checkpoint_says_its_class_and_runs_nothing_unasked(save: Save) -> Non
     with pytest.raises(ModelError, match=rf"code that is not run unless you name it: give --model-class \S+{OWN.name}"):
         load_model(str(folder), "text-classification")
     assert load_model(str(folder), "text-classification", model_class=f"{OWN}:MeanClassifier").outputs == ("logits",)
+
+
+def test_a_class_that_nobody_has_is_said_to_be_read_as_another(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its name ends as transformers' own do, so the task is told, and its forward would be replaced without a word."""
+    folder = tmp_path / "mine"
+    shutil.copytree(tiny_checkpoint(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["MyBertForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    load_model(str(folder))
+    assert "saved from MyBertForSequenceClassification, which is no class of transformers" in caplog.text
+    caplog.clear()
+    load_model(str(tiny_checkpoint()))
+    assert "--model-class" not in caplog.text
 
 
 def test_a_file_is_not_run_twice_and_imports_its_neighbours(tmp_path: Path) -> None:
