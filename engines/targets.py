@@ -110,7 +110,7 @@ def _openvino(options: EngineOptions) -> Runtime:
 def _onnxruntime(options: EngineOptions) -> Runtime:
     from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings, build
 
-    settings = OnnxRuntimeSettings(options.threads, options.defaults, options.streams, options.nodes, full=options.full)
+    settings = OnnxRuntimeSettings(options.threads, options.defaults, options.streams, options.nodes)
     return Runtime(partial(build, settings=settings), partial(OnnxRuntimeRunner, settings=settings))
 
 

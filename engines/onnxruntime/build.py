@@ -12,11 +12,10 @@ from typing import Any
 from engines.instructions import Int8Sums, int8_sums
 from engines.interface import graph_files, interface, read_model
 from engines.onnxruntime.fuse import fuse
-from engines.onnxruntime.packing import is_packed
 from engines.precision import Verdict, assemble
 from engines.types import BuiltEngine, MatmulNames
 from qdq.base.artifacts import PARTIAL_PREFIX
-from qdq.base.packing import FULL
+from qdq.base.packing import PLACES
 from qdq.errors import BuildError, Unavailable
 
 ENGINE = "engine.onnx"
@@ -40,7 +39,6 @@ class OnnxRuntimeSettings:
     defaults: bool = False  # everything else as ONNX Runtime has it, for a fair rival: waiting threads spin
     streams: int = 0  # requests that callers run at once, each on `threads` threads of its own session; 0 is one
     nodes: tuple[tuple[int, ...], ...] = ()
-    full: float = FULL  # share of real tokens from which a packed graph runs without its packing
     sums: Int8Sums = field(default_factory=int8_sums)
 
     def session_options(self, stream: int = 0, model: Path | None = None) -> Any:
@@ -74,7 +72,7 @@ def build(lowered: Path, folder: Path, settings: OnnxRuntimeSettings, names: Mat
     """
     inputs, outputs = interface(lowered)
     recorded: dict[str, Any] = {"threads": settings.threads, "onnxruntime": _runtime().__version__}
-    recorded["packing"] = is_packed(read_model(lowered))
+    recorded["packing"] = any(node.name == PLACES for node in read_model(lowered).graph.node)
     files = graph_files(lowered)
     if names is not None:
         recorded |= {"fused": _write_engine(lowered, folder / ENGINE, settings.sums)}
@@ -134,14 +132,14 @@ def coding(sums: Int8Sums) -> str:
     return "u8" if sums.saturate else "s8"
 
 
-def open_session(model: Path, options: Any, content: bytes | None = None) -> Any:
-    """An InferenceSession of a file, or of `content` that was made of it, on the CPU.
+def open_session(model: Path, options: Any) -> Any:
+    """An InferenceSession of a file on the CPU.
 
     Raises BuildError with the runtime's reason.
     """
     runtime = _runtime()
     try:
-        return runtime.InferenceSession(content or str(model), options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except failures() as error:
         raise BuildError(f"ONNX Runtime cannot load {model}: {reason(error)}; run the lower stage again") from error
 

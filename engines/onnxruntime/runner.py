@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -13,8 +11,6 @@ import numpy as np
 
 from engines.interface import feeds_for
 from engines.onnxruntime.build import WEIGHTS, OnnxRuntimeSettings, coding, failures, open_session, reason
-from engines.onnxruntime.packing import without_packing
-from engines.pieces import MASK, filled
 from qdq.base.types import Feeds, Outputs
 from qdq.errors import BuildError
 
@@ -35,18 +31,13 @@ class SessionInputs:
 
 
 class OnnxRuntimeRunner:
-    """A session on this CPU, or one per stream; call it with feeds of any batch and sequence, from as many threads.
-
-    The first batch of a packed engine that has hardly any padding opens sessions of the same graph without its packing
-    for all such batches, which are faster so (docs/performance.md).
-    """
+    """A session on this CPU, or one per stream; call it with feeds of any batch and sequence, from as many threads."""
 
     def __init__(self, model: Path, settings: OnnxRuntimeSettings) -> None:
         """Raises BuildError when ONNX Runtime cannot load `model`, Unavailable when it is not installed."""
-        self._model, self._settings = model, settings
-        self._opening = threading.Lock()
-        self._full: SimpleQueue[Any] | None = None
-        self._free = self._open()
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for stream in range(max(1, settings.streams)):
+            self._free.put(open_session(model, settings.session_options(stream, model)))
         session = self._free.get()
         self._free.put(session)
         _compare_cpu(session, model, settings)
@@ -59,33 +50,15 @@ class OnnxRuntimeRunner:
         Raises BuildError when it cannot run.
         """
         wanted = self._inputs.of(feeds)
-        free = self._sessions(wanted)
-        session = free.get()
+        session = self._free.get()
         try:
             results = session.run(self._outputs, wanted)
         except failures() as error:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in wanted.items())
             raise BuildError(f"ONNX Runtime cannot run a batch of {shapes}: {reason(error)}") from error
         finally:
-            free.put(session)
+            self._free.put(session)
         return {name: np.asarray(value, dtype=np.float32) for name, value in zip(self._outputs, results, strict=True)}
-
-    def _sessions(self, wanted: Mapping[str, Any]) -> SimpleQueue[Any]:
-        """The free sessions for a batch."""
-        if MASK not in wanted or filled(wanted[MASK]) < self._settings.full:
-            return self._free
-        with self._opening:
-            if self._full is None:
-                content = without_packing(self._model)
-                self._full = self._free if content is None else self._open(content)
-            return self._full
-
-    def _open(self, content: bytes | None = None) -> SimpleQueue[Any]:
-        """A session per stream."""
-        free: SimpleQueue[Any] = SimpleQueue()
-        for stream in range(max(1, self._settings.streams)):
-            free.put(open_session(self._model, self._settings.session_options(stream, self._model), content))
-        return free
 
 
 def _compare_cpu(session: Any, model: Path, settings: OnnxRuntimeSettings) -> None:

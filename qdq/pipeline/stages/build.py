@@ -54,7 +54,7 @@ def build(run: Run, stage: Stage) -> Sequence[Path]:
 
 def _measured(run: Run, engine: BuiltEngine) -> dict[str, float]:
     """Of a packed engine, the share of real tokens from which it is faster without its packing."""
-    if not engine.settings.get("packing") or TARGETS[run.options.target].gpu:
+    if not engine.settings.get("packing") or not TARGETS[run.options.target].static:
         return {}
     from engines.crossover import measure_full
 

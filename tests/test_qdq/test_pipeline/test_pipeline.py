@@ -53,7 +53,7 @@ def test_the_files_of_a_target(compiled: Path, target: str) -> None:
     canonical = (compiled / "work" / "model.qdq.onnx").read_bytes()
     assert passes["canonical_sha256"] == hashlib.sha256(canonical).hexdigest()
     build = read(folder / "build.json")
-    assert 0.5 <= build["settings"]["unpacked_from"] <= 2.0
+    assert target != "openvino" or 0.5 <= build["settings"]["unpacked_from"] <= 2.0
     assert build["target"] == target
     assert all((folder / name).is_file() for name in build["engine_files"])
     assert build["int8"]["encoder_linear"] == [6, 6]
