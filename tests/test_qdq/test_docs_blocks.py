@@ -42,6 +42,26 @@ ELSEWHERE = {
         "tests/test_qdq/test_examples.py",
         "test_the_walkthrough_compares_every_contestant",
     ),
+    ("docs/compression.md", "from qdq.compress.paddlenlp import CompressionArguments, PdArgumentParser, Trainer"): (
+        "tests/test_qdq/test_compress/test_paddlenlp.py",
+        "test_what_the_parser_returns_is_given_to_the_trainer_as_it_is",
+    ),
+    ("docs/compression.md", "python examples/download_glue_data.py --data_dir='./glue_data' --tasks='MRPC'"): (
+        "tests/test_qdq/test_glue_examples.py",
+        "test_glue_files_are_downloaded_by_name",
+    ),
+    ("docs/compression.md", "from qdq.compress import DynamicModel, quantize_dynamic"): (
+        "tests/test_qdq/test_glue_examples.py",
+        "test_the_printed_evaluation_and_the_saved_model",
+    ),
+    ("docs/custom-model.md", "python -m qdq.load.convert best_models/TNEWS --out tnews"): (
+        "tests/test_qdq/test_load/test_convert.py",
+        "test_the_command_says_what_it_wrote_and_refuses_in_one_line",
+    ),
+    ("docs/custom-model.md", "from safetensors.numpy import save_file"): (
+        "tests/test_qdq/test_load/test_convert.py",
+        "test_paddle_weights_in_safetensors_are_converted_and_named_where_they_are_not",
+    ),
 }
 # Blocks of a page that one test runs all of, by the page and the block's language
 WHOLE_PAGES = {

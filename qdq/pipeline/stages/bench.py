@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.targets import BASELINE, CPU_TARGETS, TARGETS
-from qdq.base.artifacts import write_json
+from qdq.base.artifacts import read_json, write_json
 from qdq.base.screen import Stage
 from qdq.errors import Unavailable
 from qdq.load.runner import TorchRunner
 from qdq.pipeline.run import FLOAT, Run
-from qdq.pipeline.stages.build import engine_options, open_engine
+from qdq.pipeline.stages.build import MEASURED, engine_options, open_engine
 from qdq.pipeline.stages.load import check_shape
 from qdq.pipeline.stages.variants import bodies, open_variant
 
@@ -60,12 +60,15 @@ def bench(run: Run, stage: Stage, in_full: bool = False) -> Sequence[Path]:
     )
     # Everyone at the documented shape, then everyone on the texts.
     rows, feeds = workload(run, WORKLOAD_BATCHES, full=True), workload(run, WORKLOAD_BATCHES)
-    entries = contestants(run, stage, rows[0]["input_ids"].shape)
+    shape = rows[0]["input_ids"].shape
+    share = measured_share(run, shape)
+    entries = contestants(run, stage, shape, share)
     report = race(entries, rows, settings, run.versions, _half(stage, 0))
     # torch is the slowest and nothing deploys it: a budget is not spent on it twice.
     field = entries if in_full else [entry for entry in entries if entry.engine != "torch"]
     every = replace(settings, warmup=len(feeds))  # lengths: engines prepare for each when they first see it
     texts = race(both_forms(field), feeds, every, run.versions, _half(stage, 1))
+    report |= {} if share is None else {MEASURED: share}
     report["texts"] = {key: value for key, value in texts.items() if key not in ("machine", "versions")}
     # The result, and the line about it.
     base = f"{BASELINE}-fp32"
@@ -81,8 +84,20 @@ def _half(stage: Stage, part: int) -> Callable[[int, int], None]:
     return lambda done, total: stage.progress(part * total + done, 2 * total)
 
 
-def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contestant]:
+def measured_share(run: Run, shape: tuple[int, ...]) -> float | None:
+    """Share of real tokens from which the run's engine is faster without packing; None when it has no two forms."""
+    if not TARGETS[run.options.target].static or not read_json(run.target / "build.json")["settings"].get("packing"):
+        return None
+    from engines.crossover import measure_full
+    from engines.interface import interface
+
+    return measure_full(lambda full: open_engine(run, shape, full), interface(run.lowered)[0], shape)
+
+
+def contestants(run: Run, stage: Stage, shape: tuple[int, ...], full: float | None = None) -> list[Contestant]:
     """INT8, its rivals', the float engines of the same and of all CPU runtimes, and torch, all with as many threads.
+
+    The run's own engine runs without its packing from the share `full` of real tokens on.
 
     The run's own engine is called int8, a rival's int8-onnxruntime or int8-openvino. Inputs have `shape`; engines that
     can be compiled for one shape are, INT8 and float. In throughput mode each runs as many batches at once as there are
@@ -91,7 +106,7 @@ def contestants(run: Run, stage: Stage, shape: tuple[int, ...]) -> list[Contesta
     from engines.bench import Contestant
 
     options = run.options
-    entries = [Contestant("int8", options.target, open_engine(run, shape))]
+    entries = [Contestant("int8", options.target, open_engine(run, shape, full))]
     for rival in rivals_beside(run):
         entries.append(Contestant(f"int8-{rival}", rival, open_engine(run.aimed_at(rival), shape)))
     if TARGETS[options.target].gpu:

@@ -11,17 +11,17 @@ from engines.targets import TARGETS, EngineOptions
 from qdq.base.artifacts import read_json, write_json
 from qdq.base.packing import FULL
 from qdq.base.screen import Stage, wrap
-from qdq.errors import BuildError, ConfigError, Unavailable
+from qdq.errors import BuildError, ConfigError, QdqError, Unavailable
 from qdq.load.kinds import CHOICES
 from qdq.pipeline.run import Run
 from qdq.pipeline.stages.compiled import compiled_proof, unproven
 
 if TYPE_CHECKING:
     from engines.tensorrt import TensorRTSettings
-    from engines.types import BuiltEngine, MatmulNames, Runner
+    from engines.types import MatmulNames, Runner
 
 PLAN = TARGETS["tensorrt"].engine
-MEASURED = "unpacked_from"  # in build.json's settings: the share of real tokens from which it runs without packing
+MEASURED = "unpacked_from"  # in benchmark.json: share of real tokens from which the engine runs without packing
 
 
 def build(run: Run, stage: Stage) -> Sequence[Path]:
@@ -46,23 +46,9 @@ def build(run: Run, stage: Stage) -> Sequence[Path]:
     report: dict[str, Any] = {"target": engine.target, "engine_files": files, "int8": engine.int8.as_json()}
     if engine.compiled is not None:
         report["compiled"] = compiled_proof(run, stage, names, tensorrt_settings(run), engine.compiled)
-    settings = {**engine.settings, **_measured(run, engine)}
-    written = write_json(run.target / "build.json", {**report, "settings": settings})
+    written = write_json(run.target / "build.json", {**report, "settings": dict(engine.settings)})
     stage.say(summary(engine.int8))
     return written, *engine.files
-
-
-def _measured(run: Run, engine: BuiltEngine) -> dict[str, float]:
-    """Of a packed engine, the share of real tokens from which it is faster without its packing."""
-    if not engine.settings.get("packing") or not TARGETS[run.options.target].static:
-        return {}
-    from engines.crossover import measure_full
-
-    options, rank = run.options, max(len(info.shape) for info in engine.inputs)
-    shape = (options.batch, *(CHOICES,) * (rank - 2), options.sequence)
-    asked = engine_options(run, shape)
-    target, file = TARGETS[options.target], run.target / TARGETS[options.target].engine
-    return {MEASURED: measure_full(lambda full: target.open(file, replace(asked, full=full)), engine.inputs, shape)}
 
 
 def _prove_only(run: Run, stage: Stage, names: MatmulNames) -> None:
@@ -93,13 +79,16 @@ def dynamic_group(run: Run) -> int:
     return next((group for group in groups if all(size % group == 0 for size in sizes)), 0)
 
 
-def open_engine(run: Run, shape: tuple[int, ...] | None = None) -> Runner:
+def open_engine(run: Run, shape: tuple[int, ...] | None = None, full: float | None = None) -> Runner:
     """The built engine of the run's target, ready to call, and tuned for inputs of `shape` where the target can.
+
+    From the share `full` of real tokens on, it runs without its packing; None is what was measured last.
 
     Raises BuildError when it cannot be loaded.
     """
     target = TARGETS[run.options.target]
-    return target.open(run.target / target.engine, engine_options(run, shape))
+    options = engine_options(run, shape)
+    return target.open(run.target / target.engine, options if full is None else replace(options, full=full))
 
 
 def engine_options(run: Run, shape: tuple[int, ...] | None = None) -> EngineOptions:
@@ -120,10 +109,11 @@ def engine_options(run: Run, shape: tuple[int, ...] | None = None) -> EngineOpti
 
 
 def _full(run: Run) -> float:
-    """The share of real tokens that the last build of the run's target has measured."""
-    path = run.target / "build.json"
-    settings = read_json(path).get("settings", {}) if path.is_file() else {}
-    return float(settings.get(MEASURED, FULL))
+    """The share of real tokens that the last benchmark of the run's target has measured."""
+    try:
+        return float(read_json(run.target / "benchmark.json").get(MEASURED, FULL))
+    except (QdqError, OSError):  # not there, or cut
+        return FULL
 
 
 def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:

@@ -106,8 +106,10 @@ def finetuned(folder: str, out: str) -> None:
     distributed.barrier()
     flags = ["--data_dir", str(data), "--output_dir", f"{out}/finetuned", "--model_name_or_path", folder]
     sys.argv = ["finetune_glue.py", *flags, "--do_train", "--do_eval", "--max_steps", "2"]
+    examples = Path(__file__).resolve().parents[3] / "examples"
+    sys.path.insert(0, str(examples))  # as for a script that is started
     try:
-        runpy.run_path(str(Path(__file__).resolve().parents[3] / "examples" / "finetune_glue.py"), run_name="__main__")
+        runpy.run_path(str(examples / "finetune_glue.py"), run_name="__main__")
     except SystemExit as ended:  # as every script ends
         assert not ended.code
 
