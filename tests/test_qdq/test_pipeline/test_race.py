@@ -32,8 +32,8 @@ def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def slow(monkeypatch: pytest.MonkeyPatch, *targets: str) -> None:
     """Let INT8 engines of these targets take their time in races and benchmarks."""
 
-    def opened(run: Any, shape: Any = None) -> Any:
-        engine = open_engine(run, shape)
+    def opened(run: Any, shape: Any = None, full: float | None = None) -> Any:
+        engine = open_engine(run, shape, full)
 
         def delayed(feeds: Feeds) -> Outputs:
             time.sleep(SLOW_S)
