@@ -111,9 +111,10 @@ def engine_options(run: Run, shape: tuple[int, ...] | None = None) -> EngineOpti
 def _full(run: Run) -> float:
     """The share of real tokens that the last benchmark of the run's target has measured."""
     try:
-        return float(read_json(run.target / "benchmark.json").get(MEASURED, FULL))
-    except (QdqError, OSError):  # not there, or cut
+        found = read_json(run.target / "benchmark.json").get(MEASURED)
+    except QdqError:  # not there, or cut
         return FULL
+    return found if isinstance(found, float) else FULL
 
 
 def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:

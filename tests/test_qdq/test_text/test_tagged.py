@@ -163,7 +163,7 @@ def test_spans_of_a_script_without_spaces_are_of_its_characters(tmp_path: Path) 
     ],
 )
 def test_spans_that_do_not_fit_their_text_are_named(tmp_path: Path, spans: list[Any], said: str) -> None:
-    """Where they are asked for: a text beside spans that nobody needs is a text."""
+    """An error where they are asked for; a text beside spans that nobody needs is a text."""
     row = json.dumps({"text": "Anna saw Paris.", "label": spans}) + "\n"
     with pytest.raises(DataError, match=said):
         read(tmp_path / "a.jsonl", row, label_column="label")

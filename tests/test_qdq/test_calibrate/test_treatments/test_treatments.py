@@ -22,9 +22,8 @@ from qdq.calibrate.treatments.observe import Observed, Seen, observe
 from qdq.calibrate.treatments.order import drop_rounding, finish, prepare, treatment_tensors
 from qdq.calibrate.treatments.rounding import fold_rounding, weight_and_scale
 from qdq.calibrate.treatments.scale_residuals import drop_unused_scales, scale_residuals
-from qdq.calibrate.treatments.settings import PLAIN, PtqSettings, Treatments
+from qdq.calibrate.treatments.settings import PLAIN, Treatments
 from qdq.calibrate.treatments.smooth import choose_smoothing, smoothing_factor
-from qdq.errors import ConfigError
 from qdq.inject import inject, quantizers, remove
 from qdq.inject.blocks import Residual, ResidualOutput
 from qdq.inject.families import FAMILIES
@@ -384,24 +383,3 @@ def test_folding_keeps_the_quantized_outputs(bert: LoadedModel, batches: list[Ba
         assert all(linear._codes is None for linear in linears(module).values())
     assert torch.equal(inside, before)
     assert torch.equal(outputs(module, batches, True), before)
-
-
-# Settings
-
-
-def test_settings_name_what_is_wrong() -> None:
-    with pytest.raises(ConfigError, match="algo_list: unknown value 'KLL'; did you mean 'KL'"):
-        PtqSettings(algo_list=("KLL",)).algorithms()
-    with pytest.raises(ConfigError, match=r"moving_rate 1\.5 is outside"):
-        PtqSettings(activation_quantize_type="moving_average_abs_max", moving_rate=1.5).algorithms()
-    with pytest.raises(ConfigError, match="round_type: unknown value 'adarond'; did you mean 'adaround'"):
-        Treatments(round_type="adarond")
-
-
-def test_activation_types_decide_the_algorithm() -> None:
-    listed = PtqSettings(algo_list=("mse", "abs_max", "min_max", "KL"))
-    assert [a.name for a in listed.algorithms()] == ["mse", "max", "entropy"]  # abs_max and min_max are one
-    frozen = PtqSettings(activation_quantize_type="abs_max")
-    assert [a.name for a in frozen.algorithms()] == ["max"]
-    moving = PtqSettings(activation_quantize_type="moving_average_abs_max", moving_rate=0.5)
-    assert [(a.name, a.moving_rate) for a in moving.algorithms()] == [("moving_average", 0.5)]
