@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qdq.errors import DataError
 from qdq.load.kinds import CHOICES
 from qdq.tasks.heads import head_of_model
-from qdq.tasks.labels import Classes, by_number, class_indices, label_sets, numbers
+from qdq.tasks.labels import Classes, by_number, class_columns, class_indices, label_sets, numbers
 from qdq.tasks.schemes import gold_tags
 from qdq.text.data import Record
 
@@ -71,12 +71,13 @@ def gold_of(records: Sequence[Record], loaded: LoadedModel, required: bool = Fal
     # The names of the classes, and every label as one of them or as a set
     names, reason = names_of_classes(kept, loaded.labels)
     values: Any = None
-    if not any_label(kept):
+    sets = head.kind == "multi-label" and bool(loaded.labels)
+    if not any_label(kept) and not (sets and class_columns(kept[0], Classes(names, count))):
         return Gold(kept, names, None, _no_label(kept), notes)
     if reason and required:
         raise DataError(reason)
     if not reason:
-        read = label_sets if head.kind == "multi-label" and loaded.labels else class_indices
+        read = label_sets if sets else class_indices
         values, reason = read(kept, names, count, required)
     said = (by_number(kept, loaded.labels), "" if names == loaded.labels else _order_note(kept, names))
     return Gold(kept, names, values, reason, (*notes, *filter(None, said)))

@@ -173,14 +173,19 @@ def label_sets(
     return found, reason
 
 
+def class_columns(record: Record, known: Classes) -> list[str | None]:
+    """The 0/1 column of every class, None for a class without one; empty where no class has one."""
+    lower = {name.strip().lower(): name for name in record.flags}
+    columns = [lower.get(name.strip().lower()) for name in known.names]
+    if known.unnamed and record.label is None and record.labels is None and len(record.flags) == known.count:
+        columns = list(record.flags)  # as the user listed them, or all that there are
+    return columns if any(columns) else []
+
+
 def _from_columns(records: Sequence[Record], known: Classes) -> tuple[NDArray[np.bool_] | None, str]:
     """Sets from 0/1 columns; None and no reason where there are none of the model's classes."""
-    first = records[0].flags
-    lower = {name.strip().lower(): name for name in first}
-    columns = [lower.get(name.strip().lower()) for name in known.names]
-    if known.unnamed and records[0].label is None and records[0].labels is None and len(first) == known.count:
-        columns = list(first)  # as the user listed them, or all that there are
-    if not columns or not any(columns):
+    columns = class_columns(records[0], known)
+    if not columns:
         return None, ""
     if None in columns:
         missing = known.names[columns.index(None)]

@@ -15,11 +15,11 @@ from torch.utils.data import default_collate
 from engines.compare import Reading, compare, relate
 from qdq.compress.datasets import Batches
 from qdq.compress.evaluators import label_set_metrics
-from qdq.errors import ModelError
+from qdq.errors import DataError, ModelError
 from qdq.load.model import load_model
 from qdq.load.runner import TorchRunner
 from qdq.tasks.heads import Head, head_of
-from qdq.tasks.loading import load_evaluation
+from qdq.tasks.loading import EvaluationSettings, load_evaluation
 from qdq.tasks.metrics import binary, correlation, multi_label
 
 CLASSES = ("toxic", "obscene", "threat")
@@ -101,6 +101,19 @@ def test_a_multi_label_model_answers_with_sets(tiny_checkpoint: Any, tmp_path: P
     evaluation = load_evaluation(lines(tmp_path / "b.jsonl", found), loaded)
     assert evaluation.compared_as == "multi-label-classification"
     assert evaluation.score(runner).values["exact_match"] == 1
+
+
+def test_a_column_per_class_is_gold_without_any_label(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    loaded = load_model(str(tiny_checkpoint("bert", num_hidden_layers=1, **MULTI)))
+    data = tmp_path / "columns.csv"
+    data.write_text("id,text,toxic,Obscene,threat\nr0,a small dog,0,1,0\nr1,the cat finds a meal,1,0,1\n")
+    assert load_evaluation(str(data), loaded).score(TorchRunner(loaded.module())).main == "micro_f1"
+    # Other 0/1 columns are no labels; those of some of the classes are not enough.
+    data.write_text("id,text,seen,Obscene,threat\nr0,a small dog,0,1,0\nr1,the cat finds a meal,1,0,1\n")
+    with pytest.raises(DataError, match=r"no 0/1 column for the class 'toxic'.*a 0/1 column for each class"):
+        load_evaluation(str(data), loaded, EvaluationSettings(required=True))
+    data.write_text("id,text,seen\nr0,a small dog,0\nr1,the cat finds a meal,1\n")
+    assert "none of the 2 texts has a label" in load_evaluation(str(data), loaded).reason
 
 
 @pytest.mark.parametrize(
