@@ -174,6 +174,7 @@ class LowerOptions:
     ranges: Mapping[str, float] | None = None
     # The linears' products on real data, from `export.products.measure_products`; None leaves products float.
     products: Mapping[str, Product] | None = None
+    feed_forward: bool = False  # codes for the products of the feed-forward part, too, and not only for attention's
     dynamic: bool = False  # quantize the inputs of linears with INT8 weights at run time (ONNX Runtime)
     narrow: bool = False  # INT32 inputs for a CPU target, too
     form: Form = "padded"  # of the batch in TensorRT's graph
@@ -218,7 +219,7 @@ def _half(options: LowerOptions) -> Pass:
 def _products(options: LowerOptions) -> Pass:
     return Pass(
         "quantized_products",
-        "a product that is quantized at once leaves its kernel as INT8, and what follows reads that: a third fewer "
-        "bytes per block. After weight_ratios, which gives it one scale",
-        partial(quantized_products, products=options.products),
+        "a product that is quantized at once leaves its kernel as INT8, and what follows reads that: half the bytes of "
+        "query, key, value and context. After weight_ratios, which gives it one scale",
+        partial(quantized_products, products=options.products, feed_forward=options.feed_forward),
     )

@@ -2,8 +2,11 @@
 
 An INT8 product of TensorRT's compiler writes codes itself when the QuantizeLinear stands directly behind it and has one
 scale: half of an FP16 result's bytes, written and read again. The ratios and the bias, which otherwise bind it to a
-float result, become part of the next kernel (seen in the plans of TensorRT for RTX 1.7.1: as many kernels as before,
-and 80 instead of 116 MB per layer of MiniLM at batch 40 x 128).
+float result, become part of the next kernel (seen in the plans of TensorRT for RTX 1.7.1: as many kernels as before).
+
+Codes for query, key, value and for what attention returns are the rule: they cost no accuracy that could be measured.
+Those of the feed-forward part, whose products have the outliers, double the error of the answers and are the
+exception; docs/tensorrt.md has both in figures.
 
 One range for all channels must not be set by a few large ones, and these must not be clipped, for they are what a model
 relies on: a large channel's ratio is doubled, and the codes of its weights halved, until its product fits.
@@ -18,7 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from export.names import CODES, DEQUANTIZE, QUANTIZE, SCALE, ZERO_POINT, in_encoder, one_by_one
+from export.names import CODES, DEQUANTIZE, PAIR, QUANTIZE, SCALE, ZERO_POINT, in_encoder, one_by_one
 from export.passes.base import Declined, PassResult
 from export.passes.quantized_linears import QuantizedLinear, quantized_linear
 from export.products import Product
@@ -27,23 +30,31 @@ LARGEST_CODE = 127
 LARGEST_ERROR = 0.05  # root mean square of what codes change over that of the product
 LARGEST_ROUNDING = 0.01  # of that scale to its type; BF16 has a third of it everywhere
 RANGES = np.geomspace(1 / 16, 1, 33)  # shares of the largest channel's range that are tried
+# Operators between a linear and an attention product.
+BETWEEN = frozenset({"Add", "Div", "Gather", "Mul", "Reshape", "Slice", "Split", "Squeeze", "Transpose", *PAIR})
 ROUNDING = 1 / 12  # mean square of a rounding by at most half a step
 
 
-def quantized_products(graph: gs.Graph, products: Mapping[str, Product] | None) -> PassResult:
-    """Give the product of every encoder linear codes of its own.
+def quantized_products(
+    graph: gs.Graph, products: Mapping[str, Product] | None, feed_forward: bool = False
+) -> PassResult:
+    """Give the product of every linear beside attention codes of its own, with `feed_forward` of every encoder linear.
 
     Before: ``DQ(x) -> MatMul(DQ(codes, scale [])) -> Mul(ratio [N]) -> Add(bias)``. After: ``… MatMul -> Q -> DQ ->
     Mul(ratio [N]) -> Add(bias)``, where weights and ratio of a channel with large products are other ones. The range is
     the one with the least squared error, of rounding products to it and of rounding weights again, as measured on the
     calibration text (`export.products`).
-    Leaves alone: everything when `products` is None; float linears, weights with a scale per channel (`weight_ratios`
+    Leaves alone: everything when `products` is None; linears that no attention reads and that read none, unless asked;
+    float linears, weights with a scale per channel (`weight_ratios`
     gives them one), products that have codes already. Declined are products that were not measured and those that would
     change by more than `LARGEST_ERROR` of their size.
     """
     changed: list[str] = []
     declined: list[Declined] = []
+    beside = None if feed_forward else _beside_attention(graph)
     for group in _groups(graph) if products is not None else ():
+        if beside is not None and id(group[0].node) not in beside:
+            continue
         found = _measured(group, products or {})
         codes = found if isinstance(found, str) else _choose(found)
         if isinstance(codes, str):
@@ -86,6 +97,43 @@ def _groups(graph: gs.Graph) -> Iterator[list[QuantizedLinear]]:
         if all(reader.op != QUANTIZE for reader in node.outputs[0].outputs):
             groups.setdefault(id(linear.weight), []).append(linear)
     yield from groups.values()
+
+
+def _beside_attention(graph: gs.Graph) -> set[int]:
+    """Ids of the linears whose products attention multiplies, and of those that read its result.
+
+    The walk starts at every product of two computed tensors, in both directions, and goes on through what only moves,
+    scales, adds or quantizes values.
+    """
+    linears = {id(node) for node in graph.nodes if quantized_linear(node) is not None}
+    products = [node for node in graph.nodes if node.op == "MatMul" and not _has_weights(node)]
+    found: set[int] = set()
+    for product in products:
+        for step in (_makers, _readers):
+            waiting, seen = step(product), set[int]()
+            while waiting:
+                node = waiting.pop()
+                if id(node) in linears:
+                    found.add(id(node))
+                elif node.op in BETWEEN and id(node) not in seen:
+                    seen.add(id(node))
+                    waiting.extend(step(node))
+    return found
+
+
+def _has_weights(node: gs.Node) -> bool:
+    """True when the second factor is constant, stored as numbers or as codes."""
+    maker = node.inputs[1].inputs[0] if node.inputs[1].inputs else None
+    weights = node.inputs[1] if maker is None or maker.op != DEQUANTIZE else maker.inputs[0]
+    return isinstance(weights, gs.Constant)
+
+
+def _makers(node: gs.Node) -> list[gs.Node]:
+    return [maker for tensor in node.inputs for maker in tensor.inputs]
+
+
+def _readers(node: gs.Node) -> list[gs.Node]:
+    return [reader for tensor in node.outputs for reader in tensor.outputs]
 
 
 def _measured(group: Sequence[QuantizedLinear], products: Mapping[str, Product]) -> Scaled | str:

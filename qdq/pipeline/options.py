@@ -24,6 +24,7 @@ from qdq.base.choices import (
     PACKINGS,
     PLACEMENTS,
     PRECISION_HINTS,
+    PRODUCT_CODES,
 )
 from qdq.base.option import FREE, as_json, check, option, values_for
 from qdq.calibrate.algorithms import ALGORITHMS, ALIASES, CLIP, DEFAULT_MOVING_RATE, Algorithm, algorithm_named
@@ -151,7 +152,9 @@ class CompileOptions(TreatmentOptions):
 
     # docs/tensorrt.md, "Build options", explains these.
     sm: int = _builder(75, "the GPU's compute capability, 75 for 7.5", CALIBRATE, among=CAPABILITIES)
-    product_codes: bool = _builder(True, "linears write INT8: one more rounding, a third fewer bytes", LOWER)
+    product_codes: str = _builder(
+        "attention", "linears that write INT8: one more rounding, fewer bytes", LOWER, choices=PRODUCT_CODES
+    )
     batch_form: str = _builder(
         "padded",
         "rows: several texts share a row; gather: padding stays out of the linears",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from export.ranges import measure_ranges
 from export.unoptimized import open_unoptimized, run
 
 Lowered = tuple[Path, dict[str, Any]]
+ALL = partial(LowerOptions, feed_forward=True)  # codes for every product
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def logits(path: Path, tiny: Any) -> np.ndarray:
 def test_every_product_is_quantized_before_ratio_and_bias(
     tiny: Any, canonical: Path, products: Mapping[str, Product], ranges: Mapping[str, float], tmp_path: Path
 ) -> None:
-    path, step = lowered(canonical, tmp_path / "codes", LowerOptions(ranges=ranges, products=products))
+    path, step = lowered(canonical, tmp_path / "codes", ALL(ranges=ranges, products=products))
     model = onnx.load(path)
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -68,8 +70,42 @@ def test_every_product_is_quantized_before_ratio_and_bias(
     plain, _ = lowered(canonical, tmp_path / "plain", LowerOptions(ranges=ranges))
     difference = np.abs(logits(path, tiny) - logits(plain, tiny)).max()
     assert 0 < difference < 0.2 * np.abs(logits(plain, tiny)).max()
-    assert not quantized_products(load_graph(path), products).modified
+    assert not quantized_products(load_graph(path), products, feed_forward=True).modified
     assert not quantized_products(load_graph(plain), None).modified
+
+
+def without_attention_points(canonical: Path, folder: Path) -> Path:
+    """The same graph with float attention, as heads that INT8 attention does not take get it."""
+    model = onnx.load(canonical)
+    values = {node.output[0]: node.input[0] for node in model.graph.node if "matmul_" in node.name}
+    for node in model.graph.node:
+        for place, tensor in enumerate(node.input):
+            while "matmul_" not in node.name and tensor in values:  # past DequantizeLinear and QuantizeLinear
+                tensor = values[tensor]
+            node.input[place] = tensor
+    for node in [node for node in model.graph.node if "matmul_" in node.name]:
+        model.graph.node.remove(node)
+    onnx.save(model, folder / "float.onnx")
+    return folder / "float.onnx"
+
+
+@pytest.mark.parametrize("points", [True, False], ids=["int8 attention", "float attention"])
+def test_by_default_only_the_products_beside_attention_have_codes(
+    tiny: Any, canonical: Path, tmp_path: Path, points: bool
+) -> None:
+    graph = canonical if points else without_attention_points(canonical, tmp_path)
+    batches = [tiny.feeds(4, 12, seed) for seed in range(3)]
+    options = LowerOptions(ranges=measure_ranges(graph, batches), products=measure_products(graph, batches))
+    _, step = lowered(graph, tmp_path / "lowered", options)
+    # The last layer's query has one row, and is a product of its own.
+    assert {name.removeprefix("bert.encoder.layer.") for name in step["changed"]} == {
+        "0.attention.self.query_and_key_and_value.MatMul",
+        "0.attention.output.dense.MatMul",
+        "1.attention.self.query.MatMul",
+        "1.attention.self.key_and_value.MatMul",
+        "1.attention.output.dense.MatMul",
+    }
+    assert not step["declined"]
 
 
 def test_what_was_not_measured_and_what_codes_would_spoil_stay_float(
@@ -78,7 +114,7 @@ def test_what_was_not_measured_and_what_codes_would_spoil_stay_float(
     unknown, spoiled = "bert.encoder.layer.0.output.dense.MatMul", "bert.encoder.layer.1.output.dense.MatMul"
     chosen = {name: found for name, found in products.items() if name != unknown}
     chosen[spoiled] = replace(chosen[spoiled], energy=chosen[spoiled].energy / 1e4)  # rarely large, mostly tiny
-    _, step = lowered(canonical, tmp_path, LowerOptions(ranges=ranges, products=chosen))
+    _, step = lowered(canonical, tmp_path, ALL(ranges=ranges, products=chosen))
     reasons = {item["name"]: item["reason"] for item in step["declined"]}
     assert reasons[unknown] == "its product was not measured"
     assert "% is let pass" in reasons[spoiled]
@@ -92,7 +128,7 @@ def test_a_channel_with_large_products_is_not_clipped_and_does_not_set_the_range
     found = products[f"{name}.MatMul"]
     largest = found.largest.copy()
     largest[5] *= 16
-    options = LowerOptions(ranges=ranges, products={f"{name}.MatMul": replace(found, largest=largest)})
+    options = ALL(ranges=ranges, products={f"{name}.MatMul": replace(found, largest=largest)})
     constants = {}
     for kind, path in (
         ("codes", lowered(canonical, tmp_path / "codes", options)[0]),
@@ -119,7 +155,7 @@ def test_a_channel_with_large_products_is_not_clipped_and_does_not_set_the_range
 def test_the_linter_sees_linears_and_residuals_through_the_codes(
     canonical: Path, products: Mapping[str, Product], ranges: Mapping[str, float], tmp_path: Path
 ) -> None:
-    path, _ = lowered(canonical, tmp_path, LowerOptions(ranges=ranges, products=products))
+    path, _ = lowered(canonical, tmp_path, ALL(ranges=ranges, products=products))
     layers = fusion_map(onnx.load(path))
     linears = [layer for layer in layers if layer.role]
     assert sum(layer.linears for layer in linears) == 12
@@ -133,7 +169,7 @@ def test_the_compiled_products_write_int8(
 ) -> None:
     found = {}
     for name, measured in (("codes", products), ("plain", None)):
-        path, _ = lowered(canonical, tmp_path / name, LowerOptions(ranges=ranges, products=measured))
+        path, _ = lowered(canonical, tmp_path / name, ALL(ranges=ranges, products=measured))
         compiled = compile_graph(path, (75,), Shapes.fixed(4, 16))
         linears = [gemm for gemm in compiled.gemms if any("dense.MatMul" in n or "_and_" in n for n in gemm.onnx)]
         found[name] = compiled

@@ -30,10 +30,12 @@ def lower(run: Run, stage: Stage) -> Sequence[Path]:
     options = cpu_lowering(run)
     if TARGETS[run.options.target].gpu:
         canonical, body = run.work.path / CANONICAL, run.options.body
-        found = products(run, stage, canonical) if run.options.product_codes else None
+        wanted = run.options.product_codes
+        found = products(run, stage, canonical) if wanted != "none" else None
         measured = ranges(run, stage, canonical, body)
         form = run.options.batch_form
-        options = replace(options, body=body, ranges=measured, products=found, form=form)  # type: ignore[arg-type]  # validated
+        lowering = replace(options, body=body, ranges=measured, form=form)  # type: ignore[arg-type]  # validated
+        options = replace(lowering, products=found, feed_forward=wanted == "all")
     report = lower_graph(run.work.path / CANONICAL, run.options.target, run.target, options=options)
     changes = [f"{step['pass']}: {len(step['changed'])} nodes" for step in report["passes"]]
     stage.say(", ".join(changes))

@@ -99,7 +99,8 @@ def _with_engines(run: Run, loaded: LoadedModel, found: Search, units: Sequence[
     lowering = LowerOptions(
         body=options.body,  # type: ignore[arg-type]  # validated
         ranges=None if options.body == "fp32" else measure_ranges(graph, timing.feeds),
-        products=measure_products(graph, timing.feeds) if options.product_codes else None,
+        products=measure_products(graph, timing.feeds) if options.product_codes != "none" else None,
+        feed_forward=options.product_codes == "all",
     )
     choices = timing.shape[1] if len(timing.shape) == 3 else 2
     return with_compiled(found, units, graph, Setting(options.sm, options.batch, options.sequence, lowering, choices))

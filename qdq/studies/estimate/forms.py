@@ -27,15 +27,16 @@ class Form:
     """One way of writing an encoder layer; the default is FP16 without quantizers.
 
     `scales` of a weight are one per output "channel", one per "tensor", or one per tensor with the channels' "ratio"
-    multiplied behind the product. `codes` puts a Q/DQ pair between product and ratio. `attention` names the quantized
-    ones of q, k, v and a, the probabilities. The `skip` of a residual add is "float", has its "own" Q/DQ pair, or is
-    "shared": it reads the linears' own Q. `narrow` puts a Q behind every product that has none, and needs scales
-    "tensor" without `bias`. `few_rows` lets the last layer work on the first token alone.
+    multiplied behind the product. `codes` puts a Q/DQ pair between product and ratio, of "all" linears or of those
+    beside "attention". `attention` names the quantized ones of q, k, v and a, the probabilities. The `skip` of a
+    residual add is "float", has its "own" Q/DQ pair, or is "shared": it reads the linears' own Q. `narrow` puts a Q
+    behind every product that has none, and needs scales "tensor" without `bias`. `few_rows` lets the last layer work on
+    the first token alone.
     """
 
     int8: bool = False
     scales: str = "channel"
-    codes: bool = False
+    codes: str = ""
     bias: bool = True
     merged: bool = False  # query, key and value in one product
     attention: str = ""
@@ -123,7 +124,8 @@ class _Writer:
     def product(self, value: str, name: str, k: int, n: int) -> str:
         """MatMul with a weight, the ratio of its channels and its bias."""
         result = self.op("MatMul", f"{name}.MatMul", value, self.weight(name, k, n))
-        result = self.pair(result, f"{name}.product_quantizer") if self.form.codes else result
+        coded = self.form.codes == "all" or (self.form.codes == "attention" and ".attention." in name)
+        result = self.pair(result, f"{name}.product_quantizer") if coded else result
         if self.form.int8 and self.form.scales == "ratio":
             result = self.op("Mul", f"{name}.Mul", result, self.half(f"{name}.ratio", n, about=0.7))
         return self.op("Add", f"{name}.Add", result, self.half(f"{name}.bias", n)) if self.form.bias else result

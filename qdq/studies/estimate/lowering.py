@@ -27,7 +27,7 @@ WIDE_HEADS = Encoder(12, 768, 16, 3072)  # heads of 48, which INT8 attention can
 RATIO = replace(LOWERED, scales="ratio")
 MERGED = replace(RATIO, merged=True)
 SHARED = replace(MERGED, skip="shared")
-CODES = replace(SHARED, codes=True)
+CODES = replace(SHARED, codes="attention")
 FEW_ROWS = replace(CODES, few_rows=True)
 # Each adds to the one before it.
 STEPS: Mapping[str, Form] = {
@@ -36,8 +36,9 @@ STEPS: Mapping[str, Form] = {
     "+ scale per tensor, ratio behind": RATIO,
     "+ one product for q, k, v": MERGED,
     "+ skip from the linears' Q": SHARED,
-    "+ codes of the products": CODES,
+    "+ codes of attention's products": CODES,
     "+ needed rows": FEW_ROWS,
+    "+ codes of all products": replace(FEW_ROWS, codes="all"),
     "FP16, needed rows": replace(FLOAT16, few_rows=True),
 }
 # Beside all the changes, one thing is different.

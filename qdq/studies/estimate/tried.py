@@ -29,13 +29,17 @@ FORMS: Mapping[str, tuple[Form, str]] = {
         replace(CODES, skip="own"),
         "both are rounded in registers: accuracy lost, nothing saved over float",
     ),
-    "products float": (replace(CODES, codes=False), "written and read as FP16"),
+    "codes for every product (`--product-codes all`)": (
+        replace(CODES, codes="all"),
+        "the feed-forward part has the outliers: twice the error of the answers",
+    ),
+    "products float": (replace(CODES, codes=""), "written and read as FP16"),
     "codes behind the bias, in place of behind the product": (
-        replace(CODES, codes=False, narrow=True),
+        replace(CODES, codes="", narrow=True),
         "the product writes FP16 when a ratio or bias stands before the Q",
     ),
     "codes, and weights with a scale per channel": (
-        replace(CODES, scales="channel"),
+        replace(CODES, codes="all", scales="channel"),
         "the product cannot requantize with several scales",
     ),
     "query, key and value as three products": (replace(CODES, merged=False), "a kernel per product moves it to heads"),
