@@ -25,10 +25,13 @@ def nearest(value: str, valid: Iterable[str]) -> str:
 
 
 def choice(value: str, valid: Iterable[str], what: str) -> str:
-    """Return `value` when valid, else raise ConfigError naming the nearest valid one."""
+    """Return `value` when valid, else raise ConfigError naming the nearest valid one.
+
+    A value read from a file may be anything, such as a list or true.
+    """
     options = tuple(valid)
     if value not in options:
-        raise ConfigError(f"{what}: unknown value '{value}'; {nearest(value, options)}")
+        raise ConfigError(f"{what}: unknown value '{value}'; {nearest(str(value), options)}")
     return value
 
 

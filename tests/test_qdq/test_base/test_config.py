@@ -124,6 +124,9 @@ def test_choice_returns_the_value_or_names_what_was_asked() -> None:
     assert choice("max", ("max", "mse"), "--calibrator") == "max"
     with pytest.raises(ConfigError, match=r"^--calibrator: unknown value 'maxx'; did you mean 'max'"):
         choice("maxx", ("max", "mse"), "--calibrator")
+    for value in (True, None, ["a"], 3):  # from a manifest of another version
+        with pytest.raises(ConfigError, match="unknown value"):
+            choice(value, ("a", "b"), "--kind")  # type: ignore[arg-type]
 
 
 def test_json_and_yaml_say_the_same(tmp_path: Path) -> None:
