@@ -227,7 +227,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "QDQ-P210",
         "attention outside the limits of INT8 fusion",
-        "leave q, k, softmax and v in float, so that the attention fuses in FP16",
+        "leave q, k, softmax and v in float; with heads of a multiple of 8 the attention then fuses in FP16",
         sources.ATTENTION,
         Verdict(
             "confirmed",

@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto
 from export.lint import sources
 from export.lint.bodies import inner_nodes, quantizes_inside
 from export.lint.findings import Hit, Rule, Subject, Verdict, names
-from export.lint.fusion import gemm_problem, is_float, missing_quantization, shares_skip
+from export.lint.fusion import gemm_problem, is_float, limit_problems, missing_quantization, shares_skip
 from export.lint.graph import HALF_SCALES
 from export.lint.limits import MIN_OPSET
 from export.lint.patterns import quantizers
@@ -22,14 +22,17 @@ def _has_quantizers(subject: Subject) -> bool:
 
 
 def _float_attention(subject: Subject) -> Iterator[Hit]:
-    """Fires: attentions none of whose operands is quantized, in a graph with Q/DQ.
+    """Fires: attentions that could be INT8 and none of whose operands is quantized, in a graph with Q/DQ.
 
-    Leaves alone: attentions with any of q, k, softmax and v quantized (QDQ-P203 or INT8).
+    Leaves alone: attentions with any of q, k, softmax and v quantized (QDQ-P203 or INT8); those outside the limits of
+    INT8 fusion (QDQ-P210), where float is right.
     """
+    platform = subject.platform
     left = [
         attention.softmax
         for attention in subject.patterns.attentions
         if is_float(missing_quantization(subject.graph, attention))
+        and not limit_problems(subject.graph, attention, platform.sm, platform.sequence)
     ]
     if left and _has_quantizers(subject):
         count = f"{len(left)} of {len(subject.patterns.attentions)} attentions"

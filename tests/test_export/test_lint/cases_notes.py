@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qdq.studies.linter.graphs.editor import Graph
 from qdq.studies.linter.graphs.edits import (
     ADD,
     BMM1,
@@ -17,6 +18,7 @@ from qdq.studies.linter.graphs.edits import (
 )
 from qdq.studies.linter.graphs.edits_blocks import (
     conditional,
+    head_size,
     ir_version,
     scalar,
 )
@@ -25,10 +27,17 @@ from qdq.studies.linter.graphs.edits_types import own_ops_of_opset_12
 
 from .graphs import Cases
 
+
+def float_heads_of_8(graph: Graph) -> None:
+    """Float attention is right where INT8 attention cannot fuse."""
+    head_size(8)(graph)
+    float_attention(graph)
+
+
 CASES: Cases = {
     "QDQ-N301": (
         [(float_attention, (SOFTMAX,))],
-        [lambda graph: graph.float_operand(BMM1, 1), lambda graph: graph.strip()],
+        [lambda graph: graph.float_operand(BMM1, 1), lambda graph: graph.strip(), float_heads_of_8],
     ),
     "QDQ-N302": (
         [(float_residual, (ADD,)), (lambda graph: graph.float_operand(ADD, 1), (ADD,))],
