@@ -1,6 +1,8 @@
 #| QDQ compiler: checkpoint in, measured INT8 engine and Triton repository out.
 #|
 #|   make engine     compile MODEL for this machine; everything lands in build/
+#|   make serve      make engine, then a real Triton server on it, which takes
+#|                   text: docs/triton.md
 #|   make bench      time that engine against FP32, without a time budget
 #|   make bench-t4   INT8, FP16 and FP32 TensorRT plans side by side on the GPU
 #|   make bench-peers  our CPU engines and other tools (NNCF, ONNX Runtime's
@@ -113,6 +115,10 @@ engine: setup
 	@$(VENV)/bin/qdq compile $(call flags,$(ENGINE_OPTIONS)); code=$$?; \
 	if [ $$code -eq 3 ]; then echo "qdq exited with 3: done as far as this machine can; see above for what it lacks"; fi; \
 	exit $$code
+
+.PHONY: serve
+serve: engine
+	@$(VENV)/bin/qdq serve $${OUT:+"$$OUT"}
 
 bench: engine
 	@$(VENV)/bin/qdq bench $(call flags,$(ENGINE_OPTIONS))
@@ -232,7 +238,7 @@ type: setup
 # .venv made by hand) only adds what differs. A second make waits for the first one's lock, then finds the stamp.
 STAMP := $(VENV)/.installed
 STARTED := $(VENV)/.installing
-PINS := pyproject.toml constraints.txt requirements-demo.txt
+PINS := pyproject.toml constraints.txt requirements-demo.txt requirements-serve.txt
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml) $${TORCH_INDEX:+--index-url="$$TORCH_INDEX"}
 # Builds run in .venv itself, so their tools come first: seqeval's source archive asks setuptools-scm for its version.
 BUILD_TOOLS := setuptools setuptools-scm
@@ -259,6 +265,7 @@ $(STAMP): $(PINS)
 	@echo "[3/4] installing everything else, as pinned in constraints.txt (600 MB)"
 	@$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@$(PIP) --no-deps --require-hashes -r requirements-demo.txt
+	@rm -rf $(VENV)/serve && $(PIP) --no-deps --target $(VENV)/serve -r requirements-serve.txt
 	@echo "[4/4] importing it once"
 	@$(VENV)/bin/python -W ignore -c 'import torch.onnx, transformers.models.bert.modeling_bert, pytorch_quantization.nn, \
 	  onnxscript, onnx_graphsurgeon, polygraphy, onnxruntime, openvino'

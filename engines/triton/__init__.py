@@ -9,7 +9,8 @@ from __future__ import annotations
 from engines.triton.check import check_repository
 from engines.triton.packed import plan_model
 from engines.triton.repository import write_repository
-from engines.triton.settings import TritonSettings, bucket_model, model_for, preferred_sizes
+from engines.triton.settings import TritonSettings, bucket_model, model_for
+from engines.triton.text import write_text_repository
 
 __all__ = [
     "TritonSettings",
@@ -17,6 +18,6 @@ __all__ = [
     "check_repository",
     "model_for",
     "plan_model",
-    "preferred_sizes",
     "write_repository",
+    "write_text_repository",
 ]

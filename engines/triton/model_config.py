@@ -57,19 +57,36 @@ def build_config(
     for info in engine.outputs:
         label_file = LABELS_FILE if info.name == labelled else ""
         config.output.add(label_filename=label_file, **_tensor(pb2, info, batched))
-    if batched and settings.max_batch_size > 1:
-        config.dynamic_batching.preferred_batch_size.extend(settings.preferred_batch_sizes)
-        config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_us
-    group = pb2.ModelInstanceGroup
-    kind = group.KIND_GPU if TARGETS[settings.backend].gpu else group.KIND_CPU
-    instances = config.instance_group.add(count=settings.instances, kind=kind)
-    if resource is not None and kind == group.KIND_CPU:
+    if batched:
+        add_queue(config, settings)
+    gpu = TARGETS[settings.backend].gpu
+    instances = add_instances(config, settings.instances, gpu)
+    if resource is not None and not gpu:
         instances.rate_limiter.resources.add(name=resource, count=1, **{"global": True})
     for key, value in parameters(settings).items():
         config.parameters[key].string_value = value
     for sample in samples:
         _add_warmup(pb2, config, sample)
     return config
+
+
+def add_queue(config: Any, settings: TritonSettings) -> None:
+    """Let the server form batches from a queue that has an end: what does not fit, or waits too long, gets a 503."""
+    batching = config.dynamic_batching
+    batching.max_queue_delay_microseconds = settings.max_queue_delay_us
+    policy = batching.default_queue_policy
+    policy.timeout_action = policy.REJECT
+    policy.default_timeout_microseconds = settings.queue_timeout_ms * 1000
+    policy.allow_timeout_override = True  # a request may ask for less or more
+    policy.max_queue_size = settings.queue_size
+    if settings.cache:
+        config.response_cache.enable = True
+
+
+def add_instances(config: Any, count: int, gpu: bool) -> Any:
+    """Add the one group of `count` instances; returns it."""
+    group = schema()[0].ModelInstanceGroup
+    return config.instance_group.add(count=count, kind=group.KIND_GPU if gpu else group.KIND_CPU)
 
 
 def parameters(settings: TritonSettings) -> dict[str, str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engines import packing
 from engines.packed import packing_beside
 from engines.packing import Packing
+from engines.targets import TARGETS
 from engines.triton.interface import CONFIG_FILE, LABELS_FILE, VERSION, WARMUP_FOLDER, dims, served_files
 from engines.triton.model_config import build_config, read_config, render
 from engines.triton.readme import write_readme
@@ -33,6 +34,35 @@ def plan_model(name: str) -> str:
 def form_of(engine: BuiltEngine) -> Packing | None:
     """The form of an engine's batch, None for a padded one. Raises BuildError when packing.json cannot be read."""
     return packing_beside(engine.files[0]) if engine.files else None
+
+
+def packing_file(engine: BuiltEngine) -> Path | None:
+    """packing.json beside a plan whose batch is not padded."""
+    file = engine.files[0].with_name(packing.FILE)
+    return file if TARGETS[engine.target].gpu and file.is_file() else None
+
+
+def write_plan(engine: BuiltEngine, settings: TritonSettings, model: Path) -> None:
+    """Write the plan's own model, which takes each request as it is: the model in front forms the batches."""
+    (model / VERSION).mkdir(parents=True)
+    for name, source in served_files(engine, "tensorrt").items():
+        shutil.copyfile(source, model / VERSION / name)
+    config = plan_config(engine, settings)
+    (model / CONFIG_FILE).write_text(render(config), encoding="utf-8")
+    if read_config(model / CONFIG_FILE) != config:
+        raise DeployError(f"{model / CONFIG_FILE} is not this engine's configuration; write the repository again")
+
+
+def plan_config(engine: BuiltEngine, settings: TritonSettings) -> Any:
+    """Configuration of the plan's own model: its first axes are rows and texts, or the batch another model formed."""
+    inner = replace(settings, name=plan_model(settings.name), backend="tensorrt", labels=(), cache=False)
+    plan = build_config(engine, inner, next(iter(served_files(engine, "tensorrt"))), [])
+    plan.max_batch_size = 0
+    plan.ClearField("dynamic_batching")
+    for tensor, info in zip((*plan.input, *plan.output), (*engine.inputs, *engine.outputs), strict=True):
+        del tensor.dims[:]
+        tensor.dims.extend(dims(info, batched=False))
+    return plan
 
 
 def write_models(
@@ -105,12 +135,4 @@ def _configs(
     front.instance_group[0].kind = front.instance_group[0].KIND_CPU
     for tensor in front.input:
         tensor.allow_ragged_batch = True  # requests of all lengths wait together: each is read by itself
-    # The plan's first axes are rows and texts, not a batch: it takes each request as it is.
-    inner = replace(settings, name=plan_model(settings.name), labels=())
-    plan = build_config(engine, inner, next(iter(served_files(engine, settings.backend))), [])
-    plan.max_batch_size = 0
-    plan.ClearField("dynamic_batching")
-    for tensor, info in zip((*plan.input, *plan.output), (*engine.inputs, *engine.outputs), strict=True):
-        del tensor.dims[:]
-        tensor.dims.extend(dims(info, batched=False))
-    return front, plan
+    return front, plan_config(engine, settings)

@@ -48,7 +48,7 @@ def write_repository(
     """
     form = form_of(engine)
     if form is not None:
-        _refuse_foreign(folder, (settings.name, plan_model(settings.name)))
+        refuse_foreign(folder, (settings.name, plan_model(settings.name)))
         with atomic_folder(folder) as partial:
             write_models(engine, form, settings, warmups[0], partial)
             check_models(engine, form, settings, warmups[0], partial)
@@ -56,7 +56,7 @@ def write_repository(
     models = served_models(engine, settings)
     if len(warmups) != len(models):
         raise ConfigError(f"{len(models)} Triton model(s) need one warm-up sample each; found {len(warmups)}")
-    _refuse_foreign(folder, tuple(models))
+    refuse_foreign(folder, tuple(models))
     resource = f"{settings.name}_cores" if settings.buckets else None
     with atomic_folder(folder) as partial:
         for (name, served), warmup in zip(models.items(), warmups, strict=True):
@@ -88,7 +88,8 @@ def _write_model(
     (model / CONFIG_FILE).write_text(render(config, settings.about), encoding="utf-8")
 
 
-def _refuse_foreign(folder: Path, names: tuple[str, ...]) -> None:
+def refuse_foreign(folder: Path, names: tuple[str, ...]) -> None:
+    """Raise DeployError for a folder with anything but these models, which is somebody else's."""
     if folder.exists() and not folder.is_dir():
         raise DeployError(f"{folder} is a file, not a model repository; remove it or choose another folder")
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in names) if folder.is_dir() else []

@@ -24,8 +24,11 @@ class TritonSettings:
     """Serving settings of one model. Raises ConfigError for a value Triton would refuse or silently misread.
 
     `max_batch_size` counts samples per execution and `max_queue_delay_us` is in microseconds. The `openvino` backend
-    cannot form batches of varying size, so there `max_batch_size` sets only the largest warm-up sample, and preferred
-    sizes and delay are not written (docs/triton.md says why).
+    cannot form batches of varying size, so there `max_batch_size` sets only the largest warm-up sample, and delay and
+    queue are not written (docs/triton.md says why).
+
+    `queue_size` requests wait for a batch, each for at most `queue_timeout_ms` milliseconds: who comes to a full queue,
+    or waits longer, is told so at once (503).
 
     `buckets` are sequence lengths, strictly increasing: one model each instead of one for all, `<name>_s<length>`.
     Triton merges requests of equal shape only, and a request of another length ends the batch it was forming; with a
@@ -36,8 +39,10 @@ class TritonSettings:
     name: str  # model name = folder name inside the repository
     backend: Backend
     max_batch_size: int = 40
-    preferred_batch_sizes: tuple[int, ...] = (8, 16, 40)  # strictly increasing, each <= max_batch_size
     max_queue_delay_us: int = 500
+    queue_size: int = 256
+    queue_timeout_ms: int = 10_000
+    cache: bool = False  # the server's response cache answers what was asked before
     instances: int = 1
     threads: int | None = None  # CPU threads per instance; None leaves the runtime's default
     labels: tuple[str, ...] = ()  # class names of a [B,C] classification output, in class order
@@ -54,21 +59,13 @@ class TritonSettings:
         _at_least(1, self.max_batch_size, "max_batch_size")
         _at_least(1, self.instances, "instances")
         _at_least(0, self.max_queue_delay_us, "max_queue_delay_us")
-        self._check_preferred()
+        _at_least(1, self.queue_size, "queue_size")
+        _at_least(1, self.queue_timeout_ms, "queue_timeout_ms")
         self._check_buckets()
         self._check_threads()
         self._check_labels()
         if any(len(line.splitlines()) != 1 for line in self.about):
             raise ConfigError("a sentence about the model is one line, because a comment of config.pbtxt is")
-
-    def _check_preferred(self) -> None:
-        sizes = self.preferred_batch_sizes
-        increasing = list(sizes) == sorted(set(sizes))
-        if not increasing or any(size < 1 or size > self.max_batch_size for size in sizes):
-            raise ConfigError(
-                f"preferred_batch_sizes {sizes} must be strictly increasing and lie in 1..{self.max_batch_size} "
-                "(max_batch_size)"
-            )
 
     def _check_buckets(self) -> None:
         if list(self.buckets) != sorted(set(self.buckets)) or any(width < 1 for width in self.buckets):
@@ -90,11 +87,6 @@ class TritonSettings:
         for label in self.labels:
             if not label or len(label.splitlines()) != 1 or label.splitlines()[0] != label:
                 raise ConfigError(f"label {label!r} must be one non-empty line, because labels.txt has one per line")
-
-
-def preferred_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """The default preferred batch sizes that fit `max_batch_size`: 8, 16 and the maximum itself."""
-    return (*(size for size in (8, 16) if size < max_batch_size), max_batch_size)
 
 
 def bucket_model(name: str, width: int) -> str:

@@ -16,6 +16,7 @@ from qdq.cli.evaluate import EvaluateOptions
 from qdq.cli.file_commands import FILE_COMMANDS
 from qdq.cli.plans import PlanOptions
 from qdq.cli.sensitivity import SensitivityOptions
+from qdq.cli.serve import ServeOptions
 from qdq.errors import ConfigError
 from qdq.pipeline.options import GROUPS, CompileOptions
 
@@ -31,6 +32,7 @@ COMMANDS = {
     "bench": "stage 8: latency of the engine and FP32 baselines (benchmark.json), or of plans",
     "shapes": "latency over batches and sequence lengths, padding waste (shapes.json)",
     "deploy": "stage 9: the Triton model repository",
+    "serve": "start a real Triton server on what was deployed",
     "doctor": "what this machine can build, run and benchmark",
     "check": "find what TensorRT refuses or runs slowly in any ONNX file with Q/DQ",
     "estimate": "what a lowered graph would take on an NVIDIA device (an estimate)",
@@ -45,6 +47,7 @@ OWN_OPTIONS: dict[str, type[Any]] = {
     **{name: options for name, (options, _) in FILE_COMMANDS.items()},
     "evaluate": EvaluateOptions,
     "sensitivity": SensitivityOptions,
+    "serve": ServeOptions,
 }
 
 ABOUT_PLANS = (
@@ -115,7 +118,7 @@ def build_parser() -> tuple[Commands, dict[str, Parser]]:
         if name == "bench":
             about = textwrap.fill(ABOUT_PLANS, WIDTH - 2)
             add_declared(command.add_argument_group("TensorRT plans on a GPU", about), PlanOptions)
-        if name != "check":  # it has --format
+        if name not in ("check", "serve"):  # it has --format; it prints lines as they come
             command.add_argument("--json", action="store_true", default=False, help="print one JSON document")
     return parser, commands.choices
 
@@ -178,7 +181,8 @@ def _form(declared: Field[Any]) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     metavar = declared.metadata["metavar"] or ("N" if kind == "int" else "NAME")
     if declared.metadata.get("positional"):
-        return {"nargs": "+" if kind.startswith("tuple") else None, "metavar": metavar}
+        optional = "?" if declared.default is not MISSING else None
+        return {"nargs": "+" if kind.startswith("tuple") else optional, "metavar": metavar}
     if declared.metadata.get("repeated"):
         return {"action": "append", "metavar": metavar}
     return {"type": VALUES[kind], "metavar": metavar, "required": declared.default is MISSING}

@@ -29,6 +29,12 @@ def _run(arguments: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     command, typed, help_text = parse(arguments)
     as_json = typed.pop("json", False)
+    if command == "serve":
+        from qdq.cli.serve import ServeOptions, serve
+
+        for line in serve(ServeOptions(**typed)):
+            print(line, flush=True)
+        return DONE
     if command is None:
         text, code = help_text, DONE
     elif command == "doctor":

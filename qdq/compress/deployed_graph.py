@@ -146,14 +146,13 @@ def _bench(
 
 def _serve(material: Material, target: str, built: BuiltEngine, folder: Path, options: CompileOptions) -> str | None:
     """Write Triton's repository of the engine, of one for another runtime where that serves the target."""
-    from engines.triton import TritonSettings, preferred_sizes, write_repository
+    from engines.triton import TritonSettings, write_repository
 
     backend = options.triton_backend or TARGETS[target].backends[0]
     settings = TritonSettings(
         name=material.name,
         backend=backend,  # type: ignore[arg-type]  # validated by CompileOptions
         max_batch_size=options.batch,
-        preferred_batch_sizes=preferred_sizes(options.batch),
         threads=options.threads,
         labels=material.labels,
     )

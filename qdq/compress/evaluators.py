@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdq.base.spans import ANSWER_TOKENS
+from qdq.base.tags import has_entities
 from qdq.compress.callbacks import paddle_calls
 from qdq.compress.datasets import IGNORED_LABEL, Batches
 from qdq.compress.method import Evaluate
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import detect_scoring, score_answer
-from qdq.tasks.extraction import ANSWER_TOKENS, Window, best_span
+from qdq.tasks.extraction import Window, best_span
 from qdq.tasks.heads import Head, Kind, head_of_model
 from qdq.tasks.metrics import classification, correlation, mean_of, multi_label
 from qdq.tasks.problems import SCORES
-from qdq.tasks.schemes import has_entities
 from qdq.tasks.tagging import tag_scores
 
 BESIDE_LOGITS = ("loss", "hidden_states", "attentions")  # what else a model output of transformers' kind holds

@@ -21,7 +21,7 @@ from qdq.load.source import resolve as resolve_model
 from qdq.pipeline.options import CompileOptions, candidates, resolve
 from qdq.pipeline.outcome import Outcome, artifacts, show
 from qdq.pipeline.recall import recalled
-from qdq.pipeline.run import CANONICAL, Run
+from qdq.pipeline.run import CANONICAL, REPOSITORY, Run
 from qdq.pipeline.stages.bench import bench
 from qdq.pipeline.stages.build import check_weights
 from qdq.pipeline.stages.deploy import serves_float
@@ -220,8 +220,8 @@ def _finish(run: Run, work: Callable[[], Run]) -> Outcome:
     run.work.write_manifest()
     _warn_other_targets(run)
     found, serves = artifacts(run), ""
-    if str(run.target / "model_repository") in found:
-        serves = "fp32" if serves_float(run) else "int8"
+    if str(run.target / REPOSITORY) in found:
+        serves = "fp32" if serves_float(run, run.options.target) else "int8"
     return Outcome(code, str(run.work.path), run.options.target, found, missing, run.screen.warnings, serves)
 
 

@@ -150,6 +150,11 @@ class CompileOptions(TreatmentOptions):
         (), "lengths Triton serves as models of their own, such as 32,64,128 (default: one model for all)", FREE, "N,M"
     )
 
+    raw_inputs: bool = _engine(False, "a second Triton repository, for clients that send token ids", FREE)
+    queue_size: int = _engine(256, "requests that may wait at the server; more get a 503", FREE, within=(1, MANY))
+    queue_timeout: int = _engine(10_000, "milliseconds that one may wait there", FREE, "MS", within=(1, MANY))
+    response_cache: bool = _engine(False, "the server answers repeated requests from its cache", FREE)
+
     # docs/tensorrt.md, "Build options", explains these.
     sm: int = _builder(75, "the GPU's compute capability, 75 for 7.5", CALIBRATE, among=CAPABILITIES)
     product_codes: str = _builder(

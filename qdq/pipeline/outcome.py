@@ -12,7 +12,7 @@ from qdq.base.artifacts import read_json
 from qdq.base.option import value_text
 from qdq.load.source import DEFAULT_MODEL
 from qdq.pipeline.options import CompileOptions
-from qdq.pipeline.run import CANONICAL, FLOAT, Run
+from qdq.pipeline.run import CANONICAL, FLOAT, RAW_REPOSITORY, REPOSITORY, Run
 from qdq.pipeline.verdict import verdict
 from qdq.pipeline.workdir import MANIFEST
 
@@ -47,7 +47,7 @@ def artifacts(run: Run) -> list[str]:
     root = ("placement.json", "calibration.json", *why, "checkpoint", CANONICAL, FLOAT, *raced, MANIFEST)
     mine = (
         *("model.onnx", "passes.json", *TARGETS[run.options.target].files, "build_engine.py", "trtexec.sh"),
-        *("build.json", "accuracy.json", "benchmark.json", "model_repository"),
+        *("build.json", "accuracy.json", "benchmark.json", REPOSITORY, RAW_REPOSITORY),
         *("fp16", "bf16", "fp32"),
     )
     paths = [run.work.path / name for name in root] + [run.target / name for name in mine]

@@ -159,11 +159,14 @@ def _flight(run: Run) -> Mapping[str, Any]:
 
 
 def _deploy_inputs(run: Run) -> Mapping[str, Any]:
-    served = [run.name, run.options.batch, run.options.triton_backend, *run.options.buckets]
+    options = run.options
+    served = [run.name, options.batch, options.sequence, options.triton_backend, *options.buckets]
+    served += [options.raw_inputs, options.queue_size, options.queue_timeout, options.response_cache]
     found = {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "served": served, **_flight(run)}
     backend = deploy.backend_of(run)
     other = [target for target in bench.rivals_beside(run) if target == backend]
-    return {**found, **_others(run, other)} | ({"floating": True} if deploy.serves_float(run) else {})
+    floating = [name for name in dict.fromkeys((options.target, backend)) if name and deploy.serves_float(run, name)]
+    return {**found, **_others(run, other)} | ({"floating": floating} if floating else {})
 
 
 SHARED = (

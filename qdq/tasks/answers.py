@@ -10,6 +10,7 @@ from difflib import SequenceMatcher
 from typing import Literal
 
 from qdq.base.config import choice
+from qdq.base.spans import is_han
 
 Scoring = Literal["squad", "cmrc"]
 SCORINGS: tuple[Scoring, ...] = ("squad", "cmrc")
@@ -18,7 +19,6 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
 # cmrc2018_evaluate.py's list. Its two-character ellipsis never equals a character there, so it is not here.
 _CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-_HAN = re.compile(r"[\u4e00-\u9fa5]")
 # Where the official script calls nltk.word_tokenize on what is not Chinese: numbers with points and commas, words,
 # and every other character by itself. nltk also splits contractions and keeps abbreviations, which are rare in answers.
 _SEGMENT = re.compile(r"[\u4e00-\u9fa5]|\d+(?:[.,]\d+)*|(?:(?![\u4e00-\u9fa5])\w)+|[^\w\s]")
@@ -39,8 +39,7 @@ def score_answer(prediction: str, answers: Sequence[str], scoring: Scoring) -> t
 
 def detect_scoring(contexts: Sequence[str]) -> Scoring:
     """cmrc when more than a fifth of the characters of the contexts are Chinese, else squad."""
-    text = "".join(contexts[:50])
-    return "cmrc" if 5 * len(_HAN.findall(text)) > len(text) else "squad"
+    return "cmrc" if is_han("".join(contexts[:50])) else "squad"
 
 
 def _normalized(text: str) -> str:

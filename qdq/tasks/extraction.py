@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from qdq.base.spans import ANSWER_TOKENS, best_run
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import Scoring, score_answer
 from qdq.tasks.metrics import Metric, mean_of
@@ -17,8 +18,6 @@ from qdq.text.encode import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-ANSWER_TOKENS = {"squad": 30, "cmrc": 50}  # longest answer; transformers' run_qa and PaddleNLP's compress_qa
 
 
 @dataclass(frozen=True)
@@ -103,20 +102,11 @@ def _windows_of(
 
 
 def best_span(window: Window, outputs: RowOutputs, longest: int) -> Span:
-    """The (first, last) context tokens, at most `longest` of them, with the largest start + end logit.
-
-    The exact maximum; run_qa looks among the 20 best starts and ends, which is the same but for rare ties.
-    """
+    """The (first, last) context tokens, at most `longest` of them, with the largest start + end logit."""
     start, end = outputs["start_logits"], outputs["end_logits"]
     inside = np.array([offset is not None for offset in window.offsets])
-    start_inside, end_inside = np.where(inside, start, -np.inf), np.where(inside, end, -np.inf)
-    best, where = -np.inf, (0, 0)
-    for length in range(min(longest, len(start))):
-        scores = start_inside[: len(start) - length] + end_inside[length:]
-        place = int(scores.argmax())
-        if scores[place] > best:
-            best, where = float(scores[place]), (place, place + length)
-    first, last = window.offsets[where[0]], window.offsets[where[1]]
+    best, *ends = best_run(np.where(inside, start, -np.inf), np.where(inside, end, -np.inf), longest)
+    first, last = (window.offsets[place] for place in ends)
     null = float(start[0] + end[0])
     return Span(-np.inf, 0, 0, null) if first is None or last is None else Span(best, first[0], last[1], null)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qdq.base.activations import ACTIVATIONS, softmax
 from qdq.base.choices import MULTI_LABEL, MULTI_LABEL_TYPE, REGRESSION, THRESHOLD_KEYS
 from qdq.errors import ModelError
 from qdq.load.own_class import is_own
@@ -17,19 +18,6 @@ from qdq.load.own_class import is_own
 Kind = Literal["classes", "multi-label", "scores"]
 Values = NDArray[np.float64]
 THRESHOLD = 0.5  # probability above which a class of a multi-label model counts, transformers' and scikit-learn's
-
-
-def _sigmoid(values: Values) -> Values:
-    return np.exp(-np.logaddexp(0.0, -values))  # no overflow for large negative logits
-
-
-# Activations a cross-encoder's config.json may name, by the last part of torch's name
-ACTIVATIONS: Mapping[str, Any] = {
-    "identity": lambda values: values,
-    "sigmoid": _sigmoid,
-    "tanh": np.tanh,
-    "relu": lambda values: np.maximum(values, 0.0),
-}
 
 
 @dataclass(frozen=True)
@@ -80,8 +68,7 @@ class Head:
         """Probabilities or scores of logits [..., classes], in float64."""
         values = np.asarray(logits, dtype=np.float64)
         if self.activation == "softmax":
-            shares = np.exp(values - values.max(-1, keepdims=True))
-            return np.asarray(shares / shares.sum(-1, keepdims=True))
+            return softmax(values)
         return np.asarray(ACTIVATIONS[self.activation](values))
 
 

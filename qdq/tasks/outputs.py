@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from qdq.tasks.heads import ACTIVATIONS, Head, head_of_model
+from qdq.base.activations import ACTIVATIONS
+from qdq.tasks.heads import Head, head_of_model
 
 if TYPE_CHECKING:
     from qdq.load.model import LoadedModel

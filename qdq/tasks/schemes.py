@@ -1,4 +1,4 @@
-"""Tagging schemes: tags of BIO, IOB1, BIOES, BILOU, BMES and IO as entities, and entities in the scheme of a model."""
+"""Tagging schemes: entities in the scheme of a model, whatever scheme the data have."""
 
 from __future__ import annotations
 
@@ -6,48 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qdq.base.tags import OUTSIDE, PREFIXED, Entity, entities, has_entities, split_tag
 from qdq.errors import DataError
 from qdq.tasks.labels import Classes
 from qdq.text.data import Record
-
-OUTSIDE = "O"
-# B and S (single, U for unit) begin an entity, I and M are in one, E (L for last) ends it.
-_PREFIXED = re.compile(r"([BIESLUM])[-_](.+)", re.IGNORECASE)
-_INSIDE = {"L": "E", "U": "S", "M": "I"}
-Entity = tuple[str, int, int]  # type, first word, last word
-
-
-def split_tag(tag: str) -> tuple[str, str]:
-    """(prefix, type) of a tag: B-PER is B and PER, PER alone I and PER, O and "" are O and nothing."""
-    if tag.upper() == OUTSIDE or not tag:
-        return OUTSIDE, ""
-    match = _PREFIXED.fullmatch(tag)
-    if match is None:
-        return "I", tag
-    prefix = match[1].upper()
-    return _INSIDE.get(prefix, prefix), match[2]
-
-
-def entities(tags: Sequence[str]) -> list[Entity]:
-    """Entities of one sentence, in order; an I that continues none begins one, as conlleval has it."""
-    found: list[Entity] = []
-    open_type, before = "", OUTSIDE
-    for place, (prefix, kind) in enumerate(map(split_tag, tags)):
-        begins = prefix in "BS" or kind != open_type or before in "ESO"
-        if prefix == OUTSIDE:
-            open_type = ""
-        elif begins:
-            found.append((kind, place, place))
-            open_type = kind
-        else:
-            found[-1] = (kind, found[-1][1], place)
-        before = prefix
-    return found
-
-
-def has_entities(names: Sequence[str]) -> bool:
-    """True when the classes of a tagger are tags of entities: some begin with B- or I-, or O is one of them."""
-    return any(_PREFIXED.fullmatch(name) for name in names) or OUTSIDE in names
 
 
 @dataclass(frozen=True)
@@ -59,7 +21,7 @@ class Scheme:
     @property
     def _written(self) -> tuple[str, str, str, str]:
         """Prefixes for the first, an inner, the last and the only word of an entity; "" writes the type alone."""
-        prefixes = {match[1] for name in self.names if (match := _PREFIXED.fullmatch(name))}
+        prefixes = {match[1] for name in self.names if (match := PREFIXED.fullmatch(name))}
         if not prefixes:
             return "", "", "", ""
         inner = "M" if "M" in prefixes and "I" not in prefixes else "I"

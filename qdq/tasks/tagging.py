@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from qdq.base.tags import OUTSIDE, entities, has_entities
 from qdq.tasks.metrics import Metric, micro_f1, ratio_of
 from qdq.tasks.problems import Answer, Problem, RowOutputs, identity
-from qdq.tasks.schemes import OUTSIDE, entities, has_entities
 from qdq.text.data import Record
 from qdq.text.encode import TokenRow
 

@@ -11,12 +11,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engines.triton import (
     check_repository,
-    preferred_sizes,
     write_repository,
 )
 from engines.triton import model_config as model_config_module
@@ -59,7 +56,9 @@ def test_cpu_repository_reads_back_as_the_engine(engine: BuiltEngine, tmp_path: 
     assert [(o.name, o.data_type, list(o.dims), o.label_filename) for o in config.output] == [
         ("logits", pb2.TYPE_FP32, [2], "labels.txt")
     ]
-    assert list(config.dynamic_batching.preferred_batch_size) == [8, 16, 40]
+    assert not config.dynamic_batching.preferred_batch_size  # advised against but for plans of several profiles
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds, policy.timeout_action) == (256, 10_000_000, 0)
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
     assert [(g.kind, g.count) for g in config.instance_group] == [(pb2.ModelInstanceGroup.KIND_CPU, 1)]
     assert config.parameters["intra_op_thread_count"].string_value == "2"
@@ -185,9 +184,8 @@ def test_same_input_gives_the_same_bytes(engine: BuiltEngine, tmp_path: Path) ->
         ({"about": ("two\nlines",)}, "one line, because a comment of config.pbtxt is"),
         ({"threads": 0}, "threads is 0"),
         ({"max_queue_delay_us": -1}, "max_queue_delay_us is -1"),
-        ({"preferred_batch_sizes": (16, 8)}, "strictly increasing"),
-        ({"max_batch_size": 8}, r"lie in 1\.\.8"),
-        ({"preferred_batch_sizes": (0, 8)}, "strictly increasing"),
+        ({"queue_size": 0}, "queue_size is 0"),
+        ({"queue_timeout_ms": 0}, "queue_timeout_ms is 0"),
         ({"labels": ("a\nb", "c")}, "one non-empty line"),
         ({"labels": ("", "c")}, "one non-empty line"),
         ({"backend": "tensorrt", "threads": 2}, "threads has no meaning"),
@@ -196,14 +194,6 @@ def test_same_input_gives_the_same_bytes(engine: BuiltEngine, tmp_path: Path) ->
 def test_settings_triton_would_refuse_are_configuration_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(**changes)
-
-
-@given(st.integers(min_value=1, max_value=500))
-def test_default_preferred_sizes_always_fit(max_batch_size: int) -> None:
-    sizes = preferred_sizes(max_batch_size)
-    assert (
-        settings(max_batch_size=max_batch_size, preferred_batch_sizes=sizes).preferred_batch_sizes[-1] == max_batch_size
-    )
 
 
 @pytest.mark.parametrize(
@@ -317,7 +307,7 @@ def test_import_needs_neither_tritonclient_nor_onnx() -> None:
         ('name: "tiny"', 'name: "huge"', "name .*: found 'huge', the engine needs 'tiny'"),
         ('backend: "onnxruntime"', 'backend: "onnxruntme"', "did you mean 'onnxruntime'"),
         ("onnxruntime_onnx", "tensorrt_plan", "platform: found 'tensorrt_plan'"),
-        ("max_batch_size: 40", "max_batch_size: 4", r"preferred_batch_size 8 is not in 1\.\.4"),
+        ("max_queue_size: 256", "max_queue_size: 0", "the queue has no limit"),
         ("max_batch_size: 40", "max_batch_size: -1", "max_batch_size is -1"),
         ("KIND_CPU", "KIND_GPU", "needs one instance_group of KIND_CPU"),
         ("model.onnx", "other.onnx", "default_model_filename: found 'other.onnx'"),

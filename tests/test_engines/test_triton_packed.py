@@ -21,7 +21,7 @@ from qdq.errors import DeployError
 
 from .test_packing import ROWS, echo
 
-SETTINGS = TritonSettings("tiny", "tensorrt", max_batch_size=8, preferred_batch_sizes=(8,))
+SETTINGS = TritonSettings("tiny", "tensorrt", max_batch_size=8)
 FEEDS = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.array([[1, 1, 1]])}
 pytest.importorskip("tritonclient.grpc")
 

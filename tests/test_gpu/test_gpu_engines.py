@@ -184,7 +184,7 @@ def test_triton_loads_the_plan(tiny: Any, tiny_engine: BuiltEngine, tools: Any, 
     from engines.triton import TritonSettings, write_repository
 
     sample = {name: array[0] for name, array in tools.feeds_of(tiny.int8, 1, 32).items()}
-    serving = TritonSettings("tiny", "tensorrt", max_batch_size=8, preferred_batch_sizes=(8,))
+    serving = TritonSettings("tiny", "tensorrt", max_batch_size=8)
     write_repository(tiny_engine, serving, [sample], tmp_path / "model_repository")
     port = free_port()
     command = ["tritonserver", f"--model-repository={tmp_path / 'model_repository'}", "--exit-on-error=true"]

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """The Makefile beside a finished set-up whose qdq prints its arguments and exits with $STUB_EXIT."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-demo.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-demo.txt", "requirements-serve.txt"):
         shutil.copy(ROOT / name, tmp_path)
     stub = tmp_path / ".venv/bin/qdq"
     stub.parent.mkdir(parents=True)

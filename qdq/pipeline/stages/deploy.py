@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from engines.instructions import int8_sums
 from engines.packed import packing_beside
 from engines.targets import TARGETS, EngineOptions
+from engines.triton import bucket_model, plan_model
 from qdq.base.artifacts import PARTIAL_PREFIX, read_json
 from qdq.base.screen import Stage
 from qdq.errors import Unavailable
-from qdq.pipeline.run import CANONICAL, FLOAT, Run
+from qdq.pipeline.run import CANONICAL, FLOAT, RAW_REPOSITORY, REPOSITORY, Run
 from qdq.pipeline.stages.bench import rivals_beside, workload
 from qdq.pipeline.stages.build import multiplications
+from qdq.pipeline.stages.deploy_text import refusal, text_form, tokenizer_of
 from qdq.pipeline.stages.lower import cpu_lowering
 from qdq.pipeline.verdict import float_wins
 
@@ -26,25 +28,76 @@ if TYPE_CHECKING:
 
 
 def deploy(run: Run, stage: Stage) -> Sequence[Path]:
-    """Stage 9: the Triton model repository, written through Triton's schema and read back."""
-    from engines.triton import TritonSettings, bucket_model, plan_model, preferred_sizes, write_repository
-    from qdq.tasks.outputs import said_of
+    """Stage 9: the Triton repository that takes text; one of token ids where that is asked for, or all there is.
 
+    Raises Unavailable when Triton has no backend for the target's engines.
+    """
     options = run.options
-    backend = backend_of(run)
-    if backend is None:
+    if backend_of(run) is None:
         raise Unavailable(
             f"Triton has no backend for {options.target}; --triton-backend onnxruntime serves the same model, "
             "--target tensorrt makes a plan that Triton serves"
         )
-    loaded = run.reference
+    reason = refusal(run.reference) if TARGETS[options.target].backends else f"Triton has no {options.target} backend"
+    wanted = options.raw_inputs or options.buckets or options.triton_backend
+    # A repository is never replaced by one of another model, unless that was ours too.
+    names = {run.name, plan_model(run.name), *(bucket_model(run.name, width) for width in options.buckets)}
+    for earlier in run.work.written(run.record("deploy")):
+        if earlier.name not in names or (earlier.parent.name == RAW_REPOSITORY and not wanted):
+            shutil.rmtree(earlier, ignore_errors=True)
+    written: list[Path] = []
+    with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
+        if reason is None:
+            written += _deploy_text(run, stage, Path(scratch))
+        if reason is not None or wanted:
+            written += _deploy_raw(run, stage, Path(scratch), run.target / (RAW_REPOSITORY if written else REPOSITORY))
+    if reason is not None:
+        stage.say(f"it takes token ids: {reason}")
+    return tuple(written)
+
+
+def _deploy_text(run: Run, stage: Stage, scratch: Path) -> Sequence[Path]:
+    """The repository of texts, around the engine that was verified and timed."""
+    from engines.triton import TritonSettings, write_text_repository
+    from qdq.tasks.outputs import said_of
+
+    options, target = run.options, TARGETS[run.options.target]
+    settings = TritonSettings(
+        name=run.name,
+        backend="tensorrt" if target.gpu else target.name,  # type: ignore[arg-type]  # has one: its backends say so
+        max_batch_size=options.batch,
+        instances=options.streams if options.mode == "throughput" else 1,
+        queue_size=options.queue_size,
+        queue_timeout_ms=options.queue_timeout,
+        cache=options.response_cache,
+        about=said_of(run.reference),
+    )
+    # Around the run's own engine, never another one's
+    engine = served_engine(run, target.name, scratch)
+    form = text_form(run, engine)
+    folder = run.target / REPOSITORY
+    models = write_text_repository(engine, form, tokenizer_of(run.reference), settings, folder)
+    stage.say(
+        f"Triton repository that takes text: {form.task} by the {target.name} engine{_float_note(run)}, read back"
+    )
+    return [folder / name for name in models]
+
+
+def _deploy_raw(run: Run, stage: Stage, scratch: Path, folder: Path) -> Sequence[Path]:
+    """The repository of token ids, for one of Triton's own backends."""
+    from engines.triton import TritonSettings, write_repository
+    from qdq.tasks.outputs import said_of
+
+    options, loaded, backend = run.options, run.reference, backend_of(run) or ""
     settings = TritonSettings(
         name=run.name,
         backend=backend,  # type: ignore[arg-type]  # validated by CompileOptions
         max_batch_size=options.batch,
-        preferred_batch_sizes=preferred_sizes(options.batch),
         instances=options.streams if options.mode == "throughput" else 1,
         threads=None if TARGETS[backend].gpu else options.threads,
+        queue_size=options.queue_size,
+        queue_timeout_ms=options.queue_timeout,
+        cache=options.response_cache,
         labels=class_names(loaded),
         buckets=options.buckets,
         about=said_of(loaded),
@@ -54,20 +107,17 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
         names.append(plan_model(run.name))
     feeds = (workload(run, 1, width)[0] for width in options.buckets or (options.sequence,))
     samples = [{name: array[:1] for name, array in batch.items()} for batch in feeds]  # one text of each length
-    folder = run.target / "model_repository"
-    # A repository is never replaced by one of another model, unless that was ours too.
-    for earlier in run.work.written(run.record("deploy")):
-        if earlier.name not in names:
-            shutil.rmtree(earlier, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
-        served = served_engine(run, backend, Path(scratch))
-        write_repository(served, settings, samples, folder)
+    raw = scratch / "raw"
+    raw.mkdir()
+    write_repository(served_engine(run, backend, raw), settings, samples, folder)
+    reach = "" if TARGETS[backend].gpu or _float_note(run) else f", for {int8_sums().reach}"
     what = f"Triton repository for the {backend} backend, {len(names)} model(s), read back"
-    if serves_float(run):
-        stage.say(f"{what}; in FP32, which is faster here")
-    else:
-        stage.say(what if TARGETS[backend].gpu else f"{what}, for {int8_sums().reach}")
-    return tuple(folder / name for name in names)
+    stage.say(f"{what}{_float_note(run, backend)}{reach}")
+    return [folder / name for name in names]
+
+
+def _float_note(run: Run, backend: str | None = None) -> str:
+    return "; in FP32, which is faster here" if serves_float(run, backend or run.options.target) else ""
 
 
 def class_names(loaded: LoadedModel) -> tuple[str, ...]:
@@ -83,11 +133,10 @@ def backend_of(run: Run) -> str | None:
     return run.options.triton_backend or next(iter(TARGETS[run.options.target].backends), None)
 
 
-def serves_float(run: Run) -> bool:
+def serves_float(run: Run, backend: str) -> bool:
     """True when `--target auto` left the choice, and the backend's runtime is faster in FP32 than in INT8."""
     report = run.target / "benchmark.json"
-    backend = backend_of(run)
-    return bool(run.rivals) and backend is not None and report.is_file() and float_wins(read_json(report), backend)
+    return bool(run.rivals) and report.is_file() and float_wins(read_json(report), backend)
 
 
 def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
@@ -101,7 +150,7 @@ def served_engine(run: Run, backend: str, scratch: Path) -> BuiltEngine:
     from engines.types import BuiltEngine
 
     options = EngineOptions(run.options.threads, run.options.precision_hint)
-    if serves_float(run):
+    if serves_float(run, backend):
         return TARGETS[backend].build(run.work.path / FLOAT, scratch, options, None)
     if backend in (run.options.target, *rivals_beside(run)):
         built = run.aimed_at(backend)

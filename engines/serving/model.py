@@ -1,0 +1,128 @@
+"""The text model of a Triton repository: requests of strings in, answers out, batched over all requests at hand."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.serving import requests as reading
+from engines.serving.answers import STRING, Answer, answer, outputs_of
+from engines.serving.batches import Row, run
+from engines.serving.fault import Fault
+from engines.serving.form import FILE, TOKENIZER, TextForm
+from engines.serving.metrics import Metrics
+from engines.serving.requests import Asked, inputs_of
+from engines.serving.runner import PlanRunner, open_runner
+from engines.serving.tokens import Tokenizer as Tokenizer
+from engines.serving.tokens import Tokens
+from qdq.errors import QdqError
+
+NUMPY = {"TYPE_FP32": np.float32, "TYPE_INT32": np.int32}
+
+
+class TextModel:
+    """One instance; `execute` gets the requests that Triton batched and answers each, or says what is wrong with it."""
+
+    def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        """Open what lies in the version folder. Raises ValueError or QdqError naming the file that cannot be used."""
+        self._triton: Any = importlib.import_module("triton_python_backend_utils")
+        self._form = TextForm.read(folder / FILE).changed(config["parameters"])
+        self._tokenizer = Tokenizer(folder / TOKENIZER, self._form)
+        self._runner = open_runner(folder, self._form, self._triton, name)
+        self._most = max(1, int(config["max_batch_size"]))
+        self._inputs = [item.name for item in inputs_of(self._form)]
+        self._outputs = outputs_of(self._form)
+        self._metrics = Metrics(self._triton, name)
+        if not isinstance(self._runner, PlanRunner):  # a plan's model may not be there yet, and warms up itself
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Run one batch of the sample and a whole one, so that no client waits for kernels to be prepared."""
+        tensors = {name: np.array([texts], dtype=object) for name, texts in self._form.sample.items()}
+        sample = self._tokenizer.encode(reading.read(self._form, tensors, "").samples[0])
+        if not any(isinstance(text, Fault) for text in sample):
+            for size in (1, self._most):
+                run(self._runner, self._form, [sample] * size, self._most)  # type: ignore[list-item]  # no fault in it
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Responses in order."""
+        asked = [self._read(request) for request in requests]
+        encoded = self._encode(asked)
+        fitting = [samples for samples in encoded if not isinstance(samples, Fault)]
+        try:
+            outputs = iter(
+                run(self._runner, self._form, [sample for samples in fitting for sample in samples], self._most)
+            )
+        except QdqError as error:
+            self._metrics.failed(len(requests))
+            return [self._error(str(error)) for _ in requests]
+        found = []
+        for request, wish, samples in zip(requests, asked, encoded, strict=True):
+            if isinstance(samples, Fault) or isinstance(wish, Fault):
+                found.append(self._error(str(samples), fault=True))
+            else:
+                found.append(self._response(request, wish, samples, [next(outputs) for _ in samples]))
+        self._metrics.count(encoded)
+        return found
+
+    def _read(self, request: Any) -> Asked | Fault:
+        tensors = {name: self._triton.get_input_tensor_by_name(request, name) for name in self._inputs}
+        arrays = {name: None if tensor is None else tensor.as_numpy() for name, tensor in tensors.items()}
+        try:
+            return reading.read(self._form, arrays, request.parameters())
+        except Fault as fault:
+            return fault
+
+    def _encode(self, asked: Sequence[Asked | Fault]) -> list[list[list[Tokens]] | Fault]:
+        """Tokens of every request's samples, or its first fault; the texts of all are tokenized together."""
+        texts = [text for one in asked if isinstance(one, Asked) for sample in one.samples for text in sample]
+        tokens = iter(self._tokenizer.encode(texts))
+        found: list[list[list[Tokens]] | Fault] = []
+        for one in asked:
+            if isinstance(one, Fault):
+                found.append(one)
+                continue
+            samples = [[next(tokens) for _ in sample] for sample in one.samples]
+            faults = [text for sample in samples for text in sample if isinstance(text, Fault)]
+            found.append(faults[0] if faults else samples)  # type: ignore[arg-type]  # no fault is left in them
+        return found
+
+    def _response(self, request: Any, asked: Asked, samples: Sequence[Sequence[Tokens]], rows: Sequence[Row]) -> Any:
+        """Answers to one request: the outputs it names."""
+        named = set(request.requested_output_names())
+        large = named != {output.name for output in self._outputs}  # named among some, not sent along with all
+        answers = [
+            answer(self._form, sample, row, asked.dimensions, large) for sample, row in zip(samples, rows, strict=True)
+        ]
+        tensors = [
+            self._triton.Tensor(output.name, _stacked(answers, output.name, output.kind))
+            for output in self._outputs
+            if output.name in named and output.name in answers[0]
+        ]
+        return self._triton.InferenceResponse(output_tensors=tensors)
+
+    def _error(self, message: str, fault: bool = False) -> Any:
+        """A response that says what is wrong: the request's own fault, or the server's."""
+        kind = self._triton.TritonError.INVALID_ARG if fault else self._triton.TritonError.INTERNAL
+        return self._triton.InferenceResponse(error=self._triton.TritonError(message, kind))
+
+
+def _stacked(answers: Sequence[Answer], name: str, kind: str) -> Any:
+    """One output of all rows [rows, …]; rows of unequal length are padded with zeros, TOKENS says how long they are."""
+    if kind == STRING:
+        return np.array([[answer[name].encode("utf-8")] for answer in answers], dtype=object)
+    values = [np.atleast_1d(np.asarray(answer[name], dtype=NUMPY[kind])) for answer in answers]
+    longest = max(len(value) for value in values)
+    padded = [np.pad(value, [(0, longest - len(value)), *[(0, 0)] * (value.ndim - 1)]) for value in values]
+    return np.ascontiguousarray(np.stack(padded))
+
+
+def configuration(args: Mapping[str, str]) -> Mapping[str, Any]:
+    """The model's configuration, out of what Triton gives `initialize`."""
+    found: Mapping[str, Any] = json.loads(args["model_config"])
+    return found

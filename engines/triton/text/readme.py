@@ -1,0 +1,92 @@
+"""Files beside the configuration of a text model: README.md, requirements.txt and Dockerfile."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+
+from engines.serving.answers import outputs_of
+from engines.serving.form import TextForm
+from engines.serving.metrics import FAMILIES
+from engines.serving.requests import inputs_of
+from engines.targets import TARGETS
+from engines.triton.settings import TritonSettings
+
+IMAGE = "nvcr.io/nvidia/tritonserver:<yy.mm>-py3"
+PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx")}  # of each engine
+
+
+def text_files(form: TextForm, settings: TritonSettings) -> dict[str, str]:
+    """Text of every file by name."""
+    return {"README.md": _readme(form, settings), "requirements.txt": requirements(form), "Dockerfile": DOCKERFILE}
+
+
+def requirements(form: TextForm) -> str:
+    """Packages the server's Python needs, in the versions that the engine was verified and timed with."""
+    names = ("numpy", "tokenizers", *PACKAGES.get(form.engine, ()))
+    return "".join(f"{name}=={found}\n" if (found := _version(name)) else f"{name}\n" for name in names)
+
+
+def curl_line(form: TextForm, name: str, url: str = "localhost:8000") -> str:
+    """A request that works, for the shell."""
+    body = {key: list(texts) if len(texts) > 1 else texts[0] for key, texts in form.sample.items()}
+    quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
+    return f"curl {url}/v2/models/{name}/generate -d '{quoted}'"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+DOCKERFILE = f"""\
+FROM {IMAGE}
+COPY requirements.txt /tmp/requirements.txt
+RUN pip install --no-cache-dir -r /tmp/requirements.txt
+"""
+
+
+def _readme(form: TextForm, settings: TritonSettings) -> str:
+    """README.md of the model."""
+    behind = f", in front of the plan {settings.name}_plan" if TARGETS[form.engine].gpu else ""
+    parts = [
+        f"# {settings.name}",
+        f"Texts in, answers out: {form.task}, {form.engine} engine{behind}.",
+        f"```\n{curl_line(form, settings.name)}\n```",
+        _tables(form),
+        "\n".join(f"- {line}" for line in (*_limits(form), *settings.about)),
+        f"Metrics beside Triton's: {', '.join(FAMILIES)}.",
+        f"`docker build -t {settings.name}-server .` in this folder makes an image of Triton with what requirements.txt "
+        "names; `qdq serve` needs none.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(form: TextForm) -> str:
+    """Inputs and outputs with what one row of them holds."""
+    inputs = [
+        f"| {item.name} | {list(item.dims)} | {'optional' if item.optional else ''} |" for item in inputs_of(form)
+    ]
+    outputs = [
+        f"| {output.name} | {output.kind} | {list(output.dims)} | {'on request' * output.on_request} |"
+        for output in outputs_of(form)
+    ]
+    heads = ("| input, strings | per row | |\n|---|---|---|", "| output | type | per row | |\n|---|---|---|---|")
+    return "\n\n".join("\n".join(rows) for rows in ((heads[0], *inputs), (heads[1], *outputs)))
+
+
+def _limits(form: TextForm) -> list[str]:
+    """What is refused, and the parameters of a request."""
+    lines = [
+        f"at most {form.sequence} tokens and {form.characters} characters a text: a request with a longer one, or an "
+        'empty one, gets 400; the parameter `"truncation": "cut"` cuts tokens off instead, and CUT says how many'
+    ]
+    if any(output.on_request for output in outputs_of(form)):
+        lines.append("outputs on request are sent to those who name them among the outputs they want")
+    if form.dimensions:
+        lines.append(f"the parameter `dimensions` gives shorter embeddings: {', '.join(map(str, form.dimensions))}")
+    if not form.pooled:
+        lines.append("EMBEDDING is the mean over the text's tokens, of length 1: the model has no pooling of its own")
+    return lines

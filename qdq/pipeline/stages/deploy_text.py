@@ -1,0 +1,104 @@
+"""The text model of stage 9: everything a server has to know of a loaded model, to take strings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engines.packed import packing_beside
+from engines.targets import TARGETS
+from qdq.base.artifacts import read_json
+from qdq.pipeline.run import Run
+
+if TYPE_CHECKING:
+    from engines.serving.form import TextForm
+    from engines.types import BuiltEngine
+    from qdq.load.model import LoadedModel
+    from qdq.text.data import Record
+
+CHARACTERS = 64  # of a text for each token the engine takes; a token of ordinary text has four
+MATRYOSHKA = ("matryoshka_dimensions", "matryoshka_dims")  # keys of config.json
+NEXT = ("IsNext", "NotNext")  # the classes of next-sentence prediction, as BERT's authors call them
+
+
+def refusal(loaded: LoadedModel) -> str | None:
+    """Return why a model cannot take strings on a server, None when it can."""
+    if not loaded.tokenizer.is_fast:
+        return "its tokenizer has no fast form (tokenizer.json), so clients send token ids"
+    if loaded.token_level is not None and set(loaded.outputs) != set(loaded.task.outputs):
+        return f"its class returns {', '.join(loaded.outputs)} of its own, so clients read them themselves"
+    return None
+
+
+def text_form(run: Run, engine: BuiltEngine) -> TextForm:
+    """The form of the run's model around its engine."""
+    from engines.serving.form import TextForm
+    from qdq.base.tags import has_entities
+    from qdq.load.pooling import PROMPT
+    from qdq.tasks.heads import head_of_model
+    from qdq.text.encode import has_types
+
+    # Of the model: its tokenizer, classes and head; of the run: the engine's options
+    loaded, options = run.reference, run.options
+    tokenizer, head = loaded.tokenizer, head_of_model(loaded.model)
+    sequence = min(options.sequence, tokenizer.model_max_length)
+    labels = loaded.labels or (NEXT if loaded.task.name == "next-sentence-prediction" else ())
+    return TextForm(
+        task=loaded.task.name,
+        engine=options.target,
+        files=tuple(file.name for file in engine.files),
+        threads=0 if TARGETS[options.target].gpu else options.threads,
+        hint=options.precision_hint,
+        inputs=loaded.inputs,
+        types={info.name: info.dtype for info in engine.inputs},
+        outputs=loaded.outputs,
+        sequence=sequence,
+        characters=CHARACTERS * sequence,
+        packed=_packs(run, engine),
+        typed=has_types(tokenizer, loaded.inputs),
+        pad={"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id},
+        pad_left=tokenizer.padding_side == "left",
+        sample=_sample(loaded.task.name, run.evaluation.records[0]),
+        prompt=getattr(tokenizer, PROMPT, ""),
+        labels=labels,
+        head=head.kind,
+        activation=head.activation,
+        thresholds=head.thresholds if head.kind == "multi-label" else (),
+        entities=has_entities(labels),
+        pooled=loaded.pooling is not None or loaded.task.name != "feature-extraction",
+        normalized=loaded.pooling is None or loaded.pooling.normalize,
+        dimensions=_dimensions(loaded.model.config),
+        mask=tokenizer.mask_token_id if loaded.task.name == "fill-mask" else None,
+        buckets=options.buckets if TARGETS[options.target].gpu else (),
+    )
+
+
+def tokenizer_of(loaded: LoadedModel) -> str:
+    """The text of its tokenizer.json, as the tokenizer in memory is: lower-casing as the model's files say."""
+    return str(loaded.tokenizer.backend_tokenizer.to_str(pretty=False))
+
+
+def _packs(run: Run, engine: BuiltEngine) -> bool:
+    """True for an engine that leaves padding out itself."""
+    return (
+        bool(engine.settings.get("packing", read_json(run.target / "build.json")["settings"].get("packing")))
+        or packing_beside(run.lowered) is not None
+    )
+
+
+def _sample(task: str, record: Record) -> dict[str, tuple[str, ...]]:
+    """A text of the run, one string per input of the served model."""
+    pair = record.pair or record.text
+    if task == "question-answering":
+        return {"QUESTION": (record.text,), "CONTEXT": (pair,)}
+    if task == "multiple-choice":
+        return {"TEXT": (record.text,), "CHOICES": (pair, record.text)}
+    if task == "next-sentence-prediction":
+        return {"TEXT": (record.text,), "TEXT_PAIR": (pair,)}
+    if task == "text-classification" and record.pair is not None:
+        return {"TEXT": (record.text,), "TEXT_PAIR": (record.pair,)}
+    return {"TEXT": (record.text,)}
+
+
+def _dimensions(config: Any) -> tuple[int, ...]:
+    found = next((value for key in MATRYOSHKA if (value := getattr(config, key, None))), ())
+    return tuple(int(size) for size in found)
