@@ -152,6 +152,13 @@ class CompileOptions(TreatmentOptions):
 
     raw_inputs: bool = _engine(False, "a second Triton repository, for clients that send token ids", FREE)
     queue_size: int = _engine(256, "requests that may wait at the server; more get a 503", FREE, within=(1, MANY))
+    queue_delay: int = _engine(
+        5000,
+        "microseconds that texts wait for others of their batch; a lone client waits, too",
+        FREE,
+        "US",
+        within=(0, MANY),
+    )
     queue_timeout: int = _engine(10_000, "milliseconds that one may wait there", FREE, "MS", within=(1, MANY))
     response_cache: bool = _engine(False, "the server answers repeated requests from its cache", FREE)
 

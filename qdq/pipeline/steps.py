@@ -161,7 +161,13 @@ def _flight(run: Run) -> Mapping[str, Any]:
 def _deploy_inputs(run: Run) -> Mapping[str, Any]:
     options = run.options
     served = [run.name, options.batch, options.sequence, options.triton_backend, *options.buckets]
-    served += [options.raw_inputs, options.queue_size, options.queue_timeout, options.response_cache]
+    served += [
+        options.raw_inputs,
+        options.queue_size,
+        options.queue_timeout,
+        options.queue_delay,
+        options.response_cache,
+    ]
     found = {**_evaluation(run), "checkpoint": fingerprint(run.checkpoint), "served": served, **_flight(run)}
     backend = deploy.backend_of(run)
     other = [target for target in bench.rivals_beside(run) if target == backend]

@@ -62,7 +62,7 @@ class Installation:
         python = folder / "python"
         python.mkdir(parents=True)
         for file in (*(self.package / "backends" / "python").iterdir(), _stub(self.package)):
-            (python / file.name).symlink_to(file)
+            shutil.copy2(file, python / file.name)  # a link is refused, as a way out of the folder
         for name in sorted({backend for target in TARGETS.values() if not target.gpu for backend in target.backends}):
             (folder / name).mkdir()
             shutil.copyfile(STAND_IN, folder / name / "model.py")

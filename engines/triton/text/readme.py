@@ -58,8 +58,8 @@ def _readme(form: TextForm, settings: TritonSettings) -> str:
         _tables(form),
         "\n".join(f"- {line}" for line in (*_limits(form), *settings.about)),
         f"Metrics beside Triton's: {', '.join(FAMILIES)}.",
-        f"`docker build -t {settings.name}-server .` in this folder makes an image of Triton with what requirements.txt "
-        "names; `qdq serve` needs none.",
+        f"`docker build -t {settings.name}-server .` in this folder makes an image of Triton that has what "
+        "requirements.txt names; `qdq serve` needs none.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -78,7 +78,7 @@ def _tables(form: TextForm) -> str:
 
 
 def _limits(form: TextForm) -> list[str]:
-    """What is refused, and the parameters of a request."""
+    """Limits of a text, and the parameters of a request."""
     lines = [
         f"at most {form.sequence} tokens and {form.characters} characters a text: a request with a longer one, or an "
         'empty one, gets 400; the parameter `"truncation": "cut"` cuts tokens off instead, and CUT says how many'

@@ -67,6 +67,7 @@ def _deploy_text(run: Run, stage: Stage, scratch: Path) -> Sequence[Path]:
         backend="tensorrt" if target.gpu else target.name,  # type: ignore[arg-type]  # has one: its backends say so
         max_batch_size=options.batch,
         instances=options.streams if options.mode == "throughput" else 1,
+        max_queue_delay_us=options.queue_delay,
         queue_size=options.queue_size,
         queue_timeout_ms=options.queue_timeout,
         cache=options.response_cache,

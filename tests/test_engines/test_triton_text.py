@@ -1,0 +1,161 @@
+"""The repository of a text model: what is written, and that it is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.serving.form import FILE, TextForm
+from engines.triton import TritonSettings, write_text_repository
+from engines.triton.model_config import read_config
+from engines.types import BuiltEngine
+from qdq.errors import DeployError
+
+pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="the triton extra is not installed")
+SETTINGS = TritonSettings(
+    "tiny", "onnxruntime", max_batch_size=8, queue_size=3, queue_timeout_ms=20, about=("a model",)
+)
+
+
+@pytest.fixture
+def form() -> TextForm:
+    return TextForm(
+        task="text-classification",
+        engine="onnxruntime",
+        files=("model.onnx",),
+        threads=2,
+        hint="f32",
+        inputs=("input_ids", "attention_mask"),
+        outputs=("logits",),
+        types={"input_ids": "int64", "attention_mask": "int64"},
+        sequence=8,
+        characters=512,
+        packed=False,
+        typed=False,
+        pad={"input_ids": 0, "token_type_ids": 0},
+        pad_left=False,
+        sample={"TEXT": ("it's a cat",)},
+        labels=("no", "yes"),
+    )
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(engine: BuiltEngine, form: TextForm, tmp_path: Path) -> Write:
+    """`write(settings, **changes of the form)`: the repository of the tiny engine."""
+
+    def written(settings: TritonSettings = SETTINGS, **changes: Any) -> Path:
+        folder = tmp_path / "repository"
+        write_text_repository(engine, replace(form, **changes), '{"a": "tokenizer"}', settings, folder)
+        return folder
+
+    return written
+
+
+def test_the_engine_file_is_served_with_its_tokenizer(write: Write, engine: BuiltEngine, form: TextForm) -> None:
+    version = write() / "tiny" / "1"
+    assert (version / engine.files[0].name).read_bytes() == engine.files[0].read_bytes()
+    assert (version / "tokenizer.json").read_text() == '{"a": "tokenizer"}'
+    assert TextForm.read(version / FILE) == form
+    assert (version / "lib/engines/onnxruntime/runner.py").is_file()
+
+
+def test_the_configuration_takes_strings_and_ends_its_queue(write: Write) -> None:
+    config = read_config(write() / "tiny" / "config.pbtxt")
+    assert (config.backend, config.max_batch_size) == ("python", 8)
+    assert [(item.name, item.data_type, list(item.dims), item.optional) for item in config.input] == [
+        ("TEXT", 13, [1], False),
+        ("TEXT_PAIR", 13, [1], True),
+    ]
+    assert [item.name for item in config.output] == ["LABEL", "SCORE", "PROBABILITIES", "LOGITS", "TOKENS", "CUT"]
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (3, 20_000)
+    assert not config.dynamic_batching.preferred_batch_size
+    assert not config.response_cache.enable
+    assert (config.parameters["threads"].string_value, config.parameters["characters"].string_value) == ("2", "512")
+
+
+def test_requests_of_unequal_many_choices_wait_together(write: Write) -> None:
+    config = read_config(
+        write(task="multiple-choice", sample={"TEXT": ("a",), "CHOICES": ("b", "c")}) / "tiny/config.pbtxt"
+    )
+    assert [(list(item.dims), item.allow_ragged_batch) for item in config.input] == [([1], False), ([-1], True)]
+
+
+def test_the_response_cache_is_an_option(write: Write) -> None:
+    assert read_config(write(replace(SETTINGS, cache=True)) / "tiny" / "config.pbtxt").response_cache.enable
+
+
+def test_requirements_name_the_versions_that_were_timed(write: Write) -> None:
+    model = write() / "tiny"
+    lines = (model / "requirements.txt").read_text().splitlines()
+    assert [line.partition("==")[0] for line in lines] == ["numpy", "tokenizers", "onnxruntime", "onnx"]
+    dockerfile = (model / "Dockerfile").read_text().splitlines()
+    assert len(dockerfile) == 3 and dockerfile[0].startswith("FROM nvcr.io/nvidia/tritonserver:")
+
+
+def test_the_readme_has_a_request_for_the_shell(write: Write) -> None:
+    readme = (write() / "tiny" / "README.md").read_text()
+    assert """curl localhost:8000/v2/models/tiny/generate -d '{"TEXT": "it'\\''s a cat"}'""" in readme
+    assert "at most 8 tokens and 512 characters" in readme and "a model" in readme
+
+
+def test_the_same_engine_gives_the_same_bytes(write: Write) -> None:
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert contents(write()) == contents(write())
+
+
+def test_a_repository_of_somebody_else_is_refused(write: Write) -> None:
+    folder = write()
+    (folder / "other").mkdir()
+    with pytest.raises(DeployError, match="holds 'other' beside the model 'tiny'"):
+        write()
+
+
+def test_a_missing_engine_file_leaves_the_repository_as_it_was(write: Write, engine: BuiltEngine) -> None:
+    folder = write()
+    engine.files[0].unlink()
+    with pytest.raises(DeployError, match="is missing"):
+        write()
+    assert (folder / "tiny" / "config.pbtxt").is_file()
+
+
+def test_a_form_of_another_version_is_named(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"task": "text-classification", "colour": 1}))
+    with pytest.raises(ValueError, match=r"text\.json cannot be read .* deploy the model again"):
+        TextForm.read(tmp_path / FILE)
+
+
+@pytest.mark.parametrize(("value", "threads"), [("4", 4), ("0", 0)])
+def test_the_servers_own_parameters_change_the_form(form: TextForm, value: str, threads: int) -> None:
+    assert form.changed({"threads": {"string_value": value}, "other": {"string_value": "x"}}).threads == threads
+
+
+def test_a_parameter_that_is_no_number_is_named(form: TextForm) -> None:
+    with pytest.raises(ValueError, match="parameter threads is 'all'; it is a whole number"):
+        form.changed({"threads": {"string_value": "all"}})
+
+
+def test_a_plan_is_served_by_a_model_of_its_own_behind_the_texts(
+    engine: BuiltEngine, form: TextForm, tmp_path: Path
+) -> None:
+    (tmp_path / "model.plan").write_bytes(b"plan")
+    plan = replace(engine, target="tensorrt", files=(tmp_path / "model.plan",))
+    settings = replace(SETTINGS, backend="tensorrt")
+    folder = tmp_path / "repository"
+    served = replace(form, engine="tensorrt", files=("model.plan",), buckets=(4, 8))
+    assert write_text_repository(plan, served, "{}", settings, folder) == ["tiny", "tiny_plan"]
+    config = read_config(folder / "tiny_plan" / "config.pbtxt")
+    assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 0)
+    assert [list(item.dims) for item in config.input] == [[-1, -1], [-1, -1]]
+    assert not (folder / "tiny" / "1" / "model.plan").exists()
+    assert not list((folder / "tiny" / "1" / "lib").rglob("openvino"))
