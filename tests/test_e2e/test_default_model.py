@@ -70,7 +70,7 @@ def test_make_engine_leaves_every_file(default_engine: tuple[Path, str], winner:
     names = ["placement.json", "calibration.json", "checkpoint/config.json", "model.qdq.onnx", "manifest.json"]
     target = ["model.onnx", "passes.json", "build.json", "accuracy.json", "benchmark.json", *ENGINE_FILES[winner]]
     repository = "model_repository/all-MiniLM-L6-v2"
-    target += [f"{repository}/config.pbtxt", f"{repository}/1/model.onnx"]
+    target += [f"{repository}/config.pbtxt", *(f"{repository}/1/{name}" for name in ENGINE_FILES[winner])]
     for name in [*names, *(f"{winner}/{name}" for name in target)]:
         assert (out / name).is_file(), name
     assert "36 of 36 encoder linears" in printed

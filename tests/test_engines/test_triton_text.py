@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from engines.serving.form import FILE, TextForm
 from engines.triton import TritonSettings, write_text_repository
 from engines.triton.model_config import read_config
+from engines.triton.text.orchestration import compose, kubernetes
 from engines.types import BuiltEngine
 from qdq.errors import DeployError
 
@@ -159,3 +163,42 @@ def test_a_plan_is_served_by_a_model_of_its_own_behind_the_texts(
     assert [list(item.dims) for item in config.input] == [[-1, -1], [-1, -1]]
     assert not (folder / "tiny" / "1" / "model.plan").exists()
     assert not list((folder / "tiny" / "1" / "lib").rglob("openvino"))
+
+
+@pytest.mark.parametrize("name", ["tiny", "My_Model.v2"])
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_orchestration_tries_the_model_with_a_real_request(form: TextForm, name: str, target: str) -> None:
+    served = replace(form, engine=target)
+    settings = replace(SETTINGS, name=name, backend=target)
+    (service,) = yaml.safe_load(compose(served, settings))["services"].values()
+    deployment, exposed = yaml.safe_load_all(kubernetes(served, settings))
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    probe = container["livenessProbe"]["exec"]["command"]
+    assert [word.replace("$$", "$") for word in service["healthcheck"]["test"]] == ["CMD", *probe]
+    assert probe[3:] == [f"http://localhost:8000/v2/models/{name}/generate", '{"TEXT": "it\'s a cat"}']
+    # Shared memory, an end in order, limits
+    assert (
+        service["shm_size"] == "512mb"
+        and {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    )
+    assert pod["terminationGracePeriodSeconds"] > 60 and container["lifecycle"]["preStop"]
+    assert container["resources"]["limits"].get("nvidia.com/gpu") == ("1" if target == "tensorrt" else None)
+    assert exposed["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", deployment["metadata"]["name"])
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize(("code", "healthy"), [("200", True), ("503", True), ("500", False), ("000", False)])
+def test_the_probe_takes_a_full_queue_for_health_and_an_error_for_none(
+    form: TextForm, tmp_path: Path, code: str, healthy: bool, cache: bool
+) -> None:
+    (service,) = yaml.safe_load(compose(form, replace(SETTINGS, cache=cache)))["services"].values()
+    command = [word.replace("$$", "$") for word in service["healthcheck"]["test"][1:]]  # as compose reads it
+    (tmp_path / "curl").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nprintf {code}\n')
+    (tmp_path / "curl").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    ran = subprocess.run(command, env=environment)
+    assert (ran.returncode == 0) == healthy
+    asked = (tmp_path / "asked").read_text()
+    assert re.search(r'\{"TEXT": "\d{9,}"\}' if cache else r"it's a cat", asked)  # what a cache has not seen

@@ -152,17 +152,23 @@ def deployed(
     small: tuple[str, ...],
 ) -> tuple[Path, Path]:
     """A checkpoint, and the repository that was made of it."""
-    if request.param == "bert":
-        return compiled / "tiny-bert", compiled / "work/onnxruntime/model_repository"
     place = tmp_path_factory.mktemp("deployed")
+    if request.param == "bert":
+        shutil.copytree(compiled / "work", place / "work")
+        ran = qdq("deploy", "--out", place / "work", "--target", "onnxruntime", "--raw-inputs")
+        assert ran.code == 0, ran.err
+        return compiled / "tiny-bert", place / "work/onnxruntime/raw_repository"
     source = tiny_checkpoint(request.param.partition(",")[0], num_hidden_layers=1)
     checkpoint = Path(shutil.copytree(source, place / "model"))
     if "no token types" in request.param:
         without_types(checkpoint)
-    text, out = ("--calibration", compiled / "text.jsonl"), ("--out", place / "work", "--target", "onnxruntime")
+    text, out = (
+        ("--calibration", compiled / "text.jsonl"),
+        ("--out", place / "work", "--target", "onnxruntime", "--raw-inputs"),
+    )
     ran = qdq("compile", "--model", checkpoint, *text, *out, *small)
     assert ran.code == 0, ran.err
-    return checkpoint, place / "work/onnxruntime/model_repository"
+    return checkpoint, place / "work/onnxruntime/raw_repository"
 
 
 def printed(language: str, word: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from engines.triton.interface import CONFIG_FILE, DATA_TYPES, VERSION, WARMUP_FO
 from engines.triton.model_config import read_config, schema
 from qdq.errors import DeployError
 
-FULL = 503
+REFUSED, FULL = 400, 503
 Inputs = tuple[dict[str, Any], ...]
 
 
@@ -51,11 +52,20 @@ class Trial:
         return found
 
     def alive(self, url: str, timeout: float = 60.0) -> bool:
-        """True when the model answers, or says that its queue is full."""
+        """True when the model answers, refuses, or says that its queue is full.
+
+        Texts are another number each time, because a response cache would answer those it knows.
+        """
+        fresh = tuple(
+            item | {"data": [str(time.time_ns() % 100_000)] * len(item["data"])}
+            if item["datatype"] == "BYTES"
+            else item
+            for item in self.inputs
+        )
         try:
-            self.ask(url, timeout)
+            replace(self, inputs=fresh).ask(url, timeout)
         except urllib.error.HTTPError as error:
-            return error.code == FULL
+            return error.code in (REFUSED, FULL)
         except OSError:
             return False
         return True

@@ -1,4 +1,4 @@
-"""Files beside the configuration of a text model: README.md, requirements.txt and Dockerfile."""
+"""Files beside the configuration of a text model: README.md, and what starts a server."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from engines.serving.metrics import FAMILIES
 from engines.serving.requests import inputs_of
 from engines.targets import TARGETS
 from engines.triton.settings import TritonSettings
+from engines.triton.text.orchestration import compose, kubernetes
 
 IMAGE = "nvcr.io/nvidia/tritonserver:<yy.mm>-py3"
 PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx")}  # of each engine
@@ -18,7 +19,13 @@ PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx")}  
 
 def text_files(form: TextForm, settings: TritonSettings) -> dict[str, str]:
     """Text of every file by name."""
-    return {"README.md": _readme(form, settings), "requirements.txt": requirements(form), "Dockerfile": DOCKERFILE}
+    return {
+        "README.md": _readme(form, settings),
+        "requirements.txt": requirements(form),
+        "Dockerfile": DOCKERFILE,
+        "compose.yaml": compose(form, settings),
+        "kubernetes.yaml": kubernetes(form, settings),
+    }
 
 
 def requirements(form: TextForm) -> str:
@@ -58,8 +65,8 @@ def _readme(form: TextForm, settings: TritonSettings) -> str:
         _tables(form),
         "\n".join(f"- {line}" for line in (*_limits(form), *settings.about)),
         f"Metrics beside Triton's: {', '.join(FAMILIES)}.",
-        f"`docker build -t {settings.name}-server .` in this folder makes an image of Triton that has what "
-        "requirements.txt names; `qdq serve` needs none.",
+        "`docker compose up --build` in this folder starts a server in an image of Triton that has what "
+        "requirements.txt names; kubernetes.yaml takes the same image; `qdq serve` needs none.",
     ]
     return "\n\n".join(parts) + "\n"
 

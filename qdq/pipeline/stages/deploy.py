@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,8 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     for earlier in run.work.written(run.record("deploy")):
         if earlier.name not in names or (earlier.parent.name == RAW_REPOSITORY and not wanted):
             shutil.rmtree(earlier, ignore_errors=True)
+            with suppress(OSError):  # holds another model
+                earlier.parent.rmdir()
     written: list[Path] = []
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=run.target) as scratch:
         if reason is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from engines.packed import packing_beside
@@ -73,8 +74,12 @@ def text_form(run: Run, engine: BuiltEngine) -> TextForm:
 
 
 def tokenizer_of(loaded: LoadedModel) -> str:
-    """The text of its tokenizer.json, as the tokenizer in memory is: lower-casing as the model's files say."""
-    return str(loaded.tokenizer.backend_tokenizer.to_str(pretty=False))
+    """The text of its tokenizer.json, as the tokenizer in memory is: lower-casing as the model's files say.
+
+    Without cutting and padding, which are whatever the last call in this process asked for.
+    """
+    found = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
+    return json.dumps(found | {"truncation": None, "padding": None}, ensure_ascii=False)
 
 
 def _packs(run: Run, engine: BuiltEngine) -> bool:

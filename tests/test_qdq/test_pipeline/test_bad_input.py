@@ -247,7 +247,7 @@ def test_full_disk(workplace: Path, qdq: Qdq, full_disk: Callable[[int], Any]) -
         (20_000, ("lower", *openvino), "work/openvino/model.onnx"),
         (20_000, ("build", *openvino), "work/openvino/model."),  # its weights
         (60_000, ("build", *openvino), "work/openvino/model."),  # its graph
-        (20_000, ("deploy", *openvino), "work/openvino"),  # a graph lowered for the backend first
+        (20_000, ("deploy", *openvino, "--raw-inputs"), "work/openvino"),  # a graph lowered for the backend first
         (20_000, ("deploy", *onnxruntime), "work/onnxruntime/model_repository"),
         (20_000, ("build", *onnxruntime), ""),  # a scratch file, which tells the runtime's operators
         (20_000, ("export", *openvino), "work/model."),  # the FP32 graph, or the canonical one

@@ -89,8 +89,10 @@ def test_the_files_of_a_target(compiled: Path, target: str) -> None:
     assert bench["versions"]["openvino"]
     served = folder / "model_repository" / "tiny-bert"
     assert (served / "config.pbtxt").is_file()
-    assert (served / "1" / "model.onnx").is_file()
-    assert (served / "labels.txt").read_text() == "LABEL_0\nLABEL_1\n"
+    engine = {"openvino": ("model.xml", "model.bin"), "onnxruntime": ("engine.onnx",)}[target]
+    for name in engine:  # the very engine that was verified and timed
+        assert (served / "1" / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((served / "1" / "text.json").read_text())["labels"] == ["LABEL_0", "LABEL_1"]
     assert (
         (served / "config.pbtxt").read_text().startswith("# logits are raw, one per class: the largest is the answer")
     )

@@ -64,13 +64,18 @@ def up_to_date(err: str) -> bool:
     return {state for states in ran(err).values() for state in states} == {"up to date"}
 
 
-def served() -> onnx.ModelProto:
-    """The model in the Triton repository."""
-    (path,) = Path("work").glob("*/model_repository/tiny-bert/1/model.onnx")
-    return onnx.load(path)
+def served() -> Path:
+    """The engine file in the Triton repository."""
+    (path,) = (
+        path for name in ("*.onnx", "*.xml") for path in Path("work").glob(f"*/model_repository/tiny-bert/1/{name}")
+    )
+    return path
 
 
-def is_int8(model: onnx.ModelProto) -> bool:
+def is_int8(file: Path) -> bool:
+    if file.suffix == ".xml":
+        return 'element_type="i8"' in file.read_text()
+    model = onnx.load(file)
     return any(
         "Integer" in node.op_type or "Quantize" in node.op_type or "QLinear" in node.op_type
         for node in model.graph.node

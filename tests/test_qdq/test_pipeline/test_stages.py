@@ -160,19 +160,21 @@ def test_triton_backends(workplace: Path, qdq: Qdq, target: str, backend: str) -
     ran = qdq("deploy", "--out", "work", "--target", target, "--triton-backend", backend)
     assert ran.code == 0, ran.err
     assert (
-        f'backend: "{backend}"' in (workplace / "work" / target / "model_repository/tiny-bert/config.pbtxt").read_text()
+        f'backend: "{backend}"' in (workplace / "work" / target / "raw_repository/tiny-bert/config.pbtxt").read_text()
     )
+    text = (workplace / "work" / target / "model_repository/tiny-bert/config.pbtxt").read_text()
+    assert 'backend: "python"' in text and "TYPE_STRING" in text  # beside it, as always
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 def test_an_engine_with_int32_inputs_answers_the_same(workplace: Path, qdq: Qdq, target: str) -> None:
     folder = workplace / "work" / target
     before = (folder / "accuracy.json").read_bytes()
-    for stage, *typed in (("lower", "--input-dtype", "int32"), ("build",), ("verify",), ("deploy",)):
+    for stage, *typed in (("lower", "--input-dtype", "int32"), ("build",), ("verify",), ("deploy", "--raw-inputs")):
         ran = qdq(stage, "--out", "work", "--target", target, *typed)
         assert ran.code == 0, ran.err
     assert (folder / "accuracy.json").read_bytes() == before
-    config = (folder / "model_repository/tiny-bert/config.pbtxt").read_text()
+    config = (folder / "raw_repository/tiny-bert/config.pbtxt").read_text()
     assert "TYPE_INT32" in config and "TYPE_INT64" not in config
 
 
@@ -182,11 +184,13 @@ def test_triton_buckets_as_documented(workplace: Path, qdq: Qdq) -> None:
     typed = command.replace("build/my-bert", "work").replace("32,64,128", "8,16,32").split()
     ran = qdq(*typed, "--target", "onnxruntime")
     assert ran.code == 0, ran.err
-    folder = workplace / "work" / "onnxruntime" / "model_repository"
+    folder = workplace / "work" / "onnxruntime" / "raw_repository"
     assert sorted(path.name for path in folder.iterdir()) == ["tiny-bert_s16", "tiny-bert_s32", "tiny-bert_s8"]
     assert (folder / "tiny-bert_s8/warmup/input_ids.bin").stat().st_size == 8 * 8
-    assert qdq("deploy", "--out", "work", "--target", "onnxruntime", "--buckets", "").code == 0
+    assert qdq("deploy", "--out", "work", "--target", "onnxruntime", "--buckets", "", "--raw-inputs").code == 0
     assert [path.name for path in folder.iterdir()] == ["tiny-bert"]
+    assert qdq("deploy", "--out", "work", "--target", "onnxruntime", "--no-raw-inputs").code == 0
+    assert not folder.exists()  # nobody is served an old model of it
 
 
 def test_models_are_released_when_their_stage_is_done(
