@@ -81,7 +81,7 @@ NOT_RUN = {
     ("docs/tensorrt.md", "building with TensorRT 11.4.0.106; this takes some minutes"): OUTPUT,
     ("docs/tensorrt.md", "TensorRT for RTX 1.7.1.116 for compute capability 7.5:"): f"{OUTPUT}; make prove",
     ("docs/estimate.md", "time    = overhead + max(compute, memory)"): "is a formula",
-    ("docs/triton.md", "# CPU"): DOCKER,
+    ("docs/triton.md", "# CPU: in the model's folder, where Dockerfile is"): DOCKER,
     (
         "docs/tensorrt.md",
         'docker run --gpus all -it --rm -v "$PWD:/work" -w /work nvcr.io/nvidia/tensorrt:<yy.mm>-py3',
@@ -106,6 +106,7 @@ MAKE = {
     ("docs/tensorrt.md", "make engine TARGET=tensorrt-rtx MODEL=…"),
     ("docs/tensorrt.md", "make test-gpu"),
     ("docs/compression.md", "make walkthrough DATA=glue_data/MRPC"),
+    ("docs/triton.md", "make serve"),
 }
 # Blocks of qdq that run here, beside a compiled model: words in the place of the page's, words more that make a command
 # short, and the exit codes that it may have (1: findings, 3: NVIDIA's compiler is not installed)
@@ -119,6 +120,7 @@ HERE: dict[tuple[str, str], tuple[dict[str, str], list[str], set[int]]] = {
         {0},
     ),
     ("docs/triton.md", "make engine"): ({}, [], {0}),
+    ("docs/triton.md", "qdq deploy --out build/my-bert --raw-inputs"): ({}, [], {0}),
     ("docs/triton.md", "qdq deploy --out build/my-bert --buckets 32,64,128"): (
         {"32,64,128": "8,16,32"},  # the tiny model has 64 positions
         [],

@@ -19,7 +19,7 @@ from qdq.errors import Unavailable
 from qdq.pipeline.run import CANONICAL, FLOAT, RAW_REPOSITORY, REPOSITORY, Run
 from qdq.pipeline.stages.bench import rivals_beside, workload
 from qdq.pipeline.stages.build import multiplications
-from qdq.pipeline.stages.deploy_text import refusal, text_form, tokenizer_of
+from qdq.pipeline.stages.deploy_text import refusal, require_profile, text_form, tokenizer_of
 from qdq.pipeline.stages.lower import cpu_lowering
 from qdq.pipeline.verdict import float_wins
 
@@ -39,6 +39,8 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
             f"Triton has no backend for {options.target}; --triton-backend onnxruntime serves the same model, "
             "--target tensorrt makes a plan that Triton serves"
         )
+    if TARGETS[options.target].gpu:
+        require_profile(run.target, options.batch, options.sequence)
     reason = refusal(run.reference) if TARGETS[options.target].backends else f"Triton has no {options.target} backend"
     wanted = options.raw_inputs or options.buckets or options.triton_backend
     # A repository is never replaced by one of another model, unless that was ours too.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.packed import packing_beside
 from engines.targets import TARGETS
 from qdq.base.artifacts import read_json
+from qdq.errors import DeployError
 from qdq.pipeline.run import Run
 
 if TYPE_CHECKING:
@@ -71,6 +73,21 @@ def text_form(run: Run, engine: BuiltEngine) -> TextForm:
         mask=tokenizer.mask_token_id if loaded.task.name == "fill-mask" else None,
         buckets=options.buckets if TARGETS[options.target].gpu else (),
     )
+
+
+def require_profile(target: Path, batch: int, sequence: int) -> None:
+    """Raise DeployError unless the plan in `target` takes batches of this size, as its build.json says of its profile.
+
+    Its model's dims cannot say so, and the server would fail with every batch that is larger.
+    """
+    settings = read_json(target / "build.json")["settings"]
+    for what, value in (("batch", batch), ("sequence", sequence)):
+        most = settings.get(f"{what}_max")
+        if most is not None and value > most:
+            raise DeployError(
+                f"--{what}: the plan in {target} takes at most {most} and {value} were to be served; deploy with "
+                f"--{what} {most}, or build it again"
+            )
 
 
 def tokenizer_of(loaded: LoadedModel) -> str:
