@@ -148,9 +148,12 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(folder: Path) -> str:
-    """Hex SHA-256 over the relative names and bytes of every file below `folder`, in sorted order."""
+    """Hex SHA-256 over the relative names and bytes of every file below `folder`, in sorted order.
+
+    Bytecode is left out: a server that runs a repository's Python writes it there.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.parent.name != "__pycache__"):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
 

@@ -8,6 +8,8 @@ from typing import Any
 BODIES = ("fp16", "bf16", "fp32")  # float type outside the INT8 islands of a TensorRT graph
 BATCH_FORMS = ("padded", "rows", "gather")  # of a TensorRT graph's batch
 PRODUCT_CODES = ("attention", "all", "none")  # linears of a TensorRT graph that write INT8
+# Folders of a target: Triton's repository, of texts where the model can take them, and one of token ids beside it
+REPOSITORY, RAW_REPOSITORY = "model_repository", "raw_repository"
 INPUT_TYPES = ("int64", "int32")  # of a CPU engine's token ids
 PACKINGS = ("auto", "on", "off")  # of a CPU graph: work on the real tokens of a batch only
 PRECISION_HINTS = ("f32", "bf16", "f16")  # OpenVINO's, for layers that are not INT8

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qdq.base.choices import RAW_REPOSITORY, REPOSITORY
 from qdq.base.option import check, option
 from qdq.errors import ConfigError, DeployError
-from qdq.pipeline.run import RAW_REPOSITORY, REPOSITORY
 
 if TYPE_CHECKING:
     from engines.triton.server import Server

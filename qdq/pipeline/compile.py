@@ -11,6 +11,7 @@ from typing import Any
 
 from engines.targets import TARGETS
 from qdq.base.artifacts import read_json, sha256_file
+from qdq.base.choices import REPOSITORY
 from qdq.base.screen import Screen, wrap
 from qdq.base.versions import SOURCE
 from qdq.errors import BuildError, PassError, QdqError, Unavailable, WorkError
@@ -21,7 +22,7 @@ from qdq.load.source import resolve as resolve_model
 from qdq.pipeline.options import CompileOptions, candidates, resolve
 from qdq.pipeline.outcome import Outcome, artifacts, show
 from qdq.pipeline.recall import recalled
-from qdq.pipeline.run import CANONICAL, REPOSITORY, Run
+from qdq.pipeline.run import CANONICAL, Run
 from qdq.pipeline.stages.bench import bench
 from qdq.pipeline.stages.build import check_weights
 from qdq.pipeline.stages.deploy import serves_float

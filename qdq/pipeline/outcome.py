@@ -9,10 +9,11 @@ from typing import Any
 
 from engines.targets import TARGETS
 from qdq.base.artifacts import read_json
+from qdq.base.choices import RAW_REPOSITORY, REPOSITORY
 from qdq.base.option import value_text
 from qdq.load.source import DEFAULT_MODEL
 from qdq.pipeline.options import CompileOptions
-from qdq.pipeline.run import CANONICAL, FLOAT, RAW_REPOSITORY, REPOSITORY, Run
+from qdq.pipeline.run import CANONICAL, FLOAT, Run
 from qdq.pipeline.verdict import verdict
 from qdq.pipeline.workdir import MANIFEST
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 CANONICAL = "model.qdq.onnx"
 FLOAT = "model.fp32.onnx"
-# Folders of a target: Triton's repository, of texts where the model can take them, and one of token ids beside it
-REPOSITORY, RAW_REPOSITORY = "model_repository", "raw_repository"
 # mallopt(3): M_MMAP_THRESHOLD (its largest), M_TRIM_THRESHOLD and M_TOP_PAD, in bytes
 MALLOC = ((-3, 32 * 1024**2), (-1, 512 * 1024**2), (-2, 64 * 1024**2))
 # Stages that run once per target; the others run once per work directory.

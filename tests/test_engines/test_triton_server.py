@@ -98,9 +98,11 @@ def test_texts_in_front_of_a_plan(
     repository = tmp_path / "texts"
     write_text_repository(plan, form, tokenizer_file.read_text(), TritonSettings("tiny", "tensorrt"), repository)
     stand_in(repository / "tiny_plan", engine.files[0])
+    before = sorted(repository.rglob("*"))
     with running(repository) as server:
         short = ask(server, "tiny", "generate", {"TEXT": "the cat"})
         long = ask(server, "tiny", "generate", {"TEXT": "the cat sees a small"})
+    assert sorted(repository.rglob("*")) == before  # else the next compile would take it for damaged
     table = np.linspace(-1, 1, 2048, dtype=np.float32).reshape(1024, 2)
     ids = [
         [WORDS.index(word) for word in ("[CLS]", "the", "cat", *more, "[SEP]")] for more in ((), ("sees", "a", "small"))

@@ -102,7 +102,8 @@ def _python(folder: Path, packages: Path) -> Path:
         (programs / name).symlink_to(Path(sys._base_executable))  # type: ignore[attr-defined]  # of a venv, whose it is
     (folder / "pyvenv.cfg").write_text(f"home = {Path(sys.base_prefix) / 'bin'}\n", encoding="utf-8")
     installed = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    (site / "installed.pth").write_text("\n".join(map(str, (packages, *installed))) + "\n", encoding="utf-8")
+    lines = ("import sys; sys.dont_write_bytecode = True", packages, *installed)  # a repository stays as it was written
+    (site / "installed.pth").write_text("\n".join(map(str, lines)) + "\n", encoding="utf-8")
     return programs
 
 

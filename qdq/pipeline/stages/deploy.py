@@ -14,9 +14,10 @@ from engines.packed import packing_beside
 from engines.targets import TARGETS, EngineOptions
 from engines.triton import bucket_model, plan_model
 from qdq.base.artifacts import PARTIAL_PREFIX, read_json
+from qdq.base.choices import RAW_REPOSITORY, REPOSITORY
 from qdq.base.screen import Stage
 from qdq.errors import Unavailable
-from qdq.pipeline.run import CANONICAL, FLOAT, RAW_REPOSITORY, REPOSITORY, Run
+from qdq.pipeline.run import CANONICAL, FLOAT, Run
 from qdq.pipeline.stages.bench import rivals_beside, workload
 from qdq.pipeline.stages.build import multiplications
 from qdq.pipeline.stages.deploy_text import refusal, require_profile, text_form, tokenizer_of
