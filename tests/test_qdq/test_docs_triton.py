@@ -155,7 +155,9 @@ def deployed(
     place = tmp_path_factory.mktemp("deployed")
     if request.param == "bert":
         shutil.copytree(compiled / "work", place / "work")
-        ran = qdq("deploy", "--out", place / "work", "--target", "onnxruntime", "--raw-inputs")
+        with pytest.MonkeyPatch.context() as there:
+            there.chdir(compiled)  # where the texts are that the run recalls
+            ran = qdq("deploy", "--out", place / "work", "--target", "onnxruntime", "--raw-inputs")
         assert ran.code == 0, ran.err
         return compiled / "tiny-bert", place / "work/onnxruntime/raw_repository"
     source = tiny_checkpoint(request.param.partition(",")[0], num_hidden_layers=1)
