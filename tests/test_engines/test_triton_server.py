@@ -143,6 +143,12 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         find()
 
 
+def test_the_set_up_installs_what_the_message_says() -> None:
+    lines = (Path(__file__).parents[2] / "requirements-serve.txt").read_text().splitlines()
+    pins = [line.partition(";")[0] for line in lines if not line.startswith("#")]
+    assert pins == installation.PINS.split()
+
+
 def test_a_server_on_the_path_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tritonserver").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -13,7 +13,9 @@ from engines.targets import TARGETS
 from engines.triton.settings import TritonSettings
 from engines.triton.text.orchestration import compose, kubernetes
 
-IMAGE = "nvcr.io/nvidia/tritonserver:<yy.mm>-py3"
+# Any image from 24.10 on does for a CPU; of a plan it has to be one with the TensorRT that built it.
+IMAGE = "nvcr.io/nvidia/tritonserver:25.08-py3"
+NUMPY = "numpy==1.26.4"  # the last of version 1: python backends before 25 read the arrays of numpy 2 wrongly
 PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx")}  # of each engine
 
 
@@ -30,8 +32,9 @@ def text_files(form: TextForm, settings: TritonSettings) -> dict[str, str]:
 
 def requirements(form: TextForm) -> str:
     """Packages the server's Python needs, in the versions that the engine was verified and timed with."""
-    names = ("numpy", "tokenizers", *PACKAGES.get(form.engine, ()))
-    return "".join(f"{name}=={found}\n" if (found := _version(name)) else f"{name}\n" for name in names)
+    names = ("tokenizers", *PACKAGES.get(form.engine, ()))
+    pinned = [f"{name}=={found}" if (found := _version(name)) else name for name in names]
+    return "\n".join((NUMPY, *pinned)) + "\n"
 
 
 def curl_line(form: TextForm, name: str, url: str = "localhost:8000") -> str:
