@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,18 @@ def test_a_repository_of_token_ids_is_served_unchanged(
         if names:
             (ranked,) = ask(server, "tiny", "infer", request_of("logits"))["outputs"]
             assert [item.split(":")[-1] for item in ranked["data"]] == ["yes", "no"]
+
+
+def test_the_response_cache_answers_what_it_knows(
+    server_here: Installation, engine: BuiltEngine, tmp_path: Path
+) -> None:
+    write_repository(engine, settings(cache=True), [FEEDS], tmp_path / "raw")
+    with running(tmp_path / "raw") as server:
+        first, again = (ask(server, "tiny", "infer", {"inputs": request_of()["inputs"]}) for _ in range(2))
+        with urllib.request.urlopen(server.metrics, timeout=30) as answer:
+            metrics = answer.read().decode()
+    assert first["outputs"] == again["outputs"]
+    assert re.search(r'nv_cache_num_hits_per_model\{model="tiny",version="1"\} [1-9]', metrics)
 
 
 def test_texts_in_front_of_a_plan(

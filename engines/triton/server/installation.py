@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.targets import TARGETS
+from engines.triton.text.readme import NUMPY
 from qdq.errors import Unavailable
 
 PACKAGE = "nvidia-pytriton"
-PINS = (
-    f"{PACKAGE}==0.7.0 numpy==1.26.4"  # its python backend reads the arrays of numpy 2 wrongly, and qdq needs numpy 2
-)
+# Its python backend reads the arrays of numpy 2 wrongly, and everything else here needs numpy 2.
+PINS = f"{PACKAGE}==0.7.0 {NUMPY}"
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
 STAND_IN = Path(__file__).with_name("stand_in_template.py")
