@@ -111,6 +111,22 @@ def test_the_readme_has_a_request_for_the_shell(write: Write) -> None:
     assert "at most 8 tokens and 512 characters" in readme and "a model" in readme
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "PROBABILITIES are the softmax of LOGITS"),
+        ({"head": "scores", "activation": "sigmoid", "labels": ()}, "SCORE is what sigmoid makes of them"),
+        ({"head": "multi-label", "thresholds": (0.5, 0.25)}, "is above 0.5, 0.25"),
+        ({"prompt": "query: "}, "the server puts the prompt 'query: ' in front"),
+        ({"task": "question-answering", "sample": {"QUESTION": ("a",), "CONTEXT": ("b",)}}, "START to END"),
+    ],
+)
+def test_what_outputs_mean_is_said(write: Write, changes: dict[str, Any], said: str) -> None:
+    model = write(**changes) / "tiny"
+    assert said in (model / "README.md").read_text()
+    assert any(said in line for line in (model / "config.pbtxt").read_text().splitlines() if line.startswith("# "))
+
+
 def test_the_same_engine_gives_the_same_bytes(write: Write) -> None:
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

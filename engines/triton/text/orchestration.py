@@ -14,7 +14,7 @@ MEMORY_GIB = 4
 GRACE_SECONDS = 60  # requests in flight are answered in that time
 DRAIN_SECONDS = 5  # until balancers have heard that a pod ends, which still answers them
 TIME = "@"  # where a probe's body has the time
-HTTP, GRPC, METRICS = 8000, 8001, 8002
+PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 
 
 def compose(form: TextForm, settings: TritonSettings) -> str:
@@ -23,7 +23,7 @@ def compose(form: TextForm, settings: TritonSettings) -> str:
         "build": ".",
         "command": ["tritonserver", "--model-repository=/models", f"--exit-timeout-secs={GRACE_SECONDS}"],
         "volumes": ["..:/models:ro"],
-        "ports": [f"127.0.0.1:{port}:{port}" for port in (HTTP, GRPC, METRICS)],
+        "ports": [f"127.0.0.1:{port}:{port}" for port in PORTS.values()],
         "shm_size": SHARED_MEMORY,
         "stop_grace_period": f"{GRACE_SECONDS}s",
         "restart": "unless-stopped",
@@ -45,14 +45,37 @@ def compose(form: TextForm, settings: TritonSettings) -> str:
 def kubernetes(form: TextForm, settings: TritonSettings) -> str:
     """kubernetes.yaml: a deployment whose probes are real requests, and a service."""
     name = _label(settings.name)
+    volumes = [
+        {"name": "models", "persistentVolumeClaim": {"claimName": f"{name}-models", "readOnly": True}},
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "512Mi"}},
+    ]
+    pod = {
+        "metadata": {"labels": {"app": name}},
+        "spec": {
+            "terminationGracePeriodSeconds": GRACE_SECONDS + DRAIN_SECONDS,
+            "automountServiceAccountToken": False,
+            "containers": [_container(form, settings, name)],
+            "volumes": volumes,
+        },
+    }
+    # Both documents: the deployment, and the service that finds its pods by their label
+    spec = {"replicas": 1, "selector": {"matchLabels": {"app": name}}, "template": pod}
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
+    ports = [{"name": key, "port": port} for key, port in PORTS.items()]
+    exposed = {"selector": {"app": name}, "ports": ports}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": exposed}
+    said = f"The image {name}-server is that of Dockerfile; the claim {name}-models holds the model repository."
+    return _yaml(deployment, said) + "---\n" + _yaml(service)
+
+
+def _container(form: TextForm, settings: TritonSettings, name: str) -> dict[str, Any]:
     probe = {"exec": {"command": _probe(form, settings)}, "periodSeconds": 10, "timeoutSeconds": 10}
-    container = {
+    return {
         "name": "triton",
         "image": f"{name}-server:latest",
         "args": ["tritonserver", "--model-repository=/models", f"--exit-timeout-secs={GRACE_SECONDS}"],
-        "ports": [
-            {"name": key, "containerPort": port} for key, port in (("http", HTTP), ("grpc", GRPC), ("metrics", METRICS))
-        ],
+        "ports": [{"name": key, "containerPort": port} for key, port in PORTS.items()],
+        # Before traffic comes, while it does, and after an end was asked for
         "startupProbe": {**probe, "periodSeconds": 5, "failureThreshold": 60},
         "readinessProbe": {**probe, "failureThreshold": 2},
         "livenessProbe": {**probe, "failureThreshold": 3},
@@ -64,30 +87,6 @@ def kubernetes(form: TextForm, settings: TritonSettings) -> str:
             {"name": "shared-memory", "mountPath": "/dev/shm"},
         ],
     }
-    volumes = [
-        {"name": "models", "persistentVolumeClaim": {"claimName": f"{name}-models", "readOnly": True}},
-        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "512Mi"}},
-    ]
-    pod = {
-        "metadata": {"labels": {"app": name}},
-        "spec": {
-            "terminationGracePeriodSeconds": GRACE_SECONDS + DRAIN_SECONDS,
-            "automountServiceAccountToken": False,
-            "containers": [container],
-            "volumes": volumes,
-        },
-    }
-    spec = {"replicas": 1, "selector": {"matchLabels": {"app": name}}, "template": pod}
-    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
-    ports = [{"name": "http", "port": HTTP}, {"name": "grpc", "port": GRPC}, {"name": "metrics", "port": METRICS}]
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": name},
-        "spec": {"selector": {"app": name}, "ports": ports},
-    }
-    said = f"The image {name}-server is that of Dockerfile; the claim {name}-models holds the model repository."
-    return _yaml(deployment, said) + "---\n" + _yaml(service)
 
 
 def _probe(form: TextForm, settings: TritonSettings) -> list[str]:
@@ -101,7 +100,7 @@ def _probe(form: TextForm, settings: TritonSettings) -> list[str]:
     sent = f'"$(printf %s "$1" | sed "s/{TIME}/$(date +%s)/g")"' if settings.cache else '"$1"'
     curl = f'code=$(curl -s -o /dev/null -w "%{{http_code}}" -m 9 "$0" -d {sent})'
     script = f'{curl}; [ "$code" = 200 ] || [ "$code" = 503 ]'
-    return ["sh", "-c", script, f"http://localhost:{HTTP}/v2/models/{settings.name}/generate", body]
+    return ["sh", "-c", script, f"http://localhost:{PORTS['http']}/v2/models/{settings.name}/generate", body]
 
 
 def _compose_limits(form: TextForm) -> dict[str, str]:

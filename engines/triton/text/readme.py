@@ -6,7 +6,7 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 
 from engines.serving.answers import outputs_of
-from engines.serving.form import TextForm
+from engines.serving.form import QA, TextForm
 from engines.serving.metrics import FAMILIES
 from engines.serving.requests import inputs_of
 from engines.targets import TARGETS
@@ -66,12 +66,35 @@ def _readme(form: TextForm, settings: TritonSettings) -> str:
         f"Texts in, answers out: {form.task}, {form.engine} engine{behind}.",
         f"```\n{curl_line(form, settings.name)}\n```",
         _tables(form),
-        "\n".join(f"- {line}" for line in (*_limits(form), *settings.about)),
+        "\n".join(f"- {line}" for line in (*_limits(form), *meanings(form), *settings.about)),
         f"Metrics beside Triton's: {', '.join(FAMILIES)}.",
         "`docker compose up --build` in this folder starts a server in an image of Triton that has what "
         "requirements.txt names; kubernetes.yaml takes the same image; `qdq serve` needs none.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def meanings(form: TextForm) -> tuple[str, ...]:
+    """Sentences, a line each, on what the outputs of a form's task are."""
+    prompt = (f"the server puts the prompt {form.prompt!r} in front of every text",) if form.prompt else ()
+    if form.task == "text-classification" and form.head == "scores":
+        behind = "the same" if form.activation == "identity" else f"what {form.activation} makes of them"
+        return (*prompt, f"LOGITS are what the model returns, SCORE is {behind}")
+    if form.task == "text-classification" and form.head == "multi-label":
+        above = ", ".join(f"{share:g}" for share in form.thresholds)
+        return (*prompt, f"LABELS are the classes whose probability, the sigmoid of its logit, is above {above}")
+    return (*prompt, *_MEANINGS.get(form.task, ()))
+
+
+_MEANINGS = {
+    "text-classification": ("PROBABILITIES are the softmax of LOGITS, SCORE is that of LABEL",),
+    "next-sentence-prediction": ("the first class says that TEXT_PAIR follows TEXT",),
+    "token-classification": ("a word has the class of its first token; a score is the mean over the entity's words",),
+    QA: ("ANSWER is CONTEXT from START to END; SCORE is the probability of its start times that of its end",),
+    "multiple-choice": ("PROBABILITIES are the softmax over the choices, CHOICE counts from 0",),
+    "fill-mask": ("PREDICTIONS hold, for each masked place in order, the five likeliest tokens",),
+    "language-modeling": ("PREDICTIONS hold the five likeliest tokens behind the text",),
+}
 
 
 def _tables(form: TextForm) -> str:

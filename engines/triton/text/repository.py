@@ -18,7 +18,7 @@ from engines.triton.packed import packing_file, plan_model, write_plan
 from engines.triton.repository import refuse_foreign
 from engines.triton.settings import TritonSettings
 from engines.triton.text.library import SERVING, library
-from engines.triton.text.readme import text_files
+from engines.triton.text.readme import meanings, text_files
 from engines.types import BuiltEngine
 from qdq.base.artifacts import atomic_folder, to_json
 from qdq.errors import DeployError
@@ -105,7 +105,9 @@ def _write(files: Mapping[str, Path], form: TextForm, tokenizer: str, settings: 
     (version / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     for name, text in text_files(form, settings).items():
         (model / name).write_text(text, encoding="utf-8")
-    (model / CONFIG_FILE).write_text(render(text_config(form, settings), settings.about), encoding="utf-8")
+    (model / CONFIG_FILE).write_text(
+        render(text_config(form, settings), (*meanings(form), *settings.about)), encoding="utf-8"
+    )
 
 
 def _check(files: Mapping[str, Path], form: TextForm, settings: TritonSettings, model: Path) -> None:

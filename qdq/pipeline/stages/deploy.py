@@ -20,7 +20,7 @@ from qdq.errors import Unavailable
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
 from qdq.pipeline.stages.bench import rivals_beside, workload
 from qdq.pipeline.stages.build import multiplications
-from qdq.pipeline.stages.deploy_text import refusal, require_profile, text_form, tokenizer_of
+from qdq.pipeline.stages.deploy_text import embedding_of, refusal, require_profile, text_form, tokenizer_of
 from qdq.pipeline.stages.lower import cpu_lowering
 from qdq.pipeline.verdict import float_wins
 
@@ -65,7 +65,6 @@ def deploy(run: Run, stage: Stage) -> Sequence[Path]:
 def _deploy_text(run: Run, stage: Stage, scratch: Path) -> Sequence[Path]:
     """The repository of texts, around the engine that was verified and timed."""
     from engines.triton import TritonSettings, write_text_repository
-    from qdq.tasks.outputs import said_of
 
     options, target = run.options, TARGETS[run.options.target]
     settings = TritonSettings(
@@ -77,7 +76,7 @@ def _deploy_text(run: Run, stage: Stage, scratch: Path) -> Sequence[Path]:
         queue_size=options.queue_size,
         queue_timeout_ms=options.queue_timeout,
         cache=options.response_cache,
-        about=said_of(run.reference),
+        about=embedding_of(run.reference),
     )
     # Around the run's own engine, never another one's
     engine = served_engine(run, target.name, scratch)

@@ -75,6 +75,14 @@ def text_form(run: Run, engine: BuiltEngine) -> TextForm:
     )
 
 
+def embedding_of(loaded: LoadedModel) -> tuple[str, ...]:
+    """A sentence on the model's own pooling, () without one."""
+    if loaded.pooling is None:
+        return ()
+    length = ", of length 1" if loaded.pooling.normalize else ""
+    return (f"EMBEDDING is one vector per text ({loaded.pooling.mode} pooling){length}",)
+
+
 def require_profile(target: Path, batch: int, sequence: int) -> None:
     """Raise DeployError unless the plan in `target` takes batches of this size, as its build.json says of its profile.
 

@@ -93,9 +93,7 @@ def test_the_files_of_a_target(compiled: Path, target: str) -> None:
     for name in engine:  # the very engine that was verified and timed
         assert (served / "1" / name).read_bytes() == (folder / name).read_bytes()
     assert json.loads((served / "1" / "text.json").read_text())["labels"] == ["LABEL_0", "LABEL_1"]
-    assert (
-        (served / "config.pbtxt").read_text().startswith("# logits are raw, one per class: the largest is the answer")
-    )
+    assert (served / "config.pbtxt").read_text().startswith("# PROBABILITIES are the softmax of LOGITS")
 
 
 def test_both_targets_give_the_same_answers(compiled: Path, sentences: tuple[str, ...]) -> None:
