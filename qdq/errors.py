@@ -13,7 +13,8 @@
     │   └── Unavailable   this machine lacks what the target needs                        (CLI exit 3)
     ├── WorkError         a work directory is in use, is none, or lacks what an earlier stage writes
     ├── ParityError       two executions of one graph disagree beyond the tolerance
-    └── DeployError       artifacts or a deployment repository cannot be written or read back
+    ├── DeployError       artifacts or a deployment repository cannot be written or read back
+    └── ServeError        a server cannot be started or reached, or refuses a request
 
 Message text: what happened, on which object, what to do about it.
 """
@@ -67,3 +68,7 @@ class ParityError(QdqError):
 
 class DeployError(QdqError):
     """Artifacts or a deployment repository cannot be written or read back."""
+
+
+class ServeError(QdqError):
+    """A server cannot be started or reached, or refuses a request."""

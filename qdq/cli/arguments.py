@@ -14,7 +14,9 @@ from qdq.base.option import flag, help_of
 from qdq.base.versions import __version__
 from qdq.cli.evaluate import EvaluateOptions
 from qdq.cli.file_commands import FILE_COMMANDS
+from qdq.cli.load import LoadOptions
 from qdq.cli.plans import PlanOptions
+from qdq.cli.query import QueryOptions
 from qdq.cli.sensitivity import SensitivityOptions
 from qdq.cli.serve import ServeOptions
 from qdq.errors import ConfigError
@@ -33,6 +35,8 @@ COMMANDS = {
     "shapes": "latency over batches and sequence lengths, padding waste (shapes.json)",
     "deploy": "stage 9: the Triton model repository",
     "serve": "start a real Triton server on what was deployed",
+    "query": "ask a served model: text in, answers out, over HTTP or gRPC",
+    "load": "a served model under load: throughput, response times, wrong answers",
     "doctor": "what this machine can build, run and benchmark",
     "check": "find what TensorRT refuses or runs slowly in any ONNX file with Q/DQ",
     "estimate": "what a lowered graph would take on an NVIDIA device (an estimate)",
@@ -45,6 +49,8 @@ COMMANDS = {
 # Options of the commands that need no work directory; the others take CompileOptions, and doctor takes none.
 OWN_OPTIONS: dict[str, type[Any]] = {
     **{name: options for name, (options, _) in FILE_COMMANDS.items()},
+    "query": QueryOptions,
+    "load": LoadOptions,
     "evaluate": EvaluateOptions,
     "sensitivity": SensitivityOptions,
     "serve": ServeOptions,
@@ -87,9 +93,21 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()
     }
     command: str | None = typed.pop("command")
-    if extra:
+    if (field := _takes_any(command)) and not any(word.startswith("-") for word in extra):
+        typed |= (
+            {field: (*typed.get(field, ()), *extra)} if extra else {}
+        )  # words behind options, which argparse leaves
+    elif extra:
         commands.get(str(command), parser).unknown(extra)
     return command, typed, parser.format_help()
+
+
+def _takes_any(command: str | None) -> str | None:
+    """Name of the field that takes any number of words without an option's name."""
+    for declared in fields(OWN_OPTIONS[command]) if command in OWN_OPTIONS else ():
+        if declared.metadata.get("positional") and str(declared.type).startswith("tuple"):
+            return declared.name
+    return None
 
 
 def build_parser() -> tuple[Commands, dict[str, Parser]]:
@@ -181,8 +199,9 @@ def _form(declared: Field[Any]) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     metavar = declared.metadata["metavar"] or ("N" if kind == "int" else "NAME")
     if declared.metadata.get("positional"):
-        optional = "?" if declared.default is not MISSING else None
-        return {"nargs": "+" if kind.startswith("tuple") else optional, "metavar": metavar}
+        given = declared.default is MISSING
+        words = ("+" if given else "*") if kind.startswith("tuple") else (None if given else "?")
+        return {"nargs": words, "metavar": metavar}
     if declared.metadata.get("repeated"):
         return {"action": "append", "metavar": metavar}
     return {"type": VALUES[kind], "metavar": metavar, "required": declared.default is MISSING}

@@ -76,6 +76,14 @@ def _work(command: str, typed: dict[str, Any], as_json: bool, screen: Screen) ->
         from qdq.cli.sensitivity import SensitivityOptions, run
 
         return run(SensitivityOptions(**typed), as_json, screen), DONE
+    if command == "query":
+        from qdq.cli.query import QueryOptions, query
+
+        return query(QueryOptions(**typed), as_json)
+    if command == "load":
+        from qdq.cli.load import LoadOptions, load
+
+        return load(LoadOptions(**typed), as_json, screen)
     if typed.keys() & PLAN_OPTIONS:
         return bench_engines(typed, as_json, screen)
     # The whole pipeline, or one stage of it.
