@@ -27,8 +27,9 @@ class TritonSettings:
     cannot form batches of varying size, so there `max_batch_size` sets only the largest warm-up sample, and delay and
     queue are not written (docs/triton.md says why).
 
-    `queue_size` requests wait for a batch, each for at most `queue_timeout_ms` milliseconds: who comes to a full queue,
-    or waits longer, is told so at once (503).
+    `queue_size` requests wait for a batch: who comes to a full queue is told so at once (503). `queue_timeout_ms`
+    limits their waiting, too; 0 is no limit, and the default, because with one Triton's batcher loses throughput until
+    the model is loaded anew (github.com/triton-inference-server/server/issues/8870).
 
     `buckets` are sequence lengths, strictly increasing: one model each instead of one for all, `<name>_s<length>`.
     Triton merges requests of equal shape only, and a request of another length ends the batch it was forming; with a
@@ -41,7 +42,7 @@ class TritonSettings:
     max_batch_size: int = 40
     max_queue_delay_us: int = 500
     queue_size: int = 256
-    queue_timeout_ms: int = 10_000
+    queue_timeout_ms: int = 0
     cache: bool = False  # the server's response cache answers what was asked before
     instances: int = 1
     threads: int | None = None  # CPU threads per instance; None leaves the runtime's default
@@ -60,7 +61,7 @@ class TritonSettings:
         _at_least(1, self.instances, "instances")
         _at_least(0, self.max_queue_delay_us, "max_queue_delay_us")
         _at_least(1, self.queue_size, "queue_size")
-        _at_least(1, self.queue_timeout_ms, "queue_timeout_ms")
+        _at_least(0, self.queue_timeout_ms, "queue_timeout_ms")
         self._check_buckets()
         self._check_threads()
         self._check_labels()

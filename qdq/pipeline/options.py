@@ -159,7 +159,13 @@ class CompileOptions(TreatmentOptions):
         "US",
         within=(0, MANY),
     )
-    queue_timeout: int = _engine(10_000, "milliseconds that one may wait there", FREE, "MS", within=(1, MANY))
+    queue_timeout: int = _engine(
+        0,
+        "milliseconds that one may wait there (default: 0, no limit; with one Triton slows down)",
+        FREE,
+        "MS",
+        within=(0, MANY),
+    )
     response_cache: bool = _engine(False, "the server answers repeated requests from its cache", FREE)
 
     # docs/tensorrt.md, "Build options", explains these.

@@ -58,7 +58,7 @@ def test_cpu_repository_reads_back_as_the_engine(engine: BuiltEngine, tmp_path: 
     ]
     assert not config.dynamic_batching.preferred_batch_size  # advised against but for plans of several profiles
     policy = config.dynamic_batching.default_queue_policy
-    assert (policy.max_queue_size, policy.default_timeout_microseconds, policy.timeout_action) == (256, 10_000_000, 0)
+    assert (policy.max_queue_size, policy.default_timeout_microseconds, policy.timeout_action) == (256, 0, 0)
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
     assert [(g.kind, g.count) for g in config.instance_group] == [(pb2.ModelInstanceGroup.KIND_CPU, 1)]
     assert config.parameters["intra_op_thread_count"].string_value == "2"
@@ -185,7 +185,7 @@ def test_same_input_gives_the_same_bytes(engine: BuiltEngine, tmp_path: Path) ->
         ({"threads": 0}, "threads is 0"),
         ({"max_queue_delay_us": -1}, "max_queue_delay_us is -1"),
         ({"queue_size": 0}, "queue_size is 0"),
-        ({"queue_timeout_ms": 0}, "queue_timeout_ms is 0"),
+        ({"queue_timeout_ms": -1}, "queue_timeout_ms is -1"),
         ({"labels": ("a\nb", "c")}, "one non-empty line"),
         ({"labels": ("", "c")}, "one non-empty line"),
         ({"backend": "tensorrt", "threads": 2}, "threads has no meaning"),

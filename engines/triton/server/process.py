@@ -22,6 +22,7 @@ from qdq.errors import DeployError
 
 READY_SECONDS = 120.0
 STOP_SECONDS = 30.0  # requests in flight are answered in that time, then the server goes
+NOISE = ("NVML", "DCGM", "CudaDriver", "pinned system memory")  # said by every server without a GPU
 CACHE_BYTES = 64 * 1024**2
 
 
@@ -88,6 +89,8 @@ class Server:
             try:
                 waiting[0].ask(self.http)
             except OSError:
+                if refused := waiting[0].refusal(self.http):
+                    raise DeployError(f"{waiting[0].model} refuses its own warm-up request: {refused}") from None
                 time.sleep(0.1)
             else:
                 waiting.pop(0)
@@ -103,8 +106,10 @@ class Server:
 
     def _says(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = [line for line in lines if line.strip() and not any(word in line for word in NOISE)]
+        why = [line for line in lines if "failed to load '" in line]  # a model's own reason comes before what follows
         wrong = [line for line in lines if line.startswith("E") or "failed" in line.lower() or "error" in line.lower()]
-        return "; ".join((wrong or lines)[-3:]) or "it said nothing"
+        return "; ".join((why or wrong or lines)[-3:]) or "it said nothing"
 
 
 @contextlib.contextmanager

@@ -51,6 +51,18 @@ class Trial:
             found: dict[str, Any] = json.loads(answer.read())
         return found
 
+    def refusal(self, url: str, timeout: float = 60.0) -> str | None:
+        """The server's words when the model is ready and refuses this request all the same, None otherwise."""
+        try:
+            urllib.request.urlopen(f"{url}/v2/models/{self.model}/ready", timeout=timeout).close()
+            self.ask(url, timeout)
+        except urllib.error.HTTPError as error:
+            words = error.read().decode("utf-8", "replace")
+            return words if error.url.endswith("/infer") and error.code != FULL else None
+        except OSError:
+            return None
+        return None
+
     def alive(self, url: str, timeout: float = 60.0) -> bool:
         """True when the model answers, refuses, or says that its queue is full.
 

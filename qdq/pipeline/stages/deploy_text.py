@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from engines.packed import packing_beside
 from engines.targets import TARGETS
 from qdq.base.artifacts import read_json
 from qdq.errors import DeployError
+from qdq.load.pooling import PROMPT
 from qdq.pipeline.run import Run
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ def text_form(run: Run, engine: BuiltEngine) -> TextForm:
     """The form of the run's model around its engine."""
     from engines.serving.form import TextForm
     from qdq.base.tags import has_entities
-    from qdq.load.pooling import PROMPT
     from qdq.tasks.heads import head_of_model
     from qdq.text.encode import has_types
 
@@ -60,7 +61,7 @@ def text_form(run: Run, engine: BuiltEngine) -> TextForm:
         typed=has_types(tokenizer, loaded.inputs),
         pad={"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id},
         pad_left=tokenizer.padding_side == "left",
-        sample=_sample(loaded.task.name, run.evaluation.records[0]),
+        sample=_fitting_sample(loaded, run.evaluation.records, sequence),
         prompt=getattr(tokenizer, PROMPT, ""),
         labels=labels,
         head=head.kind,
@@ -113,6 +114,34 @@ def _packs(run: Run, engine: BuiltEngine) -> bool:
         bool(engine.settings.get("packing", read_json(run.target / "build.json")["settings"].get("packing")))
         or packing_beside(run.lowered) is not None
     )
+
+
+def _fitting_sample(loaded: LoadedModel, records: Sequence[Record], sequence: int) -> dict[str, tuple[str, ...]]:
+    """The first sample that the engine takes; when all are too long, the first one with half of its words, and so on.
+
+    A server is tried with it, and would refuse one of too many tokens for good.
+    """
+    tokenizer, task = loaded.tokenizer, loaded.task.name
+    prompt = getattr(tokenizer, PROMPT, "")
+
+    def fits(sample: Mapping[str, tuple[str, ...]]) -> bool:
+        first, *others = sample.values()
+        pairs = [(first[0], text) for text in others[0]] if others else [(first[0], None)]
+        tokens = (tokenizer(prompt + one, two, verbose=False)["input_ids"] for one, two in pairs)
+        return all(len(ids) <= sequence for ids in tokens)
+
+    samples = [_sample(task, record) for record in records]
+    if fitting := next(filter(fits, samples), None):
+        return fitting
+    sample = samples[0]
+    while not fits(sample) and any(" " in text for texts in sample.values() for text in texts):
+        sample = {name: tuple(map(_half, texts)) for name, texts in sample.items()}
+    return sample
+
+
+def _half(text: str) -> str:
+    words = text.split()
+    return " ".join(words[: (len(words) + 1) // 2])
 
 
 def _sample(task: str, record: Record) -> dict[str, tuple[str, ...]]:
