@@ -1,0 +1,71 @@
+"""Text in, answers out for every task on a real server: what it answers is what the engine says, HTTP and gRPC."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from engines.client import LoadSettings, TextRow, answer_of, connect, feeds_of, parse_address, run_load, small_outputs
+from engines.triton.server import Server
+from qdq.cli.judge import Judge
+from qdq.load.kinds import TASKS
+
+from .conftest import CLASSIFIER, described
+
+Qdq = Callable[..., Any]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_server_answers_as_the_engine_does(
+    zoo: Server, judge: Callable[[str], Judge], rows: Mapping[str, list[TextRow]], task: str
+) -> None:
+    """All rows of a task, from 8 clients, so that batches mix lengths."""
+    expected = judge(task)
+    for url in (zoo.http, f"grpc://{zoo.grpc}"):
+        model = described(url, task)
+        feeds = [feeds_of(model, row) for row in rows[task]]
+        calls = run_load(
+            parse_address(url), model, feeds, LoadSettings(8, 60.0, requests=len(feeds)), Judge.outputs(model)
+        )
+        assert [call.message for call in calls if call.outputs is None] == []
+        assert sorted(call.row for call in calls) == list(range(len(feeds)))
+        differences = [expected.differs(call.row, call.outputs) for call in calls if call.outputs is not None]
+        assert not any(differences), next(filter(None, differences))
+
+
+def test_answers_say_where_in_the_text_they_are(zoo: Server, rows: Mapping[str, list[TextRow]]) -> None:
+    with connect(parse_address(zoo.http)) as client:
+        questions, tags = client.describe("question-answering"), client.describe("token-classification")
+        for row in rows["question-answering"][:8]:
+            answer = answer_of(client.infer(questions, feeds_of(questions, row), small_outputs(questions)))
+            assert answer["answer"] == (row.pair or "")[answer["start"] : answer["end"]]
+            assert 0 <= answer["score"] <= 1
+        for row in rows["token-classification"][:8]:
+            found = answer_of(client.infer(tags, feeds_of(tags, row), small_outputs(tags)))["entities"]
+            assert all(entity["word"] == row.text[entity["start"] : entity["end"]] for entity in found)
+
+
+def test_query_answers_every_task(qdq: Qdq, zoo: Server, rows: Mapping[str, list[TextRow]]) -> None:
+    for task in TASKS:
+        row = rows[task][0]
+        words = ["--pair", row.pair] if row.pair else []
+        words += [word for choice in row.choices for word in ("--choice", choice)]
+        for url in (zoo.http, f"grpc://{zoo.grpc}"):
+            ran = qdq("query", url, row.text, *words, "--model", task)
+            assert ran.code == 0 and ran.out.strip(), ran.err
+
+
+def test_load_compares_every_answer_with_the_engine(
+    qdq: Qdq, zoo: Server, deployed: Callable[[str], Any], jsonl_file: Any
+) -> None:
+    words = ("--model", CLASSIFIER, "--data", jsonl_file, "--clients", "16", "--requests", "100", "--json")
+    ran = qdq("load", zoo.http, *words, "--check", deployed(CLASSIFIER))
+    assert ran.code == 0, ran.out + ran.err
+    report = json.loads(ran.out)
+    (run,) = report["runs"]
+    assert run["check"] == {"right": 100, "wrong": 0} and run["batches"]["rows"] == 100
+    assert run["batches"]["mean_batch"] > 1 and run["cpu_ms_per_text"] > 0 and report["direct"]["cpu_ms_per_text"] > 0
+    assert "other/" not in report["check"]["engine"]
