@@ -16,6 +16,7 @@ MARKDOWN = sorted(
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/*.md"),
         *ROOT.glob("examples/*.md"),
+        *ROOT.glob("examples/*/*.md"),
         *ROOT.glob("calib_data/*.md"),
     )
 )

@@ -22,6 +22,7 @@ from qdq.studies.markdown import filled, fixed, named, table
 from qdq.studies.peers.compiled_table import render_compiled
 from qdq.studies.peers.table import instructions, render_peers, rows_of
 from qdq.studies.rows_table import rows_table
+from qdq.studies.serving_table import serving_tables
 from qdq.studies.study import DOCS, RESULTS, ROOT, exit_code, load_results
 
 EXAMPLE = "all-MiniLM-L6-v2-openvino"  # the run that README.md shows
@@ -54,6 +55,7 @@ def pages() -> dict[Path, str]:
             "rows": rows_table(rows),
             "tried": estimate_page.tried_table(read_json(RESULTS / "estimate" / "tried.json")),
         },
+        DOCS / "triton.md": {"serving": serving_tables(load_results(RESULTS / "serving"))},
         DOCS / "check.md": {"rules": rule_tables(), "prove": summary(linter)},
         DOCS / "estimate.md": {
             "validation": estimate_page.validation_tables(read_json(VALIDATION)),

@@ -1,0 +1,68 @@
+"""The judge of served answers: the engine's own are right, and every other one is told from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engines.client import ModelInfo, Tensor, TextRow
+from qdq.cli.judge import Judge
+from qdq.errors import ConfigError
+
+MODEL = "tiny-bert"
+OUTPUTS = ("LABEL", "SCORE", "PROBABILITIES", "LOGITS", "TOKENS", "CUT")
+
+
+@pytest.fixture(scope="module")
+def judge(compiled: Path, sentences: tuple[str, ...]) -> Judge:
+    """The judge of the compiled classifier, with a dozen rows; some are pairs."""
+    pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="the triton extra is not installed")
+    judge = Judge(compiled / "work" / "onnxruntime", MODEL)
+    rows = [TextRow(text) for text in sentences[:8]] + [TextRow("the cat", "a dog"), TextRow("but why ?", "the cat")]
+    direct = judge.prepare(rows)
+    assert direct.cpu_ms_per_text > 0 and direct.ms_per_text > 0
+    return judge
+
+
+def served(judge: Judge, number: int, change: float = 0.0) -> dict[str, np.ndarray]:
+    """The answer of a server to a row, from the engine's own outputs."""
+    form: dict[str, Any] = json.loads((judge.place / "text.json").read_text(encoding="utf-8"))
+    logits = judge._expected[number].alone["logits"] + np.float32(change)
+    label = form["labels"][int(logits.argmax())] if form["labels"] else str(int(logits.argmax()))
+    return {"LOGITS": logits[None], "LABEL": np.array([[label]], dtype=object), "CUT": np.zeros((1, 1), np.int32)}
+
+
+def test_the_engines_own_answers_are_right(judge: Judge) -> None:
+    assert [judge.differs(number, served(judge, number)) for number in range(10)] == [""] * 10
+    assert judge.tolerance >= 1e-4 and f"{judge.tolerance:.2g}" in judge.rule
+
+
+def test_a_wrong_answer_is_told(judge: Judge) -> None:
+    far = served(judge, 0, change=10 * judge.tolerance)
+    assert "away from the engine's" in judge.differs(0, far)
+    right = served(judge, 0)
+    assert "is nan away" in judge.differs(0, {"LOGITS": np.full_like(right["LOGITS"], np.nan)})
+    assert "shape [3]" in judge.differs(0, {"LOGITS": np.zeros((1, 3), np.float32)})
+    assert "none of the outputs TOKENS" in judge.differs(0, {"TOKENS": np.zeros((1, 1), np.int32)})
+    other = {**right, "LABEL": np.array([["another"]], dtype=object)}
+    assert judge.differs(0, other).startswith("label is another")
+
+
+def test_outputs_that_decide_are_asked_for(judge: Judge) -> None:
+    texts = ModelInfo(MODEL, (), tuple(Tensor(name, "FP32", (-1, 1)) for name in OUTPUTS))
+    assert judge.outputs(texts) == ("LABEL", "LOGITS", "CUT")
+    raw = ModelInfo(MODEL, (), (Tensor("logits", "FP32", (-1, 2)),))
+    assert judge.outputs(raw) == ("logits",)
+    feeds = judge.feeds(raw, 8)
+    assert {array.shape for array in feeds.values()} == {feeds["input_ids"].shape} and feeds["input_ids"].shape[0] == 1
+
+
+def test_a_folder_without_or_with_several_repositories(compiled: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no repository of a text model 'tiny-bert'"):
+        Judge(tmp_path, MODEL)
+    with pytest.raises(ConfigError, match="several targets have 'tiny-bert'; name the one that is served"):
+        Judge(compiled / "work", MODEL)
