@@ -14,7 +14,7 @@ import pytest
 
 from engines.client import Call, LoadSettings, ModelInfo, TextRow, connect, feeds_of, parse_address, run_load
 from engines.triton.server import Server, ServerOptions, find, running
-from engines.triton.server.leftovers import PREFIX, SHARED, processes
+from engines.triton.server.leftovers import SHARED, processes
 from qdq.cli.judge import Judge
 from qdq.errors import Unavailable
 from qdq.load.kinds import TASKS
@@ -25,6 +25,7 @@ pytest.importorskip("tritonclient.grpc.service_pb2", reason="the triton extra is
 SEQUENCE = 32
 QUICK = (*SMALL, "--batch", "8", "--placement", "linear", "--target", "onnxruntime")
 CLASSIFIER = "text-classification"
+STARTED: list[str] = []  # prefixes of the servers of the running test
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,11 +38,12 @@ def _needs_a_server() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    """After a test that ran servers of its own, their processes and their shared memory are gone."""
-    before = {path.name for path in SHARED.glob(f"{PREFIX}*")}, set(processes(PREFIX))
+    """After a test, the processes and the shared memory of the servers that it started are gone."""
+    STARTED.clear()
     yield
-    assert {path.name for path in SHARED.glob(f"{PREFIX}*")} <= before[0]
-    assert set(processes(PREFIX)) <= before[1]
+    for prefix in STARTED:
+        assert sorted(SHARED.glob(f"{prefix}*")) == []
+        assert processes(prefix) == []
 
 
 @pytest.fixture(scope="session")
@@ -150,4 +152,5 @@ def described(url: str, model: str) -> ModelInfo:
 def serving(repository: Path, *arguments: str) -> Iterator[Server]:
     """A server of the test's own, with more of tritonserver's options."""
     with running(repository, ServerOptions(arguments=arguments)) as server:
+        STARTED.append(server.prefix)
         yield server

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from engines.client import Call
+from engines.client import Call, local_server, parse_address
 from engines.triton.server import Server
 from engines.triton.server.leftovers import processes
 from qdq.errors import DeployError
 
-from .conftest import CLASSIFIER, Loaded, serving
+from .conftest import CLASSIFIER, STARTED, Loaded, serving
 
 QUICKLY = 20.0  # seconds, on a machine that is busy
 UNDER_WAY = 8  # clients
@@ -136,9 +136,13 @@ def test_a_server_killed_with_its_owner_is_cleaned_up_by_the_next_start(reposito
         for line in owner.stdout:
             said += line
             if line.startswith("ready "):
+                server = local_server(parse_address(line.split()[1]))
                 break
         else:
             pytest.fail(said)
+        command = Path(f"/proc/{server}/cmdline").read_text(encoding="utf-8")
+        STARTED.append(command.partition("shm-region-prefix-name=")[2].partition("\0")[0])
+        assert STARTED[0]
         owner.kill()
     with serving(repository):
         pass
