@@ -151,8 +151,13 @@ def test_a_tagger_from_token_lines(example: Load, tiny_checkpoint: Callable[...,
         example("compress_token_cls").main([*words, *PTQ])
 
 
-# The two commands as the compression API's document prints them
+# The commands as the compression API's document prints them
 PRINTED = {
+    "compress_seq_cls": """
+    --dataset "clue tnews"  \\
+    --model_name_or_path best_models/TNEWS  \\
+    --output_dir ./
+""",
     "compress_token_cls": """
     --dataset "msra_ner"  \\
     --model_name_or_path best_models/MSRA_NER \\
@@ -178,7 +183,7 @@ PRINTED = {
 }
 
 
-@pytest.mark.document_row("000/9", "000/10")
+@pytest.mark.document_row("000/7", "000/9", "000/10")
 @pytest.mark.parametrize("name", PRINTED)
 def test_the_printed_commands_run(
     name: str,
@@ -196,6 +201,11 @@ def test_the_printed_commands_run(
     if name == "compress_qa":
         squad_file(tmp_path / data)
         source = tiny_checkpoint("bert", "question-answering", **sizes)
+    elif name == "compress_seq_cls":
+        rows = [{"label": str(CODES[n % 15]), "sentence": "the cat sees a dog"} for n in range(15)]
+        for file in ("train.json", "dev.json"):
+            (tmp_path / data / file).write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+        source = tiny_checkpoint(num_labels=15, **sizes)
     else:
         lines = "the O\ncat B-PER\nsat I-PER\n\na O\ndog B-PER\nran O\n"
         for file in ("train.txt", "dev.txt"):

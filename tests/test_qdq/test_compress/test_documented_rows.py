@@ -73,3 +73,53 @@ def test_every_algorithm_is_tried_with_both_kinds_of_weights(
     }
     assert {candidate.spec.per_channel_weights for candidate in result.candidates} == {weights != "abs_max"}
     assert all((result.folders[candidate.name] / "model.safetensors").is_file() for candidate in result.candidates)
+
+
+@pytest.mark.document_row("000/42")
+@pytest.mark.parametrize("strategy", ["ptq", "qat"])
+@pytest.mark.parametrize("kind", ["abs_max", "range_abs_max", "moving_average_abs_max", None])
+def test_every_type_of_activations_in_both_strategies(
+    kind: str | None, strategy: str, load_tiny: Load, encode: Encode, tmp_path: Path
+) -> None:
+    """In ptq abs_max and moving averages are the ranges themselves; range_abs_max leaves them to algo_list."""
+    words = f"--strategy {strategy} --max_steps 1 --output_dir {tmp_path}"
+    words += " --algo_list mse" if strategy == "qat" else ""  # what it starts from
+    typed = f"{words} --activation_quantize_type {kind}" if kind else words
+    result = compress(load_tiny(num_hidden_layers=1), encode, shlex.split(typed))
+    found = {candidate.table.algorithm for candidate in result.candidates if candidate.table}
+    if strategy == "ptq":
+        alone = {"abs_max": {"max"}, "moving_average_abs_max": {"moving_average"}}
+        assert found == alone.get(kind or "", {"mse", "entropy"})
+    else:
+        assert found == {"qat"}
+    # Unless it is named, that of qat is the moving average and that of ptq is range_abs_max: the same model.
+    if kind is None:
+        default = {"ptq": "range_abs_max", "qat": "moving_average_abs_max"}[strategy]
+        named = shlex.split(f"{words} --output_dir {tmp_path}/named --activation_quantize_type {default}")
+        again = compress(load_tiny(num_hidden_layers=1), encode, named)
+        assert again.best.table is not None and result.best.table is not None
+        assert again.best.table.activations == result.best.table.activations
+
+
+@pytest.mark.document_row("000/11")
+def test_data_of_ones_own_by_the_datasets_package(load_tiny: Load, tmp_path: Path, sentences: tuple[str, ...]) -> None:
+    """`load_dataset` of files, `map`, and the splits given to the trainer as they come."""
+    datasets = pytest.importorskip("datasets", reason="the optional extra 'train' is not installed")
+    loaded = load_tiny(num_hidden_layers=1)
+    files = {}
+    for split in ("train", "validation"):
+        files[split] = str(tmp_path / f"{split}.csv")
+        lines = [f"{text.replace(',', ' ')},{number % 2}" for number, text in enumerate(sentences[:16])]
+        Path(files[split]).write_text("\n".join(["text,labels", *lines]) + "\n", encoding="utf-8")
+    data = datasets.load_dataset("csv", data_files=files, cache_dir=str(tmp_path / "cache"))
+    data = data.map(lambda rows: loaded.tokenizer(rows["text"], truncation=True), batched=True)
+    words = ["--output_dir", str(tmp_path / "out"), "--strategy", "qat", "--max_steps", "2", "--algo_list", "abs_max"]
+    (arguments,) = HfArgumentParser(CompressionArguments).parse_args_into_dataclasses([*words, *QUICK])
+    result = CompressionTrainer(
+        loaded.model,
+        arguments,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        tokenizer=loaded.tokenizer,
+    ).compress()
+    assert (result.folders[result.best.name] / "model.safetensors").is_file()
