@@ -210,9 +210,14 @@ profile: setup
 accuracy: setup
 	@$(VENV)/bin/python -m qdq.studies.accuracy --shared $(SHARED)
 
-.PHONY: compression
+.PHONY: compression table
 compression: setup
 	@$(VENV)/bin/python -m qdq.studies.compression --shared $(SHARED)
+
+# The table that the compression documents print: FP32, INT8, pruned and both, three tasks in two languages.
+table: setup
+	@$(VENV)/bin/python -m qdq.studies.table --shared $(SHARED)
+	@$(VENV)/bin/python -m qdq.studies.pages
 
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,

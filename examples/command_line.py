@@ -1,4 +1,4 @@
-"""Command line of the three compression scripts: their own flags beside every flag of CompressionArguments."""
+"""Command line of the compression scripts and of finetune.py: their own flags beside those of a TrainingArguments."""
 
 import argparse
 import sys
@@ -58,13 +58,17 @@ class ScriptParser(Parser, HfArgumentParser):
 
 
 def parse(
-    defaults: Mapping[str, Any], arguments: Sequence[str] | None = None, about: str | None = None
-) -> tuple[DataArguments, CompressionArguments]:
+    defaults: Mapping[str, Any],
+    arguments: Sequence[str] | None = None,
+    about: str | None = None,
+    settings: type[Any] = CompressionArguments,
+) -> tuple[DataArguments, Any]:
     """Parse the command line over `defaults` (flag name to value; batch_size stands for both batch sizes).
 
-    `about` is printed by --help. Raises ConfigError for what cannot be parsed.
+    `about` is printed by --help; `settings` is the dataclass of the second value. Raises ConfigError for what cannot be
+    parsed.
     """
-    both = (DataArguments, CompressionArguments)
+    both = (DataArguments, settings)
     parser = ScriptParser(dataclass_types=both, description=about, formatter_class=WithDefaults)
     values = dict(defaults)
     if "batch_size" in values:
@@ -77,8 +81,8 @@ def parse(
     if unknown := sorted(set(values) - known):
         raise ConfigError(f"{CONFIG}: unknown flag '{unknown[0]}'; it must be one the script takes")
     parser.set_defaults(**values)
-    data, compression = parser.read(arguments)
-    return data, compression
+    data, chosen = parser.read(arguments)
+    return data, chosen
 
 
 def defaults_of(dataset: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from qdq.studies.peers.table import instructions, render_peers, rows_of
 from qdq.studies.rows_table import rows_table
 from qdq.studies.serving_table import serving_tables
 from qdq.studies.study import DOCS, RESULTS, ROOT, exit_code, load_results
+from qdq.studies.table.page import render as documented_table
 
 EXAMPLE = "all-MiniLM-L6-v2-openvino"  # the run that README.md shows
 FULL, DEFAULT = "qdqbert", "auto"  # placements: what is proved, and what a user gets
@@ -47,7 +48,10 @@ def pages() -> dict[Path, str]:
     # Parts of every page by the names of their markers.
     parts = {
         ROOT / "README.md": readme,
-        DOCS / "compression.md": {"results": compression_page.sections(compressed)},
+        DOCS / "compression.md": {
+            "table": documented_table(load_results(RESULTS / "table")),
+            "results": compression_page.sections(compressed),
+        },
         DOCS / "performance.md": {path.parent.name: cost_table(read_json(path)) for path in profiles},
         DOCS / "tensorrt.md": {
             "prove": proof_table(proofs),
