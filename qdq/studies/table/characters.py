@@ -1,11 +1,11 @@
 """An encoder for Chinese to start a fine-tuning from, where no Chinese checkpoint is at hand.
 
-    python -m qdq.studies.table.characters OUT --model MODEL TRAIN...
+    python -m qdq.studies.table.characters OUT --model MODEL --layers 3 TRAIN...
 
-The layers are those of `MODEL`, an English one; the vocabulary is of single characters, built from the training files.
-Characters that MODEL's vocabulary has keep their embeddings, the others get random ones of the same spread. What such a
-model learns from a few thousand sentences is far below a model that was trained on Chinese; its shape and speed are the
-same.
+The layers are the first ones of `MODEL`, an English one; the vocabulary is of single characters, built from the
+training files. Characters that MODEL's vocabulary has keep their embeddings, the others get random ones of the same
+spread. What such a model learns from a few thousand sentences is far below a model that was trained on Chinese; the
+speed of a layer is the same.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("out", type=Path, help="folder of the new encoder")
     command.add_argument("train", nargs="+", help="training files, as `qdq compile --calibration` takes them")
     command.add_argument("--model", required=True, help="checkpoint whose layers are taken")
+    command.add_argument("--layers", type=int, help="how many of them (default: all)")
     options = command.parse_args(arguments)
-    write_encoder(options.out, options.model, vocabulary(texts(options.train)))
+    write_encoder(options.out, options.model, vocabulary(texts(options.train)), options.layers)
 
 
 def texts(paths: Iterable[str]) -> Iterable[str]:
@@ -58,8 +59,8 @@ def _is_word(character: str) -> bool:
     return "\u3400" <= character <= "\u9fff"
 
 
-def write_encoder(folder: Path, model: str, tokens: Sequence[str]) -> Path:
-    """Write the layers of `model` with embeddings for `tokens`, and the tokenizer. Raises ModelError."""
+def write_encoder(folder: Path, model: str, tokens: Sequence[str], layers: int | None = None) -> Path:
+    """Write the first `layers` of `model` with embeddings for `tokens`, and the tokenizer. Raises ModelError."""
     import torch
     from transformers import BertTokenizer
 
@@ -78,6 +79,11 @@ def write_encoder(folder: Path, model: str, tokens: Sequence[str]) -> Path:
                 table[row] = old[known[token]]
         encoder.resize_token_embeddings(len(tokens), mean_resizing=False)
         encoder.get_input_embeddings().weight.copy_(table)
+    # Its layers, from the bottom
+    if layers is not None:
+        stack = encoder.base_model.encoder
+        stack.layer = stack.layer[:layers]
+        encoder.config.num_hidden_layers = len(stack.layer)
     encoder.config.pad_token_id = tokens.index(SPECIAL[0])
     encoder.save_pretrained(folder)
     names = {token: number for number, token in enumerate(tokens)}

@@ -14,7 +14,7 @@ from qdq.base.artifacts import read_json, write_json
 from qdq.base.versions import versions
 from qdq.errors import ConfigError, QdqError
 from qdq.studies.study import ROOT
-from qdq.studies.table.cases import CHINESE, SCRIPTS, TableCase
+from qdq.studies.table.cases import CHINESE, LAYERS, SCRIPTS, TableCase
 
 if TYPE_CHECKING:
     from engines.openvino import OpenVINORunner
@@ -79,7 +79,8 @@ def finetuning(places: Places, case: TableCase) -> list[list[str]]:
         return []
     start = places.work / "models" / f"start-{case.start or 'bundled'}"
     text = [str(places.shared / "data" / name) for name in CHINESE]
-    encoder = ["-m", "qdq.studies.table.characters", str(start), "--model", case.layers(places.shared), *text]
+    taken = ["--model", case.layers(places.shared), "--layers", str(LAYERS)]
+    encoder = ["-m", "qdq.studies.table.characters", str(start), *text, *taken]
     words = ["examples/finetune.py", "--task", case.task, "--dataset", str(places.data(case))]
     words += ["--model_name_or_path", str(start), "--output_dir", str(places.model(case))]
     return [encoder, [*words, *case.finetuning_flags()]]

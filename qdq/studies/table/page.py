@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qdq.studies.markdown import named, table
-from qdq.studies.table.cases import BUNDLED, CASES, PRUNED_WIDTH, TableCase
+from qdq.studies.table.cases import BUNDLED, CASES, LAYERS, PRUNED_WIDTH, TableCase
 from qdq.studies.table.measure import BOTH, FP32, INT8, PRUNED
 
 Record = Mapping[str, Any]
@@ -70,19 +70,20 @@ def _about(case: TableCase, record: Record) -> str:
     """One line on a model: where it is from, how it was trained and pruned, and the rows that score it."""
     if case.finetuning:
         made = (
-            f"{_steps(case.finetuning)} training steps here on {case.train}, with the layers of "
+            f"{_steps(case.finetuning)} training steps here on {case.train}, with the first layers of "
             f"{case.start or BUNDLED} and a new vocabulary of characters"
         )
     else:
         made = "a fine-tuned checkpoint as it is"
+    layers = LAYERS if case.finetuning else 6
     candidates = record.get("compress", {}).get("candidates", ())
     size = next((row["parameters"] for row in candidates if "width" not in row["notes"]), None)
     given = f"{size / 1e6:.1f} M parameters, " if size else ""
     samples = record.get("score", {}).get("samples")
     scored = f"; scored on {samples} of {case.dev}" if samples else ""
     return (
-        f"- {case.data}: {case.name}, 6 layers of 384, {given}{made}; pruned model trained for {_steps(case.pruning)} "
-        f"steps; {case.batch} × {case.sequence} tokens timed{scored}."
+        f"- {case.data}: {case.name}, {layers} layers of 384, {given}{made}; pruned model trained for "
+        f"{_steps(case.pruning)} steps; {case.batch} × {case.sequence} tokens timed{scored}."
     )
 
 

@@ -54,7 +54,7 @@ def places(
 
 
 @pytest.mark.slow
-@pytest.mark.document_row("000/5")
+@pytest.mark.document_row("000/4", "000/5")
 def test_a_model_goes_from_its_training_to_four_engines(places: parts.Places) -> None:
     """Fine-tuned, then as it is, in INT8, pruned, and both: built, scored, timed in one run, and on the page."""
     with pytest.raises(ConfigError, match="minilm-tnews:build needs minilm-tnews:compress"):
