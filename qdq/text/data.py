@@ -37,6 +37,8 @@ class Record:
         label_name: CLUE's readable name of the class (label_desc), where the file has one beside the label.
         words, tags: of a tagged sentence, one tag per word; "" is a tag that is missing.
         answers: (text, first character in `pair`) of a question, () when it has none; None without answers in the file.
+        spans: (start, end, text) of the answers to a prompt (UIE) in `pair`, () when it has none; negative ones lie in
+            the prompt, counted from one behind its end. None without answers in the file.
         id: the row's own id, for prediction files.
         labels: classes of a row that has a list of them, as written; () is a row without any.
         flags: 0/1 columns beside the text by name, which may be one per class.
@@ -51,6 +53,7 @@ class Record:
     words: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     answers: tuple[tuple[str, int], ...] | None = None
+    spans: tuple[tuple[int, int, str], ...] | None = None
     id: str | None = None
     labels: tuple[str, ...] | None = None
     flags: Mapping[str, bool] = field(default_factory=dict, compare=False)

@@ -254,8 +254,22 @@ def details(row: Row) -> dict[str, Any]:
             found["classes"] = classes
     if values.get("answers") is not None:
         found["answers"] = _answers(row)
+    if isinstance(values.get("result_list"), list):
+        found["spans"] = _prompted(row)
     identity = next((values[key] for key in _IDS if isinstance(values.get(key), (str, int))), None)
     return found | ({} if identity is None else {"id": str(identity)})
+
+
+def _prompted(row: Row) -> tuple[tuple[int, int, str], ...]:
+    """UIE's list of {text, start, end}: the answers to a prompt."""
+    try:
+        return tuple(
+            (int(one["start"]), int(one["end"]), str(one.get("text", ""))) for one in row.values["result_list"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{row.where}: an answer of result_list lacks its start or end ({error!r}); correct it"
+        ) from None
 
 
 def _answers(row: Row) -> tuple[tuple[str, int], ...] | None:
