@@ -8,10 +8,12 @@ Compared per text:
   it without changing any answer, and it is near 1 for most pairs of confident answers. Read the agreement there.
 * of texts with a single number (one logit) instead of the cosine, which would be its sign, Pearson's and Spearman's
   correlation over the texts;
+* of start and end probabilities (prompts) the cosine is that of their logits;
 * errors over the same elements (padded positions never count);
 * agreement: share of equal answers. One answer per text is the arg max of its logits, per non-padded token the arg max
-  there, for question answering start and end position together, and for a multi-label classifier one answer per class
-  is whether its logit is above the cut (0 by default). Feature extraction and regression have no answers.
+  there, for question answering start and end position together, for a prompt all tokens that are marked as start or
+  end, and for a multi-label classifier one answer per class is whether its logit is above the cut (0 by default).
+  Feature extraction and regression have no answers.
 
 Batches are streamed; only running sums and single numbers are kept, and float64 copies exist for one text at a time.
 """
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 
 from engines.metrics import ErrorSum, Share, Vector, cosine
 from engines.types import Runner
-from qdq.base.choices import MULTI_LABEL, REGRESSION
+from qdq.base.choices import INFORMATION_EXTRACTION, MULTI_LABEL, REGRESSION
 from qdq.base.config import choice
 from qdq.base.correlation import pearson, spearman
 from qdq.base.types import Feeds, Outputs, Progress
@@ -45,6 +47,7 @@ ANSWER_FOR: dict[str, str | None] = {
     MULTI_LABEL: "label",
     REGRESSION: None,
     "question-answering": "span",
+    INFORMATION_EXTRACTION: "prompt",
 }
 ANSWER_OUTPUTS = {
     None: (),
@@ -52,9 +55,13 @@ ANSWER_OUTPUTS = {
     "token": ("logits",),
     "label": ("logits",),
     "span": ("start_logits", "end_logits"),
+    "prompt": ("start_prob", "end_prob"),
 }
 LABELLED = ("text-classification", "next-sentence-prediction", "multiple-choice")  # one label per text
 LOGITS = ("logits", "start_logits", "end_logits")
+TOKEN_LEVEL = ("question-answering", INFORMATION_EXTRACTION)  # tasks whose outputs [B, S] have a value per token
+MARK = 0.5  # probability above which a token starts or ends an answer to a prompt
+LEAST = 1e-6  # a probability's distance from 0 and 1 where its logit is taken, about FP32's rounding
 
 Sample = dict[str, Vector]  # one text's outputs without padding, in float64
 
@@ -125,7 +132,7 @@ class Comparison:
         # Not zipped over lists: one text of a [batch, sequence, vocabulary] output is copied at a time.
         named = self.token_level
         if named is None:
-            named = [name for name, v in expected.items() if v.ndim == 3 or self.task == "question-answering"]
+            named = [name for name, v in expected.items() if v.ndim == 3 or self.task in TOKEN_LEVEL]
         texts = (_texts(outputs, mask, named, where) for outputs in (expected, actual))
         for pair in zip(*texts, strict=True):
             for sample, who in zip(pair, self.sides, strict=True):
@@ -156,6 +163,8 @@ class Comparison:
         position = self._texts
         self._texts += 1
         sides = _joined(expected), _joined(actual)
+        if ANSWER_FOR[self.task] == "prompt":  # most are near 0, where only logits have a direction
+            sides = _logit(sides[0]), _logit(sides[1])
         if sides[0].size == 1:
             self._numbers.append((float(sides[0][0]), float(sides[1][0])))
         else:
@@ -268,11 +277,18 @@ def _joined(sample: Sample) -> Vector:
     return np.concatenate([sample[name].ravel() for name in sorted(sample)])
 
 
+def _logit(probabilities: Vector) -> Vector:
+    inside = probabilities.clip(LEAST, 1 - LEAST)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
 def _answers(sample: Sample, task: str, cuts: Sequence[float]) -> NDArray[np.int64] | None:
     """Answers of one text, [parts, answers]: a span has two parts that must both be equal, everything else one."""
     unit = ANSWER_FOR[task]
     if unit == "span":
         return np.array([[sample["start_logits"].argmax()], [sample["end_logits"].argmax()]])
+    if unit == "prompt":
+        return np.concatenate([sample[name] > MARK for name in ANSWER_OUTPUTS[unit]])[:, np.newaxis].astype(np.int64)
     if unit == "label":
         return np.atleast_1d(sample["logits"] > np.array(cuts or (0.0,)))[np.newaxis].astype(np.int64)
     if unit is None or sample["logits"].shape[-1] == 1:

@@ -36,5 +36,6 @@ PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
 # Readings of a text classifier's logits other than one class per text. Outputs do not tell them, so they have names of
 # their own wherever a task does: any number of classes at once, and numbers.
 MULTI_LABEL, REGRESSION = "multi-label-classification", "regression"
+INFORMATION_EXTRACTION = "information-extraction"  # the task of UIE: start and end probabilities of every token
 MULTI_LABEL_TYPE = "multi_label_classification"  # config.json's problem_type
 THRESHOLD_KEYS = ("threshold", "thresholds")  # of config.json: above which probability its classes count

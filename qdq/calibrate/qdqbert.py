@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -182,4 +181,4 @@ MODELS = (
 
 AutoConfig.register(QDQBERT, QDQBertConfig)
 for _model in MODELS:
-    getattr(transformers, detect_task([_model.__name__], __name__).auto_class).register(QDQBertConfig, _model)
+    detect_task([_model.__name__], __name__).auto().register(QDQBertConfig, _model)

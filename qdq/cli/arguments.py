@@ -13,6 +13,7 @@ from qdq.base.edge import WIDTH, Parser
 from qdq.base.option import flag, help_of
 from qdq.base.versions import __version__
 from qdq.cli.evaluate import EvaluateOptions
+from qdq.cli.extract import ExtractOptions
 from qdq.cli.file_commands import FILE_COMMANDS
 from qdq.cli.load import LoadOptions
 from qdq.cli.plans import PlanOptions
@@ -43,6 +44,7 @@ COMMANDS = {
     "profile": "where a CPU engine's time goes, layer by layer",
     "inspect": "a built plan's layers against what the graph should become",
     "evaluate": "task metrics of models, checkpoints and engines on labelled data",
+    "extract": "what a schema names, out of texts, by a UIE model or engine",
     "sensitivity": "which points cost accuracy: each alone, and all without each",
 }
 
@@ -52,6 +54,7 @@ OWN_OPTIONS: dict[str, type[Any]] = {
     "query": QueryOptions,
     "load": LoadOptions,
     "evaluate": EvaluateOptions,
+    "extract": ExtractOptions,
     "sensitivity": SensitivityOptions,
     "serve": ServeOptions,
 }

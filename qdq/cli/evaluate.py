@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from engines.cores import available_cores
 from qdq.base.artifacts import write_json, write_text
-from qdq.base.choices import PRECISION_HINTS
+from qdq.base.choices import INFORMATION_EXTRACTION, PRECISION_HINTS
 from qdq.base.option import check, option, values_for
 from qdq.cli.contestants import Contestants, Own, contestants, model_for
 from qdq.errors import ConfigError
 from qdq.load.kinds import TASKS
 from qdq.pipeline.options import HEADER, LABEL_COLUMN, LABELS, MANY, MODEL_CLASS
 from qdq.text.data import TextSource
+from qdq.uie.prompts import LANGUAGES, kind_of, language_named
 
 if TYPE_CHECKING:
     from qdq.base.screen import Screen
@@ -57,6 +58,8 @@ class EvaluateOptions:
         "write the last WHAT's predictions as JSON lines (.json: SQuAD's form) (default: not written)",
         metavar="FILE",
     )
+    debug: bool = option(False, "UIE: metrics of each class of prompts that have answers, too (default: of all)")
+    schema_lang: str = option("ch", "with --debug: language of the prompts", choices=LANGUAGES)
     out: str | None = option(None, "write all figures as JSON (default: not written)", metavar="FILE")
     threads: int = option(0, " (default: 0, which is all cores)")
     precision_hint: str = option("f32", "what OpenVINO computes outside INT8", metavar="P", choices=PRECISION_HINTS)
@@ -83,6 +86,9 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
         raise ConfigError(
             f"--sequence: {options.sequence} is beyond the {loaded.max_sequence} positions of {loaded.name}"
         )
+    if options.debug and loaded.task.name != INFORMATION_EXTRACTION:
+        raise ConfigError(f"--debug: is for UIE's prompts, and {loaded.name} is a model for {loaded.task.name}")
+    language = language_named(options.schema_lang)
     source = TextSource(options.data, options.text_columns, options.label_column, options.header, options.labels)
     evaluation = load_evaluation(source, loaded, settings, options.samples)
     if not evaluation.labelled and options.predictions is None:
@@ -92,13 +98,19 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
     for note in evaluation.notes:
         screen.row("", note)
     scores: dict[str, Scores] = {}
+    classes: dict[str, dict[str, dict[str, float]]] = {}
     for name, open_runner in entries.items():
         with screen.stage("evaluate") as stage:
-            scores[name] = evaluation.score(open_runner(), stage.progress)
+            reader = evaluation.read_all(open_runner(), stage.progress)
+            scores[name] = reader.scores()
+            if options.debug:
+                classes[name] = reader.classes(lambda record: kind_of(record.text, record.pair or "", language))
             stage.say(name)
     if options.predictions is not None:
         write_predictions(Path(options.predictions), scores[list(entries)[-1]])
     report = as_json(evaluation, scores)
+    for entry in report["contestants"] if options.debug else ():
+        entry["classes"] = classes[entry["name"]]
     if options.out is not None:
         write_json(Path(options.out), report)
     return report
@@ -154,4 +166,8 @@ def render(report: Mapping[str, Any]) -> str:
                 digits = 4 if "difference" in change else 2  # of an error, in its own unit
                 text += f"  {difference:+6.{digits}f}  [{low:+.{digits}f}, {high:+.{digits}f}]"
             lines.append(text)
+    for entry in entries:
+        for name, values in entry.get("classes", {}).items():
+            said = ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
+            lines += ["", f"{name}  ({entry['name']})", f"  {said}"]
     return "\n".join(lines) + "\n"

@@ -72,6 +72,10 @@ def _work(command: str, typed: dict[str, Any], as_json: bool, screen: Screen) ->
 
         report = evaluate(EvaluateOptions(**typed), screen)
         return to_json(report) if as_json else render(report), DONE
+    if command == "extract":
+        from qdq.cli.extract import ExtractOptions, extract
+
+        return extract(ExtractOptions(**typed), screen), DONE
     if command == "sensitivity":
         from qdq.cli.sensitivity import SensitivityOptions, run
 

@@ -17,23 +17,37 @@ from qdq.compress.evaluators import logits_of
 from qdq.inject.widths import blocks
 from qdq.tasks.heads import Kind, head_of_model
 
+LEAST = 1e-6  # a probability's distance from 0 and 1 where its logit is taken
 REPRESENTATION_WEIGHT = 0.1  # of hidden states and embeddings against logits: DynaBERT's lambda_2 / lambda_1
 
 
 def soft_cross_entropy(student: Any, teacher: Any, counts: Tensor | None = None, kind: Kind = "classes") -> Tensor:
     """Mean over samples or tokens of -sum(softmax(teacher) * log_softmax(student)); the mean of both for (start, end).
 
-    `counts` [B, S] says which positions count when there are logits per token. By the `kind` of head the classes of a
+    `counts` [B, S] says which positions count when there are logits per token; UIE's probabilities (`marks`) are
+    compared one by one. By the `kind` of head the classes of a
     multi-label model are distilled one by one, and scores by their squared error.
     """
     if isinstance(student, tuple):
-        return torch.stack([soft_cross_entropy(*pair) for pair in zip(student, teacher, strict=True)]).mean()
+        pairs = list(zip(student, teacher, strict=True))
+        if kind == "marks":
+            return torch.stack([marks_cross_entropy(*pair, counts) for pair in pairs]).mean()
+        return torch.stack([soft_cross_entropy(*pair) for pair in pairs]).mean()
     assert isinstance(student, Tensor) and isinstance(teacher, Tensor)  # one model gives both
     if kind == "multi-label":
         return functional.binary_cross_entropy_with_logits(student, teacher.sigmoid())
     if kind == "scores" or student.shape[-1] == 1:
         return functional.mse_loss(student, teacher)
     return _mean(-(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1), counts)
+
+
+def marks_cross_entropy(student: Tensor, teacher: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy of probabilities [B, S] to the teacher's, over counted tokens.
+
+    Of their logits, so that a sure student still has a gradient.
+    """
+    each = functional.binary_cross_entropy_with_logits(torch.logit(student, LEAST), teacher, reduction="none")
+    return _mean(each, counts)
 
 
 def logit_error(student: Any, teacher: Any, counts: Tensor | None = None) -> Tensor:

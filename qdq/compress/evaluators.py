@@ -21,9 +21,10 @@ from qdq.compress.method import Evaluate
 from qdq.errors import ConfigError, DataError
 from qdq.tasks.answers import detect_scoring, score_answer
 from qdq.tasks.extraction import Window, best_span
-from qdq.tasks.heads import Head, Kind, head_of_model
+from qdq.tasks.heads import MARKS, Head, Kind, head_of_model
 from qdq.tasks.metrics import classification, correlation, mean_of, multi_label
 from qdq.tasks.problems import SCORES
+from qdq.tasks.spans import SpanEvaluator
 from qdq.tasks.tagging import tag_scores
 
 BESIDE_LOGITS = ("loss", "hidden_states", "attentions")  # what else a model output of transformers' kind holds
@@ -75,9 +76,11 @@ def builtin_evaluator(model: PreTrainedModel, tokenizer: Any = None) -> tuple[st
         return ("entity F1" if has_entities(tags) else "token accuracy"), partial(tag_metrics, tags=tags)
     if name.endswith("ForQuestionAnswering"):
         return "SQuAD F1", answer_evaluator(tokenizer)
+    if name.endswith(MARKS):
+        return SPANS
     raise ConfigError(
-        f"{name}: has no built-in evaluator (there are some for sequence classification, token classification and "
-        "question answering); pass custom_evaluate to compress()"
+        f"{name}: has no built-in evaluator (there are some for sequence classification, token classification, "
+        "question answering and UIE); pass custom_evaluate to compress()"
     )
 
 
@@ -224,6 +227,29 @@ def answer_scores(model: nn.Module, batches: Batches, tokenizer: Any) -> dict[st
     scoring = detect_scoring(contexts)
     exact, f1 = np.array([score_answer(answer, [gold], scoring) for answer, gold in pairs]).T
     return {"f1": mean_of(f1)(), "exact_match": mean_of(exact)()}
+
+
+def span_metrics(model: nn.Module, batches: Batches) -> dict[str, float]:
+    """f1, precision and recall of spans by exact matching, see `qdq.tasks.spans.SpanEvaluator`.
+
+    Labels are the marks of starts and ends, [B, S] each.
+    """
+    metric = SpanEvaluator()
+    for batch, (start, end) in _predictions(model, batches):
+        labels = batches.labels.of(batch)
+        if not isinstance(labels, tuple) or len(labels) != 2 or labels[0].shape != start.shape:
+            raise DataError(
+                "spans are scored by marks of starts and of ends, 0 or 1 for every token; give start_positions and "
+                "end_positions of the inputs' shape"
+            )
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        sides = (start * mask, end * mask, *labels)
+        metric.update(*metric.compute(*(side.double().cpu().numpy() for side in sides)))
+    precision, recall, f1 = metric.accumulate()
+    return {"f1": f1, "precision": precision, "recall": recall}
+
+
+SPANS: tuple[str, Evaluator] = ("span F1", span_metrics)
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, default_data_collator
 from engines.interface import interface
 from engines.types import MatmulNames
 from export.to_onnx import export_onnx, save_proto
+from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.calibrate.checkpoint import TOKENIZER_FILES
 from qdq.compress.datasets import Batches, Labels, NamedTensors
 from qdq.compress.deployed_graph import Material
@@ -170,6 +171,8 @@ def _task_of(graph: Path) -> str:
     ranks = {tensor.name: len(tensor.shape) for tensor in interface(graph)[1]}
     if {"start_logits", "end_logits"} <= set(ranks):
         return "question-answering"
+    if {"start_prob", "end_prob"} <= set(ranks):
+        return INFORMATION_EXTRACTION
     known = {2: "text-classification", 3: "token-classification"}
     return known.get(ranks.get("logits", 0), "feature-extraction") if set(ranks) == {"logits"} else "feature-extraction"
 

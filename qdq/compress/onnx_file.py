@@ -27,7 +27,7 @@ from qdq.base.artifacts import atomic_path
 from qdq.base.screen import Screen
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.datasets import IGNORED_LABEL, Batches
-from qdq.compress.evaluators import EVALUATORS, CustomEvaluate, Evaluator, answer_evaluator, evaluator_on
+from qdq.compress.evaluators import EVALUATORS, SPANS, CustomEvaluate, Evaluator, answer_evaluator, evaluator_on
 from qdq.compress.file_ranges import FilePoints, feeds_of, observe, quantization
 from qdq.compress.method import CompressedModel, Evaluate
 from qdq.compress.ptq import algorithms, treatments
@@ -99,6 +99,8 @@ def builtin_evaluator(graph: OnnxModule, sample: Mapping[str, Any], tokenizer: A
     """(metric name, evaluator) that fits the graph's outputs and the data. Raises ConfigError when none does."""
     if {"start_logits", "end_logits"} <= set(graph.outputs):
         return "SQuAD F1", answer_evaluator(tokenizer)
+    if {"start_prob", "end_prob"} <= set(graph.outputs):
+        return SPANS
     if graph.outputs == ("logits",) and "labels" in sample:  # a graph has no config: its labels tell the task
         labels = np.asarray(sample["labels"])
         if labels.ndim == 0:

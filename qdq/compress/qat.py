@@ -13,12 +13,20 @@ from qdq.calibrate.calibrate import summarise
 from qdq.calibrate.treatments.rounding import fold_rounding
 from qdq.calibrate.treatments.share_skips import tie_skips
 from qdq.compress.best import KeepBest
-from qdq.compress.distillation import counted, labelled, logit_error, recorded_states, squared_error
+from qdq.compress.distillation import (
+    counted,
+    labelled,
+    logit_error,
+    recorded_states,
+    soft_cross_entropy,
+    squared_error,
+)
 from qdq.compress.evaluators import logits_of
 from qdq.compress.fake_quant import RangeSettings, finish, make_trainable, trained_quantizers
 from qdq.compress.method import CompressedModel, Method, Session
 from qdq.compress.ptq import Ptq
 from qdq.compress.training import fingerprint, train
+from qdq.tasks.heads import head_of_model
 
 DISTILLED_SHARE = 0.9  # of the loss; the labels have the rest
 STATE_WEIGHT = 10.0  # of hidden states against logits, whose gradients come from few texts only
@@ -62,7 +70,10 @@ class QuantizedTraining(nn.Module):
         with torch.no_grad(), recorded_states(teacher) as wanted:
             target = logits_of(teacher(**inputs))
         error = squared_error(states, wanted, counted(batch))
-        return logit_error(logits, target, labelled(batch, labels)) + STATE_WEIGHT * error
+        counts = labelled(batch, labels)
+        if head_of_model(teacher).kind == "marks":
+            return soft_cross_entropy(logits, target, counts, "marks") + STATE_WEIGHT * error
+        return logit_error(logits, target, counts) + STATE_WEIGHT * error
 
     def freeze(self) -> None:
         """Let the activation ranges stay as they are."""

@@ -118,7 +118,7 @@ def _plain(folder: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     task = TASKS[detect_task(config.architectures, str(folder)).name]
     with quiet_transformers():
-        build = model_class(task.auto_class, config)
+        build = model_class(task.auto(), config)
         return cast(PreTrainedModel, build.from_config(config) if relative_kind(config) is None else build(config))
 
 

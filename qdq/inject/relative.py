@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
@@ -38,9 +37,8 @@ def relative_kind(config: Any) -> str | None:
     return kind if kind in KINDS else None
 
 
-def model_class(auto_class: str, config: PreTrainedConfig) -> Any:
-    """Return what builds a task's model of `config`: transformers' Auto class, or a class with relative positions."""
-    auto = getattr(transformers, auto_class)
+def model_class(auto: Any, config: PreTrainedConfig) -> Any:
+    """Return what builds a task's model of `config`: the Auto class, or a class with relative positions."""
     if relative_kind(config) is None:
         return auto
     return relative_class(auto._model_mapping[type(config)])

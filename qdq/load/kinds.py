@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.base.config import choice
 from qdq.errors import ModelError
 
@@ -13,11 +16,11 @@ CHOICES = 2  # answers per multiple-choice sample that is built from plain text
 
 @dataclass(frozen=True)
 class Task:
-    """One of the eight model classes QDQBERT documents.
+    """One of the eight model classes QDQBERT documents, or UIE.
 
     Attributes:
         name: the Hugging Face task name, as TASK= takes it.
-        auto_class: transformers Auto class that builds it.
+        auto_class: transformers Auto class that builds it, or one of this project as ``module:class``.
         outputs: names of the graph outputs, which are attributes of the transformers output.
         suffixes: architecture suffixes that mean this task; "Model" is the bare encoder.
         choices: inputs are [B, N, S] instead of [B, S].
@@ -28,6 +31,11 @@ class Task:
     outputs: tuple[str, ...]
     suffixes: tuple[str, ...]
     choices: bool = False
+
+    def auto(self) -> Any:
+        """The Auto class itself."""
+        module, _, name = self.auto_class.rpartition(":")
+        return getattr(importlib.import_module(module or "transformers"), name)
 
     def shape(self, batch: int, sequence: int) -> tuple[int, int] | tuple[int, int, int]:
         """Shape of every input: [batch, sequence], or [batch, CHOICES, sequence]."""
@@ -55,6 +63,12 @@ TASKS: Mapping[str, Task] = {
             "AutoModelForNextSentencePrediction",
             ("logits",),
             ("ForNextSentencePrediction",),
+        ),
+        Task(
+            INFORMATION_EXTRACTION,
+            "qdq.load.uie:UIE",
+            ("start_prob", "end_prob"),
+            ("UIE", "UIEM", "UIEModel", "UIETorch"),
         ),
         Task("language-modeling", "AutoModelForCausalLM", ("logits",), ("LMHeadModel", "ForCausalLM")),
     )

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 import qdq.load.pruned  # noqa: F401  # CONFIG_MAPPING and the Auto classes then know width-pruned models
 from qdq.base.artifacts import sha256_file
+from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.errors import ModelError
 from qdq.inject.blocks import Residual
 from qdq.inject.families import Family, family_of
@@ -28,7 +29,7 @@ from qdq.inject.quantizer import QuantLinear
 from qdq.inject.relative import model_class, relative_kind
 from qdq.load.cross_encoder import cross_encoder_keys
 from qdq.load.declared import KERNELS, RETURNED, check_config
-from qdq.load.kinds import SENTENCE_EMBEDDING, Task, detect_task, task_named
+from qdq.load.kinds import SENTENCE_EMBEDDING, TASKS, Task, detect_task, task_named
 from qdq.load.leftovers import check_leftovers, foreign_prefix, name_side_files
 from qdq.load.own_class import (
     class_for,
@@ -212,6 +213,8 @@ def _configuration(folder: Path) -> PreTrainedConfig:
         raise ModelError(f"{folder / 'config.json'}: architectures is not a list of class names; copy the file again")
     if values.get("model_type") == QDQBERT:
         values |= {"model_type": "bert", "architectures": [name.replace("QDQBert", "Bert") for name in architectures]}
+    if "model_type" not in values and _is_uie(architectures):  # as uie_pytorch writes it
+        values |= {"model_type": "ernie"}
     if "model_type" not in values and values.keys() >= BERT_SIZES:
         logger.warning("%s: names no model_type, as BERT's first configurations; read as bert", folder / "config.json")
         values |= {"model_type": "bert"}
@@ -237,6 +240,10 @@ def _configuration(folder: Path) -> PreTrainedConfig:
     return config
 
 
+def _is_uie(architectures: list[str]) -> bool:
+    return any(name.endswith(TASKS[INFORMATION_EXTRACTION].suffixes) for name in architectures)
+
+
 def _known_keys(model_type: str) -> set[str]:
     """Fields of a family's config class, under every name it takes them by."""
     made = CONFIG_MAPPING[model_type]()
@@ -253,7 +260,7 @@ def _build(
     """Build the task's model, or that of an own class, from the folder, and check that its weights are complete."""
     check_sizes(folder, config, weights)
     bare = task.name == "feature-extraction" and own is None  # nothing it returns depends on heads and pooler
-    cls, what = (own, own.__name__) if own else (model_class(task.auto_class, config), task.name)
+    cls, what = (own, own.__name__) if own else (model_class(task.auto(), config), task.name)
     if own is not None and relative_kind(config) is not None:
         raise ModelError(
             f"{folder}: has relative positions, which transformers' layers in {own.__name__} do not compute; give a "
@@ -307,6 +314,8 @@ def _pretrained(
         raise ModelError(
             f"{folder}: cannot be loaded as {what} ({one_line(error)}); copy the checkpoint again"
         ) from error
+    # Names that were changed in reading are not to be changed back in saving: ranges beside them would not be found
+    model._weight_conversions = None
     return cast(PreTrainedModel, model), info
 
 

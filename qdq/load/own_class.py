@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import write_json
+from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.errors import ConfigError, ModelError
-from qdq.load.kinds import SENTENCE_EMBEDDING, Task
+from qdq.load.kinds import SENTENCE_EMBEDDING, TASKS, Task
 from qdq.load.source import read_object
 
 if TYPE_CHECKING:
@@ -166,7 +167,12 @@ def name_foreign_classes(folder: Path, architectures: Sequence[str] | None) -> s
     """Return one line on classes in config.json that transformers does not have, so that another is run, else ""."""
     import transformers
 
-    strange = [name for name in architectures or () if not hasattr(transformers, name.removeprefix("Pruned"))]
+    ours = TASKS[INFORMATION_EXTRACTION].suffixes
+    strange = [
+        name
+        for name in architectures or ()
+        if not hasattr(transformers, name.removeprefix("Pruned")) and not name.endswith(ours)
+    ]
     if not strange:
         return ""
     return (

@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
-import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -111,7 +110,7 @@ def _register(model_type: str) -> None:
     AutoConfig.register(config.model_type, config)
     made: list[type[Any]] = [config]
     for task in TASKS.values():
-        auto = getattr(transformers, task.auto_class)
+        auto = task.auto()
         original = auto._model_mapping.get(base, None)
         if original is not None:
             _MODELS[original] = _model_class(original, config)

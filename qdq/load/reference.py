@@ -146,11 +146,11 @@ def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
 
     # The model, with the one help that a foreign prefix needs
     values = read_config(folder)
-    cls = _named_class(values, task) or getattr(transformers, task.auto_class)
+    cls = _named_class(values, task) or task.auto()
     if values.get(KEY) in KINDS:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         named = _named_class(values, task)
-        cls = relative_class(named) if named else model_class(task.auto_class, config)
+        cls = relative_class(named) if named else model_class(task.auto(), config)
     options: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
     options["use_safetensors"] = weight_files(folder, allow_pickle)[0].suffix == ".safetensors"
     if any(key in values for key in KERNELS):  # one of them may not be installed
@@ -176,7 +176,8 @@ def _transformers(folder: Path, task: Task, allow_pickle: bool) -> Reference:
     def encode(text: str, pair: str | None, most: int) -> list[int]:
         return _ids(tokenizer, text, pair, min(most, tokenizer.model_max_length))
 
-    return Reference(f"transformers' {type(model).__name__}", run, encode)
+    heads = f"{type(model.base_model).__name__} and UIE's heads"  # which transformers has no class for
+    return Reference(f"transformers' {type(model).__name__ if ':' not in task.auto_class else heads}", run, encode)
 
 
 def _own(folder: Path, task: Task, allow_pickle: bool, model_class: str) -> Reference:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from qdq.base.artifacts import sha256_file, sha256_tree
+from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.errors import DataError
 from qdq.pipeline.options import CompileOptions
 from qdq.text.data import Columns, Record, TextSource, bundled, read_records
 
 SEARCH_SAMPLES = 256  # rows that `--search` judges placements on
-PAIR_TASKS = ("question-answering", "next-sentence-prediction", "multiple-choice")
+PAIR_TASKS = ("question-answering", "next-sentence-prediction", "multiple-choice", INFORMATION_EXTRACTION)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from qdq.studies.rows_table import rows_table
 from qdq.studies.serving_table import serving_tables
 from qdq.studies.study import DOCS, RESULTS, ROOT, exit_code, load_results
 from qdq.studies.table.page import render as documented_table
+from qdq.studies.uie_page import uie_table
 
 EXAMPLE = "all-MiniLM-L6-v2-openvino"  # the run that README.md shows
 FULL, DEFAULT = "qdqbert", "auto"  # placements: what is proved, and what a user gets
@@ -60,6 +61,7 @@ def pages() -> dict[Path, str]:
             "tried": estimate_page.tried_table(read_json(RESULTS / "estimate" / "tried.json")),
         },
         DOCS / "triton.md": {"serving": serving_tables(load_results(RESULTS / "serving"))},
+        DOCS / "uie.md": {"uie": uie_table(load_results(RESULTS / "uie"))},
         DOCS / "check.md": {"rules": rule_tables(), "prove": summary(linter)},
         DOCS / "estimate.md": {
             "validation": estimate_page.validation_tables(read_json(VALIDATION)),

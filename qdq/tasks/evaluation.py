@@ -20,6 +20,8 @@ from qdq.base.types import Feeds, Outputs, Progress
 from qdq.errors import ConfigError, DataError, ParityError
 from qdq.tasks.metrics import Interval, Metric, paired_difference
 from qdq.tasks.problems import Answer, Problem, RowOutputs
+from qdq.tasks.prompted import PromptedSpans
+from qdq.text.data import Record
 from qdq.text.encode import Feed
 
 Runner = Callable[[Feeds], Outputs]  # a torch model or any engine
@@ -99,12 +101,16 @@ class Evaluation:
 
     def score(self, runner: Runner, progress: Progress | None = None) -> Scores:
         """Run every feed through `runner` and score. Raises ParityError for NaN or missing outputs."""
+        return self.read_all(runner, progress).scores()
+
+    def read_all(self, runner: Runner, progress: Progress | None = None) -> Reader:
+        """Run every feed through `runner` and return the reader that has kept its answers. Raises ParityError."""
         reader = self.reader(runner)
         for done, feed in enumerate(self.feeds, start=1):
             reader(feed)
             if progress is not None:
                 progress(done, len(self.feeds))
-        return reader.scores()
+        return reader
 
     def reader(self, runner: Runner) -> Reader:
         """`runner` that also keeps its answers; call it with every feed, in order, then ask for `scores`."""
@@ -129,17 +135,31 @@ class Reader:
         self._done += 1
         return outputs
 
+    def classes(self, kind: Callable[[Record], str]) -> dict[str, dict[str, float]]:
+        """Metrics for each class of prompts with answers, which `kind` names; {} for a task without prompts.
+
+        Raises DataError before all feeds were run.
+        """
+        problem = self._evaluation.problem
+        if not isinstance(problem, PromptedSpans):
+            return {}
+        found = problem.class_metrics(self._all(), kind)
+        return {name: {key: metric() for key, metric in metrics.items()} for name, metrics in found.items()}
+
     def scores(self) -> Scores:
         """Metrics of everything that was run. Raises DataError before all feeds were."""
+        evaluation, kept = self._evaluation, self._all()
+        problem = evaluation.problem
+        metrics = problem.metrics(kept) if problem.main else {}
+        return Scores(metrics, problem.main, evaluation.samples, tuple(problem.answers(kept)))
+
+    def _all(self) -> list[Any]:
         evaluation = self._evaluation
         if self._done != len(evaluation.feeds):
             raise DataError(
                 f"{evaluation.source}: {self._done} of {len(evaluation.feeds)} batches were run; run them all"
             )
-        kept = [self._kept[row] for row in range(len(self._kept))]
-        problem = evaluation.problem
-        metrics = problem.metrics(kept) if problem.main else {}
-        return Scores(metrics, problem.main, evaluation.samples, tuple(problem.answers(kept)))
+        return [self._kept[row] for row in range(len(self._kept))]
 
 
 def split(outputs: Outputs, feed: Feeds, token_level: Sequence[str], where: str) -> list[RowOutputs]:

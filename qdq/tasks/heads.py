@@ -15,8 +15,9 @@ from qdq.base.choices import MULTI_LABEL, MULTI_LABEL_TYPE, REGRESSION, THRESHOL
 from qdq.errors import ModelError
 from qdq.load.own_class import is_own
 
-Kind = Literal["classes", "multi-label", "scores"]
+Kind = Literal["classes", "multi-label", "scores", "marks"]  # marks: UIE's probabilities of starts and ends
 Values = NDArray[np.float64]
+MARKS = "UIE"  # ending of the classes with a start and an end head
 THRESHOLD = 0.5  # probability above which a class of a multi-label model counts, transformers' and scikit-learn's
 
 
@@ -44,7 +45,7 @@ class Head:
     @property
     def compared_as(self) -> str:
         """The name under which `engines.compare` knows this reading, "" for one class per text."""
-        return {"classes": "", "multi-label": MULTI_LABEL, "scores": REGRESSION}[self.kind]
+        return {"multi-label": MULTI_LABEL, "scores": REGRESSION}.get(self.kind, "")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -114,10 +115,12 @@ def _activation(config: Mapping[str, Any]) -> str:
 
 
 def head_of_model(model: Any) -> Head:
-    """Tell how the logits of a model are read; one class each for anything but a sequence classifier.
+    """Tell how the outputs of a model are read; one class each for anything but a sequence classifier and UIE.
 
     The config decides for a class of the user's own.
     """
+    if type(model).__name__.endswith(MARKS):
+        return Head("marks")
     if not (is_own(type(model)) or type(model).__name__.endswith("ForSequenceClassification")):
         return Head("classes")
     return head_of(model.config.to_dict(), int(model.config.num_labels or 0))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.base.config import choice
 from qdq.errors import ConfigError, DataError
 from qdq.load.kinds import CHOICES, SENTENCE_EMBEDDING
@@ -19,6 +20,8 @@ from qdq.tasks.gold import any_label, gold_of, tags_of
 from qdq.tasks.heads import Head, head_of_model
 from qdq.tasks.labels import numbers
 from qdq.tasks.problems import STATES, Classification, MultiLabel, Problem, Regression, Similarity, Unscored
+from qdq.tasks.prompted import PromptedSpans
+from qdq.tasks.spans import parts
 from qdq.tasks.tagging import Tagging, tagged_rows, unseen
 from qdq.text.data import Record, TextSource, read_records
 from qdq.text.encode import TokenRow, batched, choice_records, has_types, tokenize
@@ -122,6 +125,8 @@ def _metric_names(problem: Problem, classes: int) -> tuple[str, ...]:
     if isinstance(problem, Tagging):
         named = problem.decides == "f1"
         return ("f1", "precision", "recall", "token_accuracy") if named else ("token_accuracy",)
+    if isinstance(problem, PromptedSpans):
+        return ("f1", "precision", "recall")
     return ("f1", "exact_match") if isinstance(problem, Extraction) else ("pearson", "spearman", "pearson_spearman")
 
 
@@ -170,7 +175,7 @@ def _answers(records: Sequence[Record], loaded: LoadedModel, settings: Evaluatio
     if any(record.pair is None for record in records):
         return _plain(records, loaded, settings)
     typed = has_types(loaded.tokenizer, loaded.inputs)
-    parts = windows(loaded.tokenizer, records, settings.sequence, settings.overlap, typed)
+    found = windows(loaded.tokenizer, records, settings.sequence, settings.overlap, typed)
     scoring: Scoring = settings.scoring or detect_scoring([record.pair or "" for record in records])  # type: ignore[assignment]
     bare = sum(record.answers is None for record in records)
     reason = ""
@@ -178,8 +183,23 @@ def _answers(records: Sequence[Record], loaded: LoadedModel, settings: Evaluatio
         reason = f"{bare} of {len(records)} questions have no answers"
         if settings.required and bare < len(records):
             raise DataError(f"{reason}; give a file with the answers of all, or of none")
-    note = f"{len(parts)} windows for {len(records)} questions" if len(parts) > len(records) else ""
-    return [[part.tokens] for part in parts], Extraction(records, parts, scoring, reason), (note,)
+    note = f"{len(found)} windows for {len(records)} questions" if len(found) > len(records) else ""
+    return [[part.tokens] for part in found], Extraction(records, found, scoring, reason), (note,)
+
+
+def _prompted(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
+    if any(record.pair is None for record in records):
+        return _plain(records, loaded, settings)
+    rows = parts(loaded.tokenizer, records, settings.sequence, has_types(loaded.tokenizer, loaded.inputs))
+    bare = sum(record.spans is None for record in records)
+    reason = f"{bare} of {len(records)} prompts have no result_list" if bare else ""
+    if settings.required and 0 < bare < len(records):
+        raise DataError(f"{reason}; give a file with the answers of all, or of none")
+    # Contents in several rows, and answers that no row holds
+    several = f"{len(rows)} rows for {len(records)} prompts" if len(rows) > len(records) else ""
+    lost = sum(row.lost for row in rows)
+    cut = f"{lost} answers do not fit into a row of {settings.sequence} tokens and are not scored" if lost else ""
+    return [[row.tokens] for row in rows], PromptedSpans(records, rows, reason), (several, cut)
 
 
 def _plain(records: Sequence[Record], loaded: LoadedModel, settings: EvaluationSettings) -> Built:
@@ -194,6 +214,7 @@ _BUILDERS: Mapping[str, Callable[[Sequence[Record], Any, EvaluationSettings], Bu
     "feature-extraction": _pairs,
     "token-classification": _tags,
     "question-answering": _answers,
+    INFORMATION_EXTRACTION: _prompted,
     "fill-mask": _plain,
     "language-modeling": _plain,
 }

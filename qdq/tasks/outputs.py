@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qdq.base.activations import ACTIVATIONS
+from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.tasks.heads import Head, head_of_model
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ _SAID: Mapping[str, str] = {
     "over the classes gives probabilities; a word has the class of its first token",
     "question-answering": "start_logits and end_logits are raw, one per token: the answer runs from the start to the "
     "end whose sum is largest, and is none where both are largest at token 0",
+    INFORMATION_EXTRACTION: "send the prompt and the content as a pair; start_prob and end_prob are the probabilities "
+    "of each token to start and to end an answer: those above 0.5 count, and each end belongs to the last start before "
+    "it (qdq.tasks.spans.paired)",
     "fill-mask": "logits are raw, one per entry of the vocabulary for each token: a softmax over them gives "
     "probabilities",
     "language-modeling": "logits are raw, one per entry of the vocabulary for each token: a softmax over them gives "

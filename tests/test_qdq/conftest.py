@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -126,7 +125,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFacto
 
 
 def _save(folder: Path, model_type: str, task: str, changes: dict[str, Any]) -> None:
-    auto = getattr(transformers, TASKS[task].auto_class)
+    auto = TASKS[task].auto()
     values = {"is_decoder": True, **changes} if task == "language-modeling" else changes
     with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(20)

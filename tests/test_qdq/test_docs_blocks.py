@@ -58,6 +58,14 @@ ELSEWHERE = {
         "tests/test_qdq/test_load/test_convert.py",
         "test_the_command_says_what_it_wrote_and_refuses_in_one_line",
     ),
+    ("docs/uie.md", ".venv/bin/python -m qdq.load.convert uie-base-paddle --out uie-base"): (
+        "tests/test_qdq/test_load/test_convert.py",
+        "test_a_uie_computes_the_same",
+    ),
+    ("docs/uie.md", "from qdq.uie.extract import Extraction"): (
+        "tests/test_qdq/test_uie/test_page.py",
+        "test_the_page_runs_from_annotation_to_extraction",
+    ),
     ("docs/custom-model.md", "from safetensors.numpy import save_file"): (
         "tests/test_qdq/test_load/test_convert.py",
         "test_paddle_weights_in_safetensors_are_converted_and_named_where_they_are_not",
@@ -72,6 +80,10 @@ WHOLE_PAGES = {
     ("docs/compression.md", "bash"): (
         "tests/test_qdq/test_studies/test_compression_page.py",
         "test_the_commands_run_as_they_stand",
+    ),
+    ("docs/uie.md", "bash"): (
+        "tests/test_qdq/test_uie/test_page.py",
+        "test_the_page_runs_from_annotation_to_extraction",
     ),
     ("CONTRIBUTING.md", "python"): ("tests/test_markdown.py", "test_code_that_contributing_shows_is_in_the_source"),
 }

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Convert a folder and say what was written: 0 done, 1 failed, 2 wrong usage."""
     options = argparse.ArgumentParser(
         prog="python -m qdq.load.convert",
-        description="PaddleNLP's BERT, ERNIE, ERNIE-Gram, ERNIE-M, PP-MiniLM, TinyBERT and Chinese RoBERTa, and "
+        description="PaddleNLP's BERT, ERNIE, ERNIE-Gram, ERNIE-M, PP-MiniLM, TinyBERT, Chinese RoBERTa and UIE, and "
         "ERNIE-M of transformers 4, as a folder that 'qdq compile --model' takes. Nothing of a checkpoint is run.",
         allow_abbrev=False,
     )

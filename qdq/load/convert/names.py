@@ -40,7 +40,9 @@ SOURCES: Mapping[str, Source] = {
     "TinyBert": Source("tinybert", "bert", "Bert", "bert"),
     "Roberta": Source("roberta", "bert", "Bert", "bert"),  # the Chinese ones: BERT with other training
     "UIE": Source("ernie", "ernie", "Ernie", "ernie"),
+    "UIEM": Source("ernie_m", "xlm-roberta", "XLMRoberta", "roberta", eps=1e-5, padding=1),
 }
+MARKS = "UIE"  # ending of the classes with a start and an end head, which are this project's
 TASKS = {
     "Model": "Model",
     "ForSequenceClassification": "ForSequenceClassification",
@@ -73,6 +75,8 @@ def source_of(class_name: str, where: str) -> tuple[Source, str]:
     """
     for start in sorted(SOURCES, key=len, reverse=True):
         ending = class_name.removeprefix(start)
+        if class_name.startswith(start) and start.startswith(MARKS) and not ending:
+            return SOURCES[start], MARKS
         if class_name.startswith(start) and re.match(r"For[A-Z]|Model$|$", ending):
             return SOURCES[start], TASKS.get(ending, "Model")
     raise ModelError(
@@ -90,15 +94,19 @@ def renamed(names: Iterable[str], source: Source, ending: str) -> tuple[dict[str
     for name in names:
         if POSITION_IDS.search(name):
             continue
-        inner = name.removeprefix(f"{source.prefix}.")
+        inner = re.sub(r"^encoder\.(?=(embeddings|encoder|pooler)\.)", "", name.removeprefix(f"{source.prefix}."))
         new = next((re.sub(rule, to, inner) for rule, to in ENCODER if re.match(rule, inner)), None)
-        if new is not None:
+        if new is not None and ending == MARKS and new.startswith("pooler."):
+            left.append(name)
+        elif new is not None:
             found[name] = new if bare else f"{source.base}.{new}"
         elif inner.startswith(("embeddings.", "encoder.")):
             raise ModelError(f"{name}: is a weight of the encoder that {source.classes}Model does not compute")
         elif re.fullmatch(r"(classifier|qa_outputs)\.(weight|bias)", name) and not bare:
             head = "qa_outputs" if ending == "ForQuestionAnswering" else "classifier"
             found[name] = f"{head}.{name.rpartition('.')[2]}"
+        elif re.fullmatch(r"linear_(start|end)\.(weight|bias)", name) and ending == MARKS:
+            found[name] = name
         else:
             left.append(name)
     # XLM-R's classifier has the pooler's linear inside, under a name of its own

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdq.base.choices import MULTI_LABEL, REGRESSION
+from qdq.base.choices import INFORMATION_EXTRACTION, MULTI_LABEL, REGRESSION
 from qdq.base.types import Feeds
 from qdq.inject import base_path, quantizers
 from qdq.inject.families import family_of
@@ -27,6 +27,7 @@ from qdq.placing.units import layer_of
 from qdq.tasks.evaluation import Evaluation
 
 Outputs = tuple[Tensor, ...]  # of one batch, in the order of the task's
+LEAST = 1e-6  # a probability's distance from 0 and 1 where its logit is taken
 TOKEN_LEVEL = ("token-classification", "fill-mask", "language-modeling")
 
 
@@ -172,6 +173,9 @@ def _divergences(task: str, expected: Tensor, actual: Tensor, keep: Tensor) -> t
         mean = (expected * keep).sum(1, keepdim=True) / keep.sum(1, keepdim=True)
         scale = _spread((expected - mean)[keep])
         return "kl", _kullback_leibler(expected / scale + floor, actual / scale + floor), (expected - actual)[keep]
+    if task == INFORMATION_EXTRACTION:  # each probability is a decision of its own, as a class of several
+        expected, actual = (torch.logit(side[keep], LEAST) for side in (expected, actual))
+        return _divergences(MULTI_LABEL, expected, actual, keep)
     if task in TOKEN_LEVEL or (task == "feature-extraction" and expected.dim() == 3):
         expected, actual = expected[keep], actual[keep]
     error = expected - actual

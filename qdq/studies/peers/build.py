@@ -177,9 +177,8 @@ def export_plain(folder: Path, task: str, feeds: Feeds, path: Path) -> None:
     ONNX Runtime's and NNCF's own fusions are written for this form of the graph; ours would put them at a disadvantage.
     """
     import torch
-    import transformers
 
-    auto = getattr(transformers, TASKS[task].auto_class)
+    auto = TASKS[task].auto()
     model = auto.from_pretrained(str(folder), attn_implementation="eager", dtype=torch.float32, return_dict=False)
     axes = {0: "batch", 1: "sequence"}
     answers = axes if task == "token-classification" else {0: "batch"}

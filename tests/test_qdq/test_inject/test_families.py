@@ -220,6 +220,7 @@ COMPILED = (
     ("camembert", "token-classification"),
     ("electra", "text-classification"),
     ("ernie", "next-sentence-prediction"),
+    ("ernie", "information-extraction"),
     ("distilbert", "question-answering"),
     ("albert", "feature-extraction"),
     ("mpnet", "feature-extraction"),

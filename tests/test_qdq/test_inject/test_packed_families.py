@@ -28,7 +28,7 @@ from qdq.load.kinds import TASKS
 from qdq.load.model import load_model
 
 CASES = {  # every family, every task
-    "bert": "feature-extraction",
+    "bert": "information-extraction",
     "ernie": "next-sentence-prediction",
     "roberta": "question-answering",
     "xlm-roberta": "fill-mask",
@@ -36,7 +36,7 @@ CASES = {  # every family, every task
     "electra": "token-classification",
     "distilbert": "text-classification",
     "albert": "multiple-choice",
-    "mpnet": "text-classification",
+    "mpnet": "feature-extraction",
 }
 POOLINGS = ("cls_token", "mean_tokens", "max_tokens")
 Graphs = tuple[Path, Path]  # without and with packing

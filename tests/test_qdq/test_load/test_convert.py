@@ -73,7 +73,10 @@ def state_of(family: str, task_rows: int = 0) -> dict[str, Array]:
 
 
 def reference(family: str, state: dict[str, Array], ids: Array, mask: Array, types: Array) -> Array:
-    """Logits of a sequence classifier, written after PaddleNLP's layers: nothing of the product is in it."""
+    """Logits of a sequence classifier, written after PaddleNLP's layers: nothing of the product is in it.
+
+    For a state with UIE's heads the probability of a start and of an end at every token, [2, B, S].
+    """
     prefix, eps, activation, rows = FAMILIES[family]
 
     def linear(name: str, x: Array) -> Array:
@@ -105,6 +108,8 @@ def reference(family: str, state: dict[str, Array], ids: Array, mask: Array, typ
         mixed = (weights / weights.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(x.shape)
         x = norm(f"{block}.norm1", x + linear(f"{block}.self_attn.out_proj", mixed))
         x = norm(f"{block}.norm2", x + linear(f"{block}.linear2", activated(linear(f"{block}.linear1", x))))
+    if "linear_start.weight" in state:
+        return np.stack([1 / (1 + np.exp(-linear(name, x)[..., 0])) for name in ("linear_start", "linear_end")])
     return linear("classifier", np.tanh(linear(f"{prefix}.pooler.dense", x[:, 0])))
 
 
@@ -167,6 +172,53 @@ def test_a_folder_of_paddlenlp_computes_the_same(family: str, tmp_path: Path) ->
     np.testing.assert_allclose(logits(tmp_path / "new"), expected, rtol=0, atol=2e-5)
     tokens = load_model(str(tmp_path / "new")).tokenizer("The cat sat.")["input_ids"]
     assert tokens == [2, 5, 6, 7, 10, 3]
+
+
+def spans_of(folder: Path, ids: Array = IDS) -> Array:
+    """Start and end probabilities of a converted UIE, [2, B, S]."""
+    loaded = load_model(str(folder))
+    assert loaded.task.name == "information-extraction" and loaded.outputs == ("start_prob", "end_prob")
+    feed = {"input_ids": ids, "attention_mask": MASK, "token_type_ids": SEGMENTS}
+    with torch.no_grad():
+        return np.stack(
+            [side.numpy() for side in loaded.module()(**{n: torch.from_numpy(feed[n]) for n in loaded.inputs})]
+        )
+
+
+def uie_state(family: str, encoder: str, task_rows: int = 0) -> dict[str, Array]:
+    """Weights of PaddleNLP's UIE; Taskflow's files call the encoder ``encoder``, later ones by its family."""
+    prefix = FAMILIES[family][0]
+    state = {name: array for name, array in state_of(family, task_rows).items() if "classifier" not in name}
+    random = np.random.default_rng(4)
+    for name in ("linear_start", "linear_end"):
+        state |= {f"{name}.weight": random.standard_normal((HIDDEN, 1)).astype(np.float32)}
+        state |= {f"{name}.bias": random.standard_normal(1).astype(np.float32)}
+    return {re.sub(f"^{prefix}", encoder, name): array for name, array in state.items()}
+
+
+@pytest.mark.parametrize("encoder", ["ernie", "encoder"])
+def test_a_uie_computes_the_same(encoder: str, tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "paddle", "Ernie", uie_state("Ernie", encoder, 3), use_task_id=True)
+    values = json.loads((source / "model_config.json").read_text(encoding="utf-8"))
+    (source / "model_config.json").write_text(json.dumps({**values, "init_class": "UIE"}), encoding="utf-8")
+    made = convert(source, tmp_path / "new")
+    assert made.architecture == "ErnieUIE"
+    assert made.notes == (f"left out, no part of ErnieUIE: {encoder}.pooler.dense.bias, {encoder}.pooler.dense.weight",)
+    expected = reference("Ernie", uie_state("Ernie", "ernie", 3), IDS, MASK, SEGMENTS)
+    np.testing.assert_allclose(spans_of(tmp_path / "new"), expected, rtol=0, atol=1e-5)
+
+
+def test_a_uie_m_becomes_one_on_xlm_roberta(tmp_path: Path, tiny_tokenizer_json: Path) -> None:
+    source = folder_of(tmp_path / "source", "ErnieM", uie_state("ErnieM", "ernie_m"), pad_token_id=1)
+    values = json.loads((source / "model_config.json").read_text(encoding="utf-8"))
+    (source / "model_config.json").write_text(json.dumps({**values, "init_class": "UIEM"}), encoding="utf-8")
+    (source / "vocab.txt").unlink()
+    assert convert(source, tmp_path / "new").architecture == "XLMRobertaUIE"
+    (tmp_path / "new" / "tokenizer.json").write_bytes(tiny_tokenizer_json.read_bytes())
+    ids = np.where(MASK, np.maximum(IDS, 2), 1)
+    expected = reference("ErnieM", uie_state("ErnieM", "ernie_m"), ids, MASK, SEGMENTS)
+    real = MASK.astype(bool)  # padding has another position in XLM-R, and no meaning
+    np.testing.assert_allclose(spans_of(tmp_path / "new", ids)[:, real], expected[:, real], rtol=0, atol=1e-5)
 
 
 @pytest.mark.document_row("000/15", "000/16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -21,12 +22,18 @@ TEXTS = [
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """`script(name)`: the module of one of the scripts."""
-    import importlib
-
     monkeypatch.syspath_prepend(str(EXAMPLES.parent))
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    return importlib.import_module
+
+    def load(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(f"uie_{name}", EXAMPLES / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for their annotations
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -101,3 +108,91 @@ def test_label_studio(script: Callable[[str], Any], tmp_path: Path) -> None:
     script("labelstudio2doccano").main(["--labelstudio_file", str(source), "--doccano_file", str(between)])
     script("doccano").main(["--doccano_file", str(between), "--save_dir", str(tmp_path / "two"), "--splits"])
     assert read(tmp_path / "two" / "train.txt") == direct
+
+
+def prompts(folder: Path) -> Path:
+    rows = [
+        {"content": f"the cat finds the {thing} .", "prompt": "house", "result_list": answers}
+        for thing in ("house", "bread", "road", "garden")
+        for answers in ([{"text": thing, "start": 18, "end": 18 + len(thing)}], [])
+    ]
+    path = folder / "prompts.txt"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+QUIET = ("--device", "cpu", "--report_to", "none", "--disable_tqdm", "True", "--save_strategy", "no")
+
+
+@pytest.mark.slow
+def test_finetune_export_and_evaluate(
+    script: Callable[[str], Any],
+    tiny_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A bare encoder gets heads, learns what it is shown, is exported and scored."""
+    data = str(prompts(tmp_path))
+    encoder = tiny_checkpoint("ernie", "feature-extraction")
+    words = ["--model_name_or_path", str(encoder), "--train_path", data, "--dev_path", data, "--max_seq_length", "32"]
+    found = script("finetune").main(
+        [
+            *(*words, "--output_dir", str(tmp_path / "best"), "--label_names", "start_positions", "end_positions"),
+            *("--do_train", "--do_eval", "--do_export", "--export_model_dir", str(tmp_path / "export")),
+            *("--learning_rate", "1e-2", "--num_train_epochs", "25", "--per_device_train_batch_size", "8", *QUIET),
+        ]
+    )
+    assert {"eval_f1", "eval_precision", "eval_recall", "eval_loss"} <= set(found)
+    assert found["eval_loss"] < 0.15
+    assert (tmp_path / "export" / "model.onnx").is_file() and (tmp_path / "best" / "eval_results.json").is_file()
+    # The documented evaluation, on the checkpoint
+    report = script("evaluate").main(
+        [
+            "--model_path",
+            str(tmp_path / "best"),
+            "--test_path",
+            data,
+            "--batch_size",
+            "4",
+            "--max_seq_len",
+            "32",
+            "--debug",
+        ]
+    )
+    assert report["contestants"][0]["metrics"]["f1"] == pytest.approx(found["eval_f1"])
+    assert "house" in report["contestants"][0]["classes"] and "f1" in capsys.readouterr().out
+
+
+@pytest.mark.document_row("000/6", "004/1")
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ptq", "dynabert+qat+embeddings"])
+def test_compress(
+    strategy: str, script: Callable[[str], Any], tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = str(prompts(tmp_path))
+    uie = tiny_checkpoint("ernie", "information-extraction")
+    result = script("finetune").main(
+        [
+            *("--model_name_or_path", str(uie), "--train_path", data, "--dev_path", data, "--max_seq_length", "32"),
+            *("--output_dir", str(tmp_path / "out"), "--do_compress", "--strategy", strategy, "--max_steps", "2"),
+            *("--width_mult_list", "1/2", "--algo_list", "mse", "--batch_size_list", "4", *QUIET),
+        ]
+    )
+    assert 0 <= result.best.metric <= 1 and set(result.best.metric.metrics) == {"f1", "precision", "recall"}
+    from qdq.calibrate.checkpoint import load_checkpoint
+
+    loaded, _, _ = load_checkpoint(next(iter(result.folders.values())))
+    assert loaded.task.name == "information-extraction"
+    assert loaded.model.config.model_type == ("pruned-ernie" if "dynabert" in strategy else "ernie")
+
+
+def test_finetune_refuses(script: Callable[[str], Any], tmp_path: Path) -> None:
+    from qdq.errors import ConfigError
+
+    for words, said in [
+        ([], "nothing to do"),
+        (["--do_train"], "needs --train_path"),
+        (["--do_compress"], "need --dev_path"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            script("finetune").main(["--output_dir", str(tmp_path), *words, "--device", "cpu"])
