@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--schema_lang", default="ch", choices=("ch", "en"), help="language of the prompts")
     given = parser.parse_args(arguments)
+    # As `qdq evaluate` does it
     report = evaluate(
         EvaluateOptions(
             what=(given.model_path,),

@@ -12,7 +12,7 @@ from pathlib import Path
 from qdq.base.artifacts import write_json, write_text
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-LAYERS = 3
+LAYERS = 2
 
 
 def characters_of(texts: Iterable[str]) -> list[str]:

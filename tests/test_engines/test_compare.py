@@ -29,6 +29,7 @@ TASKS = {
     "language-modeling": ("logits",),
     "question-answering": ("start_logits", "end_logits"),
 }
+PROMPTS = "information-extraction"
 TOKEN_LEVEL = ("token-classification", "fill-mask", "language-modeling")
 
 
@@ -266,3 +267,19 @@ def test_summary_is_two_to_four_short_lines() -> None:
     assert len(relate(report).splitlines()) == 2
     huge = {**report, "mean_abs_error": 1.23456e-17, "max_abs_error": 3.4e38, "samples": 10**9}
     assert max(map(len, relate(huge).splitlines())) <= 80
+
+
+def test_prompts_agree_by_the_tokens_they_mark() -> None:
+    """One answer per prompt is all of its marks; the cosine is that of logits, where small probabilities count."""
+    start, end = np.full((2, 4), 1e-3), np.full((2, 4), 1e-3)
+    start[0, 1] = end[0, 2] = 0.9
+    other = start.copy()
+    other[0, 1] = 0.51  # still a mark
+    report = compare(gives(start_prob=start, end_prob=end), gives(start_prob=other, end_prob=end), [batch()], PROMPTS)
+    assert (report["agreement"], report["agreement_of"], report["agreement_unit"]) == (1.0, 2, "prompt")
+    assert 0.9 < report["cosine_min"] < 1 and report["logit_mse"] is None
+    other[0, 1], other[1, 3] = 0.49, 0.9  # no mark any more; the other one is in padding
+    report = compare(gives(start_prob=start, end_prob=end), gives(start_prob=other, end_prob=end), [batch()], PROMPTS)
+    assert report["agreement"] == 0.5
+    with pytest.raises(ParityError, match="needs output 'start_prob'"):
+        compare(gives(logits=start), gives(logits=start), [batch()], PROMPTS)

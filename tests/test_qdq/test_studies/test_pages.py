@@ -17,7 +17,7 @@ from qdq.studies.study import RESULTS, exit_code, load_results
 def test_the_pages_are_what_the_results_give() -> None:
     found = pages()
     names = {"README.md", "accuracy.md", "check.md", "compression.md", "documents.md", "estimate.md"}
-    names |= {"performance.md", "tensorrt.md", "triton.md"}
+    names |= {"performance.md", "tensorrt.md", "triton.md", "uie.md"}
     assert {path.name for path in found} == names
     for path, text in found.items():
         assert text == path.read_text(encoding="utf-8"), f"{path.name}: run 'python -m qdq.studies.pages'"

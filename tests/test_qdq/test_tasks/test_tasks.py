@@ -30,6 +30,7 @@ SHAPES: dict[str, tuple[int | str, ...]] = {
     "multiple-choice": (6, 2),
     "next-sentence-prediction": (12, 2),
     "language-modeling": (12, "S", 120),
+    "information-extraction": (12, "S"),
 }
 
 MAPPINGS: dict[str, Mapping[str, Any]] = {
@@ -41,6 +42,11 @@ MAPPINGS: dict[str, Mapping[str, Any]] = {
     "multiple-choice": modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
     "next-sentence-prediction": modeling_auto.MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES,
     "language-modeling": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "information-extraction": {
+        "bert": "BertUIE",
+        "ernie": "ErnieUIE",
+        "xlm-roberta": "XLMRobertaUIE",
+    },  # of this project
 }
 
 
