@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ class Recipe:
 SETS: Mapping[str, Recipe] = {"product": Recipe(128, 12), "fund_manager": Recipe(384, 16, batch=8)}
 
 
-def measured(name: str, data: Path, work: Path) -> dict[str, Any]:
+def measured(name: str, data: Path, work: Path, recipe: Recipe) -> dict[str, Any]:
     """The content of SET.json: the recipe, and of every engine the metrics of both sides."""
-    recipe, folder = SETS[name], work / name
+    folder = work / name
     shutil.rmtree(folder, ignore_errors=True)
     train, scored = data / f"{name}_train.txt", folder / "scored.txt"
     parts = [path for path in (data / f"{name}_{split}.txt" for split in ("dev", "test")) if path.is_file()]
@@ -148,10 +148,12 @@ def main() -> None:
     """Measure the sets that are named, all without any."""
     options = parser("uie", __doc__)
     options.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)} (default: all)")
+    options.add_argument("--epochs", type=int, help="passes over the prompts (default: the set's)")
     add_places(options, "uie")
     given = options.parse_args()
     for name in given.sets or SETS:
-        write_json(FOLDER / f"{name}.json", measured(name, given.shared / "data" / "uie", given.work))
+        recipe = replace(SETS[name], epochs=given.epochs or SETS[name].epochs)
+        write_json(FOLDER / f"{name}.json", measured(name, given.shared / "data" / "uie", given.work, recipe))
     pages.main()
 
 

@@ -25,7 +25,8 @@ def uie_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"{table(HEADERS, rows)}\n\n"
         f"The first {first['layers']} layers of all-MiniLM-L6-v2 with a table of single characters, fine-tuned here, "
-        f"since no pretrained UIE is at hand: what quantization changes counts, not F1 itself. Points "
+        f"since no pretrained UIE is at hand: what quantization changes counts, and F1 itself is that of a "
+        f"few minutes of training. Points "
         f"lost with their 95 % bootstrap interval over prompts. {trained}."
     )
 
