@@ -75,7 +75,9 @@ def _trained(encoder: Path, train: Path, folder: Path, recipe: Recipe) -> Path:
     class Weighted(Trainer):
         """Trains with starts and ends counted more: one token of thirty is one, and a new encoder would give up."""
 
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             """Mean binary cross-entropy over real tokens, marks weighted."""
             output = model(**inputs)
             sides = zip((output.start_prob, output.end_prob), (inputs[name] for name in LABELS), strict=True)
