@@ -30,8 +30,9 @@
 #|                  bundled all-MiniLM-L6-v2)
 #|   TASK=          feature-extraction, text-classification,
 #|                  token-classification, question-answering, fill-mask,
-#|                  multiple-choice, next-sentence-prediction, language-modeling
-#|                  (default: from the checkpoint's architecture)
+#|                  multiple-choice, next-sentence-prediction,
+#|                  information-extraction, language-modeling (default: from the
+#|                  checkpoint's architecture)
 #|   MODEL_CLASS=   class of your own, FILE.py:CLASS, whose code is then run
 #|                  (default: transformers' class)
 #|   TARGET=        auto, openvino, onnxruntime, tensorrt, tensorrt-rtx
