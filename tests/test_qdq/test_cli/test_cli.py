@@ -183,7 +183,7 @@ def test_every_enumerated_option_names_the_nearest_value() -> None:
     """An option added with a fixed set of values must join the table above."""
     enumerated = {"target", "task", "mode", "placement", "calibrator", "precision_hint", "body", "triton_backend"}
     enumerated |= {"weight_quantize_type", "activation_quantize_type", "round_type", "hardware_compatibility"}
-    enumerated |= {"input_dtype", "packing", "batch_form"}
+    enumerated |= {"input_dtype", "packing", "batch_form", "product_codes"}
     strings = {field.name for field in fields(CompileOptions) if "str" in str(field.type)} - {"algo_list"}
     free = {
         "model",
