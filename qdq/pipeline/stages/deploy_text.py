@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engines.packed import packing_beside
 from engines.targets import TARGETS
 from qdq.base.artifacts import read_json
+from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.errors import DeployError
 from qdq.load.pooling import PROMPT
 from qdq.pipeline.run import Run
@@ -29,6 +30,8 @@ def refusal(loaded: LoadedModel) -> str | None:
     """Return why a model cannot take strings on a server, None when it can."""
     if not loaded.tokenizer.is_fast:
         return "its tokenizer has no fast form (tokenizer.json), so clients send token ids"
+    if loaded.task.name == INFORMATION_EXTRACTION:
+        return "prompts and schemas are the client's (qdq.uie.extract), which sends their token ids"
     if loaded.token_level is not None and set(loaded.outputs) != set(loaded.task.outputs):
         return f"its class returns {', '.join(loaded.outputs)} of its own, so clients read them themselves"
     return None

@@ -132,6 +132,7 @@ def test_packed_tokens_give_what_all_positions_give(
         "fill-mask",
         "language-modeling",
         "token-classification",
+        "information-extraction",
     )
     check(graphs(tiny_checkpoint(model_type, task), tmp_path, encode), by_token)
 

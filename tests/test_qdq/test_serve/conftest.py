@@ -15,6 +15,7 @@ import pytest
 from engines.client import Call, LoadSettings, ModelInfo, TextRow, connect, feeds_of, parse_address, run_load
 from engines.triton.server import Server, ServerOptions, find, running
 from engines.triton.server.leftovers import SHARED, processes
+from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.cli.judge import Judge
 from qdq.errors import Unavailable
 from qdq.load.kinds import TASKS
@@ -25,6 +26,7 @@ pytest.importorskip("tritonclient.grpc.service_pb2", reason="the triton extra is
 SEQUENCE = 32
 QUICK = (*SMALL, "--batch", "8", "--placement", "linear", "--target", "onnxruntime")
 CLASSIFIER = "text-classification"
+SERVED = tuple(task for task in TASKS if task != INFORMATION_EXTRACTION)  # by texts; its prompts are the client's
 STARTED: list[str] = []  # prefixes of the servers of the running test
 
 
@@ -71,7 +73,7 @@ def deployed(
 def zoo(deployed: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with a model of every task, each named like it."""
     repository = tmp_path_factory.mktemp("zoo") / "models"
-    for task in TASKS:
+    for task in SERVED:
         shutil.copytree(deployed(task) / "onnxruntime" / "model_repository" / task, repository / task)
     with running(repository) as server:
         yield server

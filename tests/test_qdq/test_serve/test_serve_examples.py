@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from engines.triton.server import Server
-from qdq.load.kinds import TASKS
 
-from .conftest import serving
+from .conftest import SERVED, serving
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "serve"
 PAGE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
@@ -56,7 +55,7 @@ def test_the_curl_lines_of_the_page_are_answered(zoo: Server, line: str) -> None
 
 
 def test_the_page_has_a_line_for_every_task() -> None:
-    assert all(named(task) for task in TASKS)
+    assert all(named(task) for task in SERVED)
 
 
 @pytest.mark.parametrize("script", ADDRESSES)
@@ -68,7 +67,7 @@ def test_every_script_asks_every_task_and_gets_the_same_answers(zoo: Server, scr
     finally:
         sys.path.remove(str(EXAMPLES))
     url = ADDRESSES[script](zoo)
-    for task in TASKS:
+    for task in SERVED:
         body = named(task)
         words = [
             f"{name}={text}" for name, value in body.items() for text in (value if isinstance(value, list) else [value])

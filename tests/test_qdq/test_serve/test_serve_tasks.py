@@ -11,14 +11,13 @@ import pytest
 from engines.client import LoadSettings, TextRow, answer_of, connect, feeds_of, parse_address, run_load, small_outputs
 from engines.triton.server import Server
 from qdq.cli.judge import Judge
-from qdq.load.kinds import TASKS
 
-from .conftest import CLASSIFIER, described
+from .conftest import CLASSIFIER, SERVED, described
 
 Qdq = Callable[..., Any]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SERVED)
 def test_the_server_answers_as_the_engine_does(
     zoo: Server, judge: Callable[[str], Judge], rows: Mapping[str, list[TextRow]], task: str
 ) -> None:
@@ -49,7 +48,7 @@ def test_answers_say_where_in_the_text_they_are(zoo: Server, rows: Mapping[str, 
 
 
 def test_query_answers_every_task(qdq: Qdq, zoo: Server, rows: Mapping[str, list[TextRow]]) -> None:
-    for task in TASKS:
+    for task in SERVED:
         row = rows[task][0]
         words = ["--pair", row.pair] if row.pair else []
         words += [word for choice in row.choices for word in ("--choice", choice)]
