@@ -197,8 +197,9 @@ def test_int8_gemm_is_never_slower_and_no_op_beats_the_datasheet(device: Any, m:
     assert op_ms(narrow, on) <= op_ms(wide, on)
     assert 0 < efficiency(narrow, on) < 1
     assert 0 < efficiency(wide, on) < 1
-    if m >= 4096 and min(n, k) >= 768:
-        assert op_ms(wide, on) / op_ms(narrow, on) > 1.5
+    if m >= 4096 and min(n, k) >= 768:  # without the fixed time of a launch, most of a small product on a fast GPU
+        fixed = 1e-3 * on.overhead_us
+        assert (op_ms(wide, on) - fixed) / (op_ms(narrow, on) - fixed) > 1.9
 
 
 def test_bigger_tiles_are_more_efficient() -> None:
