@@ -45,7 +45,7 @@ def typed(script: str, *words: str | Path) -> list[Any]:
 
 
 def predictions(qdq: Callable[..., Any], work: Path, data: Path, *options: str | Path) -> list[dict[str, Any]]:
-    """What `qdq evaluate` reads from the engine of a work directory for labelled data."""
+    """Read the metrics of `qdq evaluate` on labelled data from the engine of a work directory."""
     engine, answers = work / "onnxruntime" / "engine.onnx", work / "answers.jsonl"
     model = ("--model", work / "checkpoint", "--threads", "1", "--predictions", answers)
     ran = qdq("evaluate", engine, "--data", data, *model, *options)
