@@ -25,7 +25,7 @@
 #|   make compression  the same for docs/compression.md: trainings and engines
 #|   make lock       renew constraints.txt from the ranges in pyproject.toml
 #|
-#| Variables of engine and bench (`.venv/bin/qdq compile --help` has details):
+#| Variables of engine and bench (`.venv/bin/qdq compile --help-all` has details):
 #|   MODEL=         hub id, folder, or checkpoint/ of a run (default: the
 #|                  bundled all-MiniLM-L6-v2)
 #|   TASK=          feature-extraction, text-classification,

@@ -31,6 +31,8 @@ class Format(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse with the project's error form: one message, the nearest valid word, exit code 2."""
 
+    list_all = "--help"  # the option whose help has every option
+
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": Format, "allow_abbrev": False, **settings})
 
@@ -56,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         begun = [option for option in options if option.startswith(word)]
         alike = [f"'{option}'" for option in begun or difflib.get_close_matches(word, options, SUGGESTED, ALIKE)]
         hint = f"did you mean {' or '.join(alike[:SUGGESTED])}? " if alike else ""
-        raise ConfigError(f"unknown option {word}; {hint}'{self.prog} --help' lists all")
+        raise ConfigError(f"unknown option {word}; {hint}'{self.prog} {self.list_all}' lists all")
 
 
 def run_script(script: Callable[[], Any]) -> int:

@@ -27,6 +27,7 @@ class Details(TypedDict, total=False):
     positive: bool  # any number above 0 is valid
     repeated: bool  # the option is given once per value
     positional: bool  # the value stands for itself, without the option's name
+    common: bool  # one of the few that --help shows where --help-all shows the rest
 
 
 def option(

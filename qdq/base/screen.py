@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 WIDTH = 80
 NAME = 12  # columns of a stage's or setting's name
 REDRAW_SECONDS = 0.5
+LOG_SECONDS = 10.0  # between the lines that stand for a bar where nothing can be redrawn, such as in a log
 
 
 def wrap(text: str, indent: int = 0) -> str:
@@ -28,9 +30,11 @@ def wrap(text: str, indent: int = 0) -> str:
 class Stage:
     """The running stage: `say` sets its result text, `progress` moves its bar."""
 
-    def __init__(self, bar: Progress) -> None:
+    def __init__(self, bar: Progress, log: Callable[[str], None] | None = None) -> None:
         self._bar = bar
+        self._log = log
         self._task = bar.add_task("", total=None)
+        self._started = self._logged = time.perf_counter()
         self._drawn = 0.0
         self.result = ""
 
@@ -39,7 +43,11 @@ class Stage:
         self.result = result
 
     def progress(self, done: int, total: int) -> None:
-        """Move the bar, and draw it when nothing else does."""
+        """Move the bar, and draw it when nothing else does; without a terminal, say so in a line now and then."""
+        now = time.perf_counter()
+        if self._log is not None and done and now - self._logged > LOG_SECONDS:
+            self._log(f"{100 * done / total:.0f} %, about {(now - self._started) * (total / done - 1):.0f} s left")
+            self._logged = now
         due = time.perf_counter() - self._drawn > REDRAW_SECONDS
         self._bar.update(self._task, completed=done, total=total, refresh=due and not self._bar.live.auto_refresh)
         if due:
@@ -76,11 +84,17 @@ class Screen:
         what a benchmark times.
         """
         started = time.perf_counter()
-        columns = (TextColumn(f"  {name:<{NAME}}", markup=False), BarColumn(bar_width=40), TimeElapsedColumn())
+        columns = (
+            TextColumn(f"  {name:<{NAME}}", markup=False),
+            BarColumn(bar_width=40),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+        )
         hidden = not self.console.is_terminal
         options = {"transient": True, "disable": hidden, "auto_refresh": not undisturbed, "refresh_per_second": 4}
         with Progress(*columns, console=self.console, **options) as bar:  # type: ignore[arg-type]
-            stage = Stage(bar)
+            stage = Stage(bar, partial(self.row, name) if hidden else None)
             yield stage
         elapsed = time.perf_counter() - started
         self.row(name, f"{elapsed:5.1f} s  {stage.result}", 9)

@@ -13,6 +13,7 @@ from qdq.base.edge import WIDTH, Parser
 from qdq.base.option import flag, help_of
 from qdq.base.versions import __version__
 from qdq.cli.evaluate import EvaluateOptions
+from qdq.cli.explain import ExplainOptions
 from qdq.cli.extract import ExtractOptions
 from qdq.cli.file_commands import FILE_COMMANDS
 from qdq.cli.load import LoadOptions
@@ -38,6 +39,7 @@ COMMANDS = {
     "serve": "start a real Triton server on what was deployed",
     "query": "ask a served model: text in, answers out, over HTTP or gRPC",
     "load": "a served model under load: throughput, response times, wrong answers",
+    "explain": "everything known about a layer or point: state, reason, scale, kernels",
     "doctor": "what this machine can build, run and benchmark",
     "check": "find what TensorRT refuses or runs slowly in any ONNX file with Q/DQ",
     "estimate": "what a lowered graph would take on an NVIDIA device (an estimate)",
@@ -51,6 +53,7 @@ COMMANDS = {
 # Options of the commands that need no work directory; the others take CompileOptions, and doctor takes none.
 OWN_OPTIONS: dict[str, type[Any]] = {
     **{name: options for name, (options, _) in FILE_COMMANDS.items()},
+    "explain": ExplainOptions,
     "query": QueryOptions,
     "load": LoadOptions,
     "evaluate": EvaluateOptions,
@@ -64,6 +67,24 @@ ABOUT_PLANS = (
     "--sequence, --out, --streams (CUDA streams launching at once, default: 1) and those of model and text count then "
     "(default: random token ids)."
 )
+
+HELP_ALL = "--help-all"
+
+FIRST_STEPS = """\
+Checkpoint in, measured INT8 engine and Triton model repository out.
+
+  qdq compile --model DIR --calibration FILE --eval-data FILE
+                    make the INT8 engine for this machine, check it, time it
+  qdq serve DIR     serve it on a Triton server; qdq query asks it
+  qdq evaluate WHAT --data FILE
+                    score models, checkpoints and engines on labelled data
+  qdq explain NAME  why a layer or point is INT8, or why it is not
+  qdq check FILE    find what TensorRT refuses or runs slowly in an ONNX file
+
+Nothing to hand? 'qdq compile' alone takes a small encoder and text that are
+installed with it. 'qdq --help' lists every command, 'qdq compile --help' the
+options most people use.
+"""
 
 EPILOG = """\
 exit codes: 0 done, 1 failed, 2 usage, 3 done as far as this machine can,
@@ -89,8 +110,8 @@ class Commands(Parser):
 
 
 def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
-    """Return command, typed options by field name, and the help text for no command. Raises ConfigError."""
-    parser, commands = build_parser()
+    """Return command, typed options by field name, and the text that answers no command. Raises ConfigError."""
+    parser, commands = build_parser(everything=HELP_ALL in arguments)
     parsed, extra = parser.parse_known_args(arguments)
     typed: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()
@@ -102,7 +123,7 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
         )  # words behind options, which argparse leaves
     elif extra:
         commands.get(str(command), parser).unknown(extra)
-    return command, typed, parser.format_help()
+    return command, typed, FIRST_STEPS
 
 
 def _takes_any(command: str | None) -> str | None:
@@ -113,8 +134,11 @@ def _takes_any(command: str | None) -> str | None:
     return None
 
 
-def build_parser() -> tuple[Commands, dict[str, Parser]]:
-    """Return the parser of the whole command line, and that of each command."""
+def build_parser(everything: bool = True) -> tuple[Commands, dict[str, Parser]]:
+    """Return the parser of the whole command line, and that of each command.
+
+    Where most people use few of a command's options, their help has these alone, unless `everything` is asked for.
+    """
     parser = Commands(
         prog="qdq",
         description="Checkpoint in, measured INT8 engine and Triton model repository out.",
@@ -129,13 +153,16 @@ def build_parser() -> tuple[Commands, dict[str, Parser]]:
             name,
             help=text,
             description=_description(text, recalls=staged and name != "compile"),
-            epilog=_epilog() if staged else None,
+            epilog=_epilog(everything) if staged else None,
             argument_default=argparse.SUPPRESS,
         )
+        if staged:
+            command.add_argument(HELP_ALL, action="help", help="show every option and exit")
+            command.list_all = HELP_ALL
         if name in OWN_OPTIONS:
             add_declared(command, OWN_OPTIONS[name])
         for group in GROUPS if staged else ():
-            add_declared(command.add_argument_group(group), CompileOptions, group)
+            add_declared(command.add_argument_group(group), CompileOptions, group, everything)
         if name == "bench":
             about = textwrap.fill(ABOUT_PLANS, WIDTH - 2)
             add_declared(command.add_argument_group("TensorRT plans on a GPU", about), PlanOptions)
@@ -150,7 +177,10 @@ def _description(text: str, recalls: bool) -> str:
     return f"{sentence}\n{textwrap.fill(recall, WIDTH)}" if recalls else sentence
 
 
-def _epilog() -> str:
+def _epilog(everything: bool) -> str:
+    """Text below the options: the way to the others, or what only their reader asks about."""
+    if not everything:
+        return f"{HELP_ALL} shows the other options: calibration, placement, engine, server.\n"
     from qdq.text.columns import DETECTION_RULES
 
     return f"where texts and columns come from:\n{textwrap.fill(' '.join(DETECTION_RULES.split()), WIDTH)}\n"
@@ -187,12 +217,18 @@ VALUES: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-def add_declared(parser: argparse._ActionsContainer, options: type[Any], group: str = "") -> None:
-    """Add the options of one group, as their declarations in the dataclass `options` say."""
+def add_declared(
+    parser: argparse._ActionsContainer, options: type[Any], group: str = "", everything: bool = True
+) -> None:
+    """Add the options of one group, as their declarations in the dataclass `options` say.
+
+    Without `everything` the help shows common ones only; all are understood.
+    """
     for declared in fields(options):
         if declared.metadata["group"] == group:
             name = declared.name if declared.metadata.get("positional") else flag(declared.name)
-            parser.add_argument(name, help=help_of(declared), **_form(declared))
+            shown = everything or declared.metadata.get("common")
+            parser.add_argument(name, help=help_of(declared) if shown else argparse.SUPPRESS, **_form(declared))
 
 
 def _form(declared: Field[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands that work on one file and need no work directory: check, estimate, inspect, profile."""
+"""The commands that work on one file, of a work directory or of any other tool: check, estimate, inspect, profile."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from qdq.base.artifacts import to_json
 from qdq.base.choices import PRECISION_HINTS
 from qdq.base.config import choice
 from qdq.base.option import option, values_for
+from qdq.cli.folders import CANONICAL_GRAPH, CPU_ENGINES, PLAN_LAYERS, TENSORRT_GRAPHS, files_in
 from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Answer = tuple[str, int]  # text for standard output, exit code
 class GraphOptions:
     """Options that every command on a graph has."""
 
-    file: str = option(MISSING, "ONNX file", metavar="FILE", positional=True)
+    file: str = option(MISSING, "ONNX file, or work directory", metavar="FILE", positional=True)
     sequence: int = option(128, "sequence length")
 
 
@@ -59,7 +60,7 @@ class EstimateOptions(GraphOptions):
 class InspectOptions(GraphOptions):
     """Options of `qdq inspect`."""
 
-    file: str = option(MISSING, "layer_info.json of the plan", metavar="FILE", positional=True)
+    file: str = option(MISSING, "layer_info.json of the plan, or work directory", metavar="FILE", positional=True)
     sm: int = option(75, "compute capability, 75 to 121 (default: 75, a T4)")
     model: str | None = option(None, "graph the plan was built from (default: model.onnx beside FILE)", metavar="ONNX")
 
@@ -69,7 +70,10 @@ class ProfileOptions:
     """Options of `qdq profile`, which takes several engines to compare them."""
 
     file: tuple[str, ...] = option(
-        MISSING, "OpenVINO .xml or .onnx; several are shown side by side", metavar="[LABEL=]FILE", positional=True
+        MISSING,
+        "OpenVINO .xml, .onnx, or work directory; several are shown side by side",
+        metavar="[LABEL=]FILE",
+        positional=True,
     )
     engine: str | None = option(None, "runs .onnx files: onnxruntime or openvino (default: onnxruntime)")
     batch: int = option(40, "batch")
@@ -94,6 +98,7 @@ def _check(options: CheckOptions, _: bool) -> Answer:
     """Lint the Q/DQ of any ONNX file for TensorRT."""
     from export.lint import check_command
 
+    options = replace(options, file=str(_graph(options.file, CANONICAL_GRAPH)))
     if options.compile:
         return _check_compiled(options)
     if options.shape is not None:
@@ -128,7 +133,7 @@ def _estimate(options: EstimateOptions, as_json: bool) -> Answer:
     """The time a lowered graph would take on an NVIDIA device, from the analytical model."""
     from engines.estimate import compiled_kernels, estimate, find_device, render_estimate
 
-    device, model = find_device(options.device), Path(options.file)
+    device, model = find_device(options.device), _graph(options.file)
     layers = _fusion_map(model, device.compute_capability, options.sequence)
     shape = options.batch, options.sequence
     kernels = None if options.predict else compiled_kernels(model, device, *shape)
@@ -140,7 +145,7 @@ def _inspect(options: InspectOptions, as_json: bool) -> Answer:
     """A built plan's layers against the fusion map of the graph it was built from."""
     from engines.tensorrt import inspect_command
 
-    layer_info = Path(options.file)
+    (layer_info, *_) = files_in(Path(options.file), PLAN_LAYERS, "a plan that was built on a GPU leaves it")
     if not layer_info.is_file() or layer_info.suffix != ".json":
         what = "is no JSON file" if layer_info.is_file() else "is not a file"
         raise ConfigError(f"{layer_info}: {what}; give the layer_info.json that a build leaves beside its plan")
@@ -156,11 +161,27 @@ def _profile(options: ProfileOptions, as_json: bool) -> Answer:
     settings = ProfileSettings(**values_for(ProfileSettings, options))
     output = Path(options.output) if options.output else None
     if not options.steps:
-        subjects = subjects_of(options.file, options.engine, settings.static)
+        subjects = subjects_of(_engines(options.file), options.engine, settings.static)
         return profile_command(subjects, settings, output, as_json), 0
     with TemporaryDirectory(prefix="qdq-profile-") as scratch:
         subjects = _steps(options.file, options.engine or CPU_TARGETS[0], Path(scratch))
         return profile_command(subjects, settings, output, as_json), 0
+
+
+def _graph(file: str, *others: str) -> Path:
+    """The graph for TensorRT that a work directory has, or one of `others`; a file is itself."""
+    way_out = "make the graph with 'qdq lower --target tensorrt'"
+    return files_in(Path(file), (*TENSORRT_GRAPHS, *others), way_out)[0]
+
+
+def _engines(named: Sequence[str]) -> tuple[str, ...]:
+    """Engines as named; a work directory's stand for it."""
+    found: list[str] = []
+    for name in named:
+        label, _, place = name.rpartition("=")
+        inside = files_in(Path(place), CPU_ENGINES, "make an engine with 'qdq build --target openvino'")
+        found += [f"{label}={path}" if label else str(path) for path in inside]
+    return tuple(found)
 
 
 def _steps(files: Sequence[str], target: str, scratch: Path) -> list[Subject]:

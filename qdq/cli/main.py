@@ -39,6 +39,10 @@ def _run(arguments: list[str]) -> int:
         text, code = help_text, DONE
     elif command == "doctor":
         text, code = _doctor(as_json), DONE
+    elif command == "explain":
+        from qdq.cli.explain import ExplainOptions, explain
+
+        text, code = explain(ExplainOptions(**typed), as_json)
     elif command in FILE_COMMANDS:
         text, code = run_file_command(command, typed, as_json)
     else:

@@ -73,21 +73,27 @@ class CompileOptions(TreatmentOptions):
     """Options of `qdq compile` as typed; `validate` checks them, `resolve` fills in what is None."""
 
     model: str | None = _model(
-        None, "hub id, folder, or checkpoint/ of a run (default: the bundled all-MiniLM-L6-v2)", CALIBRATE, "ID"
+        None,
+        "hub id, folder, or checkpoint/ of a run (default: the bundled all-MiniLM-L6-v2)",
+        CALIBRATE,
+        "ID",
+        common=True,
     )
-    task: str | None = _model(None, " (default: from the checkpoint's architecture)", CALIBRATE, choices=TASKS)
+    task: str | None = _model(
+        None, " (default: from the checkpoint's architecture)", CALIBRATE, choices=TASKS, common=True
+    )
     model_class: str | None = _model(None, MODEL_CLASS, CALIBRATE, "CLASS")
     allow_pickle: bool = _model(
         False, "read pytorch_model.bin; loading a pickle can run code (default: safetensors only)", CALIBRATE
     )
-    out: str | None = _model(None, "work directory (default: build/<model name>)", FREE, "DIR")
+    out: str | None = _model(None, "work directory (default: build/<model name>)", FREE, "DIR", common=True)
 
     calibration: str | None = _text(
-        None, "file, folder or datasets:NAME (default: bundled English text)", CALIBRATE, "DATA"
+        None, "file, folder or datasets:NAME (default: bundled English text)", CALIBRATE, "DATA", common=True
     )
     samples: int = _text(128, "calibration texts", CALIBRATE, within=(1, MANY))
     eval_data: str | None = _text(
-        None, f"text to compare with FP32 on and to time with (default: {OTHER_ROWS})", FREE, "DATA"
+        None, f"text to compare with FP32 on and to time with (default: {OTHER_ROWS})", FREE, "DATA", common=True
     )
     eval_samples: int = _text(512, "most of these texts to use", FREE, within=(1, MANY))
     text_columns: tuple[str, ...] = _text((), "column of the text, and of its pair (default: detected)", FREE, "A[,B]")
@@ -95,7 +101,7 @@ class CompileOptions(TreatmentOptions):
     header: tuple[str, ...] = _text((), HEADER, FREE, "A,B")
     labels: tuple[str, ...] = _text((), LABELS, FREE, "A,B")
 
-    placement: str | None = _quantization(None, f" (default: {DEFAULT_PLACEMENT})", choices=PLACEMENTS)
+    placement: str | None = _quantization(None, f" (default: {DEFAULT_PLACEMENT})", choices=PLACEMENTS, common=True)
     search: bool = _quantization(False, "with auto: try every unit on training rows (default: 20 s of checks)")
     max_drop: float = _quantization(0.5, "points that --search may lose", metavar="P", within=(0, 100))
     spec: str | None = _quantization(
@@ -126,12 +132,16 @@ class CompileOptions(TreatmentOptions):
         (), "sweep: samples in a batch (default: no sweep)", metavar="N,M", within=(1, MANY)
     )
 
-    target: str = _engine("auto", f" (default: {DETECTED_TARGET})", FREE, choices=TARGETS)
-    batch: int = _engine(40, "benchmark batch, Triton's largest batch", FREE, within=(1, 4096))
-    sequence: int = _engine(128, "benchmark sequence; longer texts are cut", FREE, within=(4, MANY))
+    target: str = _engine("auto", f" (default: {DETECTED_TARGET})", FREE, choices=TARGETS, common=True)
+    batch: int = _engine(40, "benchmark batch, Triton's largest batch", FREE, within=(1, 4096), common=True)
+    sequence: int = _engine(128, "benchmark sequence; longer texts are cut", FREE, within=(4, MANY), common=True)
     mode: str = _engine("latency", "one request at a time, or several", FREE, choices=("latency", "throughput"))
     threads: int = _engine(
-        0, "threads of a request (default: 0, all cores of a NUMA node; throughput: 1)", FREE, within=(0, 4096)
+        0,
+        "threads of a request (default: 0, all cores of a NUMA node; throughput: 1)",
+        FREE,
+        within=(0, 4096),
+        common=True,
     )
     streams: int = _engine(
         0, "requests at once in throughput mode (default: 0, as many as cores have room for)", FREE, within=(0, 4096)

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from qdq.base.screen import WIDTH, Screen, logged_to, wrap
+from qdq.base.screen import LOG_SECONDS, WIDTH, Screen, logged_to, wrap
 
 LONG = "/a/path/that/nobody/may/break/" + "x" * 90
 
@@ -40,6 +40,32 @@ def test_stage_lines() -> None:
     assert lines[1].startswith(" " * 23 + "word")
     assert lines[-2].split() == ["verify", "up", "to", "date"]
     assert lines[-1] == "  target      openvino"
+
+
+def test_a_log_gets_a_line_now_and_then_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), Screen().stage("calibrate") as stage:
+        for done in range(1, 5):
+            now[0] += 0.6 * LOG_SECONDS
+            stage.progress(done, 8)
+        stage.say("128 texts")
+    lines = [line.split(maxsplit=1) for line in err.getvalue().splitlines()]
+    assert lines == [
+        ["calibrate", f"25 %, about {3.6 * LOG_SECONDS:.0f} s left"],
+        ["calibrate", f"50 %, about {2.4 * LOG_SECONDS:.0f} s left"],
+        ["calibrate", f"{2.4 * LOG_SECONDS:.1f} s  128 texts"],
+    ]
+
+
+def test_colours_are_left_out_when_they_are_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, coloured in (("FORCE_COLOR", True), ("NO_COLOR", False)):
+        monkeypatch.setenv(name, "1")
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            Screen().warn("3 rows skipped")
+        assert ("\x1b[33m" in err.getvalue()) is coloured, name
 
 
 def test_a_failing_stage_shows_no_result() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qdq.base.option import flag
 from qdq.cli.arguments import COMMANDS, OWN_OPTIONS, WIDTH, build_parser, names, parse
 from qdq.cli.plans import PLAN_OPTIONS
 from qdq.errors import ConfigError
@@ -39,15 +40,15 @@ print("seconds:", time.process_time())
 def test_help_is_quick_and_needs_nothing_heavy(arguments: list[str]) -> None:
     """Half a second, counted in the process's own time: how busy the machine is does not matter."""
     ran = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "usage: qdq" in ran.stdout
+    assert ("usage: qdq" if arguments else "qdq compile --model") in ran.stdout
     assert "heavy: []" in ran.stdout
     assert float(ran.stdout.rpartition("seconds: ")[2]) < 0.5
     assert ran.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "compile --help-all", "bench --help-all"])
 def test_help_fits_a_terminal(qdq: Qdq, command: str) -> None:
-    ran = qdq(*command.split(), "--help")
+    ran = qdq(*command.split(), *(() if "--" in command else ("--help",)))
     assert ran.code == 0
     assert max(map(len, ran.out.splitlines())) <= WIDTH
     assert "--help" in ran.out
@@ -59,12 +60,28 @@ def test_help_names_commands_and_exit_codes(qdq: Qdq) -> None:
     out = qdq("--help").out
     assert all(f"    {command} " in out or f"    {command}\n" in out for command in COMMANDS)
     assert "0 done, 1 failed, 2 usage, 3 done as far as this machine can" in out
-    assert qdq().out == out
     assert qdq("--version").out.startswith("qdq ")
 
 
-def test_compile_help_states_every_default_and_the_column_rules(qdq: Qdq) -> None:
-    out = " ".join(qdq("compile", "--help").out.split())
+def test_no_command_prints_the_five_things_people_do(qdq: Qdq) -> None:
+    ran = qdq()
+    named = [line.split()[1] for line in ran.out.splitlines() if line.startswith("  qdq ")]
+    assert (ran.code, named) == (0, ["compile", "serve", "evaluate", "explain", "check"])
+    assert set(named) <= set(COMMANDS)
+    assert max(map(len, ran.out.splitlines())) <= WIDTH
+
+
+def test_compile_help_has_the_ten_options_people_use(qdq: Qdq) -> None:
+    common = [field.name for field in fields(CompileOptions) if field.metadata.get("common")]
+    assert len(common) == 10
+    out = qdq("compile", "--help").out
+    shown = {word for word in out.split() if word.startswith("--")}
+    assert shown == {flag(name) for name in common} | {"--help", "--help-all", "--json"}
+    assert len(out.splitlines()) <= 50
+
+
+def test_compile_help_all_states_every_default_and_the_column_rules(qdq: Qdq) -> None:
+    out = " ".join(qdq("compile", "--help-all").out.split())
     _, commands = build_parser()
     actions = {action.dest: action for action in commands["compile"]._actions}
     for field in fields(CompileOptions):
@@ -82,7 +99,7 @@ def test_every_option_of_the_command_line_is_a_field() -> None:
     _, typed, _ = parse(["compile", "--text-columns", "a,b", "--batch", "3", "--allow-pickle"])
     assert typed == {"text_columns": ("a", "b"), "batch": 3, "allow_pickle": True, "json": False}
     _, commands = build_parser()
-    known = {action.dest for action in commands["bench"]._actions} - {"help", "json"}
+    known = {action.dest for action in commands["bench"]._actions} - {"help", "help_all", "json"}
     assert known == {field.name for field in fields(CompileOptions)} | set(PLAN_OPTIONS)
     for name, options in OWN_OPTIONS.items():
         known = {action.dest for action in commands[name]._actions} - {"help", "json"}
@@ -111,7 +128,7 @@ def test_doctor(qdq: Qdq) -> None:
         ),
         (
             ["compile", "--bach=3"],
-            "unknown option --bach; did you mean '--batch'? 'qdq compile --help' lists all",
+            "unknown option --bach; did you mean '--batch'? 'qdq compile --help-all' lists all",
         ),
         (["--jsn"], "unknown option --jsn; "),
         (["compile", "my-bert"], "unexpected argument 'my-bert'; options are written --name value"),

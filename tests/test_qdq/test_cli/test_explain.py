@@ -1,0 +1,108 @@
+"""`qdq explain`: what it says of a layer is what the work directory's files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.tensorrt_rtx import missing
+from qdq.cli.folders import newest_run
+from qdq.errors import ConfigError
+
+Qdq = Callable[..., Any]
+QUERY = "bert.encoder.layer.0.attention.self.query"
+
+
+def explained(qdq: Qdq, *words: str) -> list[dict[str, Any]]:
+    ran = qdq("explain", *words, "--out", "work", "--json")
+    assert ran.code == 0, ran.err
+    found: list[dict[str, Any]] = json.loads(ran.out)["owners"]
+    return found
+
+
+def test_a_linear_is_explained_by_its_points_and_treatments(qdq: Qdq, workplace: Path) -> None:
+    (owner,) = explained(qdq, "self.query")
+    assert (owner["name"], owner["layer"]) == (QUERY, 0)
+    calibration = json.loads(Path("work/calibration.json").read_text())
+    points = {point["name"].rpartition(".")[2]: point for point in owner["points"]}
+    assert points["input_quantizer"]["amax"] == calibration["activations"][f"{QUERY}.input_quantizer"]["amax"]
+    assert points["input_quantizer"]["scale"] == pytest.approx(points["input_quantizer"]["amax"] / 127)
+    assert points["weight_quantizer"]["weight"] == calibration["weights"][f"{QUERY}.weight_quantizer"]
+    assert all(point["int8"] for point in points.values())
+    assert {entry["treatment"] for entry in owner["treatments"]} >= {"rounding", "bias_correction"}
+    # A neighbour's treatments are not its own.
+    (around,) = [owner for owner in explained(qdq, "attention.self") if owner["name"].endswith("self")]
+    assert "rounding" not in {entry["treatment"] for entry in around["treatments"]}
+
+
+def test_a_point_that_is_float_has_its_reason(qdq: Qdq, workplace: Path) -> None:
+    ran = qdq("explain", "classifier.input_quantizer", "--out", "work")
+    placement = json.loads(Path("work/placement.json").read_text())
+    reasons = {point["name"]: point["reason"] for point in placement["points"]}
+    text = " ".join(ran.out.split())
+    assert f"linear input float {reasons['classifier.input_quantizer']}" in text
+    assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_targets_say_what_they_make_of_it(qdq: Qdq, workplace: Path, small: tuple[str, ...]) -> None:
+    assert qdq("lower", "--out", "work", "--target", "tensorrt").code == 0
+    (query, *_) = explained(qdq, "self.query")
+    assert query["targets"]["tensorrt"]["predicted"] == ["int8 gemm, int8, with bias and quantize"]
+    assert "weight_ratios" in query["targets"]["tensorrt"]["changed_by"]
+    assert query["targets"].keys() == {"openvino", "onnxruntime", "tensorrt"}
+
+
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+def test_kernels_are_those_of_the_compiler(qdq: Qdq, workplace: Path) -> None:
+    assert qdq("lower", "--out", "work", "--target", "tensorrt").code == 0
+    (query, *_) = explained(qdq, "self.query", "--compile")
+    assert any("int8" in kernel and "->" in kernel for kernel in query["targets"]["tensorrt"]["kernels"])
+
+
+def test_what_sensitivity_measured_is_shown(qdq: Qdq, workplace: Path) -> None:
+    row = {"name": f"{QUERY}.input_quantizer", "damage": 0.25, "gain": 0.125, "metric_damage_points": 1.5}
+    Path("work/sensitivity").mkdir()
+    Path("work/sensitivity/sensitivity.json").write_text(json.dumps({"points": [row]}))
+    out = " ".join(qdq("explain", f"{QUERY}.input_quantizer", "--out", "work").out.split())
+    assert "alone it moves the answers by 0.25, without it 0.12 is gained" in out
+
+
+def test_one_message_for_a_name_or_folder_that_is_not_there(qdq: Qdq, workplace: Path) -> None:
+    ran = qdq("explain", "self.qury", "--out", "work")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "nothing is called 'self.qury'; did you mean 'self.query'" in ran.err
+    assert qdq("explain", "layer.00", "--out", "work").code == 2
+    ran = qdq("explain", "query", "--out", "elsewhere")
+    assert (ran.code, "elsewhere: no placement.json; give the work directory" in ran.err) == (2, True)
+
+
+def test_the_newest_run_is_meant_when_none_is_named(qdq: Qdq, workplace: Path) -> None:
+    with pytest.raises(ConfigError, match="no work directory below build/"):
+        newest_run()
+    Path("build").mkdir()
+    Path("work").rename("build/tiny-bert")
+    assert newest_run() == Path("build/tiny-bert")
+    assert qdq("explain", "query").out.startswith("build/tiny-bert\n")
+
+
+@pytest.mark.parametrize("command", ["check", "estimate"])
+def test_a_work_directory_stands_for_its_graph(qdq: Qdq, workplace: Path, command: str) -> None:
+    if command == "estimate":
+        ran = qdq(command, "work")
+        assert ran.code == 2
+        assert "work: has no tensorrt/model.onnx" in ran.err
+        assert "qdq lower --target tensorrt" in ran.err
+    assert qdq("lower", "--out", "work", "--target", "tensorrt").code == 0
+    by_folder, by_file = qdq(command, "work"), qdq(command, "work/tensorrt/model.onnx")
+    assert by_folder.code == by_file.code == 0
+    assert by_folder.out == by_file.out
+
+
+def test_profile_takes_the_engines_of_a_work_directory(qdq: Qdq, workplace: Path) -> None:
+    ran = qdq("profile", "work", "--batch", "2", "--sequence", "16", "--rounds", "2")
+    assert ran.code == 0, ran.err
+    assert "openvino" in ran.out and "onnxruntime" in ran.out
