@@ -6,8 +6,8 @@ Read are ``modules.json``, the Pooling module's ``config.json``, ``sentence_bert
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,7 +90,8 @@ class Chain:
         mode, normalize, dimension: as of `Pooling`.
         include_prompt: the tokens of the prompt count.
         prompt: put in front of every text that is encoded without naming another one, "" for none.
-        prompts: names of all prompts.
+        prompts: names of all prompts that have a text.
+        texts: text of every prompt by name, "" for those without one.
         max_tokens: where its texts are cut, None where the tokenizer decides.
         lower_case: texts are put into lower case, whatever the tokenizer does.
         similarity: of two embeddings, as the model was trained for.
@@ -105,6 +106,7 @@ class Chain:
     lower_case: bool = False
     dimension: int | None = None
     similarity: str = SIMILARITIES[0]
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> Pooling:
         """Let `tokenizer` cut, lower-case and begin as the chain does; returns what is computed behind the encoder.
@@ -160,7 +162,8 @@ def read_chain(folder: Path) -> Chain | None:
         normalize=normalize,
         include_prompt=_flag(config, settings, "include_prompt", True),
         prompt=prompt,
-        prompts=tuple(prompts),
+        prompts=tuple(name for name, text in prompts.items() if text),
+        texts=prompts,
         max_tokens=max_tokens,
         lower_case=lower_case,
         dimension=dimension,
@@ -255,10 +258,10 @@ def _similarity(path: Path, settings: Mapping[str, Any]) -> str:
     return str(value)
 
 
-def _settings(path: Path, settings: Mapping[str, Any]) -> tuple[Collection[str], str, int | None]:
-    """Names of the prompts, the default one's text, and how much of an embedding is returned."""
+def _settings(path: Path, settings: Mapping[str, Any]) -> tuple[Mapping[str, str], str, int | None]:
+    """Texts of the prompts by name, the default one's, and how much of an embedding is returned."""
     if not settings:
-        return (), "", None
+        return {}, "", None
     kind = settings.get("model_type") or "SentenceTransformer"
     if kind != "SentenceTransformer":
         raise ModelError(f"{path}: is of a {kind}, which is not supported; a SentenceTransformer is")
@@ -272,7 +275,8 @@ def _settings(path: Path, settings: Mapping[str, Any]) -> tuple[Collection[str],
     dimension = settings.get("truncate_dim")
     if dimension is not None and (not isinstance(dimension, int) or isinstance(dimension, bool) or dimension < 1):
         raise ModelError(f"{path}: truncate_dim is {dimension!r}; give a number of values")
-    return [name for name, text in prompts.items() if text], (prompts[default] or "") if default else "", dimension
+    known = {name: text or "" for name, text in prompts.items()}
+    return known, known[default] if default else "", dimension
 
 
 def _flag(path: Path, settings: Mapping[str, Any], key: str, default: bool) -> bool:
