@@ -19,6 +19,7 @@ from qdq.cli.file_commands import FILE_COMMANDS
 from qdq.cli.load import LoadOptions
 from qdq.cli.plans import PlanOptions
 from qdq.cli.query import QueryOptions
+from qdq.cli.report import ReportOptions
 from qdq.cli.sensitivity import SensitivityOptions
 from qdq.cli.serve import ServeOptions
 from qdq.errors import ConfigError
@@ -36,6 +37,7 @@ COMMANDS = {
     "bench": "stage 8: latency of the engine and FP32 baselines (benchmark.json), or of plans",
     "shapes": "latency over batches and sequence lengths, padding waste (shapes.json)",
     "deploy": "stage 9: the Triton model repository",
+    "report": "stage 10: report.html of a work directory, or two of them side by side",
     "serve": "start a real Triton server on what was deployed",
     "query": "ask a served model: text in, answers out, over HTTP or gRPC",
     "load": "a served model under load: throughput, response times, wrong answers",
@@ -55,6 +57,7 @@ OWN_OPTIONS: dict[str, type[Any]] = {
     **{name: options for name, (options, _) in FILE_COMMANDS.items()},
     "explain": ExplainOptions,
     "query": QueryOptions,
+    "report": ReportOptions,
     "load": LoadOptions,
     "evaluate": EvaluateOptions,
     "extract": ExtractOptions,

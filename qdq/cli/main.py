@@ -43,6 +43,10 @@ def _run(arguments: list[str]) -> int:
         from qdq.cli.explain import ExplainOptions, explain
 
         text, code = explain(ExplainOptions(**typed), as_json)
+    elif command == "report":
+        from qdq.cli.report import ReportOptions, report
+
+        text, code = report(ReportOptions(**typed)), DONE
     elif command in FILE_COMMANDS:
         text, code = run_file_command(command, typed, as_json)
     else:

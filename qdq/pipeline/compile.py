@@ -28,9 +28,10 @@ from qdq.pipeline.stages.build import check_weights
 from qdq.pipeline.stages.deploy import serves_float
 from qdq.pipeline.stages.inject import fitting_spec, inject, requested_spec, write_placement
 from qdq.pipeline.stages.load import load
-from qdq.pipeline.stages.race import REPORT, settled
+from qdq.pipeline.stages.race import REPORT as RACED
+from qdq.pipeline.stages.race import settled
 from qdq.pipeline.stages.shapes import bench_shapes
-from qdq.pipeline.steps import BUILDING, PROVING, RACE, SHARED, STEPS, VARIANTS, VARYING, Step
+from qdq.pipeline.steps import BUILDING, PROVING, RACE, SHARED, STEPS, VARIANTS, VARYING, Step, report_step
 from qdq.pipeline.workdir import MANIFEST, WorkDirectory
 
 
@@ -141,7 +142,7 @@ def _fastest(run: Run) -> Run:
     if len(able) > 1:
         run_step(run, RACE)
     else:
-        (run.work.path / REPORT).unlink(missing_ok=True)
+        (run.work.path / RACED).unlink(missing_ok=True)
     return settled(run)
 
 
@@ -219,6 +220,8 @@ def _finish(run: Run, work: Callable[[], Run]) -> Outcome:
         run.screen.line(f"\n{error}")
     run.note()
     run.work.write_manifest()
+    if missing or (run.target / "build.json").is_file():  # before that there is nothing to show
+        run_step(run, report_step(missing))
     _warn_other_targets(run)
     found, serves = artifacts(run), ""
     if str(run.target / REPOSITORY) in found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,20 @@ from engines.targets import TARGETS
 from qdq.base.artifacts import sha256_file
 from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
-from qdq.pipeline.stages import bench, build, calibrate, deploy, export, inject, load, lower, race, variants, verify
+from qdq.pipeline.stages import (
+    bench,
+    build,
+    calibrate,
+    deploy,
+    export,
+    inject,
+    load,
+    lower,
+    race,
+    report,
+    variants,
+    verify,
+)
 from qdq.pipeline.texts import source_fingerprint
 from qdq.pipeline.workdir import fingerprint
 
@@ -196,3 +210,9 @@ PROVING = (
 
 STEPS = (*SHARED, *BUILDING, *PROVING)
 VARIANTS = Step("variants", _variants_inputs, (("variants", variants.variants),))  # on request only
+
+
+def report_step(missing: str) -> Step:
+    """Last step of a run that has come to an engine, or that ends because the machine lacks what is `missing`."""
+    inputs, write = partial(report.sources, missing=missing), partial(report.report, missing=missing)
+    return Step("report", inputs, (("report", write),))

@@ -42,6 +42,11 @@ class Problem(ABC):
         """Number of texts, sentences or questions."""
         return len(self._records)
 
+    @property
+    def records(self) -> Sequence[Record]:
+        """The text of every sample, in the order of the answers."""
+        return self._records
+
     @abstractmethod
     def keep(self, row: int, outputs: RowOutputs) -> Any:
         """Return the part of a row's outputs that the answer needs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
@@ -12,13 +12,16 @@ from qdq.errors import CalibrationError
 from qdq.pipeline.run import Run
 from qdq.pipeline.stages.inject import fitting_spec, write_placement
 from qdq.pipeline.stages.place import SEARCH_PLOT, SEARCH_REPORT, decided, left_out
-from qdq.pipeline.stages.ranges import Calibrated, measured
+from qdq.pipeline.stages.ranges import Calibrated, feeds_of, measured
 
 if TYPE_CHECKING:
     from qdq.calibrate.table import CalibrationTable
     from qdq.inject import Placement
     from qdq.inject.spec import QuantSpec
     from qdq.load.model import LoadedModel
+
+HISTOGRAMS = "histograms.json"
+SEEN = 16  # texts whose magnitudes are counted there: enough for a picture, a fraction of a second
 
 
 def calibrate(run: Run, stage: Stage, loaded: LoadedModel, placement: Placement) -> Sequence[Path]:
@@ -28,7 +31,8 @@ def calibrate(run: Run, stage: Stage, loaded: LoadedModel, placement: Placement)
 
     # Ranges.
     spec, limits = fitting_spec(run, loaded)
-    if _take_over(run, loaded, spec) and run.options.calibration is None:
+    on_text = not _take_over(run, loaded, spec) or run.options.calibration is not None
+    if not on_text:
         found = Calibrated(_completed(loaded), "the checkpoint's own amax", "amax taken from the checkpoint")
     else:
         found = measured(run, loaded, spec, stage)
@@ -47,9 +51,21 @@ def calibrate(run: Run, stage: Stage, loaded: LoadedModel, placement: Placement)
     write_checkpoint(loaded, spec, table, run.checkpoint)
     content = {**table.as_json(), "source": found.source, "treatments": found.treatments}
     calibration = write_json(run.work.path / "calibration.json", content)
+    seen = [write_json(run.work.path / HISTOGRAMS, _distributions(run, loaded))] if on_text else []
     swept = [write_json(run.work.path / "sweep.json", found.sweep)] if found.sweep else []
     searched = [run.work.path / name for name in (SEARCH_REPORT, SEARCH_PLOT)] if run.options.search else []
-    return run.checkpoint, calibration, write_placement(run, placement, limits, auto), *swept, *searched
+    return run.checkpoint, calibration, write_placement(run, placement, limits, auto), *seen, *swept, *searched
+
+
+def _distributions(run: Run, loaded: LoadedModel) -> dict[str, Any]:
+    """Magnitudes of every point on the first calibration texts, which the run's report draws."""
+    import torch
+
+    from qdq.calibrate.histograms import histograms
+
+    records = run.calibration.records[:SEEN]
+    feeds = feeds_of(run, loaded, records, len(records))
+    return histograms(loaded.module(), [{name: torch.from_numpy(feed[name]) for name in feed} for feed in feeds])
 
 
 def _take_over(run: Run, loaded: LoadedModel, spec: QuantSpec) -> bool:

@@ -1,4 +1,4 @@
-"""Stage 7, verify: the engine against the model as its own library runs it; accuracy.json."""
+"""Stage 7, verify: the engine against the model as its own library runs it; accuracy.json, disagreements.json."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from qdq.pipeline.run import Run
 from qdq.pipeline.stages.build import open_engine
 from qdq.pipeline.stages.load import evaluation_for
 from qdq.tasks.closeness import compared
+from qdq.tasks.disagreement import KeptEmbeddings, disagreements, moved
 
 if TYPE_CHECKING:
     from qdq.load.model import LoadedModel
     from qdq.tasks.evaluation import Evaluation, Scores
 
+DIFFERING = "disagreements.json"
 TOKENIZED = 8  # texts whose ids are compared with the library's own
 
 
@@ -35,19 +37,22 @@ def verify(run: Run, stage: Stage) -> Sequence[Path]:
     evaluation = evaluation_for(run, loaded)
     library = open_reference(run.folder, loaded.task.name, run.options.allow_pickle, run.options.model_class)
     difference = _read_alike(run, loaded, evaluation, library)
-    floating = evaluation.reader(library)
-    engine = evaluation.reader(opened)
+    sides = KeptEmbeddings(library), KeptEmbeddings(opened)
+    floating, engine = (evaluation.reader(side) for side in sides)
     reading = Reading(evaluation.compared_as, evaluation.cuts, loaded.token_level)
     report = compare(floating, engine, evaluation.feeds, reading, progress=stage.progress)
     report |= {"source": run.evaluation.source, "notes": list(evaluation.notes)}
     report |= {"reference": {"library": library.library, "difference": difference}}
-    report |= task_metrics(floating.scores(), engine.scores(), evaluation.reason)
+    scores = floating.scores(), engine.scores()
+    report |= task_metrics(*scores, evaluation.reason)
     if evaluation.compared_as == "regression" and (asked := head_of_model(loaded.model).asked):
         report["activation"] = asked
     for note in evaluation.notes:
         run.screen.row("", note)
     stage.say(f"{headline(report)}, over {run.evaluation.source}")
-    return (write_json(run.target / "accuracy.json", report),)
+    differing = {**disagreements(evaluation, *scores), "moved": moved(evaluation, *sides)}
+    written = write_json(run.target / "accuracy.json", report)
+    return written, write_json(run.target / DIFFERING, differing)
 
 
 def _read_alike(run: Run, loaded: LoadedModel, evaluation: Evaluation, library: Reference) -> float:

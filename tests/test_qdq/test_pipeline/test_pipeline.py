@@ -16,7 +16,7 @@ from engines.instructions import int8_sums
 
 CheckpointFactory = Callable[..., Path]
 TARGETS = ("openvino", "onnxruntime")
-STAGES = ("load", "inject", "calibrate", "export", "lower", "build", "verify", "bench", "deploy")
+STAGES = ("load", "inject", "calibrate", "export", "lower", "build", "verify", "bench", "deploy", "report")
 
 
 def read(path: Path) -> Any:

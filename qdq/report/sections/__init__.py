@@ -1,0 +1,1 @@
+"""Sections of the report, one file each: facts in, markup out; "" where nothing was measured."""
