@@ -11,7 +11,7 @@ from typing import Any
 FILE, TOKENIZER = "text.json", "tokenizer.json"
 QA = "question-answering"
 TOKEN_LEVEL = ("token-classification", QA, "fill-mask", "language-modeling")
-CHANGEABLE = ("threads", "characters")  # of the server, not of the model: parameters of config.pbtxt
+CHANGEABLE = ("threads", "characters", "queue_size")  # of the server, not of the model: parameters of config.pbtxt
 PAIRED = ("text-classification", "next-sentence-prediction")  # tasks whose input may be two texts
 
 
@@ -26,6 +26,7 @@ class TextForm:
         inputs, outputs: names of a padded batch's; `types` are the numpy types of the engine's own inputs.
         sequence: most tokens of a text, special ones included.
         characters: most characters of a text; longer ones are refused before they are tokenized.
+        queue_size: requests that may wait, 0 for any number.
         packed: the engine leaves padding out itself, so that a batch of any lengths goes to it whole.
         typed: the tokenizer makes token types; else they are zeros.
         pad: ids that padding has, {"input_ids": 0, "token_type_ids": 0}; `pad_left`: it stands in front.
@@ -68,6 +69,7 @@ class TextForm:
     dimensions: tuple[int, ...] = ()
     mask: int | None = None
     buckets: tuple[int, ...] = ()
+    queue_size: int = 256
 
     @property
     def choices(self) -> bool:

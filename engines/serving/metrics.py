@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from engines.serving.backlog import Busy
 from engines.serving.fault import Fault
 from engines.serving.tokens import Tokens
 
@@ -13,6 +14,7 @@ FAMILIES = {
     "qdq_tokens_total": "tokens of the texts answered, special ones included",
     "qdq_cut_texts_total": "texts answered with tokens cut off, as their request allowed",
     "qdq_refused_requests_total": "requests refused with INVALID_ARG",
+    "qdq_busy_requests_total": "requests refused with UNAVAILABLE, because too many waited",
     "qdq_failed_requests_total": "requests lost with an engine's error",
     "qdq_executions_total": "batches",
 }
@@ -35,7 +37,10 @@ class Metrics:
         self._add("qdq_texts_total", len(texts))
         self._add("qdq_tokens_total", sum(map(len, texts)))
         self._add("qdq_cut_texts_total", sum(text.cut > 0 for text in texts))
-        self._add("qdq_refused_requests_total", sum(isinstance(one, Fault) for one in encoded))
+        self._add(
+            "qdq_refused_requests_total", sum(isinstance(one, Fault) and not isinstance(one, Busy) for one in encoded)
+        )
+        self._add("qdq_busy_requests_total", sum(isinstance(one, Busy) for one in encoded))
         self._add("qdq_executions_total", 1)
 
     def failed(self, requests: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from engines.serving import requests as reading
 from engines.serving.answers import STRING, Answer, answer, outputs_of
+from engines.serving.backlog import Backlog, Busy
 from engines.serving.batches import Row, run
 from engines.serving.fault import Fault
 from engines.serving.form import FILE, TOKENIZER, TextForm
@@ -38,6 +39,7 @@ class TextModel:
         self._inputs = [item.name for item in inputs_of(self._form)]
         self._outputs = outputs_of(self._form)
         self._metrics = Metrics(self._triton, name)
+        self._backlog = Backlog(self._triton, name, self._form.queue_size)
         if not isinstance(self._runner, PlanRunner):  # a plan's model may not be there yet, and warms up itself
             self._warm_up()
 
@@ -51,7 +53,7 @@ class TextModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Responses in order."""
-        asked = [self._read(request) for request in requests]
+        asked = self._admitted([self._read(request) for request in requests])
         encoded = self._encode(asked)
         fitting = [samples for samples in encoded if not isinstance(samples, Fault)]
         try:
@@ -60,15 +62,25 @@ class TextModel:
             )
         except QdqError as error:
             self._metrics.failed(len(requests))
-            return [self._error(str(error)) for _ in requests]
+            return [self._error(error) for _ in requests]
         found = []
         for request, wish, samples in zip(requests, asked, encoded, strict=True):
-            if isinstance(samples, Fault) or isinstance(wish, Fault):
-                found.append(self._error(str(samples), fault=True))
-            else:
+            if isinstance(samples, Fault):
+                found.append(self._error(samples))
+            elif isinstance(wish, Asked):  # always: what could not be read has no samples
                 found.append(self._response(request, wish, samples, [next(outputs) for _ in samples]))
         self._metrics.count(encoded)
         return found
+
+    def _admitted(self, asked: list[Asked | Fault]) -> list[Asked | Fault]:
+        """The same without as many of the last ones as wait beyond the limit of the queue.
+
+        A batch of at most half its size left nobody waiting.
+        """
+        rows = sum(len(one.samples) if isinstance(one, Asked) else 1 for one in asked)
+        excess = self._backlog.excess() if 2 * rows > self._most else 0
+        kept = max(0, len(asked) - excess)
+        return [*asked[:kept], *(self._backlog.refuse(excess) for _ in asked[kept:])]
 
     def _read(self, request: Any) -> Asked | Fault:
         tensors = {name: self._triton.get_input_tensor_by_name(request, name) for name in self._inputs}
@@ -106,10 +118,13 @@ class TextModel:
         ]
         return self._triton.InferenceResponse(output_tensors=tensors)
 
-    def _error(self, message: str, fault: bool = False) -> Any:
-        """A response that says what is wrong: the request's own fault, or the server's."""
-        kind = self._triton.TritonError.INVALID_ARG if fault else self._triton.TritonError.INTERNAL
-        return self._triton.InferenceResponse(error=self._triton.TritonError(message, kind))
+    def _error(self, error: Exception) -> Any:
+        """A response that says what is wrong: the request's own fault, too many of them, or the server's."""
+        kinds = self._triton.TritonError
+        kind = kinds.UNAVAILABLE if isinstance(error, Busy) else kinds.INTERNAL
+        if isinstance(error, Fault) and not isinstance(error, Busy):
+            kind = kinds.INVALID_ARG
+        return self._triton.InferenceResponse(error=kinds(str(error), kind))
 
 
 def _stacked(answers: Sequence[Answer], name: str, kind: str) -> Any:

@@ -76,8 +76,6 @@ def _check_batching(path: Path, config: Any) -> None:
         return
     if config.max_batch_size < 1:
         raise DeployError(f"{path}: max_batch_size is {config.max_batch_size}; it must be at least 1")
-    if config.dynamic_batching.default_queue_policy.max_queue_size < 1:
-        raise DeployError(f"{path}: the queue has no limit (default_queue_policy.max_queue_size); write it again")
 
 
 def _check_tensors(path: Path, config: Any, kind: Literal["input", "output"], expected: tuple[TensorInfo, ...]) -> None:

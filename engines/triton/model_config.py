@@ -71,14 +71,18 @@ def build_config(
 
 
 def add_queue(config: Any, settings: TritonSettings) -> None:
-    """Let the server form batches from a queue that has an end: what does not fit gets a 503."""
+    """Let the server form batches; with a policy of its own for the queue only where a timeout was asked for.
+
+    Any policy makes its batcher sleep while requests wait (`engines.serving.backlog`).
+    """
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = settings.max_queue_delay_us
-    policy = batching.default_queue_policy
-    policy.timeout_action = policy.REJECT
-    policy.default_timeout_microseconds = settings.queue_timeout_ms * 1000  # 0 is no limit
-    policy.allow_timeout_override = True  # a request may ask for less or more
-    policy.max_queue_size = settings.queue_size
+    if settings.queue_timeout_ms:
+        policy = batching.default_queue_policy
+        policy.timeout_action = policy.REJECT
+        policy.default_timeout_microseconds = settings.queue_timeout_ms * 1000
+        policy.allow_timeout_override = True  # a request may ask for less or more
+        policy.max_queue_size = settings.queue_size
     if settings.cache:
         config.response_cache.enable = True
 

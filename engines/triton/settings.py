@@ -27,9 +27,10 @@ class TritonSettings:
     cannot form batches of varying size, so there `max_batch_size` sets only the largest warm-up sample, and delay and
     queue are not written (docs/triton.md says why).
 
-    `queue_size` requests wait for a batch: who comes to a full queue is told so at once (503). `queue_timeout_ms`
-    limits their waiting, too; 0 is no limit, and the default, because with one Triton's batcher loses throughput until
-    the model is loaded anew (github.com/triton-inference-server/server/issues/8870).
+    `queue_timeout_ms` limits how long a request waits for a batch, and then `queue_size` how many do: others get a 503.
+    0 is no limit, and the default, because any policy for the queue makes Triton's batcher sleep while requests wait
+    (`engines.serving.backlog`), and a timeout costs throughput until the model is loaded anew
+    (github.com/triton-inference-server/server/issues/8870). A text model keeps the limit of its queue itself.
 
     `buckets` are sequence lengths, strictly increasing: one model each instead of one for all, `<name>_s<length>`.
     Triton merges requests of equal shape only, and a request of another length ends the batch it was forming; with a
@@ -60,7 +61,7 @@ class TritonSettings:
         _at_least(1, self.max_batch_size, "max_batch_size")
         _at_least(1, self.instances, "instances")
         _at_least(0, self.max_queue_delay_us, "max_queue_delay_us")
-        _at_least(1, self.queue_size, "queue_size")
+        _at_least(0, self.queue_size, "queue_size")
         _at_least(0, self.queue_timeout_ms, "queue_timeout_ms")
         self._check_buckets()
         self._check_threads()

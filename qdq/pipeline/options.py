@@ -161,9 +161,11 @@ class CompileOptions(TreatmentOptions):
     )
 
     raw_inputs: bool = _engine(False, "a second Triton repository, for clients that send token ids", FREE)
-    queue_size: int = _engine(256, "requests that may wait at the server; more get a 503", FREE, within=(1, MANY))
+    queue_size: int = _engine(
+        256, "requests that may wait for a text model; more get a 503; 0: any number", FREE, within=(0, MANY)
+    )
     queue_delay: int = _engine(
-        5000,
+        10_000,
         "microseconds that texts wait for others of their batch; a lone client waits, too",
         FREE,
         "US",
@@ -171,7 +173,7 @@ class CompileOptions(TreatmentOptions):
     )
     queue_timeout: int = _engine(
         0,
-        "milliseconds that one may wait there (default: 0, no limit; with one Triton slows down)",
+        "milliseconds that one may wait there (default: 0, no limit; with one Triton's batcher stalls)",
         FREE,
         "MS",
         within=(0, MANY),

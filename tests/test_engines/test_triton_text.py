@@ -21,9 +21,7 @@ from engines.types import BuiltEngine
 from qdq.errors import DeployError
 
 pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="the triton extra is not installed")
-SETTINGS = TritonSettings(
-    "tiny", "onnxruntime", max_batch_size=8, queue_size=3, queue_timeout_ms=20, about=("a model",)
-)
+SETTINGS = TritonSettings("tiny", "onnxruntime", max_batch_size=8, queue_size=3, about=("a model",))
 
 
 @pytest.fixture
@@ -71,7 +69,7 @@ def test_the_engine_file_is_served_with_its_tokenizer(write: Write, engine: Buil
     assert (version / "lib/engines/onnxruntime/runner.py").is_file()
 
 
-def test_the_configuration_takes_strings_and_ends_its_queue(write: Write) -> None:
+def test_the_configuration_takes_strings(write: Write) -> None:
     config = read_config(write() / "tiny" / "config.pbtxt")
     assert (config.backend, config.max_batch_size) == ("python", 8)
     assert [(item.name, item.data_type, list(item.dims), item.optional) for item in config.input] == [
@@ -79,11 +77,18 @@ def test_the_configuration_takes_strings_and_ends_its_queue(write: Write) -> Non
         ("TEXT_PAIR", 13, [1], True),
     ]
     assert [item.name for item in config.output] == ["LABEL", "SCORE", "PROBABILITIES", "LOGITS", "TOKENS", "CUT"]
-    policy = config.dynamic_batching.default_queue_policy
-    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (3, 20_000)
     assert not config.dynamic_batching.preferred_batch_size
     assert not config.response_cache.enable
-    assert (config.parameters["threads"].string_value, config.parameters["characters"].string_value) == ("2", "512")
+    values = [config.parameters[name].string_value for name in ("threads", "characters", "queue_size")]
+    assert values == ["2", "512", "256"]
+
+
+def test_only_a_timeout_gives_the_queue_a_policy_of_tritons(write: Write) -> None:
+    """With any policy its batcher sleeps while requests wait for a busy instance; the model keeps the limit."""
+    assert not read_config(write() / "tiny" / "config.pbtxt").dynamic_batching.HasField("default_queue_policy")
+    timed = read_config(write(replace(SETTINGS, queue_timeout_ms=20)) / "tiny" / "config.pbtxt")
+    policy = timed.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (3, 20_000)
 
 
 def test_requests_of_unequal_many_choices_wait_together(write: Write) -> None:

@@ -76,6 +76,7 @@ def text_form(run: Run, engine: BuiltEngine) -> TextForm:
         dimensions=_dimensions(loaded.model.config),
         mask=tokenizer.mask_token_id if loaded.task.name == "fill-mask" else None,
         buckets=options.buckets if TARGETS[options.target].gpu else (),
+        queue_size=options.queue_size,
     )
 
 

@@ -61,8 +61,8 @@ def test_400_answers_of_400_are_right_under_32_clients(zoo: Server, classified: 
 def test_a_full_queue_refuses_at_once_and_answers_rightly(repository: Path, classified: Loaded) -> None:
     config = repository / CLASSIFIER / "config.pbtxt"
     text = config.read_text(encoding="utf-8")
-    assert "max_queue_size: 256" in text
-    config.write_text(text.replace("max_queue_size: 256", "max_queue_size: 2"), encoding="utf-8")
+    assert text.count('string_value: "256"') == 1  # of queue_size
+    config.write_text(text.replace('string_value: "256"', 'string_value: "2"'), encoding="utf-8")
     with serving(repository) as server:
         calls = classified(server.http, 32, requests=1500)
         refused = [call for call in calls if call.outputs is None]
@@ -70,6 +70,17 @@ def test_a_full_queue_refuses_at_once_and_answers_rightly(repository: Path, clas
         assert {call.status for call in refused} == {503}
         assert max(call.seconds for call in refused) < 2
         assert answered(classified(server.http, 2, requests=20)) == 20  # and recovers
+
+
+def test_a_burst_is_answered_without_a_pause(repository: Path, classified: Loaded) -> None:
+    """Requests that come while the instance is busy are answered when it is free, though no other request follows.
+
+    With a policy for the queue Triton's batcher looks for them every half second only.
+    """
+    with serving(repository) as server:
+        bursts = [classified(server.http, 16, requests=16) for _ in range(5)]
+    assert all(answered(calls) == 16 for calls in bursts)
+    assert min(max(call.seconds for call in calls) for calls in bursts) < 0.4
 
 
 def test_two_servers_on_one_repository(repository: Path, classified: Loaded) -> None:
