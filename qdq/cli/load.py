@@ -59,8 +59,11 @@ def load(options: LoadOptions, as_json: bool, screen: Screen) -> tuple[str, int]
     return text, FAILED if failed else 0
 
 
-def measure(options: LoadOptions, screen: Screen) -> dict[str, Any]:
-    """Run every load and return the report. Raises QdqError."""
+def measure(options: LoadOptions, screen: Screen, judge: Judge | None = None) -> dict[str, Any]:
+    """Run every load and return the report, which compares answers with `judge`, or the one of --check.
+
+    Raises QdqError.
+    """
     from engines.bench.machine import machine
     from engines.client import choose_model, connect, feeds_of, parse_address, takes_text
 
@@ -70,7 +73,7 @@ def measure(options: LoadOptions, screen: Screen) -> dict[str, Any]:
         model = choose_model(client, options.model)
         # The rows, and the engine's own answers to them.
         rows = _rows(options, model)
-        judge, direct = _judge(options, model, rows, screen)
+        judge, direct = _judge(options, model, rows, screen, judge)
         if takes_text(model):
             feeds = [feeds_of(model, row) for row in rows]
         elif judge is None:
@@ -148,9 +151,19 @@ def _load(
 
 
 def _checked(judge: Judge, calls: Sequence[Call]) -> dict[str, Any]:
-    differences = [judge.differs(call.row, call.outputs) for call in calls if call.outputs is not None]
-    wrong = [f"wrong: {difference}" for difference in differences if difference]
-    return {"right": len(differences) - len(wrong), "wrong": len(wrong), "messages": _messages(wrong)}
+    """Answers that are right and wrong; of all how many are the engine's to rounding, and the furthest from it."""
+    from qdq.cli.judge import ROUNDING
+
+    answers = [(call.row, call.outputs) for call in calls if call.outputs is not None]
+    wrong = [f"wrong: {difference}" for answer in answers if (difference := judge.differs(*answer))]
+    away = [judge.away(*answer) for answer in answers]
+    return {
+        "right": len(answers) - len(wrong),
+        "wrong": len(wrong),
+        "same": sum(distance <= ROUNDING for distance in away),
+        "furthest": max(away, default=0.0),
+        "messages": _messages(wrong),
+    }
 
 
 def _messages(messages: Sequence[str]) -> list[str]:
@@ -158,15 +171,16 @@ def _messages(messages: Sequence[str]) -> list[str]:
 
 
 def _judge(
-    options: LoadOptions, model: ModelInfo, rows: Sequence[TextRow], screen: Screen
+    options: LoadOptions, model: ModelInfo, rows: Sequence[TextRow], screen: Screen, judge: Judge | None
 ) -> tuple[Judge | None, dict[str, Any]]:
     """The engine to compare with, when one is asked for, and its own cost on the rows."""
+    from engines.client import takes_text
     from qdq.cli.judge import BATCH, Judge
 
-    if options.check is None:
+    if judge is None and options.check is None:
         return None, {}
     with screen.stage("engine") as stage:
-        judge = Judge(Path(options.check), model.name)
+        judge = judge or Judge(Path(str(options.check)), model.name, takes_text(model))
         direct = judge.prepare(rows)
         stage.say(f"{len(rows)} texts, {direct.cpu_ms_per_text:.2f} ms of CPU each in batches of {BATCH}")
     return judge, {"batch": BATCH, "cpu_ms_per_text": direct.cpu_ms_per_text, "ms_per_text": direct.ms_per_text}

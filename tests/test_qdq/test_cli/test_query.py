@@ -87,4 +87,4 @@ def test_load_of_token_ids_needs_a_work_directory(qdq: Qdq, server: StandIn, tmp
     ran = qdq("load", server.http, "--requests", "4")
     assert ran.code == 2 and "--check DIR" in ran.err
     ran = qdq("load", server.http, "--requests", "4", "--check", tmp_path)
-    assert ran.code == 2 and "no repository of a text model 'counts'" in ran.err
+    assert ran.code == 2 and "no repository of a model of token ids 'counts'" in ran.err
