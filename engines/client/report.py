@@ -61,11 +61,12 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     notes: list[str] = []
     for run in report["runs"]:
         notes += [f"clients {run['clients']}: {message}" for message in run["messages"]]
-    if direct := report.get("direct"):
-        notes.append(
-            f"the engine by itself, on batches of {direct['batch']} texts sorted by length: "
-            f"{direct['cpu_ms_per_text']:.2f} ms of CPU per text"
-        )
+    for run in report["runs"]:
+        if (direct := run.get("direct_cpu_ms_per_text")) and run["cpu_ms_per_text"]:
+            notes.append(
+                f"clients {run['clients']}: {run['cpu_ms_per_text'] / direct:.2f} x the CPU time of the engine by "
+                f"itself on batches of 16 texts sorted by length, {direct:.2f} ms per text before and after"
+            )
     if check := report.get("check"):
         notes.append(f"answers are compared with {check['engine']}, {check['rule']}")
     else:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from qdq.text.encode import TokenRow
 
 BATCH = 16  # texts of a direct call, sorted by length
-COMPARED = ("EMBEDDING", "LABEL", "CHOICE", "CUT")  # outputs of a text model, beside logits
+COMPARED = ("EMBEDDING", "LABEL", "CHOICE", "START_PROB", "END_PROB", "CUT")  # outputs of a text model, beside logits
 QA = "question-answering"
-PLACES = ("start_logits", "end_logits")  # a number per token
-LOGITS = ("logits", *PLACES)  # outputs that decide by their largest value
+PLACES = ("start_logits", "end_logits", "start_prob", "end_prob")  # a number per token
+LOGITS = ("logits", "start_logits", "end_logits")  # outputs that decide by their largest value
 
 # Distances are shares of how far the answers to different texts lie from their mean: another text's answer is 1.4 away.
 # An INT8 engine is not one function of a text. The width that a batch is padded to changes the order of float sums, a
@@ -73,8 +73,8 @@ class Judge:
             f"{self.tolerance:.2g} of the answers' own spread over texts (another text's: 1.4)"
         )
 
-    def prepare(self, rows: Sequence[TextRow]) -> Direct:
-        """Run every row alone and in batches of all kinds; returns `direct`."""
+    def prepare(self, rows: Sequence[TextRow]) -> None:
+        """Run every row alone and in batches of all kinds."""
         self._rows = [self._encode(row) for row in rows]
         alone = self._in_batches([[number] for number in range(len(rows))])
         runs = [alone, self._in_batches(self._sorted()), *(self._in_batches(self._mixed(n)) for n in range(SHUFFLES))]
@@ -82,13 +82,14 @@ class Judge:
         self._spread = {name: _spread(name, [answer[name] for answer in alone]) for name in (alone[0] if alone else ())}
         apart = (self._distance(run, known[0]) for known in self._expected for run in known[1:])
         self.tolerance = max(2 * max(apart, default=0.0), LEAST)
-        return self.direct()
 
-    def direct(self) -> Direct:
-        """The cost of sorted batches of BATCH prepared rows, without encoding."""
-        parts, texts = self._sorted(), max(len(self._rows), 1)
+    def direct(self, seconds: float = 1.0) -> Direct:
+        """The cost of sorted batches of BATCH prepared rows, without encoding, over at least so many seconds."""
+        parts, texts = self._sorted(), 0
         cpu, wall = time.process_time(), time.perf_counter()
-        self._in_batches(parts)
+        while not texts or time.perf_counter() - wall < seconds:
+            self._in_batches(parts)
+            texts += max(len(self._rows), 1)
         return Direct(1000 * (time.process_time() - cpu) / texts, 1000 * (time.perf_counter() - wall) / texts)
 
     @staticmethod

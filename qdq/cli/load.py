@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import to_json, write_json
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qdq.base.screen import Screen
     from qdq.cli.judge import Judge
 
+DIRECT_SECONDS = 1.0  # of direct calls of the engine before and after a load, to compare its CPU time with
 SHOWN = 3  # messages of one load, most frequent first
 FAILED = 1
 
@@ -59,10 +61,13 @@ def load(options: LoadOptions, as_json: bool, screen: Screen) -> tuple[str, int]
     return text, FAILED if failed else 0
 
 
-def measure(options: LoadOptions, screen: Screen, judge: Judge | None = None) -> dict[str, Any]:
-    """Run every load and return the report, which compares answers with `judge`, or the one of --check.
+def measure(
+    options: LoadOptions, screen: Screen, judge: Judge | None = None, direct: float = DIRECT_SECONDS
+) -> dict[str, Any]:
+    """Run every load and return the report. Raises QdqError.
 
-    Raises QdqError.
+    `judge`, if it is given, has prepared the same rows; the engine by itself runs for `direct` seconds before and after
+    each load, 0 for never.
     """
     from engines.bench.machine import machine
     from engines.client import choose_model, connect, feeds_of, parse_address, takes_text
@@ -72,8 +77,8 @@ def measure(options: LoadOptions, screen: Screen, judge: Judge | None = None) ->
     with connect(address, options.timeout) as client:
         model = choose_model(client, options.model)
         # The rows, and the engine's own answers to them.
-        rows = _rows(options, model)
-        judge, direct = _judge(options, model, rows, screen, judge)
+        rows = rows_of(options, model)
+        judge = judge or _judge(options, model, rows, screen)
         if takes_text(model):
             feeds = [feeds_of(model, row) for row in rows]
         elif judge is None:
@@ -83,7 +88,9 @@ def measure(options: LoadOptions, screen: Screen, judge: Judge | None = None) ->
         else:
             feeds = [judge.feeds(model, number) for number in range(len(rows))]
         # The loads.
-        runs = [_load(options, (client, address, model), feeds, count, judge, screen) for count in options.clients]
+        runs = [
+            _load(options, (client, address, model), feeds, count, (judge, direct), screen) for count in options.clients
+        ]
     report = {
         "url": str(address),
         "model": model.name,
@@ -94,10 +101,7 @@ def measure(options: LoadOptions, screen: Screen, judge: Judge | None = None) ->
         "machine": machine(),
     }
     if judge is not None:
-        report |= {
-            "direct": direct,
-            "check": {"engine": judge.engine, "rule": judge.rule, "tolerance": judge.tolerance},
-        }
+        report["check"] = {"engine": judge.engine, "rule": judge.rule, "tolerance": judge.tolerance}
     return report
 
 
@@ -106,10 +110,10 @@ def _load(
     server: tuple[Client, Address, ModelInfo],
     feeds: Sequence[Any],
     clients: int,
-    judge: Judge | None,
+    engine: tuple[Judge | None, float],
     screen: Screen,
 ) -> dict[str, Any]:
-    """One load and its figures."""
+    """One load and its figures; `engine` is the judge, and the seconds for which it runs by itself."""
     from engines.client import (
         LoadSettings,
         batches_between,
@@ -123,10 +127,12 @@ def _load(
 
     # The load, between two readings of what the server counts.
     client, address, model = server
+    judge, seconds = engine
     process = local_server(address)
     settings = LoadSettings(clients, options.seconds, options.timeout, options.requests)
     wanted = small_outputs(model) if judge is None else judge.outputs(model)
     parameters = {"truncation": options.truncation} if takes_text(model) else {}
+    beside = [judge.direct(seconds)] if judge is not None and seconds else []
     with screen.stage("load", undisturbed=True) as stage:
         before, cpu = client.statistics(model.name), None if process is None else cpu_seconds(process)
         calls = run_load(address, model, feeds, settings, wanted, parameters)
@@ -134,7 +140,7 @@ def _load(
         after = client.statistics(model.name)
         figures = figures_of(calls)
         stage.say(f"clients: {clients}; {figures['answered']} answers, {figures['texts_per_s']:.0f} a second")
-    # The figures, and every answer against the engine's.
+    # The figures, every answer against the engine's, and the engine by itself, before and after.
     answered = max(figures["answered"], 1)
     report = {
         "clients": clients,
@@ -147,6 +153,9 @@ def _load(
     if judge is not None:
         report["check"] = checked = _checked(judge, calls)
         report["messages"] += checked.pop("messages")
+        if seconds:
+            beside.append(judge.direct(seconds))
+            report["direct_cpu_ms_per_text"] = fmean(one.cpu_ms_per_text for one in beside)
     return report
 
 
@@ -170,23 +179,21 @@ def _messages(messages: Sequence[str]) -> list[str]:
     return [f"{count} x {message}" for message, count in Counter(messages).most_common(SHOWN)]
 
 
-def _judge(
-    options: LoadOptions, model: ModelInfo, rows: Sequence[TextRow], screen: Screen, judge: Judge | None
-) -> tuple[Judge | None, dict[str, Any]]:
-    """The engine to compare with, when one is asked for, and its own cost on the rows."""
+def _judge(options: LoadOptions, model: ModelInfo, rows: Sequence[TextRow], screen: Screen) -> Judge | None:
+    """The engine to compare with, when one is asked for, with its own answers to the rows."""
     from engines.client import takes_text
-    from qdq.cli.judge import BATCH, Judge
+    from qdq.cli.judge import Judge
 
-    if judge is None and options.check is None:
-        return None, {}
+    if options.check is None:
+        return None
     with screen.stage("engine") as stage:
-        judge = judge or Judge(Path(str(options.check)), model.name, takes_text(model))
-        direct = judge.prepare(rows)
-        stage.say(f"{len(rows)} texts, {direct.cpu_ms_per_text:.2f} ms of CPU each in batches of {BATCH}")
-    return judge, {"batch": BATCH, "cpu_ms_per_text": direct.cpu_ms_per_text, "ms_per_text": direct.ms_per_text}
+        judge = Judge(Path(options.check), model.name, takes_text(model))
+        judge.prepare(rows)
+        stage.say(f"its own answers to {len(rows)} texts")
+    return judge
 
 
-def _rows(options: LoadOptions, model: ModelInfo) -> list[TextRow]:
+def rows_of(options: LoadOptions, model: ModelInfo) -> list[TextRow]:
     """Rows of the data in the form that the model takes."""
     from engines.client import TextRow
     from engines.client.texts import CHOICES, CONTEXT, TEXT_PAIR

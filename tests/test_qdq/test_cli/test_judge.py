@@ -24,7 +24,8 @@ def judge(compiled: Path, sentences: tuple[str, ...]) -> Judge:
     pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="the triton extra is not installed")
     judge = Judge(compiled / "work" / "onnxruntime", MODEL)
     rows = [TextRow(text) for text in sentences[:8]] + [TextRow("the cat", "a dog"), TextRow("but why ?", "the cat")]
-    direct = judge.prepare(rows)
+    judge.prepare(rows)
+    direct = judge.direct(0.0)
     assert direct.cpu_ms_per_text > 0 and direct.ms_per_text > 0
     return judge
 
