@@ -15,15 +15,16 @@ import numpy as np
 from engines.client.protocol import STRING, Array, Client, ModelInfo
 from qdq.errors import ConfigError, ServeError
 
-TEXT, TEXT_PAIR, QUESTION, CONTEXT, CHOICES = "TEXT", "TEXT_PAIR", "QUESTION", "CONTEXT", "CHOICES"
-LOGITS = "LOGITS"  # and START_LOGITS, END_LOGITS: as large as the text, and asked for by name only
-JSON_OUTPUTS = ("LABELS", "ENTITIES", "PREDICTIONS")  # strings that hold a JSON list
+TEXT, TEXT_PAIR, QUESTION, PROMPT, CONTEXT = "TEXT", "TEXT_PAIR", "QUESTION", "PROMPT", "CONTEXT"
+CHOICES = "CHOICES"
+LARGE = ("LOGITS", "_PROB")  # ends of names of outputs as large as the text, which are asked for by name only
+JSON_OUTPUTS = ("LABELS", "ENTITIES", "SPANS", "PREDICTIONS")  # strings that hold a JSON list
 LIST_OUTPUTS = ("PROBABILITIES", "EMBEDDING")  # lists even when they hold one number
 
 
 @dataclass(frozen=True)
 class TextRow:
-    """One text; with its pair, or a question with its context; or with the choices of multiple choice."""
+    """One text; with its pair, a question or prompt with its context; or with the choices of multiple choice."""
 
     text: str
     pair: str | None = None
@@ -37,7 +38,7 @@ def takes_text(model: ModelInfo) -> bool:
 
 def small_outputs(model: ModelInfo) -> tuple[str, ...]:
     """Outputs that an answer is made of: all but logits, and those too where a model has nothing else."""
-    return tuple(name for name in model.output_names if not name.upper().endswith(LOGITS)) or model.output_names
+    return tuple(name for name in model.output_names if not name.upper().endswith(LARGE)) or model.output_names
 
 
 def choose_model(client: Client, name: str | None) -> ModelInfo:
@@ -74,10 +75,11 @@ def feeds_of(model: ModelInfo, row: TextRow) -> dict[str, Array]:
 
 def _parts(model: str, names: set[str], row: TextRow) -> dict[str, Sequence[str]]:
     """Texts by input."""
-    if QUESTION in names:
+    if CONTEXT in names:
+        asked = QUESTION if QUESTION in names else PROMPT
         if row.pair is None:
-            raise ConfigError(f"model '{model}' answers questions about a context; give the context with --pair")
-        return {QUESTION: [row.text], CONTEXT: [row.pair]}
+            raise ConfigError(f"model '{model}' answers a {asked.lower()} about a context; give it with --pair")
+        return {asked: [row.text], CONTEXT: [row.pair]}
     if CHOICES in names:
         if len(row.choices) < 2:
             raise ConfigError(f"model '{model}' chooses among answers; give at least two with --choice")
@@ -101,7 +103,7 @@ def answer_of(outputs: Mapping[str, Array]) -> dict[str, Any]:
 
 def _plain(name: str, array: Array) -> Any:
     values = array[0].tolist() if array.ndim else array.tolist()
-    if name in LIST_OUTPUTS or name.endswith(LOGITS):
+    if name in LIST_OUTPUTS or name.endswith(LARGE):
         return values
     single = values[0] if isinstance(values, list) and len(values) == 1 else values
     if name not in JSON_OUTPUTS:
@@ -119,6 +121,10 @@ def answer_text(answer: Mapping[str, Any]) -> str:
     if "entities" in answer:
         lines = [f"{e['entity']:<8} {e['score']:.4f}  {e['start']}-{e['end']}  {e['word']}" for e in answer["entities"]]
         return "\n".join(lines or ["no entities"]) + cut
+    if "spans" in answer:
+        places = [f"{s['start']}-{s['end']}" if "start" in s else "chosen" for s in answer["spans"]]
+        lines = [f"{s['text']}  {s['probability']:.4f}  {at}" for s, at in zip(answer["spans"], places, strict=True)]
+        return "\n".join(lines or ["no answer"]) + cut
     if "labels" in answer:
         return (", ".join(f"{one['label']}  {one['score']:.4f}" for one in answer["labels"]) or "no class") + cut
     if "answer" in answer:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from engines.serving.batches import Row
 from engines.serving.entities import found_entities
 from engines.serving.fault import Fault
-from engines.serving.form import QA, TextForm
-from engines.serving.spans import best_span
+from engines.serving.form import QA, UIE, TextForm
+from engines.serving.spans import best_span, prompted
 from engines.serving.tokens import Tokens
 from qdq.base.activations import ACTIVATIONS, softmax
 
@@ -55,6 +55,9 @@ def outputs_of(form: TextForm) -> tuple[Output, ...]:
         places = (Output("START", INT, (1,)), Output("END", INT, (1,)))
         ends = tuple(Output(name.upper(), FLOAT, (-1,), on_request=True) for name in form.outputs)
         own = (Output("ANSWER", STRING, (1,)), Output("SCORE", FLOAT, (1,)), *places, *ends)
+    elif form.task == UIE:
+        ends = tuple(Output(name.upper(), FLOAT, (-1,), on_request=True) for name in form.outputs)
+        own = (Output("SPANS", STRING, (1,)), *ends)
     elif form.task == "multiple-choice":
         several = (Output("PROBABILITIES", FLOAT, (-1,)), Output("LOGITS", FLOAT, (-1,)))
         own = (Output("CHOICE", INT, (1,)), Output("SCORE", FLOAT, (1,)), *several)
@@ -65,14 +68,33 @@ def outputs_of(form: TextForm) -> tuple[Output, ...]:
     return (*own, *COUNTS)
 
 
-def answer(form: TextForm, sample: Sequence[Tokens], row: Row, dimensions: int | None, large: bool) -> Answer:
-    """Values of every output of one sample; the large ones only where they are asked for."""
-    found = _FUNCTIONS[form.task](form, sample, row)
+def runs_of(sample: Sequence[Tokens]) -> list[Sequence[Tokens]]:
+    """Runs of the engine for a sample: one for itself, or one for each window of a context that is read in several."""
+    return [(sample[0], *sample[1:]), *((window,) for window in sample[0].more)]
+
+
+def answer(
+    form: TextForm, sample: Sequence[Tokens], rows: Sequence[Row], dimensions: int | None, large: bool
+) -> Answer:
+    """Values of every output of one sample, out of the engine's outputs of its `runs_of`; the large ones only where
+    they are asked for. Of several windows it is the answer of the best one.
+    """
+    row = rows[0]
+    if len(rows) > 1:
+        windows = list(zip(runs_of(sample), rows, strict=True))
+        (best,), row = max(windows, key=lambda one: best_span(one[0][0], *(one[1][name] for name in form.outputs)).sum)
+        found = _FUNCTIONS[form.task](form, [best], row)
+    else:
+        found = _FUNCTIONS[form.task](form, sample, row)
     if dimensions is not None:
         found["EMBEDDING"] = _unit(found["EMBEDDING"][:dimensions], form.normalized)
     if large:
         found |= {output.name: row[output.name.lower()] for output in outputs_of(form) if output.on_request}
-    return {**found, "TOKENS": sum(map(len, sample)), "CUT": sum(text.cut for text in sample)}
+    return {
+        **found,
+        "TOKENS": sum(len(one) for run in runs_of(sample) for one in run),
+        "CUT": sum(text.cut for text in sample),
+    }
 
 
 def check_dimensions(form: TextForm, dimensions: int) -> None:
@@ -111,6 +133,11 @@ def _extraction(form: TextForm, sample: Sequence[Tokens], row: Row) -> Answer:
     return {"ANSWER": text[span.first : span.last], "SCORE": span.score, "START": span.first, "END": span.last}
 
 
+def _prompted(form: TextForm, sample: Sequence[Tokens], row: Row) -> Answer:
+    start, end = (row[name] for name in form.outputs)
+    return {"SPANS": json.dumps(prompted(sample[0], start, end), ensure_ascii=False)}
+
+
 def _choice(form: TextForm, sample: Sequence[Tokens], row: Row) -> Answer:
     logits = row["logits"].reshape(-1)
     shares, best = softmax(logits), int(logits.argmax())
@@ -145,6 +172,7 @@ _FUNCTIONS: Mapping[str, Function] = {
     "next-sentence-prediction": _classification,
     "token-classification": _tagging,
     QA: _extraction,
+    UIE: _prompted,
     "multiple-choice": _choice,
     "feature-extraction": _embedding,
     "fill-mask": _vocabulary,

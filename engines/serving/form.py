@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qdq.base.choices import INFORMATION_EXTRACTION
+
 FILE, TOKENIZER = "text.json", "tokenizer.json"
-QA = "question-answering"
-TOKEN_LEVEL = ("token-classification", QA, "fill-mask", "language-modeling")
+QA, UIE = "question-answering", INFORMATION_EXTRACTION
+TOKEN_LEVEL = ("token-classification", QA, UIE, "fill-mask", "language-modeling")
+ON_CONTEXT = (QA, UIE)  # tasks that ask something of a context, which alone is cut
 CHANGEABLE = ("threads", "characters", "queue_size")  # of the server, not of the model: parameters of config.pbtxt
 PAIRED = ("text-classification", "next-sentence-prediction")  # tasks whose input may be two texts
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engines.serving import requests as reading
-from engines.serving.answers import STRING, Answer, answer, outputs_of
+from engines.serving.answers import STRING, Answer, answer, outputs_of, runs_of
 from engines.serving.backlog import Backlog, Busy
 from engines.serving.batches import Row, run
 from engines.serving.fault import Fault
@@ -57,9 +57,8 @@ class TextModel:
         encoded = self._encode(asked)
         fitting = [samples for samples in encoded if not isinstance(samples, Fault)]
         try:
-            outputs = iter(
-                run(self._runner, self._form, [sample for samples in fitting for sample in samples], self._most)
-            )
+            rows = [one for samples in fitting for sample in samples for one in runs_of(sample)]
+            outputs = iter(run(self._runner, self._form, rows, self._most))
         except QdqError as error:
             self._metrics.failed(len(requests))
             return [self._error(error) for _ in requests]
@@ -68,7 +67,11 @@ class TextModel:
             if isinstance(samples, Fault):
                 found.append(self._error(samples))
             elif isinstance(wish, Asked):  # always: what could not be read has no samples
-                found.append(self._response(request, wish, samples, [next(outputs) for _ in samples]))
+                found.append(
+                    self._response(
+                        request, wish, samples, [[next(outputs) for _ in runs_of(sample)] for sample in samples]
+                    )
+                )
         self._metrics.count(encoded)
         return found
 
@@ -104,12 +107,14 @@ class TextModel:
             found.append(faults[0] if faults else samples)  # type: ignore[arg-type]  # no fault is left in them
         return found
 
-    def _response(self, request: Any, asked: Asked, samples: Sequence[Sequence[Tokens]], rows: Sequence[Row]) -> Any:
+    def _response(
+        self, request: Any, asked: Asked, samples: Sequence[Sequence[Tokens]], rows: Sequence[Sequence[Row]]
+    ) -> Any:
         """Answers to one request: the outputs it names."""
         named = set(request.requested_output_names())
         large = named != {output.name for output in self._outputs}  # named among some, not sent along with all
         answers = [
-            answer(self._form, sample, row, asked.dimensions, large) for sample, row in zip(samples, rows, strict=True)
+            answer(self._form, sample, own, asked.dimensions, large) for sample, own in zip(samples, rows, strict=True)
         ]
         tensors = [
             self._triton.Tensor(output.name, _stacked(answers, output.name, output.kind))

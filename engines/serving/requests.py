@@ -9,7 +9,7 @@ from typing import Any
 
 from engines.serving.answers import check_dimensions
 from engines.serving.fault import Fault
-from engines.serving.form import QA, TextForm
+from engines.serving.form import QA, UIE, TextForm
 from engines.serving.tokens import Text
 
 CUTS = {"error": False, "cut": True}
@@ -29,6 +29,8 @@ def inputs_of(form: TextForm) -> tuple[Input, ...]:
     """Inputs of a form's task, in order."""
     if form.task == QA:
         return (Input("QUESTION"), Input("CONTEXT"))
+    if form.task == UIE:
+        return (Input("PROMPT"), Input("CONTEXT"))
     if form.task == "multiple-choice":
         return (Input("TEXT"), Input("CHOICES", (-1,)))
     if form.task == "next-sentence-prediction":
@@ -67,6 +69,8 @@ def _sample(form: TextForm, row: Mapping[str, Sequence[str]], number: int, cut: 
     where = f"row {number}"
     if form.task == QA:
         return (Text(row["QUESTION"][0].strip(), row["CONTEXT"][0], where, cut),)
+    if form.task == UIE:
+        return (Text(row["PROMPT"][0], row["CONTEXT"][0], where, cut),)
     if form.choices:
         if not row["CHOICES"]:
             raise Fault(f"{where}: CHOICES is empty; give at least one")

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.serving.fault import Fault
-from engines.serving.form import QA, TextForm
+from engines.serving.form import ON_CONTEXT, QA, TextForm
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
-OFFSETS = ("token-classification", QA)  # tasks whose answers are places in the text
+OFFSETS = ("token-classification", *ON_CONTEXT)  # tasks whose answers are places in the text
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,15 @@ class Text:
 class Tokens:
     """One text as the engine reads it.
 
-    `encoding` is the tokenizers package's, with offsets where the task needs them; `cut` counts tokens cut off.
+    `encoding` is the tokenizers package's, with offsets where the task needs them; `cut` counts tokens cut off; `more`
+    are the windows behind the first one, of a context that is read in several.
     """
 
     text: Text
     encoding: Any
     cut: int
     spell: Callable[[int], str | None]  # the token of an id
+    more: tuple[Tokens, ...] = ()
 
     def __len__(self) -> int:
         return len(self.encoding)
@@ -58,8 +60,8 @@ class Tokenizer:
         self._whole, self._cutting = Fast.from_file(str(file)), Fast.from_file(str(file))
         self._whole.no_truncation()
         self._whole.no_padding()
-        strategy = "only_second" if form.task == QA else "longest_first"
-        self._cutting.enable_truncation(form.sequence, strategy=strategy)
+        self._strategy = "only_second" if form.task in ON_CONTEXT else "longest_first"
+        self._cutting.enable_truncation(form.sequence, strategy=self._strategy)
         self._cutting.no_padding()
         self._empty = {paired: len(self._whole.encode("", "" if paired else None)) for paired in (False, True)}
 
@@ -98,6 +100,8 @@ class Tokenizer:
             raise Fault(f"{text.where}: the text is empty, or holds nothing that the tokenizer keeps")
         if tokens <= most:
             return Tokens(text, encoding, 0, self._whole.id_to_token)
+        if self._form.task == QA and not text.cut:
+            return self._in_windows(text, tokens)
         if not text.cut:
             raise Fault(
                 f"{text.where}: {tokens} tokens, the engine was built for {most}; send a part of the text, the "
@@ -109,6 +113,26 @@ class Tokenizer:
         except Exception as error:  # the tokenizers package raises it as it is for a pair that cannot be cut so
             raise Fault(f"{text.where}: its {tokens} tokens cannot be cut to {most} ({error})") from error
         return Tokens(text, short, tokens - len(short), self._whole.id_to_token)
+
+    def _in_windows(self, text: Text, tokens: int) -> Tokens:
+        """A context that is too long, in windows that share a third of the sequence, as `qdq evaluate` reads it.
+
+        Raises Fault for a question that leaves no room for one.
+        """
+        most, question = self._form.sequence, len(self._whole.encode(self._form.prompt + text.one, ""))
+        room = most - question
+        if room < 2:
+            raise Fault(
+                f"{text.where}: the question has {question} tokens, which leaves no room for its context in the {most} "
+                "that the engine was built for; ask a shorter one"
+            )
+        self._cutting.enable_truncation(most, stride=min(most // 3, room - 1), strategy=self._strategy)
+        try:
+            first = self._cutting.encode(*self._pair(text))
+        finally:
+            self._cutting.enable_truncation(most, strategy=self._strategy)
+        more = tuple(Tokens(text, window, 0, self._whole.id_to_token) for window in first.overflowing)
+        return Tokens(text, first, 0, self._whole.id_to_token, more)
 
 
 def batch(rows: Sequence[Tokens], form: TextForm, width: int) -> dict[str, NDArray[Any]]:

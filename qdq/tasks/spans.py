@@ -7,13 +7,16 @@ Sources: UIE (arXiv 2203.12277); PaddleNLP's SpanEvaluator and `get_span`, whose
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qdq.base.spans import LIMIT as LIMIT
+from qdq.base.spans import marked as marked
+from qdq.base.spans import paired as paired
 from qdq.errors import DataError
 from qdq.text.data import Record
 from qdq.text.encode import TokenRow
@@ -21,35 +24,11 @@ from qdq.text.encode import TokenRow
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LIMIT = 0.5  # probability above which a token is a start or an end
 # Ends of sentences, after which a long text is cut rather than elsewhere
 _SENTENCE_END = re.compile(r"[。！？；!?;\n]|\.(?=\s)")
 _KEPT = 0.5  # of the room, at least, is used when a text is cut after a sentence
 
 Pair = tuple[int, int]  # (first, last) token of a span, or (first, end) characters
-
-
-def paired(starts: Iterable[int], ends: Iterable[int]) -> list[Pair]:
-    """Starts and ends, each used once, as spans (start, end), both included, by their end.
-
-    Of several starts before an end the last one counts; an end without a start before it is none.
-    """
-    firsts, lasts = sorted(starts), sorted(ends)
-    found: dict[int, int] = {}
-    start = end = 0
-    while start < len(firsts) and end < len(lasts):
-        if firsts[start] > lasts[end]:
-            end += 1
-            continue
-        found[lasts[end]] = firsts[start]
-        end += firsts[start] == lasts[end]
-        start += 1
-    return [(first, last) for last, first in found.items()]
-
-
-def marked(probabilities: Any, limit: float = LIMIT) -> list[int]:
-    """Positions of a row whose probability is above `limit`."""
-    return np.flatnonzero(np.asarray(probabilities) > limit).tolist()
 
 
 def span_counts(start: Any, end: Any, gold_start: Any, gold_end: Any, limit: float = LIMIT) -> tuple[int, int, int]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from qdq.base.config import choice
+from qdq.base.spans import OPTIONS
+from qdq.base.spans import options_of as options_of
 
 LANGUAGES = ("ch", "en")
 PREFIXES = {"ch": "情感倾向", "en": "Sentiment Classification"}  # of a classification, PaddleNLP's
-_OPTIONS = re.compile(r"^(?P<prefix>.*?)\s*\[(?P<options>[^\[\]]*)\]$", re.DOTALL)
-_SEPARATORS = re.compile(r"[,，]")
 
 
 def language_named(name: str) -> str:
@@ -22,22 +21,13 @@ def of_subject(subject: str, name: str, language: str = "ch") -> str:
     """Prompt for `name` of `subject`: ``张三的职位``, or ``position of Smith``; options stay at the end."""
     if language == "ch":
         return f"{subject}的{name}"
-    found = _OPTIONS.match(name)
+    found = OPTIONS.match(name)
     return f"{name} of {subject}" if found is None else f"{found['prefix']} of {subject}[{found['options']}]"
 
 
 def of_options(prefix: str, options: Sequence[str]) -> str:
     """Prompt for a choice: ``情感倾向[正向,负向]``."""
     return f"{prefix}[{','.join(options)}]"
-
-
-def options_of(prompt: str) -> tuple[str, tuple[str, ...]]:
-    """(prefix, options) of a prompt for a choice; the prompt itself and () for any other."""
-    found = _OPTIONS.match(prompt)
-    if found is None:
-        return prompt, ()
-    options = tuple(option.strip() for option in _SEPARATORS.split(found["options"]) if option.strip())
-    return (found["prefix"], options) if options else (prompt, ())
 
 
 def kind_of(prompt: str, content: str, language: str = "ch") -> str:

@@ -28,6 +28,7 @@ from .test_serving.conftest import WORDS, tokenizer_file  # noqa: F401  # a fixt
 from .triton_parts import FEEDS, settings
 
 pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="the triton extra is not installed")
+pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 
 from engines.serving.answers import outputs_of
-from engines.serving.form import QA, TextForm
+from engines.serving.form import QA, UIE, TextForm
 from engines.serving.metrics import FAMILIES
 from engines.serving.requests import inputs_of
 from engines.targets import TARGETS
@@ -91,6 +91,10 @@ _MEANINGS = {
     "next-sentence-prediction": ("the first class says that TEXT_PAIR follows TEXT",),
     "token-classification": ("a word has the class of its first token; a score is the mean over the entity's words",),
     QA: ("ANSWER is CONTEXT from START to END; SCORE is the probability of its start times that of its end",),
+    UIE: (
+        "SPANS are all parts of CONTEXT that answer PROMPT, a JSON list; of a prompt for a choice, label[a,b], the one "
+        "option chosen",
+    ),
     "multiple-choice": ("PROBABILITIES are the softmax over the choices, CHOICE counts from 0",),
     "fill-mask": ("PREDICTIONS hold, for each masked place in order, the five likeliest tokens",),
     "language-modeling": ("PREDICTIONS hold the five likeliest tokens behind the text",),
@@ -116,6 +120,10 @@ def _limits(form: TextForm) -> list[str]:
         f"at most {form.sequence} tokens and {form.characters} characters a text: a request with a longer one, or an "
         'empty one, gets 400; the parameter `"truncation": "cut"` cuts tokens off instead, and CUT says how many'
     ]
+    if form.task == QA:
+        lines.append(
+            "a CONTEXT of more tokens is no fault: it is read in windows that overlap, and the best one answers"
+        )
     if any(output.on_request for output in outputs_of(form)):
         lines.append("outputs on request are sent to those who name them among the outputs they want")
     if form.dimensions:

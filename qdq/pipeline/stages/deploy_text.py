@@ -30,8 +30,6 @@ def refusal(loaded: LoadedModel) -> str | None:
     """Return why a model cannot take strings on a server, None when it can."""
     if not loaded.tokenizer.is_fast:
         return "its tokenizer has no fast form (tokenizer.json), so clients send token ids"
-    if loaded.task.name == INFORMATION_EXTRACTION:
-        return "prompts and schemas are the client's (qdq.uie.extract), which sends their token ids"
     if loaded.token_level is not None and set(loaded.outputs) != set(loaded.task.outputs):
         return f"its class returns {', '.join(loaded.outputs)} of its own, so clients read them themselves"
     return None
@@ -153,6 +151,8 @@ def _sample(task: str, record: Record) -> dict[str, tuple[str, ...]]:
     pair = record.pair or record.text
     if task == "question-answering":
         return {"QUESTION": (record.text,), "CONTEXT": (pair,)}
+    if task == INFORMATION_EXTRACTION:
+        return {"PROMPT": (record.text,), "CONTEXT": (pair,)}
     if task == "multiple-choice":
         return {"TEXT": (record.text,), "CHOICES": (pair, record.text)}
     if task == "next-sentence-prediction":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.serving.answers import answer, outputs_of
+from engines.serving.answers import answer, outputs_of, runs_of
 from engines.serving.tokens import Text, Tokenizer
 from qdq.load.kinds import TASKS
 
@@ -19,7 +19,7 @@ QA = "question-answering"
 def ask(file: Path, form: Any, text: Text, row: dict[str, Any], **asked: Any) -> dict[str, Any]:
     tokens = Tokenizer(file, form).encode([text])
     arrays = {name: np.array(values, np.float32) for name, values in row.items()}
-    return answer(form, tokens, arrays, asked.get("dimensions"), asked.get("large", False))  # type: ignore[arg-type]
+    return answer(form, tokens, [arrays], asked.get("dimensions"), asked.get("large", False))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -107,3 +107,41 @@ def test_masked_places_are_filled(tokenizer_file: Path, form: Any) -> None:
     ((best, *_others),) = json.loads(found["PREDICTIONS"])
     assert best["token"] == "cat"
     assert len(_others) == 4 and "LOGITS" not in found
+
+
+def test_answers_to_a_prompt_are_characters_of_the_context(tokenizer_file: Path, form: Any) -> None:
+    """As `qdq.tasks.spans` pairs them: each start with the next end; marks of the prompt are no answers."""
+    asked = form(task="information-extraction", outputs=("start_prob", "end_prob"), sequence=16)
+    text = Text("the dog", "Anna sees  New York", "")  # [CLS] the dog [SEP] anna sees new york [SEP]
+    row = {"start_prob": [0, 0.9, 0, 0, 0.8, 0, 0.6, 0, 0], "end_prob": [0, 0, 0.9, 0, 0.9, 0, 0, 0.7, 0]}
+    found = ask(tokenizer_file, asked, text, row)
+    assert json.loads(found["SPANS"]) == [
+        {"text": "Anna", "start": 0, "end": 4, "probability": 0.72},
+        {"text": "New York", "start": 11, "end": 19, "probability": 0.42},
+    ]
+    assert "START_PROB" not in found and len(ask(tokenizer_file, asked, text, row, large=True)["START_PROB"]) == 9
+
+
+def test_of_a_choice_the_likeliest_option_is_the_answer(tokenizer_file: Path, form: Any) -> None:
+    asked = form(task="information-extraction", outputs=("start_prob", "end_prob"), sequence=16)
+    text = Text("the[small,new]", "a cat", "")  # [CLS] the [ small , new ] [SEP] a cat [SEP]
+    marks = np.zeros(11)
+    marks[[3, 5, 9]] = 0.6, 0.7, 0.9
+    found = ask(tokenizer_file, asked, text, {"start_prob": marks, "end_prob": marks})
+    assert json.loads(found["SPANS"]) == [{"text": "new", "probability": 0.49}]
+
+
+def test_of_several_windows_the_best_one_answers(tokenizer_file: Path, form: Any) -> None:
+    """A context that is too long is read in windows that overlap, as `qdq evaluate` reads it."""
+    shape = form(task=QA, outputs=("start_logits", "end_logits"), sequence=8)
+    context = "the cat sees a small dog in new york"
+    (tokens,) = Tokenizer(tokenizer_file, shape).encode([Text("anna", context, "")])
+    runs = runs_of([tokens])  # type: ignore[list-item]  # no fault
+    assert [window.encoding.offsets[3] for (window,) in runs] == [(0, 3), (8, 12), (15, 20), (25, 27)]
+    rows = [{name: np.zeros(len(window)) for name in shape.outputs} for (window,) in runs]
+    for name in shape.outputs:
+        rows[0][name][4], rows[3][name][5] = 3.0, 4.0  # "cat", and the better "york"
+    found = answer(shape, [tokens], rows, None, True)  # type: ignore[list-item]
+    assert (found["ANSWER"], found["START"], found["END"], found["CUT"]) == ("york", 32, 36, 0)
+    assert found["TOKENS"] == sum(len(window) for (window,) in runs)
+    assert found["START_LOGITS"].max() == 4.0  # of the window with the answer

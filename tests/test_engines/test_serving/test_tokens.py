@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from engines.serving.fault import Fault
 from engines.serving.form import TextForm
 from engines.serving.tokens import Text, Tokenizer, Tokens, batch
+from qdq.tasks.extraction import windows
+from qdq.text.data import Record
 
 
 def encode(file: Path, form: TextForm, *texts: Text) -> list[Any]:
@@ -53,6 +56,24 @@ def test_tokens_are_cut_on_request_and_counted(tokenizer_file: Path, form: Any, 
     (found,) = encode(tokenizer_file, form(task=task), Text("the cat sees", "cat " * 9, "", cut=True))
     assert (found.encoding.ids, found.cut) == (expected, 7)
     assert len(found) == 8
+
+
+def test_windows_are_those_of_evaluate(tokenizer_file: Path, form: Any) -> None:
+    """The same tokens, in the same order, as transformers gives `qdq.tasks.extraction`."""
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), pad_token="[PAD]", model_max_length=512)
+    question, context = "anna sees", "the cat sees a small dog in new york with anna " * 2
+    expected = windows(fast, [Record(question, context)], 12, None, True)
+    shape = form(task="question-answering", sequence=12, characters=500)
+    (found,) = encode(tokenizer_file, shape, Text(question, context, ""))
+    assert [list(one.encoding.ids) for one in (found, *found.more)] == [one.tokens["input_ids"] for one in expected]
+    assert len(expected) > 2
+    (whole, cut) = encode(tokenizer_file, shape, Text(question, "a cat", ""), Text(question, context, "", cut=True))
+    assert whole.more == cut.more == () and cut.cut > 0
+
+
+def test_a_question_that_leaves_no_room_for_windows_is_refused(tokenizer_file: Path, form: Any) -> None:
+    (found,) = encode(tokenizer_file, form(task="question-answering"), Text("the " * 5, "a cat", "row 0"))
+    assert isinstance(found, Fault) and "the question has 8 tokens, which leaves no room" in str(found)
 
 
 def test_a_question_that_leaves_no_room_for_its_context_is_refused_even_when_cut(

@@ -28,7 +28,6 @@ def test_a_plan_is_not_served_beyond_its_profile(tmp_path: Path, batch: int, seq
         ({"tokenizer": SimpleNamespace(is_fast=False)}, "no fast form"),
         ({"token_level": (), "outputs": ("scores",)}, "returns scores of its own"),
         ({"token_level": ()}, None),
-        ({"task": SimpleNamespace(name="information-extraction", outputs=("logits",))}, "prompts"),
     ],
 )
 def test_a_model_that_cannot_take_texts_says_why(changes: dict[str, Any], said: str | None) -> None:

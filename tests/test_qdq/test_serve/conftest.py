@@ -26,7 +26,7 @@ pytest.importorskip("tritonclient.grpc.service_pb2", reason="the triton extra is
 SEQUENCE = 32
 QUICK = (*SMALL, "--batch", "8", "--placement", "linear", "--target", "onnxruntime")
 CLASSIFIER = "text-classification"
-SERVED = tuple(task for task in TASKS if task != INFORMATION_EXTRACTION)  # by texts; its prompts are the client's
+SERVED = tuple(TASKS)
 STARTED: list[str] = []  # prefixes of the servers of the running test
 
 
@@ -59,7 +59,8 @@ def deployed(
     def deploy(task: str) -> Path:
         if task not in made:
             source = root / task
-            shutil.copytree(tiny_checkpoint("bert", task, num_hidden_layers=1), source)
+            layers = 2 if task == INFORMATION_EXTRACTION else 1
+            shutil.copytree(tiny_checkpoint("bert", task, num_hidden_layers=layers), source)
             words = ("--model", source, "--calibration", jsonl_file, "--out", root / f"{task}-work", *QUICK)
             ran = run_qdq("compile", *words)
             assert ran.code == 0, ran.err
@@ -101,6 +102,7 @@ def rows() -> Mapping[str, list[TextRow]]:
         "fill-mask": [TextRow(text.replace(" the ", " [MASK] ", 1)) for text in texts],
         "language-modeling": plain,
         "question-answering": short,
+        INFORMATION_EXTRACTION: [TextRow("the cat", row.pair) for row in short],
         "next-sentence-prediction": short,
         "multiple-choice": [
             TextRow(row.text, None, (row.pair or "", "again and again .", "but why ?")) for row in short
@@ -156,3 +158,10 @@ def serving(repository: Path, *arguments: str) -> Iterator[Server]:
     with running(repository, ServerOptions(arguments=arguments)) as server:
         STARTED.append(server.prefix)
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder starts a server, or asks one."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.server)

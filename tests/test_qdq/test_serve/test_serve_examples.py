@@ -122,7 +122,7 @@ def test_the_shape_of_a_gateway_is_served_by_the_model_in_front(
         )
         (output,) = json.loads(ran.stdout)["outputs"]
         assert output["shape"] == [22, 32]
-        single = printed(CURLS[3].replace("a small dog wants some fresh bread .", "a small dog"), zoo)["EMBEDDING"]
+        single = printed(CURLS[4].replace("a small dog wants some fresh bread .", "a small dog"), zoo)["EMBEDDING"]
         assert output["data"][32:64] == pytest.approx(single, abs=0.05)
         for line in CURLS:
             if "openai" in line:

@@ -65,12 +65,11 @@ def test_an_engine_is_verified_by_span_f1(target: str, compiled_uie: Path) -> No
 
 
 @pytest.mark.slow
-def test_triton_serves_two_outputs_per_token(compiled_uie: Path) -> None:
+def test_triton_takes_prompts(compiled_uie: Path) -> None:
     (model,) = (compiled_uie / "work" / "openvino" / "model_repository").iterdir()
     config = (model / "config.pbtxt").read_text(encoding="utf-8")
-    assert 'name: "start_prob"' in config and 'name: "end_prob"' in config
-    said = [path.read_text(encoding="utf-8") for path in model.rglob("*.md")]
-    assert any("start_prob and end_prob are the probabilities" in text for text in said)
+    assert all(f'name: "{name}"' in config for name in ("PROMPT", "CONTEXT", "SPANS", "START_PROB", "END_PROB"))
+    assert "SPANS are all parts of CONTEXT that answer PROMPT" in (model / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
