@@ -35,14 +35,17 @@ from qdq.pipeline.steps import BUILDING, PROVING, RACE, SHARED, STEPS, VARIANTS,
 from qdq.pipeline.workdir import MANIFEST, WorkDirectory
 
 
-def compile_model(options: CompileOptions, screen: Screen) -> Outcome:
-    """Run every stage that is not up to date. Raises QdqError; Unavailable becomes exit code 3."""
+def compile_model(options: CompileOptions, screen: Screen, proving: Sequence[Step] = PROVING) -> Outcome:
+    """Run every stage that is not up to date. Raises QdqError; Unavailable becomes exit code 3.
+
+    `proving`: the steps behind the engine, () for an engine that is neither verified, timed nor deployed.
+    """
     options.validate()
     check_weights("compile", vars(options))
     source, name = resolve_model(options.model, options.allow_pickle)
     with WorkDirectory(Path(options.out or Path("build") / name)) as work:
         run = _begin_with_model(options, work, screen, source, name)
-        return _finish(run, lambda: _all(run))
+        return _finish(run, lambda: _all(run, proving))
 
 
 def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
@@ -106,8 +109,8 @@ def _architectures(folder: Path) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _all(run: Run) -> Run:
-    """Run every stage; returns the run for the target it ends with."""
+def _all(run: Run, proving: Sequence[Step]) -> Run:
+    """Run every stage, of the last ones `proving`; returns the run for the target it ends with."""
     for step in SHARED:
         run_step(run, step)
     if run.rivals:
@@ -115,7 +118,7 @@ def _all(run: Run) -> Run:
     else:
         for step in BUILDING:
             run_step(run, step)
-    for step in PROVING:
+    for step in proving:
         run_step(run, step)
     return run
 
