@@ -211,7 +211,7 @@ profile: setup
 accuracy: setup
 	@$(VENV)/bin/python -m qdq.studies.accuracy --shared $(SHARED)
 
-.PHONY: compression table
+.PHONY: compression table auto
 compression: setup
 	@$(VENV)/bin/python -m qdq.studies.compression --shared $(SHARED)
 
@@ -219,6 +219,10 @@ compression: setup
 table: setup
 	@$(VENV)/bin/python -m qdq.studies.table --shared $(SHARED)
 	@$(VENV)/bin/python -m qdq.studies.pages
+
+# The automatic strategy beside the documented default by hand, 30 minutes each for two models. The table of docs/compression.md.
+auto: setup
+	@$(VENV)/bin/python -m qdq.studies.auto --shared $(SHARED)
 
 # ---- checks ----------------------------------------
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,

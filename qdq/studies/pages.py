@@ -16,7 +16,7 @@ from engines.estimate.model import VALIDATION
 from qdq.base.artifacts import read_json, write_text
 from qdq.pipeline.outcome import int8_text
 from qdq.pipeline.verdict import verdict
-from qdq.studies import accuracy_page, compression_page, documents, estimate_page
+from qdq.studies import accuracy_page, auto_page, compression_page, documents, estimate_page
 from qdq.studies.linter.report import rule_tables, summary
 from qdq.studies.markdown import filled, fixed, named, table
 from qdq.studies.peers.compiled_table import render_compiled
@@ -51,6 +51,7 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": readme,
         DOCS / "compression.md": {
             "table": documented_table(load_results(RESULTS / "table")),
+            "auto": auto_page.auto_table(load_results(RESULTS / "auto")),
             "results": compression_page.sections(compressed),
         },
         DOCS / "performance.md": {path.parent.name: cost_table(read_json(path)) for path in profiles},
