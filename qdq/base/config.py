@@ -92,6 +92,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}: expected a list, found {value!r}")
         return tuple(_typed(item, arguments[0], where) for item in value)
+    if origin is dict:
+        return value if isinstance(value, dict) else _mismatch(value, dict, where)
     if origin is typing.Literal:
         return choice(value, arguments, where) if isinstance(value, str) else _mismatch(value, hint, where)
     # Plain types
