@@ -8,16 +8,14 @@ tnews", "conll2003", "squad".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from qdq.base.screen import Screen
 from qdq.errors import DataError
 from qdq.load.model import LoadedModel
 from qdq.tasks.gold import Gold, gold_of, tags_of
-from qdq.text.columnar import SPLITS, is_saved_dataset
 from qdq.text.data import Record, TextSource, read_records
-from qdq.text.files import SUFFIXES
+from qdq.text.splits import split_path
 
 
 def read(dataset: str, split: str, options: Any) -> list[Record]:
@@ -26,26 +24,8 @@ def read(dataset: str, split: str, options: Any) -> list[Record]:
     Raises DataError for a file that is missing or malformed, and for a data set that cannot be loaded.
     """
     limit = (options.max_train_samples if split == "train" else options.max_eval_samples) or None
-    place = Path(dataset).expanduser()
-    if place.is_file():
-        path = str(place)
-    elif place.is_dir() and not is_saved_dataset(place):
-        path = str(_file_of(place, split))
-    else:
-        path = f"datasets:{dataset}:{split}"
     named = (tuple(options.text_columns), options.label_column, tuple(options.header), tuple(options.labels))
-    return read_records(TextSource(path, *named), limit)[0]
-
-
-def _file_of(folder: Path, split: str) -> Path:
-    """The split's file: its name holds the split's word, its suffix is known."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (*SUFFIXES, ".annotated"))
-    for word in SPLITS[split]:
-        for path in files:
-            if word in path.stem.lower():
-                return path
-    found = ", ".join(path.name for path in files) or "none"
-    raise DataError(f"{folder}: no file for '{split}' (one of {', '.join(SPLITS[split])}.*; there are: {found})")
+    return read_records(TextSource(split_path(dataset, split), *named), limit)[0]
 
 
 def with_classes(loaded: LoadedModel, records: Sequence[Record], where: str) -> list[tuple[Record, Any]]:
@@ -55,11 +35,7 @@ def with_classes(loaded: LoadedModel, records: Sequence[Record], where: str) -> 
     first record whose label the model's head cannot take.
     """
     gold = _said(gold_of(records, loaded), where, "name another --label_column, or correct it")
-    values: Any = gold.values
-    if not isinstance(values, list):  # sets of classes as floats; a single score without its row
-        values = values.astype(float)
-        values = (values[:, 0] if values.shape[1] == 1 and values.dtype != bool else values).tolist()
-    return list(zip(gold.records, values, strict=True))
+    return list(zip(gold.records, gold.trained, strict=True))
 
 
 def with_tags(loaded: LoadedModel, records: Sequence[Record], where: str) -> list[tuple[Record, list[int]]]:

@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from qdq.base.artifacts import atomic_path
+from qdq.base.artifacts import atomic_path, write_json
 from qdq.compress.method import Session
+
+STOPPED = "stopped.json"  # in the folder of a training that ended before its last step
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,22 @@ class KeepBest(TrainerCallback):
         if not state.global_step:
             self._evaluate(0)
         else:
-            paths = {name: self._path(name) for name in self._models}
-            self._found = {name: _read(path) for name, path in paths.items() if path.is_file()}
+            self.recall()
+
+    def recall(self) -> None:
+        """Take over the best models of an earlier run."""
+        paths = {name: self._path(name) for name in self._models}
+        self._found = {name: _read(path) for name, path in paths.items() if path.is_file()}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate before the checkpoint, so that a run that continues from it has not missed this evaluation."""
         if control.should_save:
-            self._evaluate(state.global_step)
+            metrics = self._evaluate(state.global_step)
+            recipe = self._session.recipe
+            if recipe and all(recipe.enough(metric, self._found[name].metric) for name, metric in metrics.items()):
+                control.should_training_stop = True
+                if self._session.trainer.is_world_process_zero():
+                    write_json(self._folder / STOPPED, {"step": state.global_step, "metrics": metrics})
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Do the same for a checkpoint per epoch."""
@@ -68,8 +79,9 @@ class KeepBest(TrainerCallback):
         model.load_state_dict(dict(found.state))
         return found.step
 
-    def _evaluate(self, step: int) -> None:
-        metrics = {}
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """The metric of every model now."""
+        metrics: dict[str, float] = {}
         for name, current in self._models.items():
             model = current()
             metrics[name] = metric = float(self._session.evaluate(model))
@@ -83,6 +95,7 @@ class KeepBest(TrainerCallback):
                     with atomic_path(self._path(name)) as partial:
                         save_file(state, str(partial), {"step": str(step), "metric": repr(metric)})
         self._session.screen.row(f"step {step}", ", ".join(f"{name} {metric:.4f}" for name, metric in metrics.items()))
+        return metrics
 
     def _path(self, name: str) -> Path:
         return self._folder / f"best-{name}.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -104,6 +104,28 @@ def labelled(batch: Mapping[str, Tensor], labels: Labels) -> Tensor | None:
     if values is not None and values.dim() > 1 and values.shape == batch["input_ids"].shape:
         return values != IGNORED_LABEL
     return counted(batch)
+
+
+class WidthTraining(nn.Module):
+    """Module of a training whose loss is `distance(student, batch)`, summed over the widths it runs at."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self, student: PreTrainedModel, switch: Switch, sizes: list[Size], distance: Callable[[nn.Module, Any], Tensor]
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self._switch, self._sizes, self._distance = switch, sizes, distance
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """The batch of the student model."""
+        losses = []
+        for size in self._sizes:
+            self._switch.size = size
+            losses.append(self._distance(self.student, batch))
+        self._switch.size = None
+        return {"loss": torch.stack(losses).sum()}
 
 
 class WidthDistillation(nn.Module):

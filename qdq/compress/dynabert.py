@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from qdq.base.artifacts import atomic_path
 from qdq.compress.best import KeepBest
-from qdq.compress.distillation import WidthDistillation
+from qdq.compress.distillation import WidthDistillation, WidthTraining
 from qdq.compress.elastic import Size, extract, make_elastic, sizes_at
-from qdq.compress.importance import Importance, measure_importance, rewire
+from qdq.compress.importance import Importance, measure_importance, rewire, weight_norms
 from qdq.compress.method import CompressedModel, Method, Session
 from qdq.compress.reconstruct import reconstruct
 from qdq.compress.training import fingerprint, train
@@ -32,9 +33,15 @@ def _name(size: Size) -> str:
 
 
 class DynaBert(Method):
-    """Width pruning with distillation."""
+    """Width pruning with distillation.
+
+    Importance is the first-order change of the loss, or `by_norm` the L1 norm of the weights, which needs no labels.
+    """
 
     name = "dynabert"
+
+    def __init__(self, by_norm: bool = False) -> None:
+        self._by_norm = by_norm
 
     def check(self, session: Session) -> None:
         """Raise ConfigError for a width that leaves no whole heads, ModelError for a family without width."""
@@ -50,8 +57,13 @@ class DynaBert(Method):
         self._rewire(session, student, sizes)
         switch = make_elastic(student)
         # All widths are trained at once.
-        module = WidthDistillation(student, switch, teacher, sizes, session.eval.labels)
+        module: nn.Module
+        if session.recipe is None:
+            module = WidthDistillation(student, switch, teacher, sizes, session.eval.labels)
+        else:
+            module = WidthTraining(student, switch, sizes, session.recipe.distance)
         deciding = {"model": fingerprint(teacher), "widths": [str(size.width) for size in sizes]}
+        deciding |= {"importance": "norm"} if self._by_norm else {}
         folder = session.output / "training" / "dynabert"
         best = KeepBest(session, folder, {_name(size): partial(extract, student, size) for size in sizes})
         train(session, module, folder, deciding, callbacks=[best])
@@ -74,7 +86,9 @@ class DynaBert(Method):
         batches = list(itertools.islice(session.train, count))
         with session.screen.stage("importance") as stage:
             path = session.output / "training" / f"importance-{fingerprint(student)}-blocks.safetensors"
-            if path.is_file():  # of a run that was interrupted
+            if self._by_norm:
+                importance = weight_norms(student)
+            elif path.is_file():  # of a run that was interrupted
                 importance = Importance(**load_file(str(path)))
             else:
                 importance = measure_importance(student, batches, session.loss, stage.progress)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -121,6 +122,11 @@ def _predictions(model: nn.Module, batches: Batches) -> Iterable[tuple[dict[str,
 
 def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:
     """accuracy, and F1 as `qdq.tasks.metrics.classification` has it."""
+    return classes_scored(model, batches)[0]
+
+
+def classes_scored(model: nn.Module, batches: Batches) -> tuple[dict[str, float], NDArray[Any], NDArray[Any]]:
+    """The metrics of `accuracy`, and the predicted and the right class [N] of every sample, in one order."""
     predicted: list[int] = []
     gold: list[int] = []
     classes = 0
@@ -135,7 +141,7 @@ def accuracy(model: nn.Module, batches: Batches) -> dict[str, float]:
         gold += labels.tolist()
         classes = logits.shape[-1]
     scores = classification(np.array(predicted), np.array(gold), classes)
-    return {name: score() for name, score in scores.items()}
+    return {name: score() for name, score in scores.items()}, np.array(predicted), np.array(gold)
 
 
 def label_set_metrics(model: nn.Module, batches: Batches) -> dict[str, float]:

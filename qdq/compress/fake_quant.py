@@ -17,13 +17,15 @@ from qdq.inject.scale import scale_of
 class RangeSettings:
     """Rules by which activation ranges follow the training.
 
-    `kind` is moving_average_abs_max (decaying by `rate`), range_abs_max (the largest magnitude seen since the start),
+    `kind` is moving_average_abs_max (decaying by `rate`), range_abs_max (the largest magnitude seen since the start, or
+    in the last `window` batches),
     or abs_max (each batch's own in training, the largest of them afterwards: a graph has one scale).
     """
 
     kind: str = "moving_average_abs_max"
     rate: float = 0.9
     pact: bool = True  # learn the range instead (arXiv 1805.06085), starting from the calibrated one
+    window: int | None = None
 
 
 class PactQuantize(torch.autograd.Function):
@@ -63,6 +65,10 @@ class TrainedQuantizer(TensorQuantizer):
         self.settings, self.frozen = settings, False
         assert calibrated.amax is not None  # quantization-aware training starts from a calibrated model
         self.set_amax(calibrated.amax)
+        if settings.window is not None and settings.kind == "range_abs_max" and self.layout != "weight":
+            self.register_buffer("seen", self._amax.new_zeros(settings.window))
+            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+            self.seen[0] = self._amax
         if settings.pact and self.layout != "weight":
             self.clip = nn.Parameter(torch.zeros_like(self._amax))
 
@@ -96,6 +102,10 @@ class TrainedQuantizer(TensorQuantizer):
         largest = self._largest(inputs)
         if self.settings.kind == "moving_average_abs_max":
             self._amax.mul_(self.settings.rate).add_(largest, alpha=1 - self.settings.rate)
+        elif hasattr(self, "seen"):
+            self.count += 1  # the calibrated range counts as the first batch
+            self.seen[int(self.count) % len(self.seen)] = largest
+            self._amax.copy_(self.seen.max())
         else:
             self._amax.copy_(torch.maximum(self._amax, largest))
 

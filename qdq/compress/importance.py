@@ -82,6 +82,18 @@ def measure_importance(
     return Importance(heads.cpu(), neurons.cpu())
 
 
+@torch.no_grad()
+def weight_norms(model: PreTrainedModel) -> Importance:
+    """Importance of every head and neuron by the L1 norm of the weights that compute it and that read it."""
+    heads, neurons = [], []
+    for block in blocks(model):
+        rows = torch.stack([block.linear(role).weight.abs().sum(1) for role in PROJECTIONS]).sum(0)
+        features = rows + block.linear("output").weight.abs().sum(0)
+        heads.append(features.view(block.heads, block.head_size).sum(1))
+        neurons.append(block.linear("up").weight.abs().sum(1) + block.linear("down").weight.abs().sum(0))
+    return Importance(torch.stack(heads).cpu(), torch.stack(neurons).cpu())
+
+
 def _neurons(block: Block) -> Tensor:
     up, down = block.linear("up"), block.linear("down")
     rows = _change(up.weight).sum(dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +16,9 @@ from qdq.inject.families import family_of
 from qdq.inject.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import Trainer, TrainerCallback
 
     from qdq.base.screen import Screen
     from qdq.compress.arguments import CompressionArguments
@@ -51,6 +53,35 @@ class CompressedModel:
         return replace(self, metric=metric)
 
 
+class Recipe(Protocol):
+    """A training of the caller's own, in place of what CompressionArguments and the methods do by themselves."""
+
+    @property
+    def deciding(self) -> Mapping[str, Any]:
+        """Values that decide the numbers of a training."""
+        ...
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Optimizer of parameter groups, whose learning rates are factors of the schedule's."""
+        ...
+
+    def scheduler(self, optimizer: Optimizer) -> LambdaLR:
+        """Schedule of the learning rate, stepped once per optimizer step."""
+        ...
+
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        """Callbacks of the trainer."""
+        ...
+
+    def distance(self, student: nn.Module, batch: Batch) -> Tensor:
+        """The loss of a student: its distance from whatever it learns from."""
+        ...
+
+    def enough(self, metric: float, best: float) -> bool:
+        """True when a training may end that now has `metric`, and had `best` at most."""
+        ...
+
+
 @dataclass
 class Session:
     """One call of `compress()`: the trainer it was called on, the model it was given, and what methods need."""
@@ -65,6 +96,8 @@ class Session:
     output: Path
     screen: Screen
     baseline: float = float("nan")  # metric of the model as it was given
+    spec: QuantSpec | None = None  # points to quantize; None is those of `args`
+    recipe: Recipe | None = None  # None trains as `args` say
 
 
 class Method(Protocol):

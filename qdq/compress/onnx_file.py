@@ -69,13 +69,18 @@ def find_file(typed: str) -> Path:
         if file.is_file() and file.suffix != ".pdmodel":
             return file
     paddle = path.with_suffix("") if path.suffix == ".pdmodel" else path
-    if paddle.with_name(f"{paddle.name}.pdmodel").is_file():
-        raise ConfigError(
-            f"input_infer_model_path: {paddle}.pdmodel is a Paddle model; convert it first: paddle2onnx --model_dir "
-            f"{paddle.parent} --model_filename {paddle.name}.pdmodel --params_filename {paddle.name}.pdiparams "
-            f"--save_file {paddle}.onnx"
-        )
+    model = paddle.with_name(f"{paddle.name}.pdmodel")
+    if model.is_file():
+        raise ConfigError(f"input_infer_model_path: {conversion(model, f'{paddle.name}.pdiparams')}")
     raise ConfigError(f"input_infer_model_path: there is no {path} and no {path}.onnx; check the path")
+
+
+def conversion(model: Path, weights: str) -> str:
+    """A sentence that a Paddle model cannot be read, with the command that makes an ONNX file of it."""
+    return (
+        f"{model} is a Paddle model; convert it first: paddle2onnx --model_dir {model.parent} --model_filename "
+        f"{model.name} --params_filename {weights} --save_file {model.with_suffix('.onnx')}"
+    )
 
 
 def read_graph(path: Path) -> onnx.ModelProto:

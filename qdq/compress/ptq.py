@@ -34,22 +34,26 @@ from qdq.inject.spec import named_spec
 class Ptq(Method):
     """Post-training quantization over `algo_list` x `batch_size_list` x `batch_num_list`.
 
-    `name` is the method that it calibrates for: ptq itself, or qat, which trains the best one on.
+    `name` is the method that it calibrates for: ptq itself, or qat, which trains the best one on. `adaround`: passes
+    over the calibration batches and learning rate of round_type adaround; None is its own number of steps.
     """
 
-    def __init__(self, name: str = "ptq") -> None:
-        self.name = name
+    def __init__(self, name: str = "ptq", adaround: tuple[int, float] | None = None) -> None:
+        self.name, self._adaround = name, adaround
 
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """Every combination of the lists, the best one first; one pass over the data serves all algorithms."""
         args = session.args
-        spec = named_spec(args.placement, per_channel_weights=args.weight_quantize_type == "channel_wise_abs_max")
+        per_channel = args.weight_quantize_type == "channel_wise_abs_max"
+        spec = session.spec or named_spec(args.placement, per_channel_weights=per_channel)
         found = algorithms(args, self.name)
         treated = treatments(args, found)
         made = []
         # Collect statistics once per amount of data.
         for size, count in itertools.product(args.batch_size_list, args.batch_counts):
             batches = MicroBatches.as_given(calibration_batches(session.eval, size, count))
+            if self._adaround is not None:
+                treated = replace(treated, adaround=(self._adaround[0] * len(batches), self._adaround[1]))
             model = copy.deepcopy(before.model).train(False)
             inject(model, spec)
             with session.screen.stage("calibrate") as stage:

@@ -50,6 +50,8 @@ class QuantizedTraining(nn.Module):
             point.token_mask = mask
         try:
             teacher = self._teacher[0]
+            if self._session.recipe is not None:
+                return {"loss": self._session.recipe.distance(self.student, batch)}
             if teacher is None:
                 return {"loss": self._session.loss(self.student, batch, None)}
             outputs: list[Any] = []
@@ -97,9 +99,15 @@ class FreezeRanges(TrainerCallback):
 
 
 class Qat(Method):
-    """Quantization-aware training from the best PTQ-calibrated model of the lists."""
+    """Quantization-aware training from the best PTQ-calibrated model of the lists.
+
+    `window`: batches that range_abs_max looks back; None is all of them.
+    """
 
     name = "qat"
+
+    def __init__(self, window: int | None = None) -> None:
+        self._window = window
 
     def run(self, session: Session, before: CompressedModel) -> list[CompressedModel]:
         """The trained quantized model."""
@@ -109,11 +117,11 @@ class Qat(Method):
         student = start.model
         args = session.args
         kind = args.activation_quantize_type or "moving_average_abs_max"
-        settings = RangeSettings(kind, args.moving_rate, args.use_pact)
+        settings = RangeSettings(kind, args.moving_rate, args.use_pact, self._window)
         fold_rounding(student)  # the training starts from the rounded weights and corrected biases
         originals = make_trainable(student, settings)
         teacher = None
-        if args.distillation:  # from the given model, of full width
+        if args.distillation and session.recipe is None:  # from the given model, of full width
             teacher = copy.deepcopy(session.model).train(False).requires_grad_(False)
         # Train, and take the best model that was passed through.
         module = QuantizedTraining(student, teacher, session)

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from qdq.base.artifacts import write_json
+from qdq.compress.best import STOPPED, KeepBest
 from qdq.compress.datasets import LengthGrouped, lengths_of
 from qdq.compress.method import Session
 from qdq.errors import ConfigError
@@ -41,11 +42,14 @@ class LossTrainer(Trainer):
         args.save_total_limit = CHECKPOINTS_KEPT
         assert session.train is not None  # checked before any method runs
         super().__init__(module, args, session.train.collate, session.train.dataset)
-        self.range_rate = range_rate
+        self.range_rate, self.recipe = range_rate, session.recipe
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Trainer's optimizer, and a group for the learnable ranges among the parameters."""
         module: nn.Module = self.model if model is None else model  # type: ignore[assignment]  # never None here
+        if self.recipe is not None:
+            self.optimizer = self.recipe.optimizer(self._groups(module))
+            return self.optimizer
         ranges = [parameter for name, parameter in module.named_parameters() if name.endswith("clip")]
         for parameter in ranges:
             parameter.requires_grad_(False)
@@ -56,6 +60,24 @@ class LossTrainer(Trainer):
             rate = self.args.learning_rate * self.range_rate
             optimizer.add_param_group({"params": ranges, "weight_decay": 0.0, "lr": rate})
         return optimizer
+
+    def _groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Weights, and learnable ranges without decay, with the factors of their learning rates."""
+        trained = {name: one for name, one in module.named_parameters() if one.requires_grad}
+        weights = [one for name, one in trained.items() if not name.endswith("clip")]
+        ranges = [one for name, one in trained.items() if name.endswith("clip")]
+        groups: list[dict[str, Any]] = [{"params": weights, "lr": 1.0}]
+        if ranges:
+            groups.append({"params": ranges, "lr": self.range_rate, "weight_decay": 0.0})
+        return groups
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Trainer's schedule, or the recipe's."""
+        if self.recipe is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        owner: Any = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = self.recipe.scheduler(owner)
+        return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """`LengthGrouped` for train_sampling_strategy=group_by_length."""
@@ -86,10 +108,16 @@ def train(
     a run that was something else.
     """
     _claim(session, folder, deciding)
-    trainer = LossTrainer(module, session, folder, range_rate)
-    for callback in callbacks:
-        trainer.add_callback(callback)
     found = newest_checkpoint(folder)
+    keepers = [callback for callback in callbacks if isinstance(callback, KeepBest)]
+    if found is not None and (folder / STOPPED).is_file():  # an earlier run has ended this training
+        for keeper in keepers:
+            keeper.recall()
+        module.train(False)
+        return
+    trainer = LossTrainer(module, session, folder, range_rate)
+    for callback in (*callbacks, *(session.recipe.callbacks() if session.recipe else ())):
+        trainer.add_callback(callback)
     with without_dropout(module):
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
     module.train(False)
@@ -126,6 +154,7 @@ def _claim(session: Session, folder: Path, deciding: dict[str, Any]) -> None:
     """Write what this training is, or check that the folder's checkpoints are of the same."""
     values = {name: str(getattr(session.args, name)) for name in DECIDING}
     assert session.train is not None
+    values |= {name: str(value) for name, value in (session.recipe.deciding if session.recipe else {}).items()}
     values |= {"samples": str(len(session.train.dataset)), **{key: str(value) for key, value in deciding.items()}}
     record = folder / "training.json"
     if newest_checkpoint(folder) is not None and record.is_file():

@@ -56,6 +56,15 @@ class Gold:
     reason: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def trained(self) -> list[Any]:
+        """The `labels` entry of every record's training row: a class, one float per class, or a score."""
+        if isinstance(self.values, list):
+            return self.values
+        values = self.values.astype(float)
+        single = values.shape[1] == 1 and self.values.dtype != bool  # a score without its row
+        return list((values[:, 0] if single else values).tolist())
+
 
 def gold_of(records: Sequence[Record], loaded: LoadedModel, required: bool = False) -> Gold:
     """Gold labels for a model that gives each text (pair) classes or scores.

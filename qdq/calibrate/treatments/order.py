@@ -123,7 +123,7 @@ def finish(
         report["softmax_scale"] = _softmax_scale(module)
     # Weights and biases, which depend on the ranges of what they are multiplied with
     if observed is not None and treatments.round_type != "round":
-        report["rounding"] = round_weights(observed, treatments.round_type, seed, progress)
+        report["rounding"] = round_weights(observed, treatments.round_type, seed, progress, treatments.adaround)
     if observed is not None and treatments.bias_correction:
         report["bias_correction"] = correct_biases(observed)
     # The table of the ranges as they are now

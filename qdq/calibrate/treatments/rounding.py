@@ -30,9 +30,16 @@ REGULARIZER, BETAS, WARM_UP = 0.01, (20.0, 2.0), 0.2  # AdaRound's pull towards 
 
 
 def round_weights(
-    observed: Observed, round_type: str, seed: int, progress: Progress | None = None
+    observed: Observed,
+    round_type: str,
+    seed: int,
+    progress: Progress | None = None,
+    training: tuple[int, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Give every observed linear its codes; returns rows for calibration.json. `seed` is AdaRound's."""
+    """Give every observed linear its codes; returns rows for calibration.json.
+
+    `seed` and `training`, its steps and learning rate, are AdaRound's.
+    """
     rows: list[dict[str, Any]] = []
     for done, group in enumerate(observed.groups, start=1):
         # Linears that read one tensor are rounded as one tall weight: they share the Hessian
@@ -43,7 +50,7 @@ def round_weights(
         if round_type == "gptq":
             codes = gptq(weight, scale, inverse_factor(hessian), high)
         else:
-            codes = adaround(weight, scale, spread(quantized_inputs(group), ROWS_KEPT), high, seed)
+            codes = adaround(weight, scale, spread(quantized_inputs(group), ROWS_KEPT), high, seed, training)
         nearest = torch.round(weight / scale).clamp(-high - 1, high)
         before, after = (output_errors(c * scale - weight, hessian) for c in (nearest, codes))
         # Each linear takes its rows of the codes
@@ -157,8 +164,12 @@ def gptq(weight: Tensor, scale: Tensor, inverse: Tensor, high: int) -> Tensor:
     return codes.T.contiguous()
 
 
-def adaround(weight: Tensor, scale: Tensor, inputs: Tensor, high: int, seed: int) -> Tensor:
+def adaround(
+    weight: Tensor, scale: Tensor, inputs: Tensor, high: int, seed: int, training: tuple[int, float] | None = None
+) -> Tensor:
     """Codes [out, in] of `weight` under `scale` [out, 1], each rounded up or down.
+
+    `training` is the number of steps and their learning rate.
 
     Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (arXiv 2004.10568): a soft
     rounding h(V) in [0, 1] per weight is trained by Adam on the linear's output error over batches of `inputs`, with a
@@ -169,16 +180,17 @@ def adaround(weight: Tensor, scale: Tensor, inputs: Tensor, high: int, seed: int
     floor = torch.floor(weight / scale)
     fraction = (weight / scale - floor).clamp(0.001, 0.999)
     variable = torch.log((fraction - GAMMA) / (ZETA - fraction)).requires_grad_()
-    optimizer = torch.optim.Adam([variable], lr=ADAROUND_RATE)
+    steps, rate = training or (ADAROUND_STEPS, ADAROUND_RATE)
+    optimizer = torch.optim.Adam([variable], lr=rate)
     power = (inputs @ weight.T).square().mean().clamp(min=torch.finfo(torch.float32).tiny)
     # Train the output error first, then pull h towards 0 or 1
     with torch.enable_grad():
-        for step in range(ADAROUND_STEPS):
+        for step in range(steps):
             rows = inputs[torch.randint(len(inputs), (min(ADAROUND_ROWS, len(inputs)),), generator=generator)]
             soft = _soft(variable)
             change = ((floor + soft).clamp(-high - 1, high) * scale - weight) @ rows.T
             loss = change.square().mean() / power
-            progress = (step / ADAROUND_STEPS - WARM_UP) / (1 - WARM_UP)
+            progress = (step / steps - WARM_UP) / (1 - WARM_UP)
             if progress > 0:
                 beta = BETAS[1] + (BETAS[0] - BETAS[1]) * (1 + torch.cos(torch.tensor(progress * torch.pi))) / 2
                 loss = loss + REGULARIZER * (1 - (2 * soft - 1).abs().pow(beta)).mean()

@@ -56,9 +56,11 @@ class Treatments(TreatmentOptions):
     """Everything that is done beside choosing ranges by an algorithm.
 
     clip_search: the range of residual operands is chosen by the error of the normalized sum, not by the tensor alone.
+    adaround: steps and learning rate of round_type adaround; None is its own.
     """
 
     clip_search: bool = True
+    adaround: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
         choice(self.round_type, ROUND_TYPES, "round_type")

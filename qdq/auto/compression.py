@@ -1,0 +1,172 @@
+"""AutoCompression: the Python form of an automatic compression.
+
+    ac = AutoCompression("my-mrpc", train_loader, save_dir="out", config="afqmc.yaml", eval_callback=evaluate)
+    ac.compress()
+    ac.export_onnx("quant_model.onnx", deploy_backend="tensorrt")
+
+Source of the signature: paddleslim.auto_compression.AutoCompression.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qdq.auto.config import Configuration, read_config
+from qdq.auto.data import MOST_BATCHES, Rows, loader_rows
+from qdq.auto.default import STEPS_OF_DEFAULT, default_configuration
+from qdq.auto.graph import File, run_graph
+from qdq.auto.models import find_model
+from qdq.auto.output import export_graph
+from qdq.auto.session import Materials
+from qdq.auto.strategy import Result, run_strategies
+from qdq.base.config import choice
+from qdq.base.screen import Screen
+from qdq.compress.evaluators import CustomEvaluate, logits_of
+from qdq.compress.onnx_file import OnnxModule, read_graph
+from qdq.errors import ConfigError
+from qdq.inject.widths import blocks
+from qdq.load.model import load_model
+
+HARDWARE = {"gpu": "tensorrt", "cpu": "openvino"}  # what the exported graph is lowered for
+PHONES = ("SD625", "SD710", "RK3288")
+
+
+class AutoCompression:
+    """One model, compressed as a configuration says.
+
+    Args:
+        model_dir: a checkpoint folder, an ONNX file or the folder of one (`qdq.auto.models`).
+        train_dataloader: torch's DataLoader, or anything that gives batches; labels are optional.
+        model_filename, params_filename: file names in `model_dir`.
+        save_dir: the final model lies here under its input's names.
+        config: a YAML file or its content; without strategies `qdq.auto.default` decides.
+        input_shapes: [batch, sequence], or one such list for each input by name: shapes of the exported graph.
+        target_speedup: share by which the default strategy shall be faster, more than 0.7.
+        eval_callback: ``(exe, program, feed_names, fetch_list) -> float`` or ``(model, loader) -> float``, larger is
+            better; None is the built-in evaluator of the model's class.
+        eval_dataloader: data that decides; None is the first 5000 batches of the training data.
+        deploy_hardware: gpu or cpu, for which the graph is exported.
+
+    Raises ConfigError for everything that is wrong in these, ModelError for a model that cannot be loaded.
+    """
+
+    def __init__(  # noqa: PLR0913  # the documented signature
+        self,
+        model_dir: str,
+        train_dataloader: Any,
+        model_filename: str | None = None,
+        params_filename: str | None = None,
+        save_dir: str = "./output",
+        config: str | Path | Mapping[str, Any] | None = None,
+        input_shapes: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        target_speedup: float | None = None,
+        eval_callback: Callable[..., Any] | None = None,
+        eval_dataloader: Any = None,
+        deploy_hardware: str = "gpu",
+    ) -> None:
+        # What was typed
+        self.configuration = read_config({} if config is None else config)
+        self.save_dir = Path(save_dir)
+        self.backend = _backend(deploy_hardware)
+        self.shape = _shape(input_shapes)
+        if target_speedup is not None and self.configuration.strategies:
+            names = ", ".join(self.configuration.strategies)
+            raise ConfigError(f"target_speedup: chooses a strategy, and {names} is configured; leave one of them out")
+        self.target_speedup = target_speedup
+        # Model and data
+        self.source = find_model(str(model_dir), model_filename, params_filename, "model_dir")
+        self.loaded = None if self.source.onnx else load_model(self.source.name)
+        model: Any = OnnxModule(read_graph(Path(self.source.name))) if self.loaded is None else self.loaded.model
+        self.outputs = model.outputs if self.loaded is None else self.loaded.outputs
+        self.rows = _rows(train_dataloader, eval_dataloader, model)
+        self.evaluate = None if eval_callback is None else self._evaluator(eval_callback)
+
+    def compress(self) -> Result:
+        """Run it. Raises what `qdq.auto.strategy.run_strategies` raises."""
+        tokenizer = None if self.loaded is None else self.loaded.tokenizer
+        if self.loaded is None:
+            file = File(self.source, None, self.rows, self.save_dir, self.evaluate)
+            return run_graph(self.configuration, file, Screen())
+        materials = Materials(
+            self.loaded.model, tokenizer, self.rows, self.save_dir, source=self.source, evaluate=self.evaluate
+        )
+        if self.configuration.strategies:
+            return run_strategies(self.configuration, materials)
+        return run_strategies(self._default(), materials, steps=STEPS_OF_DEFAULT)
+
+    def export_onnx(self, model_name: str = "quant_model.onnx", deploy_backend: str | None = None) -> Path:
+        """Write the result as ``save_dir/ONNX/model_name``; see `qdq.auto.output.export_graph`.
+
+        `deploy_backend` is a target such as tensorrt or openvino, without one that of deploy_hardware.
+        """
+        return export_graph(self.save_dir, model_name, deploy_backend or self.backend, self.shape)
+
+    def _default(self) -> Configuration:
+        assert self.loaded is not None  # an ONNX file without strategies is refused
+        return default_configuration(self.configuration, blocks(self.loaded.model)[0].heads, self.target_speedup)
+
+    def _evaluator(self, function: Callable[..., Any]) -> CustomEvaluate:
+        """A callback of either form as ``(model, loader) -> float``. Raises ConfigError for another one."""
+        count = len(inspect.signature(function).parameters)
+        if count == 2:
+            return function
+        if count != 4:
+            raise ConfigError(
+                f"eval_callback: takes {count} arguments; it is called with (exe, program, feed_names, fetch_list), or "
+                "(model, loader)"
+            )
+        feeds = list(self.rows.labels.without(self.rows.collate([self.rows.dev[0]])))
+        return lambda model, loader: function(Executor(), model, feeds, list(self.outputs))
+
+
+class Executor:
+    """Paddle's executor as callbacks use it: ``exe.run(program, feed={…}, fetch_list=[…])`` gives arrays."""
+
+    def run(
+        self, program: nn.Module, feed: Mapping[str, Any], fetch_list: Sequence[str], return_numpy: bool = True
+    ) -> list[Any]:
+        """Outputs of `program` for arrays by name, in their order; tensors without `return_numpy`."""
+        device = next((parameter.device for parameter in program.parameters()), torch.device("cpu"))
+        tensors = {name: torch.as_tensor(np.asarray(value)).to(device) for name, value in feed.items()}
+        with torch.no_grad():
+            output = logits_of(program(**tensors))
+        each = list(output) if isinstance(output, tuple) else [output]
+        if len(each) < len(fetch_list):
+            raise ConfigError(f"eval_callback: fetches {', '.join(fetch_list)}; the model has {len(each)} outputs")
+        return [one.float().cpu().numpy() if return_numpy else one for one in each[: len(fetch_list)]]
+
+
+def _rows(train: Any, dev: Any, model: Any) -> Rows:
+    found, collate, size = loader_rows(train, model, "train_dataloader")
+    if dev is None:
+        decided, dev_collate, _ = loader_rows(train, model, "train_dataloader", MOST_BATCHES)
+    else:
+        decided, dev_collate, _ = loader_rows(dev, model, "eval_dataloader")
+    return Rows(found, decided, collate, size, dev_collate=dev_collate)
+
+
+def _backend(hardware: str) -> str:
+    if hardware in PHONES:
+        raise ConfigError(
+            f"deploy_hardware: {hardware}: PaddleSlim predicts latencies of this chip from a table; engines here are "
+            "measured, on gpu or cpu"
+        )
+    return HARDWARE[choice(hardware, HARDWARE, "deploy_hardware")]
+
+
+def _shape(given: Sequence[int] | Mapping[str, Sequence[int]] | None) -> tuple[int, int] | None:
+    """Batch and sequence of `input_shapes`. Raises ConfigError for inputs of different shapes."""
+    if given is None:
+        return None
+    each = {tuple(shape) for shape in given.values()} if isinstance(given, Mapping) else {tuple(given)}
+    found = next(iter(each), ())
+    if len(each) != 1 or len(found) != 2 or not all(isinstance(size, int) and size > 0 for size in found):
+        raise ConfigError(f"input_shapes: {given} is no batch and sequence that all inputs have; write [40, 128]")
+    return int(found[0]), int(found[1])

@@ -1,0 +1,131 @@
+"""A configured run on an ONNX file, which can be quantized but not trained."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qdq.auto.config import Configuration, QuantPost
+from qdq.auto.config.quantization import OPERATORS
+from qdq.auto.data import Rows
+from qdq.auto.models import Source
+from qdq.auto.output import copy_texts
+from qdq.auto.session import Materials, arguments, check_origin
+from qdq.auto.steps import SEARCHED, draw, ptq_arguments
+from qdq.auto.strategy import REPORT, Result
+from qdq.base.artifacts import write_json
+from qdq.base.screen import Screen
+from qdq.compress import CompressionTrainer
+from qdq.compress.evaluators import CustomEvaluate, Score, evaluator_on
+from qdq.compress.onnx_file import OnnxModule, builtin_evaluator, read_graph
+from qdq.errors import ConfigError
+
+# Keys of QuantPost that quantize_graph has nothing for
+MODULE_ONLY = ("weight_bits", "is_full_quantize", "skip_tensor_list", "recon_level")
+
+
+@dataclass(frozen=True)
+class File:
+    """An ONNX file with its data, as `qdq.auto.session.Materials` has a model."""
+
+    source: Source
+    tokenizer: Any
+    rows: Rows
+    save_dir: Path
+    evaluate: CustomEvaluate | None = None
+
+
+def run_graph(configuration: Configuration, file: File, screen: Screen) -> Result:
+    """Quantize the file as QuantPost says, or as the best setting of a search; written under the file's name.
+
+    Raises ConfigError for steps that train and keys that need a module, before anything is evaluated.
+    """
+    section = _checked(configuration, file.source)
+    module = OnnxModule(read_graph(Path(file.source.name)))
+    materials = Materials(module, file.tokenizer, file.rows, file.save_dir)  # type: ignore[arg-type]  # only called
+    dev = file.rows.batches("dev", _cpu())
+    assert dev is not None  # every way of giving data has evaluation rows
+    evaluate = evaluator_on(
+        dev, file.evaluate, lambda: file.rows.metric or builtin_evaluator(module, dev.dataset[0], file.tokenizer)
+    )
+    with screen.stage("evaluate") as stage:
+        baseline = float(evaluate(module))
+        stage.say(f"{baseline:.4f} before compression")
+    check_origin(configuration, baseline)
+    # Every setting, and the best of them
+    search = configuration.search
+    settings = [section] if search is None else list(draw(section, search, 42))
+    rows, best = [], (-float("inf"), Path(), module)
+    for number, drawn in enumerate(settings):
+        folder = file.save_dir / "training" / f"trial-{number}"
+        made = _quantized(configuration, materials, drawn, file, folder)
+        rows.append({"metric": made[0], **{name: getattr(drawn, name) for name in SEARCHED}})
+        best = max(best, made, key=lambda one: one[0])  # of equals the one drawn first
+    # The result under its input's name
+    file.save_dir.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(best[1], file.save_dir / Path(file.source.name).name)
+    if file.source.files is not None:
+        copy_texts(file.source.files, file.save_dir)
+    steps = ({"step": "ptq", "metric": best[0], "notes": {"search": rows}},)
+    result = Result(baseline, best[0], file.save_dir, steps, best[2])
+    write_json(file.save_dir / REPORT, result.as_json())
+    screen.row("result", f"{result.metric:.4f}, {result.baseline:.4f} before: {result.folder}")
+    return result
+
+
+def _quantized(
+    configuration: Configuration, materials: Materials, section: QuantPost, file: File, folder: Path
+) -> tuple[float, Path, OnnxModule]:
+    """Metric, place and module of the file quantized by one setting."""
+    placement = "ft1" if "product" in {OPERATORS[name] for name in section.quantize_op_types} else "linear"
+    args = arguments(
+        configuration,
+        materials,
+        output_dir=str(folder),
+        input_infer_model_path=file.source.name,
+        placement=placement,
+        **ptq_arguments(section),
+    )
+    rows = file.rows
+    options = {"eval_dataset": rows.dev, "data_collator": rows.collate, "tokenizer": file.tokenizer}
+    trainer = CompressionTrainer(None, args, **options)
+    trainer.labels = rows.labels
+
+    def decided(module: Any, loader: Any) -> float:
+        if file.evaluate is not None:
+            return float(file.evaluate(module, loader))
+        assert rows.metric is not None  # else compress() has its own evaluator
+        batches = rows.batches("dev", _cpu())
+        assert batches is not None
+        return Score.of(rows.metric[1](module, batches), rows.metric[0])
+
+    result = trainer.compress(decided if file.evaluate or rows.metric else None)
+    return float(result.best.metric or 0.0), result.folders[result.best.name] / "model.onnx", result.best.model
+
+
+def _checked(configuration: Configuration, source: Source) -> QuantPost:
+    """QuantPost. Raises ConfigError for what an ONNX file cannot have."""
+    where = configuration.where
+    if configuration.strategies != ("ptq",):
+        found = " and ".join(configuration.strategies) or "no strategy"
+        raise ConfigError(
+            f"{where}: {source.name} is an ONNX file, which can be quantized (QuantPost) but not trained, and there is "
+            f"{found}; name a checkpoint folder by model_dir"
+        )
+    section = configuration.quant_post or QuantPost()
+    for name in MODULE_ONLY:
+        if getattr(section, name) not in (getattr(QuantPost, name), ()):
+            raise ConfigError(
+                f"{where}: QuantPost: {name}: needs a checkpoint folder, and {source.name} is an ONNX file"
+            )
+    if not any(OPERATORS[name] == "linear" for name in section.quantize_op_types):
+        raise ConfigError(f"{where}: QuantPost: quantize_op_types: of an ONNX file the linears are quantized; add mul")
+    return replace(section)
+
+
+def _cpu() -> Any:
+    import torch
+
+    return torch.device("cpu")
