@@ -45,13 +45,8 @@ def run_graph(configuration: Configuration, file: File, screen: Screen) -> Resul
     section = _checked(configuration, file.source)
     module = OnnxModule(read_graph(Path(file.source.name)))
     materials = Materials(module, file.tokenizer, file.rows, file.save_dir)  # type: ignore[arg-type]  # only called
-    dev = file.rows.batches("dev", _cpu())
-    assert dev is not None  # every way of giving data has evaluation rows
-    evaluate = evaluator_on(
-        dev, file.evaluate, lambda: file.rows.metric or builtin_evaluator(module, dev.dataset[0], file.tokenizer)
-    )
     with screen.stage("evaluate") as stage:
-        baseline = float(evaluate(module))
+        baseline = float(score_file(file, module))
         stage.say(f"{baseline:.4f} before compression")
     check_origin(configuration, baseline)
     # Every setting, and the best of them
@@ -73,6 +68,16 @@ def run_graph(configuration: Configuration, file: File, screen: Screen) -> Resul
     write_json(file.save_dir / REPORT, result.as_json())
     screen.row("result", f"{result.metric:.4f}, {result.baseline:.4f} before: {result.folder}")
     return result
+
+
+def score_file(file: File, module: OnnxModule | None = None) -> float:
+    """Metric of the file as it is; `module` is the file, where it is open already."""
+    graph = module or OnnxModule(read_graph(Path(file.source.name)))
+    dev = file.rows.batches("dev", _cpu())
+    assert dev is not None  # every way of giving data has evaluation rows
+    built_in = file.rows.metric or (lambda: builtin_evaluator(graph, dev.dataset[0], file.tokenizer))
+    evaluate = evaluator_on(dev, file.evaluate, built_in if callable(built_in) else lambda: built_in)
+    return evaluate(graph)
 
 
 def _quantized(

@@ -97,6 +97,7 @@ def arguments(
         "save_steps": training.eval_iter,
         "logging_steps": training.logging_iter,
         "max_grad_norm": norm_limit(training),
+        "device": "gpu" if torch.accelerator.is_available() else "cpu",
         "report_to": "none",
         "disable_tqdm": True,
         **precision(training),
