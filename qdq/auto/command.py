@@ -9,12 +9,14 @@ from typing import Any
 
 from qdq.auto.config import Configuration, read_config
 from qdq.auto.data import read_rows
+from qdq.auto.default import STEPS_OF_DEFAULT, default_configuration
 from qdq.auto.graph import File, run_graph, score_file
 from qdq.auto.models import Source, find_model
 from qdq.auto.session import Materials, check_origin, open_session
 from qdq.auto.strategy import Result, run_strategies
 from qdq.base.screen import Screen
 from qdq.errors import ConfigError
+from qdq.inject.widths import blocks
 from qdq.load.kinds import Task, detect_task
 from qdq.load.model import load_model
 from qdq.load.source import read_config as read_model_config
@@ -36,17 +38,19 @@ class OfFile:
 
 
 def run_file(path: str | Path, save_dir: str | Path, screen: Screen, task: str | None = None) -> Result:
-    """Run a configuration file that names strategies; everything that is made lies below `save_dir`.
+    """Run a configuration file; everything that is made lies below `save_dir`.
 
-    `task`: what the model has to be for. Raises ConfigError and DataError for everything that is wrong, before any
-    training.
+    Without strategies it is `qdq.auto.default`. `task`: what the model has to be for. Raises ConfigError and DataError
+    for everything that is wrong, before any training.
     """
     configuration = read_config(path, needs_model=True)
-    if not configuration.strategies:
-        raise ConfigError(f"{path}: has no strategy; add sections such as Prune, Distillation and QuantPost")
-    found = _open(configuration, Path(save_dir), task)
+    default = not configuration.strategies
+    found = _open(configuration, Path(save_dir), task, trains=configuration.trains or default)
     if isinstance(found, File):
         return run_graph(configuration, found, screen)
+    if default:
+        configuration = default_configuration(configuration, blocks(found.model)[0].heads, None)
+        return run_strategies(configuration, found, screen, STEPS_OF_DEFAULT)
     return run_strategies(configuration, found, screen)
 
 
@@ -57,7 +61,7 @@ def evaluate_file(path: str | Path, screen: Screen, task: str | None = None) -> 
     """
     configuration = read_config(path, needs_model=True)
     configuration = Configuration(configuration.model, configuration.train, where=configuration.where)
-    found = _open(configuration, Path(), task)
+    found = _open(configuration, Path(), task, trains=False)
     if isinstance(found, File):
         metric: Any = score_file(found)
     else:
@@ -67,7 +71,7 @@ def evaluate_file(path: str | Path, screen: Screen, task: str | None = None) -> 
     return dict(getattr(metric, "metrics", {})) or {"metric": float(metric)}
 
 
-def _open(configuration: Configuration, save_dir: Path, task: str | None) -> Materials | File:
+def _open(configuration: Configuration, save_dir: Path, task: str | None, trains: bool) -> Materials | File:
     """The model and data of a configuration's Global."""
     options = configuration.model
     assert options is not None  # read with needs_model
@@ -77,7 +81,7 @@ def _open(configuration: Configuration, save_dir: Path, task: str | None) -> Mat
     if task is not None and loaded.task.name != task:
         raise ConfigError(f"{where}: model_dir: {source.name} is a model for {loaded.task.name}, not for {task}")
     try:
-        rows = read_rows(options, loaded, configuration.trains)
+        rows = read_rows(options, loaded, trains)
     except ConfigError as error:
         raise ConfigError(f"{configuration.where}: {error}") from error
     if source.onnx:

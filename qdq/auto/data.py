@@ -60,7 +60,7 @@ def read_rows(options: Global, loaded: Any, trains: bool) -> Rows:
     Raises ConfigError for a task that has no data here, DataError for files that are missing or malformed.
     """
     task = loaded.task.name
-    places = {side: _place(options, side) for side in (("train", "dev") if trains else ("dev",))}
+    places = {side: place_of(options, side) for side in (("train", "dev") if trains else ("dev",))}
     if task == INFORMATION_EXTRACTION:
         found = {
             side: prompt_rows(place, loaded.tokenizer, loaded.inputs, options.max_seq_length)
@@ -79,8 +79,8 @@ def read_rows(options: Global, loaded: Any, trains: bool) -> Rows:
     return Rows(found.get("train"), found["dev"], collate, options.batch_size, metric=metric)
 
 
-def _place(options: Global, side: str) -> str:
-    """File or hub data set of one side, as `TextSource` takes it."""
+def place_of(options: Global, side: str) -> str:
+    """File or hub data set of one side, train or dev, as `TextSource` takes it. Raises ConfigError, DataError."""
     given = getattr(options, f"{side}_data")
     if given is not None:
         return split_path(given, side)

@@ -8,7 +8,7 @@ stage that reads it, its group in the help, and its range.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, TypedDict, Unpack
 
@@ -26,6 +26,7 @@ class Details(TypedDict, total=False):
     within: tuple[int, int]  # smallest and largest valid number, of every one in a list
     positive: bool  # any number above 0 is valid
     repeated: bool  # the option is given once per value
+    read: Callable[[str], Any]  # a word of the command line to the value; else by the field's type
     positional: bool  # the value stands for itself, without the option's name
     common: bool  # one of the few that --help shows where --help-all shows the rest
 

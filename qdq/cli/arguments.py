@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
+from qdq.auto.search.settings import SearchSettings
 from qdq.base.config import nearest
 from qdq.base.edge import WIDTH, Parser
 from qdq.base.option import flag, help_of
 from qdq.base.versions import __version__
+from qdq.cli.auto import AutoOptions
 from qdq.cli.evaluate import EvaluateOptions
 from qdq.cli.explain import ExplainOptions
 from qdq.cli.extract import ExtractOptions
@@ -47,6 +49,7 @@ COMMANDS = {
     "estimate": "what a lowered graph would take on an NVIDIA device (an estimate)",
     "profile": "where a CPU engine's time goes, layer by layer",
     "inspect": "a built plan's layers against what the graph should become",
+    "auto": "compress by one YAML file, or search for the fastest engine within a drop",
     "evaluate": "task metrics of models, checkpoints and engines on labelled data",
     "extract": "what a schema names, out of texts, by a UIE model or engine",
     "sensitivity": "which points cost accuracy: each alone, and all without each",
@@ -59,6 +62,7 @@ OWN_OPTIONS: dict[str, type[Any]] = {
     "query": QueryOptions,
     "report": ReportOptions,
     "load": LoadOptions,
+    "auto": AutoOptions,
     "evaluate": EvaluateOptions,
     "extract": ExtractOptions,
     "sensitivity": SensitivityOptions,
@@ -115,6 +119,8 @@ class Commands(Parser):
 def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
     """Return command, typed options by field name, and the text that answers no command. Raises ConfigError."""
     parser, commands = build_parser(everything=HELP_ALL in arguments)
+    if arguments[:1] == ["auto"]:  # PaddleSlim's documents write --config_path
+        arguments = [_dashed(word) for word in arguments]
     parsed, extra = parser.parse_known_args(arguments)
     typed: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()
@@ -127,6 +133,12 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
     elif extra:
         commands.get(str(command), parser).unknown(extra)
     return command, typed, FIRST_STEPS
+
+
+def _dashed(word: str) -> str:
+    """An option with the dashes of this command line where it was typed with underscores."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 def _takes_any(command: str | None) -> str | None:
@@ -166,6 +178,8 @@ def build_parser(everything: bool = True) -> tuple[Commands, dict[str, Parser]]:
             add_declared(command, OWN_OPTIONS[name])
         for group in GROUPS if staged else ():
             add_declared(command.add_argument_group(group), CompileOptions, group, everything)
+        if name == "auto":
+            add_declared(command.add_argument_group("search"), SearchSettings, needed=False)
         if name == "bench":
             about = textwrap.fill(ABOUT_PLANS, WIDTH - 2)
             add_declared(command.add_argument_group("TensorRT plans on a GPU", about), PlanOptions)
@@ -221,17 +235,23 @@ VALUES: Mapping[str, Callable[[str], Any]] = {
 
 
 def add_declared(
-    parser: argparse._ActionsContainer, options: type[Any], group: str = "", everything: bool = True
+    parser: argparse._ActionsContainer,
+    options: type[Any],
+    group: str = "",
+    everything: bool = True,
+    needed: bool = True,
 ) -> None:
     """Add the options of one group, as their declarations in the dataclass `options` say.
 
-    Without `everything` the help shows common ones only; all are understood.
+    Without `everything` the help shows common ones only; all are understood. `needed`: those without a default have to
+    be typed.
     """
     for declared in fields(options):
         if declared.metadata["group"] == group:
             name = declared.name if declared.metadata.get("positional") else flag(declared.name)
-            shown = everything or declared.metadata.get("common")
-            parser.add_argument(name, help=help_of(declared) if shown else argparse.SUPPRESS, **_form(declared))
+            shown = help_of(declared) if everything or declared.metadata.get("common") else argparse.SUPPRESS
+            form = _form(declared)
+            parser.add_argument(name, help=shown, **(form if needed else form | {"required": False}))
 
 
 def _form(declared: Field[Any]) -> dict[str, Any]:
@@ -246,4 +266,5 @@ def _form(declared: Field[Any]) -> dict[str, Any]:
         return {"nargs": words, "metavar": metavar}
     if declared.metadata.get("repeated"):
         return {"action": "append", "metavar": metavar}
-    return {"type": VALUES[kind], "metavar": metavar, "required": declared.default is MISSING}
+    read = declared.metadata.get("read") or VALUES[kind]
+    return {"type": read, "metavar": metavar, "required": declared.default is MISSING}

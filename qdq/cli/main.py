@@ -80,6 +80,10 @@ def _work(command: str, typed: dict[str, Any], as_json: bool, screen: Screen) ->
 
         report = evaluate(EvaluateOptions(**typed), screen)
         return to_json(report) if as_json else render(report), DONE
+    if command == "auto":
+        from qdq.cli.auto import auto
+
+        return auto(typed, as_json, screen), DONE
     if command == "extract":
         from qdq.cli.extract import ExtractOptions, extract
 

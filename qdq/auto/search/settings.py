@@ -38,7 +38,13 @@ class SearchSettings:
     header: tuple[str, ...] = option((), HEADER, metavar="A,B")
     labels: tuple[str, ...] = option((), LABELS, metavar="A,B")
     target: str = option("auto", "runtime of the engines", choices=TARGETS)
-    budget: float = option(1800.0, "seconds for everything: training, engines, the race", metavar="S", positive=True)
+    budget: float = option(
+        1800.0,
+        "time for everything, such as 90s, 30m, 1.5h: training, engines, the race (default: 30m)",
+        metavar="TIME",
+        positive=True,
+        read=seconds,
+    )
     max_drop: float = option(0.5, "points of the metric that may be lost", metavar="P", within=(0, 100))
     batch: int = option(40, "texts of a request that engines are raced with", within=(1, 4096))
     sequence: int = option(128, "tokens of a text; longer ones are cut", within=(4, MANY))

@@ -184,7 +184,7 @@ def test_the_documents_afqmc_example(
 
 
 def character_model(folder: Path, data: Path) -> Path:
-    """A BERT of two small layers with the characters of AFQMC that answers "not the same": right for 3 of 4 rows here."""
+    """A BERT of two small layers with the characters of AFQMC that answers "not the same", as 3 of 4 rows are."""
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
     text = (data / "train.json").read_text(encoding="utf-8")
