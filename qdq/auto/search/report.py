@@ -9,7 +9,7 @@ from typing import Any
 from qdq.auto.search.choice import lost
 from qdq.base.artifacts import write_json, write_text
 from qdq.base.picture import new_figure, save_figure
-from qdq.base.screen import Screen, wrap
+from qdq.base.screen import WIDTH, Screen, wrap
 
 JSON, MARKDOWN, PICTURE = "report.json", "report.md", "pareto.png"
 Report = Mapping[str, Any]
@@ -86,10 +86,11 @@ def show(screen: Screen, report: Report) -> None:
     """Print the table and its notes, at most 80 columns wide."""
     table = [list(HEADERS), *rows(report)]
     widths = [max(len(row[column]) for row in table) for column in range(len(HEADERS))]
+    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
     screen.line()
     for row in table:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        screen.line("  ".join(cells).rstrip())
+        screen.line(gap.join(cells).rstrip())
     screen.line()
     for note in notes(report):
         screen.line(wrap(f"{note}.", 2))
