@@ -59,7 +59,7 @@ class DynaBert(Method):
         # All widths are trained at once.
         module: nn.Module
         if session.recipe is None:
-            module = WidthDistillation(student, switch, teacher, sizes, session.eval.labels)
+            module = WidthDistillation(student, switch, session.teacher or teacher, sizes, session.eval.labels)
         else:
             module = WidthTraining(student, switch, sizes, session.recipe.distance)
         deciding = {"model": fingerprint(teacher), "widths": [str(size.width) for size in sizes]}

@@ -98,6 +98,7 @@ class Session:
     baseline: float = float("nan")  # metric of the model as it was given
     spec: QuantSpec | None = None  # points to quantize; None is those of `args`
     recipe: Recipe | None = None  # None trains as `args` say
+    teacher: PreTrainedModel | None = None  # of distillations; None is the model that was given
 
 
 class Method(Protocol):

@@ -122,7 +122,7 @@ class Qat(Method):
         originals = make_trainable(student, settings)
         teacher = None
         if args.distillation and session.recipe is None:  # from the given model, of full width
-            teacher = copy.deepcopy(session.model).train(False).requires_grad_(False)
+            teacher = copy.deepcopy(session.teacher or session.model).train(False).requires_grad_(False)
         # Train, and take the best model that was passed through.
         module = QuantizedTraining(student, teacher, session)
         deciding = {"model": fingerprint(student), "ranges": settings, "distillation": args.distillation}

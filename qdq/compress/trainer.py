@@ -48,6 +48,7 @@ class CompressionTrainer(Trainer):
     """
 
     args: CompressionArguments
+    teacher: PreTrainedModel | None = None  # of distillations; None is the model itself
 
     def __init__(
         self,
@@ -139,7 +140,8 @@ class CompressionTrainer(Trainer):
         train = None if self.train_dataset is None else self._batches(self.train_dataset, "training")
         scored = evaluator_on(batches, evaluate, lambda: builtin_evaluator(self._given, self.processing_class))
         loss, output = TaskLoss(self.criterion, calc_loss, self.labels), Path(str(self.args.output_dir))
-        return Session(self, self._given, self.args, scored, loss, train, batches, output, Screen())
+        found = (self._given, self.args, scored, loss, train, batches, output, Screen())
+        return Session(self, *found, teacher=self.teacher)
 
     def _batches(self, dataset: Any, description: str) -> Batches:
         """`dataset` as Trainer would collate it, unused columns removed."""

@@ -161,7 +161,9 @@ def _next(state: State) -> list[Planned]:
     """Jobs to run next: those begun before, else the most promising one; all at once where they run side by side."""
     open_jobs = [job for job in state.jobs() if job.candidate is not None and state.result(job.candidate) is None]
     if open_jobs:
-        return [Planned(job.candidate, job.steps, job.planned, job.why) for job in open_jobs if job.candidate]
+        return [
+            Planned(job.candidate, job.steps, job.planned, job.why, job.start) for job in open_jobs if job.candidate
+        ]
     begun = {job.candidate for job in state.jobs()}
     left = [candidate for candidate in state.candidates if candidate not in begun]
     now = state.situation()
@@ -186,7 +188,8 @@ def _run(state: State, planned: Sequence[Planned | None], screen: Screen) -> Non
             continue
         bf16 = bool(state.reference["step"]["bf16"]) if candidate else False
         target = str(base["target"]) if base else settings.target
-        about = {} if one is None else {"steps": one.steps, "planned": one.seconds, "why": one.why, "round": number}
+        about = {} if one is None else {"steps": one.steps, "planned": one.seconds, "why": one.why, "start": one.start}
+        about["round"] = number if candidate else -1
         job = Job(settings, candidate, target=target, bf16=bf16, **about)  # type: ignore[arg-type]
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / JOB, job.as_json())

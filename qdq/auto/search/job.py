@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ class Job:
         settings: of the search.
         candidate: None for the job that scores the given model.
         steps: of the training, 0 without one.
+        start: width of the trained student that this one is cut from; 1 is the given model.
         round: jobs of one round are planned together.
         planned: seconds it was expected to take.
         why: it was tried.
@@ -64,6 +66,7 @@ class Job:
     steps: int = 0
     target: str = "auto"
     bf16: bool = False
+    start: Fraction = WHOLE
     round: int = -1
     planned: float = 0.0
     why: str = ""
@@ -76,7 +79,8 @@ class Job:
     def as_json(self) -> dict[str, Any]:
         """The content of job.json."""
         candidate = None if self.candidate is None else self.candidate.as_json()
-        return {**asdict(self), "settings": self.settings.as_json(), "candidate": candidate}
+        about = {"settings": self.settings.as_json(), "candidate": candidate, "start": str(self.start)}
+        return {**asdict(self), **about}
 
 
 def folder_of(save_dir: Path, candidate: Candidate | None) -> Path:
@@ -89,7 +93,7 @@ def read_job(folder: Path) -> Job:
     found = read_json(folder / JOB)
     candidate = None if found["candidate"] is None else candidate_from(found["candidate"])
     rest = {name: found[name] for name in ("steps", "target", "bf16", "round", "planned", "why")}
-    return Job(settings_from(found["settings"]), candidate, **rest)
+    return Job(settings_from(found["settings"]), candidate, start=Fraction(found["start"]), **rest)
 
 
 def run(folder: Path, screen: Screen, since: float | None = None) -> dict[str, Any]:
@@ -211,28 +215,35 @@ def _checkpoint(
         folder = about.pop("checkpoint")
         about["float"] = about.pop("metric")
     if candidate.quantization == QAT:
-        start = load_model(str(folder), job.settings.task)
-        training = _trained(job, candidate, start, judges)
+        training = _trained(replace(job, start=candidate.width), candidate, loaded, judges)
         folder = training.pop("checkpoint")
         about |= {name: training[name] for name in ("best_step", "steps", "train_seconds")}
     return folder, about
 
 
-def _trained(job: Job, candidate: Candidate, start: LoadedModel, judges: Judges) -> dict[str, Any]:
+def _trained(job: Job, candidate: Candidate, loaded: LoadedModel, judges: Judges) -> dict[str, Any]:
     """The record of a training of the candidate's width, or of its quantizers; trains it if there is none."""
     from qdq.auto.search.material import training_samples
-    from qdq.auto.search.training import train
+    from qdq.auto.search.training import Start, train
 
-    output = job.settings.folder / TRAINED / candidate.key.removesuffix(f"+{BASE.quantization}")
-    record = output / "trained.json"
+    record = record_of(job.settings.folder, candidate)
     if not record.is_file():
-        samples, begun = training_samples(job.settings, start), time.monotonic()
-        how = {"output": output, "steps": job.steps, "target": job.target, "bf16": job.bf16}
+        samples, begun = training_samples(job.settings, loaded), time.monotonic()
+        start = Start(loaded, loaded.model, WHOLE)
+        if job.start != WHOLE:  # the student that is cut further, or quantized
+            earlier = read_json(record_of(job.settings.folder, replace(BASE, width=job.start)))["checkpoint"]
+            start = Start(loaded, load_model(str(earlier), job.settings.task).model, job.start)
+        how = {"output": record.parent, "steps": job.steps, "target": job.target, "bf16": job.bf16}
         made = train(candidate, job.settings, start, samples, judges, **how)
         seconds = round(time.monotonic() - begun, 1)
         about = {"checkpoint": str(made.folder), "metric": made.metric, "best_step": made.step}
-        write_json(record, {**about, "steps": job.steps, "train_seconds": seconds})
+        write_json(record, {**about, "steps": job.steps, "start": str(job.start), "train_seconds": seconds})
     return dict(read_json(record))
+
+
+def record_of(save_dir: Path, candidate: Candidate) -> Path:
+    """The file that says a training of the candidate is whole."""
+    return save_dir / TRAINED / candidate.key.removesuffix(f"+{BASE.quantization}") / "trained.json"
 
 
 def compile_options(job: Job, candidate: Candidate, checkpoint: Path | str) -> CompileOptions:

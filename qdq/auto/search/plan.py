@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from qdq.auto.search.candidates import (
     BASE,
@@ -77,6 +78,7 @@ class Planned:
     steps: int
     seconds: float
     why: str
+    start: Fraction = WHOLE  # width of the student it is cut from
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,14 @@ class Situation:
     def trained(self, candidate: Candidate) -> bool:
         """True when the floating-point model it quantizes is there already."""
         return candidate.width == WHOLE or any(one.candidate.width == candidate.width for one in self.tried)
+
+    def start(self, candidate: Candidate) -> Fraction:
+        """Width of the narrowest trained student that the candidate can be cut from; 1 is the given model.
+
+        One that was trained already has less far to go, and learns from the same teacher.
+        """
+        wider = (one.candidate.width for one in self.tried if one.candidate.width > candidate.width)
+        return min(wider, default=WHOLE)
 
 
 def next_candidate(candidates: Sequence[Candidate], now: Situation, share: float = FIRST_SHARE) -> Planned | None:
@@ -139,7 +149,9 @@ def plan(candidate: Candidate, now: Situation, share: float = FIRST_SHARE) -> Pl
     why = f"expected {gain:.2f} x as fast as {now.fastest[1]}, {expected:+.2f} points lost, {seconds:.0f} s" + (
         f" with {steps} steps" if steps else ""
     )
-    return Planned(candidate, steps, seconds, why)
+    start = now.start(candidate) if steps and candidate.quantization != QAT else WHOLE
+    why += f" on from width {start}" if start != WHOLE else ""
+    return Planned(candidate, steps, seconds, why, start)
 
 
 def _needless(candidate: Candidate, now: Situation) -> str:

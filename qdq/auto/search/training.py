@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, PreTrainedModel
 
 from engines.targets import TARGETS
 from qdq.auto.search.candidates import Candidate
@@ -101,6 +101,15 @@ def _seconds(function: Callable[[Any], None], batches: Sequence[Any], bf16: bool
 
 
 @dataclass(frozen=True)
+class Start:
+    """Beginning of a training: the given model, which teaches, and the model of some width that is trained on."""
+
+    given: LoadedModel
+    model: PreTrainedModel
+    width: Fraction
+
+
+@dataclass(frozen=True)
 class Trained:
     """A trained checkpoint, and the metric of its model in torch on the rows that choose."""
 
@@ -112,15 +121,14 @@ class Trained:
 def train(
     candidate: Candidate,
     settings: SearchSettings,
-    loaded: LoadedModel,
+    start: Start,
     samples: Sequence[Sample],
     judges: Judges,
     **how: Any,
 ) -> Trained:
     """Distil the candidate's width, or train its quantizers, in ``how["output"]`` with ``how["steps"]`` steps.
 
-    `loaded` is the model it starts from: the one that was given, or for quantization-aware training the pruned one. A
-    training that was killed continues from its last checkpoint. Raises what `compress()` raises.
+    A training that was killed continues from its last checkpoint. Raises what `compress()` raises.
     """
     # The arguments of the training
     method = "qat" if candidate.quantization == "qat" else "dynabert"
@@ -129,7 +137,7 @@ def train(
     args = CompressionArguments(
         output_dir=str(output),
         strategy=method,
-        width_mult_list=[str(candidate.width)],
+        width_mult_list=[str(candidate.width / start.width)],  # of what the start has
         placement=PLACEMENTS.get(kind, PLACEMENTS["cpu"]),
         **_ptq_arguments(method),
         max_steps=steps,
@@ -148,11 +156,13 @@ def train(
         device="gpu" if torch.accelerator.is_available() else "cpu",
     )
     # Its data, and the metric that keeps the best model
+    loaded = start.given
     options = _trainer_options(loaded)
     args.label_names = options.pop("label_names", None)
     metric = metric_of(judges.choosing, loaded)
     data = {"train_dataset": list(samples), "eval_dataset": list(samples[: 16 * BATCH])}
-    trainer = CompressionTrainer(loaded.model, args, tokenizer=loaded.tokenizer, **data, **options)
+    trainer = CompressionTrainer(start.model, args, tokenizer=loaded.tokenizer, **data, **options)
+    trainer.teacher = loaded.model
     trainer.compress(custom_evaluate=lambda model, loader: metric(model))
     best = read_json(output / "compression.json")["candidates"][0]
     return Trained(output / best["folder"], float(best["metric"]), best["notes"].get("best_step"))

@@ -122,6 +122,14 @@ def test_a_smaller_file_is_tried_last_and_of_the_kept_engine_only() -> None:
     assert isinstance(reason, str) and "only of the engine that is kept" in reason
 
 
+def test_a_student_is_cut_from_the_narrowest_one_that_is_trained() -> None:
+    seen = [*START.tried, Tried(Candidate(Fraction(3, 4)), 0.1, 0.0), Tried(TWO_THIRDS, 0.1, 0.0)]
+    found = plan(HALF, replace(START, tried=seen))
+    assert isinstance(found, Planned) and found.start == Fraction(2, 3) and "on from width 2/3" in found.why
+    first = plan(HALF, START)
+    assert isinstance(first, Planned) and first.start == 1
+
+
 def test_a_step_costs_less_at_a_smaller_width() -> None:
     assert COSTS.step_of(HALF) == pytest.approx(0.1 + 0.2)
     assert COSTS.step_of(replace(HALF, quantization="qat")) == pytest.approx(0.1 + 0.4)
