@@ -24,7 +24,7 @@ from qdq.load.source import read_config as read_model_config
 
 @dataclass(frozen=True)
 class OfFile:
-    """What data need to know of an ONNX file's model, from the config.json and the tokenizer beside it.
+    """Facts that data need to know of an ONNX file's model, from the config.json and the tokenizer beside it.
 
     The same names as `qdq.load.model.LoadedModel`; `model` has no weights.
     """

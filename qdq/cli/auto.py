@@ -43,7 +43,7 @@ def auto(typed: Mapping[str, Any], as_json: bool, screen: Screen) -> str:
 
 
 def _configured(options: AutoOptions, path: str, typed: Mapping[str, Any], as_json: bool, screen: Screen) -> str:
-    """What a configuration file asks for."""
+    """Do as a configuration file asks."""
     from qdq.auto.command import evaluate_file, run_file
     from qdq.auto.config import read_config
     from qdq.base.artifacts import to_json

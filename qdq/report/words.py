@@ -146,7 +146,7 @@ def machine(facts: Facts) -> str:
 
 
 def next_steps(facts: Facts) -> Iterator[Step]:
-    """What a person would do now, the most useful first."""
+    """Steps that a person would take now, the most useful first."""
     folder, report, timed = shlex.quote(str(facts.folder)), facts.get("accuracy"), facts.get("benchmark")
     # What stands in the way of trusting or using it.
     if facts.missing:

@@ -20,7 +20,7 @@ from qdq.studies import accuracy_page, auto_page, compression_page, documents, e
 from qdq.studies.linter.report import rule_tables, summary
 from qdq.studies.markdown import filled, fixed, named, table
 from qdq.studies.peers.compiled_table import render_compiled
-from qdq.studies.peers.table import instructions, render_peers, rows_of
+from qdq.studies.peers.table import headline, instructions, render_peers, rows_of
 from qdq.studies.rows_table import rows_table
 from qdq.studies.serving_table import serving_tables
 from qdq.studies.study import DOCS, RESULTS, ROOT, exit_code, load_results
@@ -40,21 +40,24 @@ def pages() -> dict[Path, str]:
     proofs = load_results(RESULTS / "tensorrt")
     linter, rows = proofs.pop(LINTER), proofs.pop(ROWS, None)
     profiles = sorted((RESULTS / "performance").glob("*/profile.json"))
-    readme = {
+    measured = {path.parent.name: cost_table(read_json(path)) for path in profiles}
+    measured |= {
         "results": results_table(compiled),
         "peers": "\n\n".join(render_peers(peers[name]) for name in sorted(peers, reverse=True)),
-        "compression": compression_page.summary(compressed),
-        "example": example_text(compiled[EXAMPLE]),
     }
     # Parts of every page by the names of their markers.
     parts = {
-        ROOT / "README.md": readme,
+        ROOT / "README.md": {
+            "example": example_text(compiled[EXAMPLE]),
+            "headline": headline(compiled[EXAMPLE], peers),
+        },
         DOCS / "compression.md": {
             "table": documented_table(load_results(RESULTS / "table")),
             "auto": auto_page.auto_table(load_results(RESULTS / "auto")),
+            "summary": compression_page.summary(compressed),
             "results": compression_page.sections(compressed),
         },
-        DOCS / "performance.md": {path.parent.name: cost_table(read_json(path)) for path in profiles},
+        DOCS / "performance.md": measured,
         DOCS / "tensorrt.md": {
             "prove": proof_table(proofs),
             "compiled": _compiled(),

@@ -6,6 +6,7 @@ Times are over NNCF's of the same workload; on texts as they are, over NNCF's on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from engines.bench import CROPPED
@@ -13,6 +14,8 @@ from qdq.studies.markdown import fixed, named, table
 
 NNCF = ("nncf", "nncf-static")  # what times are related to, beside ONNX Runtime FP32
 BASE = "onnxruntime-fp32"
+OURS = "qdq-openvino"
+RANDOM = "bert-base-random"  # whose accuracy means nothing
 
 
 def render_peers(report: Mapping[str, Any]) -> str:
@@ -34,6 +37,34 @@ def render_peers(report: Mapping[str, Any]) -> str:
         )
         parts.append(table(["time ÷ NNCF", *columns], rows, "--:"))
     return "\n\n".join([*parts, _notes(report, first)])
+
+
+def headline(example: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]]) -> str:
+    """README.md's table: one row per real model and kind of CPU, and one for the bundled model.
+
+    `example` is the outcome of that model's compile; `peers` are races by the names of their files.
+    """
+    rows = []
+    for report in (peers[name] for name in sorted(peers, reverse=True) if not name.startswith(RANDOM)):
+        race, texts = report["shapes"][0], report["texts"]["contestants"]
+        metric, speedup = report["rows"][OURS]["accuracy"]["metric"], race["contestants"][OURS]["speedup"]
+        best = max(texts[form]["speedup"][f"{NNCF[0]}{CROPPED}"] for form in (OURS, f"{OURS}{CROPPED}"))
+        scores = f"{metric['name']} {metric['fp32']:.4f} → {metric['int8']:.4f}"
+        times = [f"{ratio:.2f}" for ratio in (speedup[BASE], speedup[NNCF[0]], best)]
+        rows.append([f"{report['model']}, {_machine(race)}", *times, scores])
+    bench, cosine = example["benchmark"], example["accuracy"]["cosine_mean"]
+    ratio = bench["contestants"]["int8"]["speedup"][BASE]
+    rows.append([f"{Path(example['out']).name}, {_machine(bench)}", f"{ratio:.2f}", "–", "–", f"cosine {cosine:.4f}"])
+    headers = ["model, machine", "x ONNX Runtime FP32", "x NNCF INT8, full rows", "x NNCF INT8, texts", "FP32 → INT8"]
+    return (
+        f"{table(headers, rows)}\n\nOpenVINO engines, batch {bench['batch']} x sequence {bench['sequence']}, "
+        f"{bench['threads']} threads, all interleaved in one run; above 1 is faster. Full rows: every token real. "
+        "Texts: of their own lengths, each tool with padded or cropped batches, whichever suits it."
+    )
+
+
+def _machine(race: Mapping[str, Any]) -> str:
+    return f"{race['machine']['cpu']} ({instructions(race['machine'])})"
 
 
 def instructions(machine: Mapping[str, Any]) -> str:
