@@ -10,7 +10,7 @@
 #|   make compare-compiled  our TensorRT graph and other tools' (ModelOpt, ONNX
 #|                   Runtime's) in NVIDIA's compiler: docs/tensorrt.md
 #|   make walkthrough DATA=…  fine-tune on MRPC, quantize dynamically, compare
-#|   make test       make lint, make type, then the tests (ARGS="-k name" chooses
+#|   make test       make lint, type and docs, then the tests (ARGS="-k name" chooses
 #|                   some; in WORKERS=2 processes, 0 for a debugger)
 #|   make test-gpu   the tests that need an NVIDIA GPU and TensorRT
 #|   make lint       ruff check, ruff format --check, and who may import whom
@@ -23,6 +23,8 @@
 #|   make profile    measure the cost pictures of docs/performance.md anew
 #|   make accuracy   measure what docs/accuracy.md lacks, and write it
 #|   make compression  the same for docs/compression.md: trainings and engines
+#|   make docs       the pages of docs/ as a site in build/site/, from an
+#|                   environment of its own; a warning is an error
 #|   make lock       renew constraints.txt from the ranges in pyproject.toml
 #|
 #| Variables of engine and bench (`.venv/bin/qdq compile --help-all` has details):
@@ -79,7 +81,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: profile help setup accuracy engine bench bench-t4 prove test lint type clean distclean lock results test-gpu bench-peers compare-compiled
+.PHONY: profile docs help setup accuracy engine bench bench-t4 prove test lint type clean distclean lock results test-gpu bench-peers compare-compiled
 
 VENV := .venv
 PYTHON ?= python3
@@ -228,11 +230,22 @@ auto: setup
 # A file's tests stay in one process, because they share what is costly to build; files start in alphabetical order,
 # which is the long end-to-end ones first.
 WORKERS ?= 2
-test: lint type
+test: lint type docs
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: setup
 	@$(VENV)/bin/python -m pytest -m gpu -rs $(ARGS)
+
+# The site's tools are no part of .venv: nobody needs them to compile a model.
+DOCS := build/docs-venv
+docs: $(DOCS)/.installed
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	@echo "build/site/index.html"
+
+$(DOCS)/.installed: requirements-docs.txt
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install $(PIP_FLAGS) -r requirements-docs.txt
+	@touch $@
 
 lint: setup
 	@$(VENV)/bin/python -m ruff check .
