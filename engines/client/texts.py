@@ -118,6 +118,7 @@ def answer_text(answer: Mapping[str, Any]) -> str:
     """The answer in a line or a few, as a person reads it."""
     score = f"  {answer['score']:.4f}" if isinstance(answer.get("score"), float) else ""
     cut = f"  ({answer['cut']} tokens cut away)" if answer.get("cut") else ""
+    # Lists
     if "entities" in answer:
         lines = [f"{e['entity']:<8} {e['score']:.4f}  {e['start']}-{e['end']}  {e['word']}" for e in answer["entities"]]
         return "\n".join(lines or ["no entities"]) + cut
@@ -127,6 +128,7 @@ def answer_text(answer: Mapping[str, Any]) -> str:
         return "\n".join(lines or ["no answer"]) + cut
     if "labels" in answer:
         return (", ".join(f"{one['label']}  {one['score']:.4f}" for one in answer["labels"]) or "no class") + cut
+    # One thing with its score
     if "answer" in answer:
         return f"{answer['answer'] or 'no answer'}{score}  {answer['start']}-{answer['end']}{cut}"
     if "predictions" in answer:

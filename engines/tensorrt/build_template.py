@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 MODEL = "model.onnx"
 INPUTS: dict[str, list[int | str]] = {"input_ids": ["batch", "sequence"]}
 RANGES: dict[str, list[int]] = {"batch": [1, 40, 40], "sequence": [1, 128, 128]}  # axis: min, opt, max
+BUCKETS: list[int] = []  # sequences with a profile of their own
 WORKSPACE_GIB = 4.0
 OPTIMIZATION_LEVEL = 3
 TIMING_CACHE: str | None = None
@@ -112,15 +113,22 @@ def parse(trt: Any, builder: Any, logger: Any, model: Path) -> Any:
     return network
 
 
-def add_profile(builder: Any, network: Any, config: Any, options: argparse.Namespace) -> None:
-    """One optimization profile with the shape ranges of all inputs."""
+def add_profiles(builder: Any, network: Any, config: Any, options: argparse.Namespace) -> None:
+    """One optimization profile with the shape ranges of all inputs, and one for each bucket, of that sequence alone."""
+    ranges = {axis: getattr(options, axis) for axis in RANGES}
+    for own in (ranges, *(ranges | {"sequence": [bucket] * 3} for bucket in BUCKETS)):
+        add_profile(builder, network, config, own)
+
+
+def add_profile(builder: Any, network: Any, config: Any, ranges: dict[str, list[int]]) -> None:
+    """One optimization profile; `ranges` are (min, opt, max) by axis."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.name not in INPUTS:
             fail(1, f"the model has an input '{tensor.name}' this script was not written for; known: {list(INPUTS)}")
         low, best, high = (
-            tuple(axis if isinstance(axis, int) else getattr(options, axis)[which] for axis in INPUTS[tensor.name])
+            tuple(axis if isinstance(axis, int) else ranges[axis][which] for axis in INPUTS[tensor.name])
             for which in range(3)
         )
         profile.set_shape(tensor.name, low, best, high)
@@ -204,7 +212,7 @@ def main() -> int:
     trt.init_libnvinfer_plugins(logger, "")
     network = parse(trt, builder, logger, options.model)
     config = configure(trt, builder, options)
-    add_profile(builder, network, config, options)
+    add_profiles(builder, network, config, options)
     print(f"building with TensorRT {trt.__version__}; this takes some minutes", flush=True)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

@@ -89,12 +89,14 @@ def _configuration(trt: Any, inputs: Sequence[TensorInfo], settings: TensorRTSet
     """The build configuration, made when polygraphy has a builder. No precision flags: the graph's types decide."""
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
-    shapes = Profile()
-    for name, (low, best, high) in profile_shapes(inputs, settings).items():
-        shapes.add(name, min=low, opt=best, max=high)
+    profiles = []
+    for one in settings.profiles():
+        profiles.append(shapes := Profile())
+        for name, (low, best, high) in profile_shapes(inputs, one).items():
+            shapes.add(name, min=low, opt=best, max=high)
     create_config = CreateConfig(
         tf32=True,  # TensorRT's own default, also trtexec's; polygraphy would switch it off
-        profiles=[shapes],
+        profiles=profiles,
         profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
         memory_pool_limits={trt.MemoryPoolType.WORKSPACE: int(settings.workspace_gib * 2**30)},
         builder_optimization_level=settings.optimization_level,

@@ -73,6 +73,7 @@ def build_script(model: str, inputs: Sequence[TensorInfo], settings: TensorRTSet
         f"MODEL = {model!r}\n"
         f"INPUTS: dict[str, list[int | str]] = {axes!r}\n"
         f"RANGES: dict[str, list[int]] = {ranges!r}  # axis: min, opt, max\n"
+        f"BUCKETS: list[int] = {list(settings.buckets)!r}  # sequences with a profile of their own\n"
         f"WORKSPACE_GIB = {settings.workspace_gib!r}\n"
         f"OPTIMIZATION_LEVEL = {settings.optimization_level!r}\n"
         f"TIMING_CACHE: str | None = {cache!r}\n"
@@ -86,17 +87,10 @@ def build_script(model: str, inputs: Sequence[TensorInfo], settings: TensorRTSet
 
 def trtexec_script(model: str, inputs: Sequence[TensorInfo], settings: TensorRTSettings) -> str:
     """Text of trtexec.sh, with one line for 10.x and one for 11.x."""
-    shapes = profile_shapes(inputs, settings)
-
-    def shape_list(which: int) -> str:
-        return ",".join(f"{name}:{'x'.join(map(str, sizes[which]))}" for name, sizes in shapes.items())
-
     options = [
         f"--onnx={model}",
         f"--saveEngine={PLAN}",
-        f"--minShapes={shape_list(0)}",
-        f"--optShapes={shape_list(1)}",
-        f"--maxShapes={shape_list(2)}",
+        *_profiles(inputs, settings),
         f"--memPoolSize=workspace:{round(settings.workspace_gib * 1024)}",  # MiB
         f"--builderOptimizationLevel={settings.optimization_level}",
         "--profilingVerbosity=detailed",
@@ -107,6 +101,18 @@ def trtexec_script(model: str, inputs: Sequence[TensorInfo], settings: TensorRTS
         options.append(f"--timingCacheFile={settings.timing_cache.name}")
     options += _portability(settings)
     return TRTEXEC_TEXT.format(common=" \\\n    ".join(map(shlex.quote, options)))
+
+
+def _profiles(inputs: Sequence[TensorInfo], settings: TensorRTSettings) -> list[str]:
+    """Shape ranges of every profile; several are told apart by ``--profile``."""
+    found = []
+    for number, one in enumerate(settings.profiles()):
+        shapes = profile_shapes(inputs, one)
+        found += [f"--profile={number}"] if settings.buckets else []
+        for which, kind in enumerate(("min", "opt", "max")):
+            listed = ",".join(f"{name}:{'x'.join(map(str, sizes[which]))}" for name, sizes in shapes.items())
+            found.append(f"--{kind}Shapes={listed}")
+    return found
 
 
 def _portability(settings: TensorRTSettings) -> list[str]:

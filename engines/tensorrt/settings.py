@@ -1,9 +1,9 @@
-"""Settings of a TensorRT build: shape ranges of its one profile, memory, effort, timing cache, and portability."""
+"""Settings of a TensorRT build: shape ranges of its profiles, memory, effort, timing cache, and portability."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class TensorRTSettings:
     project measures. The minimum is 1 x 1, because a server also sends single short texts, and a low minimum costs
     nothing at `opt`. `choices` is the middle axis of multiple-choice inputs [batch, choices, sequence], from 1 to this.
 
+    buckets: lengths that get an optimization profile of their own behind the one of all shapes: exactly this sequence,
+        and any batch. Kernels are tuned for each, and a fixed length is what CUDA graphs need.
     timing_cache: kernel timings, read when the file exists and written after the build: the next build with the same
         TensorRT on the same GPU model does not measure them again.
     version_compatible: the plan also loads in later TensorRT versions; it grows by the lean runtime it carries, may be
@@ -46,6 +48,7 @@ class TensorRTSettings:
     sequence_opt: int = 128
     sequence_max: int = 128
     choices: int = 4
+    buckets: tuple[int, ...] = ()
     workspace_gib: float = 4.0  # limit of scratch memory a kernel may ask for; encoders need far less
     timing_cache: Path | None = None
     optimization_level: int = 3  # 0..5, TensorRT's own default is 3; higher tries more kernels
@@ -62,11 +65,30 @@ class TensorRTSettings:
                 raise ConfigError(
                     f"TensorRT profile, {axis}: expected 1 <= min <= opt <= max, found {low}, {best}, {high}"
                 )
+        self._check_buckets()
         if self.workspace_gib <= 0:
             raise ConfigError(f"TensorRT workspace_gib: expected more than 0 GiB, found {self.workspace_gib}")
         if not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"TensorRT optimization_level: expected 0 to 5, found {self.optimization_level}")
         choice(self.hardware_compatibility, HARDWARE, "TensorRT hardware_compatibility")
+
+    def _check_buckets(self) -> None:
+        if self.buckets and self.packing:
+            raise ConfigError("TensorRT buckets: a batch without padding has no lengths to pad to; leave them out")
+        fitting = all(self.sequence_min <= length <= self.sequence_max for length in self.buckets)
+        if list(self.buckets) != sorted(set(self.buckets)) or not fitting:
+            raise ConfigError(
+                f"TensorRT buckets: expected increasing lengths from {self.sequence_min} to {self.sequence_max}, found "
+                f"{', '.join(map(str, self.buckets))}"
+            )
+
+    def profiles(self) -> tuple[TensorRTSettings, ...]:
+        """The settings of each optimization profile: of all shapes first, then of each bucket."""
+        fixed = [
+            replace(self, buckets=(), sequence_min=length, sequence_opt=length, sequence_max=length)
+            for length in self.buckets
+        ]
+        return (replace(self, buckets=()), *fixed)
 
     def ranges(self) -> dict[str, Range]:
         """(min, opt, max) of every named axis."""
@@ -80,7 +102,7 @@ class TensorRTSettings:
     def as_json(self) -> dict[str, Any]:
         """The settings as recorded in build.json; of the timing cache only the file name, paths differ by machine."""
         cache = self.timing_cache.name if self.timing_cache else None
-        plain = {name: value for name, value in asdict(self).items() if name != "packing" or value is not None}
+        plain = {name: value for name, value in asdict(self).items() if value or name not in ("packing", "buckets")}
         return {**plain, "timing_cache": cache}
 
 
@@ -143,7 +165,7 @@ def axes_of(tensor: TensorInfo) -> tuple[int | str, ...]:
 def profile_shapes(
     inputs: Sequence[TensorInfo], settings: TensorRTSettings
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """(min, opt, max) shape of every input, for the one optimization profile. Raises BuildError as `axes_of` does."""
+    """(min, opt, max) shape of every input, for the first optimization profile. Raises BuildError as `axes_of` does."""
     ranges = settings.ranges()
 
     def shape(tensor: TensorInfo, which: int) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from engines.triton.warmup import warmup_samples
 from engines.types import BuiltEngine, TensorInfo
 from qdq.errors import DeployError
 
+GRAPHS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes with a CUDA graph, beside the largest
 TEMPLATE, MODEL = Path(__file__).with_name("packed_template.py"), "model.py"
 
 
@@ -48,9 +49,30 @@ def write_plan(engine: BuiltEngine, settings: TritonSettings, model: Path) -> No
     for name, source in served_files(engine, "tensorrt").items():
         shutil.copyfile(source, model / VERSION / name)
     config = plan_config(engine, settings)
+    if settings.buckets:
+        add_profiles(config, engine, settings)
     (model / CONFIG_FILE).write_text(render(config), encoding="utf-8")
     if read_config(model / CONFIG_FILE) != config:
         raise DeployError(f"{model / CONFIG_FILE} is not this engine's configuration; write the repository again")
+
+
+def add_profiles(config: Any, engine: BuiltEngine, settings: TritonSettings) -> None:
+    """Let a plan with a profile for each bucket (behind the one of all shapes) run each length on its own.
+
+    A bucket's batches have one length, so each batch size in GRAPHS is one CUDA graph, launched as a whole; others run
+    as they are. No lower bounds: rows that are not there would be read as ids, and could be any number.
+    """
+    (group,) = config.instance_group
+    group.profile.extend(str(number) for number in range(1, 1 + len(settings.buckets)))
+    if any(len(info.shape) != 2 for info in engine.inputs):  # of multiple choice the number of choices varies, too
+        return
+    cuda = config.optimization.cuda
+    cuda.graphs = True
+    for length in settings.buckets:
+        for size in (*(size for size in GRAPHS if size < settings.max_batch_size), settings.max_batch_size):
+            spec = cuda.graph_spec.add(batch_size=0)  # the batch is part of the dims, as max_batch_size 0 wants it
+            for info in engine.inputs:
+                spec.input[info.name].dim.extend((size, length))
 
 
 def plan_config(engine: BuiltEngine, settings: TritonSettings) -> Any:

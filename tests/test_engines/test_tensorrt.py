@@ -38,6 +38,17 @@ def model(tmp_path: Path) -> Path:
 # --- settings and profile -------------------------------------------------------------------------------------------
 
 
+def test_buckets_have_profiles_of_their_own() -> None:
+    settings = TensorRTSettings(batch_max=16, batch_opt=16, buckets=(32, 128))
+    wide, short, long = (profile_shapes(PAIR, one)["input_ids"] for one in settings.profiles())
+    assert wide == ((1, 1), (16, 128), (16, 128))
+    assert (short, long) == (((1, 32), (16, 32), (16, 32)), ((1, 128), (16, 128), (16, 128)))
+    assert settings.as_json()["buckets"] == (32, 128) and "buckets" not in TensorRTSettings().as_json()
+    for wrong in ((64, 32), (32, 32), (0, 32), (32, 256)):
+        with pytest.raises(ConfigError, match="TensorRT buckets: expected increasing lengths from 1 to 128"):
+            TensorRTSettings(buckets=wrong).validate()
+
+
 def test_profile_names_axes_by_position() -> None:
     settings = TensorRTSettings(batch_opt=8, batch_max=16, sequence_min=16, sequence_max=256, choices=5)
     assert profile_shapes(PAIR, settings)["attention_mask"] == ((1, 16), (8, 128), (16, 256))

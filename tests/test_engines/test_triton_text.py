@@ -223,3 +223,23 @@ def test_the_probe_takes_a_full_queue_for_health_and_an_error_for_none(
     assert (ran.returncode == 0) == healthy
     asked = (tmp_path / "asked").read_text()
     assert re.search(r'\{"TEXT": "\d{9,}"\}' if cache else r"it's a cat", asked)  # what a cache has not seen
+
+
+def test_a_plan_runs_each_bucket_on_its_own_profile_with_graphs(
+    plan: BuiltEngine, write: Write, tmp_path: Path
+) -> None:
+    """Behind the profile of all shapes; without profiles in the plan the configuration names none."""
+    form = TextForm.read(write() / "tiny" / "1" / FILE)
+    form = replace(form, engine="tensorrt", files=("model.plan",), buckets=(4, 8))
+    settings = TritonSettings("tiny", "tensorrt", max_batch_size=3, buckets=(4, 8))
+    write_text_repository(plan, form, "{}", settings, tmp_path / "plans")
+    config = read_config(tmp_path / "plans" / "tiny_plan" / "config.pbtxt")
+    assert list(config.instance_group[0].profile) == ["1", "2"] and config.optimization.cuda.graphs
+    specs = [
+        {name: list(shape.dim) for name, shape in spec.input.items()} for spec in config.optimization.cuda.graph_spec
+    ]
+    assert [spec["input_ids"] for spec in specs] == [[size, length] for length in (4, 8) for size in (1, 2, 3)]
+    assert all(spec["attention_mask"] == spec["input_ids"] for spec in specs) and config.max_batch_size == 0
+    write_text_repository(plan, form, "{}", replace(settings, buckets=()), tmp_path / "plans")
+    plain = read_config(tmp_path / "plans" / "tiny_plan" / "config.pbtxt")
+    assert not plain.instance_group[0].profile and not plain.optimization.HasField("cuda")

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engines.tensorrt.script import build_script
+from engines.tensorrt.script import build_script, trtexec_script
 from engines.tensorrt.settings import TensorRTSettings
 from engines.types import TensorInfo
 
@@ -184,3 +184,22 @@ def test_stand_in_lacks_what_its_release_lacks(stand_in: Any) -> None:
             getattr(trt.BuilderFlag, name)
     with pytest.raises(AttributeError, match=r"has no 'IBuilderConfig\.int8_calibrator' to set"):
         trt.Builder(trt.Logger()).create_builder_config().int8_calibrator = None
+
+
+def test_the_script_and_trtexec_give_each_bucket_a_profile(
+    stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[Any] = []
+    module = stand_in(RELEASES[-1])
+    monkeypatch.setattr(module.IBuilderConfig, "add_optimization_profile", lambda _, one: added.append(one) or 0)
+    settings = TensorRTSettings(buckets=(32, 64))
+    script = tmp_path / "build_engine.py"
+    script.write_text(build_script("model.onnx", PAIR, settings), encoding="utf-8")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 0 and len(added) == 3
+    text = trtexec_script("model.onnx", PAIR, settings)
+    assert "--profile=2 \\\n    --minShapes=input_ids:1x64" in text and text.count("--maxShapes") == 3
+    assert "--profile" not in trtexec_script("model.onnx", PAIR, TensorRTSettings())

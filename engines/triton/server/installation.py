@@ -15,7 +15,8 @@ from engines.triton.text.readme import NUMPY
 from qdq.errors import Unavailable
 
 PACKAGE = "nvidia-pytriton"
-# Its python backend reads the arrays of numpy 2 wrongly, and everything else here needs numpy 2.
+# Its python backend is built with pybind11 2.10, which knows the arrays of numpy 1 only: a model that echoes its inputs
+# answers with numpy 1.26.4 and ends its process with 2.4.6. Everything else here needs numpy 2.
 PINS = f"{PACKAGE}==0.7.0 {NUMPY}"
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"

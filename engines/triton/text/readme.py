@@ -15,7 +15,9 @@ from engines.triton.text.orchestration import compose, kubernetes
 
 # Any image from 24.10 on does for a CPU; of a plan it has to be one with the TensorRT that built it.
 IMAGE = "nvcr.io/nvidia/tritonserver:25.08-py3"
-NUMPY = "numpy==1.26.4"  # the last of version 1: python backends before 25 read the arrays of numpy 2 wrongly
+# The last of version 1: python backends up to 24.10 are built with pybind11 2.10, which knows no arrays of numpy 2;
+# later ones (pybind11 2.12) take both.
+NUMPY = "numpy==1.26.4"
 PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx")}  # of each engine
 
 

@@ -52,8 +52,8 @@ def write_text_repository(
 def text_config(form: TextForm, settings: TritonSettings) -> Any:  # an inference.ModelConfig message
     """The configuration of the text model: strings in, the task's outputs, and the queue policy.
 
-    Without a warm-up: of strings from a file, Triton 2.51 hands over the first byte again and again. The model runs the
-    sample of its form itself when it starts.
+    Without a warm-up: of strings from a file, Triton 2.51 was seen to hand over the first byte again and again. The
+    model runs the sample of its form itself when it starts.
     """
     pb2, _ = schema()
     config = pb2.ModelConfig(

@@ -127,7 +127,10 @@ def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:
     from engines.packed import packing_beside
     from engines.tensorrt import TensorRTSettings
 
+    # Padded batches alone have lengths to pad to, and Triton alone runs profiles of its choice
     options = run.options
+    form = None if floating else packing_beside(run.lowered)
+    # The profile around the benchmark's shape, and the builder's options
     return TensorRTSettings(
         batch_opt=options.batch,
         batch_max=options.batch,
@@ -135,13 +138,14 @@ def tensorrt_settings(run: Run, floating: bool = False) -> TensorRTSettings:
         sequence_max=options.sequence,
         timing_cache=Path(options.timing_cache) if options.timing_cache else run.target / "timing.cache",
         choices=CHOICES,
+        buckets=() if floating or form or not TARGETS[options.target].backends else options.buckets,
         workspace_gib=options.workspace_gib,
         optimization_level=options.optimization_level,
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility,
         refit=options.refit and floating,
         strip_weights=options.strip_weights and floating,
-        packing=None if floating else packing_beside(run.lowered),
+        packing=form,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.instructions import int8_sums
+from engines.onnxruntime.guard import refuse_negative_ids
 from engines.packed import packing_beside
 from engines.targets import TARGETS, EngineOptions
 from engines.triton import bucket_model, plan_model
@@ -20,7 +21,14 @@ from qdq.errors import Unavailable
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
 from qdq.pipeline.stages.bench import rivals_beside, workload
 from qdq.pipeline.stages.build import multiplications
-from qdq.pipeline.stages.deploy_text import embedding_of, refusal, require_profile, text_form, tokenizer_of
+from qdq.pipeline.stages.deploy_text import (
+    embedding_of,
+    profiled_buckets,
+    refusal,
+    require_profile,
+    text_form,
+    tokenizer_of,
+)
 from qdq.pipeline.stages.lower import cpu_lowering
 from qdq.pipeline.verdict import float_wins
 
@@ -76,6 +84,7 @@ def _deploy_text(run: Run, stage: Stage, scratch: Path) -> Sequence[Path]:
         queue_size=options.queue_size,
         queue_timeout_ms=options.queue_timeout,
         cache=options.response_cache,
+        buckets=profiled_buckets(run.target, options.buckets, stage) if target.gpu else (),
         about=embedding_of(run.reference),
     )
     # Around the run's own engine, never another one's
@@ -115,7 +124,10 @@ def _deploy_raw(run: Run, stage: Stage, scratch: Path, folder: Path) -> Sequence
     samples = [{name: array[:1] for name, array in batch.items()} for batch in feeds]  # one text of each length
     raw = scratch / "raw"
     raw.mkdir()
-    write_repository(served_engine(run, backend, raw), settings, samples, folder)
+    engine = served_engine(run, backend, raw)
+    if backend == "onnxruntime":
+        engine = refuse_negative_ids(engine, scratch / "guarded")
+    write_repository(engine, settings, samples, folder)
     reach = "" if TARGETS[backend].gpu or _float_note(run) else f", for {int8_sums().reach}"
     what = f"Triton repository for the {backend} backend, {len(names)} model(s), read back"
     stage.say(f"{what}{_float_note(run, backend)}{reach}")

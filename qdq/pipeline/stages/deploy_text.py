@@ -18,6 +18,7 @@ from qdq.pipeline.run import Run
 if TYPE_CHECKING:
     from engines.serving.form import TextForm
     from engines.types import BuiltEngine
+    from qdq.base.screen import Stage
     from qdq.load.model import LoadedModel
     from qdq.text.data import Record
 
@@ -99,6 +100,15 @@ def require_profile(target: Path, batch: int, sequence: int) -> None:
                 f"--{what}: the plan in {target} takes at most {most} and {value} were to be served; deploy with "
                 f"--{what} {most}, or build it again"
             )
+
+
+def profiled_buckets(target: Path, buckets: tuple[int, ...], stage: Stage) -> tuple[int, ...]:
+    """`buckets` when the plan in `target` has an optimization profile for each, as its build.json says; else ()."""
+    built = tuple(read_json(target / "build.json")["settings"].get("buckets", ()))
+    if buckets and buckets != built:
+        listed = ",".join(map(str, buckets))
+        stage.say(f"the plan has no profile for each bucket; 'qdq build --buckets {listed}' gives it those")
+    return buckets if buckets == built else ()
 
 
 def tokenizer_of(loaded: LoadedModel) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qdq.errors import DeployError
-from qdq.pipeline.stages.deploy_text import refusal, require_profile
+from qdq.pipeline.stages.deploy_text import profiled_buckets, refusal, require_profile
 
 
 @pytest.mark.parametrize(("batch", "sequence", "said"), [(41, 128, "--batch: .* at most 40"), (8, 129, "--sequence")])
@@ -39,3 +39,13 @@ def test_a_model_that_cannot_take_texts_says_why(changes: dict[str, Any], said: 
     }
     found = refusal(SimpleNamespace(**(facts | changes)))  # type: ignore[arg-type]
     assert found is None if said is None else said in str(found)
+
+
+def test_buckets_have_profiles_only_where_the_plan_was_built_with_them(tmp_path: Path) -> None:
+    said: list[str] = []
+    stage: Any = SimpleNamespace(say=said.append)
+    (tmp_path / "build.json").write_text('{"settings": {"buckets": [32, 64]}}', encoding="utf-8")
+    assert profiled_buckets(tmp_path, (32, 64), stage) == (32, 64) and not said
+    assert profiled_buckets(tmp_path, (), stage) == () and not said
+    assert profiled_buckets(tmp_path, (32,), stage) == ()
+    assert "qdq build --buckets 32" in said[0]
