@@ -157,7 +157,10 @@ class CompileOptions(TreatmentOptions):
         None, "Triton's backend (default: onnxruntime, or tensorrt for plans)", FREE, choices=TRITON_BACKENDS
     )
     buckets: tuple[int, ...] = _engine(
-        (), "lengths Triton serves as models of their own, such as 32,64,128 (default: one model for all)", FREE, "N,M"
+        (),
+        "lengths Triton serves as models of their own, or profiles of a plan: 32,64,128 (default: none)",
+        FREE,
+        "N,M",
     )
 
     raw_inputs: bool = _engine(False, "a second Triton repository, for clients that send token ids", FREE)
