@@ -114,7 +114,8 @@ class AutoCompression:
 
     def _evaluator(self, function: Callable[..., Any]) -> CustomEvaluate:
         """A callback of either form as ``(model, loader) -> float``. Raises ConfigError for another one."""
-        count = len(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters.values()
+        count = sum(parameter.default is parameter.empty for parameter in parameters)
         if count == 2:
             return function
         if count != 4:

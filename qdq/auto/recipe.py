@@ -104,11 +104,11 @@ class Recompute(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Switch it on."""
-        kwargs["model"].student.gradient_checkpointing_enable({"use_reentrant": False})
+        kwargs["model"].student.activation_checkpointing_enable()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Switch it off."""
-        kwargs["model"].student.gradient_checkpointing_disable()
+        kwargs["model"].student.activation_checkpointing_disable()
 
 
 def precision(training: TrainConfig) -> dict[str, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from qdq.load.model import LoadedModel
 Rows = list[dict[str, torch.Tensor]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rows(load_tiny: Callable[..., LoadedModel], encode: Callable[..., Any]) -> Callable[..., Rows]:
     """`rows(count)`: encoded sentences, labelled by what the tiny checkpoint of a classifier says."""
 
+    @cache
     def make(count: int = 24, labelled: bool = True) -> Rows:
         loaded = load_tiny()
         inputs = encode(loaded, count)

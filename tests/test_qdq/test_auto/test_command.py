@@ -18,6 +18,8 @@ from qdq.base.screen import Screen
 from qdq.errors import ConfigError, DataError
 from qdq.load.model import load_model
 
+pytestmark = pytest.mark.usefixtures("light_collections")  # a training ends with a full one
+
 CONFIGS = Path(__file__).resolve().parents[3] / "examples" / "auto" / "configs"
 WSC = {"span1_text": "cat", "span1_index": 4, "span2_text": "it", "span2_index": 13}
 PAIR = {"sentence1": "the cat", "sentence2": "a dog"}

@@ -18,6 +18,8 @@ from qdq.calibrate.checkpoint import load_checkpoint
 from qdq.errors import ConfigError
 from qdq.load.model import load_model
 
+pytestmark = pytest.mark.usefixtures("light_collections")  # a training ends with a full one
+
 Compressing = Callable[..., AutoCompression]
 SHORT: dict[str, Any] = {
     "train_iter": 6,
