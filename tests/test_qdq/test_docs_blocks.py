@@ -81,6 +81,10 @@ WHOLE_PAGES = {
         "tests/test_qdq/test_studies/test_compression_page.py",
         "test_the_commands_run_as_they_stand",
     ),
+    **{
+        ("docs/auto.md", language): ("tests/test_qdq/test_auto/test_page.py", "test_the_page_runs")
+        for language in ("yaml", "bash", "python")
+    },
     ("docs/uie.md", "bash"): (
         "tests/test_qdq/test_uie/test_page.py",
         "test_the_page_runs_from_annotation_to_extraction",
