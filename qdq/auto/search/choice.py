@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+TIE = 0.02  # engines whose speed differs by no more are equally fast: a race of other rounds may turn them around
+
 
 @dataclass(frozen=True)
 class Raced:
@@ -26,17 +28,21 @@ class Choice:
 
 
 def choose(raced: Sequence[Raced], max_drop: float) -> Choice:
-    """The fastest of `raced` within the drop; where none is, the one that loses least. `raced` is not empty."""
+    """The fastest of `raced` within the drop; where none is, the one that loses least. `raced` is not empty.
+
+    Of equally fast ones the one that loses least counts, of equals the earlier.
+    """
     within = [one for one in raced if one.drop <= max_drop]
     if not within:
         best = min(raced, key=lambda one: (one.drop, -one.speed))
         lost = f"no engine loses at most {max_drop:g} points on the choosing rows; {best.name} loses least"
         return Choice(best.name, f"{lost}, {best.drop:.2f}", within=False)
-    best = max(within, key=lambda one: (one.speed, -one.drop))
+    fastest = max(one.speed for one in within)
+    best = min((one for one in within if one.speed >= fastest * (1 - TIE)), key=lambda one: one.drop)
     why = (
         f"the fastest of {len(within)} engines within {max_drop:g} points on the choosing rows ({best.drop:+.2f} lost)"
     )
-    faster = [one for one in raced if one.speed > best.speed]
+    faster = [one for one in raced if one.speed > fastest]
     if faster:
         nearest = min(faster, key=lambda one: one.drop)
         why += f"; {len(faster)} faster ones lose more, the nearest, {nearest.name}, {nearest.drop:.2f}"

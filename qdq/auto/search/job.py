@@ -92,8 +92,9 @@ def read_job(folder: Path) -> Job:
     """The job of a folder. Raises DeployError when it has none."""
     found = read_json(folder / JOB)
     candidate = None if found["candidate"] is None else candidate_from(found["candidate"])
-    rest = {name: found[name] for name in ("steps", "target", "bf16", "round", "planned", "why")}
-    return Job(settings_from(found["settings"]), candidate, start=Fraction(found["start"]), **rest)
+    names = ("steps", "target", "bf16", "round", "planned", "why")
+    rest = {name: found[name] for name in names if name in found}
+    return Job(settings_from(found["settings"]), candidate, start=Fraction(found.get("start", WHOLE)), **rest)
 
 
 def run(folder: Path, screen: Screen, since: float | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from qdq.auto.search.job import RESULT
 from qdq.base.artifacts import write_json, write_text
-from qdq.base.edge import USAGE
+from qdq.base.edge import INTERRUPTED, USAGE
 from qdq.base.screen import Screen
 from qdq.errors import BuildError, ConfigError, Unavailable
 
@@ -64,8 +64,10 @@ def _local(folder: Path, screen: Screen) -> None:
     with screen.stage(folder.name) as stage, (folder / LOG).open("a", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, check=False).returncode
         stage.say("" if code == 0 else f"failed, see {folder / LOG}")
-    if code < 0:
-        raise BuildError(f"{folder.name}: was ended by signal {-code}; start the same search again, it continues")
+    if code < 0 or code == INTERRUPTED:
+        raise BuildError(
+            f"{folder.name}: was ended by signal {abs(code) % 128}; start the same search again, it continues"
+        )
     if code:
         failed(folder, code)
 
@@ -83,8 +85,8 @@ def failed(folder: Path, code: int) -> None:
 
 
 def _accelerate(folders: Sequence[Path]) -> Path:
-    """A shell script with one ``accelerate launch`` per job."""
-    lines = [f"accelerate launch -m {MODULE} {shlex.quote(str(folder))}" for folder in folders]
+    """A shell script with one ``accelerate launch`` per job, each a single process: candidates are what is parallel."""
+    lines = [f"accelerate launch --num_processes 1 -m {MODULE} {shlex.quote(str(folder))}" for folder in folders]
     return write_text(folders[0].parent / "run.sh", "\n".join(["#!/bin/bash", "set -e", *lines, ""]))
 
 

@@ -39,7 +39,7 @@ def rows(report: Report) -> list[list[str]]:
 
 
 def _ms(entry: Report) -> str:
-    return f"{entry['p50_ms']:.1f}"
+    return f"{entry['p50_ms']:.4g}"
 
 
 def _speed(entry: Report) -> list[str]:
@@ -53,6 +53,7 @@ def _values(entry: Report) -> list[str]:
 
 def notes(report: Report) -> list[str]:
     """Sentences about the table: what was chosen and why, which rows, on what it was timed."""
+    # Conditions of the race
     raced, chosen = report["race"], next(one for one in report["engines"] if one["name"] == report["chosen"])
     shape = f"batch {raced['batch']} x sequence {raced['sequence']}"
     where = (
@@ -61,9 +62,11 @@ def notes(report: Report) -> list[str]:
         if raced["measured"]
         else f"estimated for {raced['device']} at {shape}, no GPU here"
     )
+    # Rows that judged
     counts = (report["fp32"][side]["samples"] for side in ("choosing", "judging"))
     judged = lost(chosen, "judging")
     kept = f"{report['chosen']} is kept: {report['why']}"
+    absent = [] if raced["measured"] else ["this machine cannot build it; its folder has what a GPU machine needs"]
     return [
         f"{kept}. On the judging rows, which chose nothing, it loses {judged:.2f} points",
         "{} development rows choose (odd ones), {} judge (even ones); {}, points against FP32".format(
@@ -71,6 +74,7 @@ def notes(report: Report) -> list[str]:
         ),
         f"speed-up: over the whole model's INT8 engine, {where}",
         f"{report['spent_s']:.0f} s of {report['settings']['budget']:.0f} s were spent on jobs",
+        *absent,
     ]
 
 

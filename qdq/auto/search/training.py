@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -59,7 +58,7 @@ def measure_step(loaded: LoadedModel, samples: Sequence[Sample], seed: int) -> S
     sizes = sizes_at(teacher, [Fraction(max(1, round(heads * MEASURED_WIDTH)), heads)])
     student = copy.deepcopy(teacher).requires_grad_(True)
     module = WidthDistillation(student, make_elastic(student), teacher, sizes, Labels())
-    batches = list(itertools.islice(_some(loaded, samples, seed), WARM_STEPS + MEASURED_STEPS))
+    batches, share = _some(loaded, samples, seed)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.0)
 
     def step(batch: Any) -> None:
@@ -73,31 +72,35 @@ def measure_step(loaded: LoadedModel, samples: Sequence[Sample], seed: int) -> S
 
     found = []
     for bf16 in (False, True):
-        whole, alone = (_seconds(function, batches, bf16) for function in (step, forward))
+        whole, alone = (_seconds(function, batches, bf16) / share for function in (step, forward))
         own = max(0.0, whole - alone) / float(sizes[0].width)  # as it would be at full width
         found.append(Step(own + alone, alone, bf16))
     return min(found, key=lambda one: one.seconds)
 
 
-def _some(loaded: LoadedModel, samples: Sequence[Sample], seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches as trainings see them, without labels."""
+def _some(loaded: LoadedModel, samples: Sequence[Sample], seed: int) -> tuple[list[dict[str, torch.Tensor]], float]:
+    """A few batches as trainings see them, without labels, and the tokens of a timed one over those of the average."""
     lengths = lengths_of(samples)
     order = list(LengthGrouped(lengths, BATCH, seed))
+    parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    sizes = [len(part) * max(lengths[index] for index in part) for part in parts]  # padding included
+    # Rows of the first ones
     pad = DataCollatorWithPadding(loaded.tokenizer)
-    for start in range(0, len(order), BATCH):
-        rows = [{name: samples[index][name] for name in loaded.inputs} for index in order[start : start + BATCH]]
-        yield dict(pad(rows))
+    few = parts[: WARM_STEPS + MEASURED_STEPS]
+    batches = [dict(pad([{name: samples[index][name] for name in loaded.inputs} for index in part])) for part in few]
+    timed = sizes[min(WARM_STEPS, len(few) - 1) : len(few)]
+    return batches, (sum(timed) / len(timed)) / (sum(sizes) / len(sizes))
 
 
 def _seconds(function: Callable[[Any], None], batches: Sequence[Any], bf16: bool) -> float:
     """Mean seconds of a call, behind a few that warm up; of the same batches for everyone."""
-    start = time.perf_counter()
+    start, warm = time.perf_counter(), min(WARM_STEPS, len(batches) - 1)
     for number, batch in enumerate(batches):
-        if number == min(WARM_STEPS, len(batches) - 1):
+        if number == warm:
             start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
             function(batch)
-    return (time.perf_counter() - start) / max(1, len(batches) - WARM_STEPS)
+    return (time.perf_counter() - start) / (len(batches) - warm)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,12 @@ def test_the_fastest_within_the_drop_is_kept() -> None:
     assert "the nearest, width 1/2, 0.90" in found.why
 
 
+def test_of_equally_fast_ones_the_one_that_loses_least_is_kept() -> None:
+    tables = Raced("width 2/3, embeddings", 0.4, 1.425)
+    assert choose([*ENGINES, tables], max_drop=0.5).name == "width 2/3"  # the earlier of equals
+    assert choose([*ENGINES, Raced("better", 0.2, 1.41)], max_drop=0.5).name == "better"
+
+
 def test_where_none_is_within_the_one_that_loses_least_is_kept_and_said_so() -> None:
     found = choose(ENGINES, max_drop=0.05)
     assert (found.name, found.within) == ("ptq", False)

@@ -36,7 +36,7 @@ def test_a_script_has_a_command_for_every_open_job(folders: list[Path]) -> None:
     with pytest.raises(Unavailable, match=r"1 jobs are written out; run bash .*, then the same search again"):
         launch("accelerate", folders, Screen())
     lines = (folders[0].parent / "run.sh").read_text(encoding="utf-8").splitlines()
-    assert lines[-1] == f"accelerate launch -m qdq.auto.search.job '{folders[1]}'"
+    assert lines[-1] == f"accelerate launch --num_processes 1 -m qdq.auto.search.job '{folders[1]}'"
 
 
 def test_a_slurm_array_starts_the_job_of_its_number(folders: list[Path]) -> None:
@@ -76,9 +76,10 @@ def test_a_mistake_of_the_user_and_a_signal_end_the_search(
     monkeypatch.setattr(launching.subprocess, "run", Process(2, "qdq: dev.tsv: has 3 rows"))
     with pytest.raises(ConfigError, match="has 3 rows"):
         launch("local", folders, Screen())
-    monkeypatch.setattr(launching.subprocess, "run", Process(-9))
-    with pytest.raises(BuildError, match="ended by signal 9; start the same search again"):
-        launch("local", folders, Screen())
+    for code, number in ((-9, 9), (130, 2)):  # killed, and Ctrl-C
+        monkeypatch.setattr(launching.subprocess, "run", Process(code))
+        with pytest.raises(BuildError, match=f"ended by signal {number}; start the same search again"):
+            launch("local", folders, Screen())
     assert not (folders[0] / "result.json").exists()
 
 

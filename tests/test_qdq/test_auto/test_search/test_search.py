@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +23,7 @@ from qdq.errors import BuildError, ConfigError, Unavailable, WorkError
 
 pytest.importorskip("openvino")
 WORDS = ("cat", "dog", "river", "teacher", "city", "meal", "house", "garden", "road", "bread", "engine", "morning")
-PATIENCE = 300.0  # seconds for a process on a busy machine
+PATIENCE = 600.0  # seconds for a process on a busy machine
 SEARCH = (
     "import sys, json; from qdq.auto.search.command import search; from qdq.auto.search.settings import from_json; "
 )
@@ -90,6 +88,7 @@ def test_a_search_trains_builds_races_and_deploys(found: tuple[SearchSettings, d
     assert best.resolve() == Path(report["deployed"]).resolve()
     for made in ("model.xml", "accuracy.json", "benchmark.json", "model_repository"):
         assert (best / "openvino" / made).exists()
+    assert not (settings.folder / "jobs" / "ptq" / "engine" / "openvino" / "benchmark.json").exists()
     assert (settings.folder / "report.md").is_file() and (settings.folder / "pareto.png").is_file()
 
 
@@ -116,24 +115,26 @@ def test_killed_and_started_again_it_ends_with_the_same_table(
     settings, whole = replace(found[0], save_dir=str(tmp_path / "killed")), found[1]
     for name in ("fp32", "ptq"):  # done before, to save two processes their start
         shutil.copytree(found[0].folder / "jobs" / name, settings.folder / "jobs" / name)
-    process = subprocess.Popen([sys.executable, "-c", SEARCH, to_json(settings.as_json())], stderr=subprocess.DEVNULL)
+    said = (tmp_path / "said.txt").open("w+")
+    process = subprocess.Popen([sys.executable, "-c", SEARCH, to_json(settings.as_json())], stderr=said)
     try:
         # Killed while the student is trained
         training = settings.folder / "trained" / "width-1of2" / "training" / "dynabert"
         end = time.monotonic() + PATIENCE
         while not list(training.glob("checkpoint-*")):
-            assert process.poll() is None and time.monotonic() < end
+            assert process.poll() is None and time.monotonic() < end, (tmp_path / "said.txt").read_text()
             time.sleep(0.02)
         with pytest.raises(WorkError, match="another search is working here"):
             search(settings, Screen())
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+        said.close()
     assert not (settings.folder / "trained" / "width-1of2" / "trained.json").exists()
     monkeypatch.setattr(command, "launch", here)  # it waits for the orphan's end by its lock
     report = search(settings, Screen())
     assert table(report) == table(whole)
-    assert (report["chosen"], report["not_tried"]) == (whole["chosen"], whole["not_tried"])
+    assert report["not_tried"] == whole["not_tried"]
     assert report["spent_s"] > sum(one["seconds"] for one in report["engines"])
 
 
