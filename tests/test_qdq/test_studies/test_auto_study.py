@@ -39,7 +39,12 @@ def record() -> dict[str, Any]:
         },
         "hand": {"wall_s": 900.0},
         "race": {
-            "batch": 40, "sequence": 128, "rounds": 30, "threads": 2, "machine": {"cpu": "a CPU"}, "versions": {},
+            "batch": 40,
+            "sequence": 128,
+            "rounds": 30,
+            "threads": 2,
+            "machine": {"cpu": "a CPU"},
+            "versions": {},
             "engines": {
                 FP32: {"p50_ms": 600.0, "ratio": {"value": 0.25, "low": 0.2, "high": 0.3}, **sides},
                 INT8: engine(200.0, 1.0, 0.0),

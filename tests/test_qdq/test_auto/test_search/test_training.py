@@ -31,7 +31,7 @@ def test_a_step_has_its_price(settings: SearchSettings, load_tiny: Callable[...,
     loaded = load_tiny()
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     step = measure_step(loaded, training_samples(settings, loaded), seed=1)
-    assert 0 < step.teacher < step.seconds
+    assert 0 < step.teacher <= step.seconds  # a tiny one has no own part beyond the noise
     assert all(value.equal(before[name]) for name, value in loaded.model.state_dict().items())
 
 
