@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from qdq.auto.config import Configuration, read_config
-from qdq.auto.data import read_rows
 from qdq.auto.default import STEPS_OF_DEFAULT, default_configuration
 from qdq.auto.graph import File, run_graph, score_file
-from qdq.auto.models import Source, find_model
+from qdq.auto.inputs.data import read_rows
+from qdq.auto.inputs.models import Source, find_model
 from qdq.auto.session import Materials, check_origin, open_session
 from qdq.auto.strategy import Result, run_strategies
 from qdq.base.screen import Screen

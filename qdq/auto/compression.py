@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from qdq.auto.config import Configuration, read_config
-from qdq.auto.data import MOST_BATCHES, Rows, loader_rows
 from qdq.auto.default import STEPS_OF_DEFAULT, default_configuration
 from qdq.auto.graph import File, run_graph
-from qdq.auto.models import find_model
+from qdq.auto.inputs.data import MOST_BATCHES, Rows, loader_rows
+from qdq.auto.inputs.models import find_model
 from qdq.auto.output import export_graph
 from qdq.auto.session import Materials
 from qdq.auto.strategy import Result, run_strategies
@@ -42,7 +42,7 @@ class AutoCompression:
     """One model, compressed as a configuration says.
 
     Args:
-        model_dir: a checkpoint folder, an ONNX file or the folder of one (`qdq.auto.models`).
+        model_dir: a checkpoint folder, an ONNX file or the folder of one (`qdq.auto.inputs.models`).
         train_dataloader: torch's DataLoader, or anything that gives batches; labels are optional.
         model_filename, params_filename: file names in `model_dir`.
         save_dir: the final model lies here under its input's names.

@@ -9,8 +9,8 @@ from typing import Any
 
 from qdq.auto.config import Configuration, QuantPost
 from qdq.auto.config.quantization import OPERATORS
-from qdq.auto.data import Rows
-from qdq.auto.models import Source
+from qdq.auto.inputs.data import Rows
+from qdq.auto.inputs.models import Source
 from qdq.auto.output import copy_texts
 from qdq.auto.session import Materials, arguments, check_origin
 from qdq.auto.steps import SEARCHED, draw, ptq_arguments

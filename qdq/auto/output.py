@@ -21,7 +21,7 @@ from qdq.pipeline.options import TARGETS
 from qdq.pipeline.stages.export import export_example
 
 if TYPE_CHECKING:
-    from qdq.auto.models import Source
+    from qdq.auto.inputs.models import Source
     from qdq.compress.method import CompressedModel, Session
 
 TEXT = ("*.json", "*.txt", "*.model")  # of a model folder: configurations, vocabularies

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, Trainer
 
 from qdq.auto.config import Configuration
 from qdq.auto.config.training import DEFAULT_EPOCHS
-from qdq.auto.data import Rows
-from qdq.auto.models import Source
-from qdq.auto.recipe import norm_limit, precision
+from qdq.auto.inputs.data import Rows
+from qdq.auto.inputs.models import Source
+from qdq.auto.training.recipe import norm_limit, precision
 from qdq.base.screen import Screen
 from qdq.compress import CompressionArguments
 from qdq.compress.datasets import Labels, check_labels

@@ -12,12 +12,12 @@ from torch import nn
 
 from qdq.auto.config import Configuration
 from qdq.auto.default import ALL_STEPS
-from qdq.auto.distance import Distance, Taught
-from qdq.auto.models import find_model
+from qdq.auto.inputs.models import find_model
 from qdq.auto.output import write_model
-from qdq.auto.recipe import TrainingRecipe
 from qdq.auto.session import Materials, check_origin, open_session
 from qdq.auto.steps import Step, check
+from qdq.auto.training.distance import Distance, Taught
+from qdq.auto.training.recipe import TrainingRecipe
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen
 from qdq.compress.method import CompressedModel, Session

@@ -70,8 +70,8 @@ def settings_of(configuration: Configuration, typed: Mapping[str, Any]) -> Searc
 
     Raises ConfigError for what both name, and for keys of TrainConfig, which a search decides.
     """
-    from qdq.auto.data import place_of
-    from qdq.auto.models import find_model
+    from qdq.auto.inputs.data import place_of
+    from qdq.auto.inputs.models import find_model
 
     options, where = configuration.model, configuration.where
     assert options is not None  # read with needs_model

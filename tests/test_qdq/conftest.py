@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import shutil
@@ -266,7 +267,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
     def serve(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Hub:
         served = Hub(rows, names)
         monkeypatch.setattr(datasets, "load_dataset", served.load_dataset)
-        monkeypatch.setattr("qdq.load.hub.silence", lambda name: "")
+        # By its module: the attribute `load` of qdq is the function of that name
+        monkeypatch.setattr(importlib.import_module("qdq.load.hub"), "silence", lambda name: "")
         return served
 
     return serve

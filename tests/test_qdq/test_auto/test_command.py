@@ -13,7 +13,7 @@ import yaml
 
 from qdq.auto.command import evaluate_file, run_file
 from qdq.auto.config import Global
-from qdq.auto.data import read_rows
+from qdq.auto.inputs.data import read_rows
 from qdq.base.screen import Screen
 from qdq.errors import ConfigError, DataError
 from qdq.load.model import load_model

@@ -11,9 +11,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 
+from qdq.auto.command import evaluate_file, run_file
 from qdq.auto.compression import AutoCompression
 from qdq.auto.strategy import REPORT
+from qdq.base.screen import Screen
 from qdq.calibrate.checkpoint import load_checkpoint
 from qdq.errors import ConfigError
 from qdq.load.model import load_model
@@ -168,6 +171,14 @@ def test_an_onnx_file_is_quantized_under_its_name(
     assert "QuantizeLinear" in {node.op_type for node in quantized.node}
     assert (tmp_path / "out" / "config.json").is_file()  # its text files lie beside it
     assert made.export_onnx(deploy_backend="onnxruntime").is_file()
+    # The same by a configuration file, whose data are read with the config.json and the tokenizer beside the graph
+    (tmp_path / "dev.tsv").write_text("label\tsentence\n0\tthe cat finds the blue house\n1\ta small dog\n")
+    options = {"model_dir": str(folder), "dev_data": str(tmp_path / "dev.tsv"), **given}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"Global": options, "QuantPost": {"batch_nums": 1}}))
+    before = evaluate_file(tmp_path / "run.yaml", Screen())
+    by_file = run_file(tmp_path / "run.yaml", tmp_path / "file", Screen())
+    assert by_file.baseline == next(iter(before.values())) and (tmp_path / "file" / "inference.onnx").is_file()
+    # Files cannot be trained
     for config, message in (
         ({"Distillation": None}, "can be quantized (QuantPost) but not trained, and there is distill"),
         ({}, "and there is no strategy"),

@@ -15,10 +15,10 @@ from torch import nn
 from qdq.auto.compression import AutoCompression
 from qdq.auto.config import HyperParameterOptimization, QuantAware, QuantPost, read_config
 from qdq.auto.config.training import TrainConfig
-from qdq.auto.distance import flow_between
-from qdq.auto.recipe import Gradients, Recompute, norm_limit
 from qdq.auto.steps import draw
 from qdq.auto.strategy import Result
+from qdq.auto.training.distance import flow_between
+from qdq.auto.training.recipe import Gradients, Recompute, norm_limit
 from qdq.compress.fake_quant import RangeSettings, TrainedQuantizer
 from qdq.errors import ConfigError
 from qdq.inject import inject, quantizers

@@ -1,6 +1,7 @@
 """Reading text: every format, column detection, the limit, and the optional datasets package."""
 
 import csv
+import importlib
 import json
 import logging
 import subprocess
@@ -260,7 +261,8 @@ class FakeDatasets(types.ModuleType):
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "datasets", FakeDatasets("datasets"))
-    monkeypatch.setattr("qdq.load.hub.silence", {"nobody/nothing": "", "nobody/there": "no answer"}.get)
+    answers = {"nobody/nothing": "", "nobody/there": "no answer"}
+    monkeypatch.setattr(importlib.import_module("qdq.load.hub"), "silence", answers.get)  # qdq.load is a function, too
     write(tmp_path / "both" / "dataset_dict.json", "{}")
     write(tmp_path / "one" / "state.json", "{}")
     return tmp_path

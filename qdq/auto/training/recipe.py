@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from qdq.auto.config.keys import typed
 from qdq.auto.config.optimizers import OPTIMIZERS, GradClip, Regularizer
 from qdq.auto.config.training import TrainConfig
-from qdq.auto.distance import Distance
+from qdq.auto.training.distance import Distance
 from qdq.errors import ConfigError
 
 CLOSE = 0.005  # of the metric before: a model that is back so near ends its training
