@@ -112,8 +112,8 @@ def measure_hand(places: Places, name: str) -> dict[str, Any]:
     settings, documented, output = places.settings(name), CASES[name][1], places.work / name / "hand"
     data, steps = _dataset(settings, places.work / name / "data"), _steps(places, name)
     limit = [] if steps is None else ["--max_steps", str(steps)]
-    words = [f"examples/{documented.script}", "--dataset", str(data.resolve()), "--model_name_or_path"]
-    words += [str(Path(settings.model).resolve()), "--output_dir", str(output.resolve()), *documented.flags]
+    words = [f"examples/{documented.script}", "--dataset", str(data), "--model_name_or_path"]
+    words += [settings.model, "--output_dir", str(output), *documented.flags]
     words += ["--strategy", "dynabert+ptq", "--report_to", "none", "--disable_tqdm", "True", *limit]
     started = time.monotonic()
     code = subprocess.run([sys.executable, *words], cwd=ROOT, check=False).returncode

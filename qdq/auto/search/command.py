@@ -190,7 +190,7 @@ def _run(state: State, planned: Sequence[Planned | None], screen: Screen) -> Non
         target = str(base["target"]) if base else settings.target
         about = {} if one is None else {"steps": one.steps, "planned": one.seconds, "why": one.why, "start": one.start}
         about["round"] = number if candidate else -1
-        job = Job(settings, candidate, target=target, bf16=bf16, **about)  # type: ignore[arg-type]
+        job = Job(settings.absolute, candidate, target=target, bf16=bf16, **about)  # type: ignore[arg-type]
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / JOB, job.as_json())
     launch("local" if needed else settings.launcher, folders, screen)
@@ -247,7 +247,7 @@ def _deploy(state: State, candidate: Candidate, screen: Screen) -> str:
     outcome = compile_model(compile_options(job, candidate, found["checkpoint"]), screen)
     with contextlib.suppress(OSError), atomic_path(state.settings.folder / BEST) as partial:
         Path(partial).symlink_to(os.path.relpath(outcome.out, state.settings.folder))
-    return outcome.out
+    return str(state.settings.folder / os.path.relpath(outcome.out, state.settings.folder))
 
 
 def _report(state: State, timed: dict[str, Any], choice: Choice, front: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,13 @@ class SearchSettings:
     def source(self, path: str) -> TextSource:
         """`path` with the columns and labels that were named."""
         return TextSource(path, self.text_columns, self.label_column, self.header, self.labels)
+
+    @property
+    def absolute(self) -> SearchSettings:
+        """The same with whole paths, for a process that starts elsewhere."""
+        places = {name: Path(getattr(self, name)).expanduser() for name in ("model", "train", "dev")}
+        found: dict[str, Any] = {name: str(one.resolve()) for name, one in places.items() if one.exists()}
+        return replace(self, **{**found, "save_dir": str(self.folder.resolve())})
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON value of every setting."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +39,14 @@ def test_no_durations(text: str) -> None:
 def test_values_that_cannot_be_meant(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(SETTINGS, **change).validate()
+
+
+def test_a_process_that_starts_elsewhere_gets_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.tsv").touch()
+    found = replace(SETTINGS, model="org/model", dev="datasets:glue mrpc:validation", save_dir="out").absolute
+    assert (found.model, found.dev) == ("org/model", "datasets:glue mrpc:validation")
+    assert (found.train, found.save_dir) == (str(tmp_path / "train.tsv"), str(tmp_path / "out"))
 
 
 def test_json_and_back() -> None:
