@@ -45,24 +45,14 @@ def artifacts(run: Run) -> list[str]:
     decided = run.work.manifest["stages"].get("calibrate", {}).get("outputs", {})
     why = [name for name in ("sweep.json", "search.json", "search.png") if name in decided]
     raced = ("race.json",) if len(run.rivals) > 1 else ()
-    root = (
-        "placement.json",
-        "calibration.json",
-        "histograms.json",
-        *why,
-        "checkpoint",
-        CANONICAL,
-        FLOAT,
-        *raced,
-        MANIFEST,
-    )
+    shared = ("placement.json", "calibration.json", "histograms.json", *why, "checkpoint", CANONICAL, FLOAT)
+    root = (*shared, *raced, MANIFEST, "report.html", "README.md")
     mine = (
         *("model.onnx", "passes.json", *TARGETS[run.options.target].files, "build_engine.py", "trtexec.sh"),
         *("build.json", "accuracy.json", "disagreements.json", "benchmark.json", REPOSITORY, RAW_REPOSITORY),
         *("fp16", "bf16", "fp32"),
     )
     paths = [run.work.path / name for name in root] + [run.target / name for name in mine]
-    paths += [run.work.path / name for name in ("report.html", "README.md")]
     return [str(path) for path in paths if path.exists()]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from qdq.base.versions import __version__
 from qdq.report.facts import INT8, Facts
 from qdq.report.html import fixed, megabytes, number
-from qdq.report.words import closeness, cost, coverage, gain, machine
+from qdq.report.words import closeness, cost, coverage, gain, lacking, machine
 
 BUNDLED = "sentence-transformers/all-MiniLM-L6-v2"  # what is compiled when no model is named
 # Our task -> the Hub's pipeline tag, where it has one
@@ -110,7 +110,7 @@ def _parts(facts: Facts) -> Iterator[str]:
 def _accuracy(facts: Facts) -> Iterator[str]:
     report = facts.get("accuracy")
     if report is None:
-        yield f"Not measured: the engine was not run on the machine that compiled it. {facts.missing}".strip()
+        yield f"Not measured: the engine was not run on the machine that compiled it. {lacking(facts)}".strip()
         return
     if not report["metrics"]:
         yield f"No task metric: {report['metric_reason']}. {closeness(report)} to FP32 over {report['samples']} texts."
@@ -128,7 +128,7 @@ def _accuracy(facts: Facts) -> Iterator[str]:
 def _speed(facts: Facts) -> Iterator[str]:
     report = facts.get("benchmark")
     if report is None:
-        yield f"Not timed: the engine was not run on the machine that compiled it. {facts.missing}".strip()
+        yield f"Not timed: the engine was not run on the machine that compiled it. {lacking(facts)}".strip()
         return
     rows = ["| contestant | ms, full rows | texts/s | ms, texts as they are |", "|---|--:|--:|--:|"]
     texts = report.get("texts", {}).get("contestants", {})
@@ -159,7 +159,7 @@ def scheme(facts: Facts) -> Iterator[str]:
     if engine:
         yield f"engine {megabytes(engine)}, FP32 graph {megabytes(floating)}"
     else:
-        yield f"no engine was built: {facts.missing or 'the build stage has not run'}"
+        yield f"no engine was built: {lacking(facts) or 'the build stage has not run'}"
 
 
 def _usage(facts: Facts) -> Iterator[str]:

@@ -97,7 +97,7 @@ def size(facts: Facts) -> tuple[str, str]:
     """Bytes of the engine beside those of the float graph."""
     engine, floating = facts.sizes
     if not engine:
-        return "none yet", facts.missing or "the engine is not built"
+        return "none yet", lacking(facts) if facts.missing else "the engine is not built"
     return megabytes(engine), f"the {facts.target} engine, instead of {megabytes(floating)} in FP32"
 
 
@@ -119,7 +119,12 @@ def sentences(facts: Facts) -> Iterator[str]:
         figure, more = gain(facts)
         yield f"INT8 has {figure} {more}. {machine(facts)}."
     if facts.missing:
-        yield f"{facts.missing.rstrip('.')}."
+        yield f"{lacking(facts)}: see the next steps."
+
+
+def lacking(facts: Facts) -> str:
+    """First line of what this machine lacks."""
+    return facts.missing.partition("\n")[0].rstrip(".:")
 
 
 def _agreement(report: Any) -> str:
@@ -149,8 +154,8 @@ def next_steps(facts: Facts) -> Iterator[Step]:
     """Steps that a person would take now, the most useful first."""
     folder, report, timed = shlex.quote(str(facts.folder)), facts.get("accuracy"), facts.get("benchmark")
     # What stands in the way of trusting or using it.
-    if facts.missing:
-        yield Step(f"Build the engine on a machine that has what it needs. Here: {facts.missing}")
+    if not facts.sizes[0]:
+        yield _build_it(facts)
     if timed is not None and facts.verdict is not None and not facts.verdict["pays"]:
         yield Step(
             f"Serve FP32 on this machine: {facts.verdict['best']} is faster than INT8. The same calibrated graph "
@@ -176,6 +181,15 @@ def next_steps(facts: Facts) -> Iterator[Step]:
         yield Step("Serve it: a Triton server that takes text.", f"qdq serve {folder}")
     if facts.sizes[0]:
         yield Step("Use it from Python.", f"import qdq\nengine = qdq.load({str(facts.folder)!r})")
+
+
+def _build_it(facts: Facts) -> Step:
+    """Where an engine that is not here can be built."""
+    script = facts.folder / facts.target / "build_engine.py"
+    command = f"cd {shlex.quote(str(script.parent))} && python {script.name}" if script.is_file() else ""
+    asked = "\n".join(f"# {line}" for line in facts.missing.splitlines())
+    lines = "\n".join(filter(None, (asked, command)))
+    return Step(f"Build the engine on a machine that has what {facts.target} needs.", lines)
 
 
 def _about_the_loss(facts: Facts, metric: Any, samples: int) -> Iterator[Step]:

@@ -66,6 +66,7 @@ ELSEWHERE = {
         "tests/test_qdq/test_uie/test_page.py",
         "test_the_page_runs_from_annotation_to_extraction",
     ),
+    ("docs/python.md", "import qdq"): ("tests/test_qdq/test_api/test_docs.py", "test_the_quickstart_runs"),
     ("docs/custom-model.md", "from safetensors.numpy import save_file"): (
         "tests/test_qdq/test_load/test_convert.py",
         "test_paddle_weights_in_safetensors_are_converted_and_named_where_they_are_not",
@@ -135,6 +136,7 @@ HERE: dict[tuple[str, str], tuple[dict[str, str], list[str], set[int]]] = {
         [*QUICK[:2], *QUICK[4:]],
         {0},
     ),
+    ("docs/report.md", "qdq report build/my-bert"): ({}, [], {0}),
     ("docs/triton.md", "make engine"): ({}, [], {0}),
     ("docs/triton.md", "qdq deploy --out build/my-bert --raw-inputs"): ({}, [], {0}),
     ("docs/triton.md", "qdq deploy --out build/my-bert --buckets 32,64,128"): (

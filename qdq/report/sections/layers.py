@@ -47,7 +47,7 @@ def layers(facts: Facts) -> str:
         "div",
         *cells,
         class_="map",
-        style=f"grid-template-columns:max-content repeat({depth},minmax(18px,34px))",
+        style=f"grid-template-columns:max-content repeat({depth},minmax(18px,1fr));max-width:{140 + 37 * depth}px",
         role="group",
     )
     placed = sum(1 for point in points if point["placed"])

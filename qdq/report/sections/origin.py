@@ -46,5 +46,7 @@ def _value(value: object) -> str:
 
 def _hashes(facts: Facts) -> Iterator[tuple[str, str, str]]:
     for stage, record in facts.manifest.get("stages", {}).items():
+        if stage == "report":  # a page does not know its own
+            continue
         for name, digest in record.get("outputs", {}).items():
             yield text(name), text(stage), element("span", text(digest), class_="mono")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -157,34 +156,12 @@ def test_a_question_is_answered_as_the_floating_point_model_would(built: Build, 
         engine.encode("a text")
 
 
-def _embedder(folder: Path, base: Path, **settings: Any) -> Path:
-    """`base` with the files of a sentence-transformers chain: mean pooling, length 1."""
-    import shutil
-
-    shutil.copytree(base, folder)
-    kinds = {"": "models.Transformer", "1_Pooling": "models.Pooling", "2_Normalize": "models.Normalize"}
-    modules = [
-        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
-        for index, (path, kind) in enumerate(kinds.items())
-    ]
-    (folder / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, **settings.pop("pooling", {})}
-    for name, content in {
-        "modules.json": modules,
-        "1_Pooling/config.json": pooling,
-        "config_sentence_transformers.json": settings,
-    }.items():
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    return folder
-
-
 @pytest.fixture(scope="module")
-def embedder(tiny_checkpoint: Any, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def embedder(as_embedder: Any, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny embedding model with prompts, and its work directory."""
     place = tmp_path_factory.mktemp("embedder")
-    base = tiny_checkpoint("bert", "feature-extraction", num_hidden_layers=1)
     prompts = {"query": "the old river ", "document": ""}
-    model = _embedder(place / "embedder", base, prompts=prompts, default_prompt_name="query")
+    model = as_embedder(place / "embedder", prompts=prompts, default_prompt_name="query")
     qdq.compile(model, calibration=text_file, out=place / "work", target="onnxruntime", **SMALL)
     return model, place / "work"
 

@@ -139,7 +139,9 @@ def test_a_second_run_does_nothing(workplace: Path, qdq: Callable[..., Any], sma
     for target in TARGETS:
         ran = qdq("compile", *source, "--target", target, *small)
         assert ran.code == 0
-        assert states(ran.err) == dict.fromkeys(STAGES, "up to date")
+        # The one page is of the last target, so it is made anew for the other one.
+        assert states(ran.err) == dict.fromkeys(STAGES[:-1], "up to date") | {"report": "ran"}
+    assert states(qdq("compile", *source, "--target", target, *small).err) == dict.fromkeys(STAGES, "up to date")
     after = contents(workplace / "work")
     del before["manifest.json"], after["manifest.json"]  # names the target of the last run
     assert after == before
