@@ -83,6 +83,7 @@ def _result(facts: Facts, report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(facts: Facts) -> Iterator[str]:
+    # Where it comes from, then the figures, then how to run it.
     base = base_model(facts)
     origin = (
         f"[{base}](https://huggingface.co/{base})" if base else f"the local checkpoint `{facts.options.get('model')}`"

@@ -184,7 +184,7 @@ def next_steps(facts: Facts) -> Iterator[Step]:
 
 
 def _build_it(facts: Facts) -> Step:
-    """Where an engine that is not here can be built."""
+    """Build an engine that is not here, on a machine that can."""
     script = facts.folder / facts.target / "build_engine.py"
     command = f"cd {shlex.quote(str(script.parent))} && python {script.name}" if script.is_file() else ""
     asked = "\n".join(f"# {line}" for line in facts.missing.splitlines())

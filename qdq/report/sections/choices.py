@@ -55,6 +55,7 @@ def trade_off(facts: Facts) -> str:
     report = facts.get("search")
     if report is None or not report["curve"]:
         return ""
+    # Every placement with a loss, and its time where one is known.
     lossy = "drop_points" if report["by"] == "metric" else "divergence"
     placed = [
         (tried, where)
@@ -64,6 +65,7 @@ def trade_off(facts: Facts) -> str:
     unit = "points lost" if lossy == "drop_points" else "divergence from FP32"
     said = f"{len(report['curve'])} placements were tried on training rows; the limit was {report['limit']:g} ({unit})."
     how = "Full dots are of engines that were built and timed, rings are predicted."
+    # The same as numbers.
     rows = [
         (str(tried["dropped"]), _mark(tried, report), number(tried[lossy]), "–" if not placed else _of(placed, tried))
         for tried in report["curve"]
@@ -123,6 +125,7 @@ def _plot(
     """Dots without a line between them: neighbours on the search's rows differ by chance."""
     metric = (facts.get("accuracy") or {}).get("metric") if lossy == "drop_points" else None
     final = interval_of(metric) if metric else None
+    # The range of both axes.
     losses = [tried[lossy] for tried, _ in placed] + [0.0, *(final or ())]
     low, high = min(losses), max(max(losses), report["limit"] if lossy == "drop_points" else max(losses))
     margin = (high - low) * 0.08 or 0.1
@@ -134,6 +137,7 @@ def _plot(
             HEIGHT - TOP - BOTTOM
         )
 
+    # A dot for each placement, FP32, and the chosen one on evaluation rows.
     marks = [_axes(at, right, low, high, unit)]
     for tried, where in placed:
         x, y = at(where, tried[lossy])

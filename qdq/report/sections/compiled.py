@@ -53,6 +53,7 @@ def estimate(facts: Facts) -> str:
     report = facts.get("estimate")
     if report is None:
         return ""
+    # How far the estimator is off, and the three networks.
     times, checked = report["estimate_ms"], report["validation"]
     error = (
         f"On {checked['rows']} published rows of this device it is {checked['mean_error_percent']:.0f}% off on "
@@ -70,6 +71,7 @@ def estimate(facts: Facts) -> str:
         error,
         *(f"{note[:1].upper()}{note[1:]}." for note in checked["notes"]),
     )
+    # The kernels that take longest.
     slowest = sorted(report["layers"], key=lambda layer: -layer["estimate_ms"])[:SLOWEST]
     kernels = [
         (

@@ -22,6 +22,7 @@ def ranges(facts: Facts) -> str:
     calibration, seen = facts.get("calibration"), facts.get("histograms")
     if calibration is None:
         return ""
+    # What the ranges are of, then a picture of each, or the numbers alone.
     how = f"Ranges by {calibration['algorithm']}"
     how += (
         f" over {calibration['tokens']} tokens of {calibration.get('source', 'text')}."
@@ -83,6 +84,7 @@ def share_beyond(amax: float, seen: Mapping[str, Any], edges: Sequence[float]) -
 
 def _histogram(amax: float, seen: Mapping[str, Any], edges: Sequence[float]) -> str:
     """Bars of counts over log magnitude; those beyond the clip in its colour."""
+    # Both axes: magnitudes from LEAST of the largest up.
     top = max(amax, seen["largest"], 1e-12) * 1.06
     low = top * LEAST
     scale = WIDTH / math.log(top / low)
@@ -98,6 +100,7 @@ def _histogram(amax: float, seen: Mapping[str, Any], edges: Sequence[float]) -> 
         height = (count / highest) ** SHRINK * (HEIGHT - 4)
         path = f"M{x:.1f} {HEIGHT}v-{height:.1f}h{max(width - 0.5, 0.6):.1f}v{height:.1f}z"
         (outside if left >= amax else inside).append(path)
+    # The clip over the bars.
     clip = math.log(max(amax, low) / low) * scale
     parts = [
         f'<path class="b" d="{"".join(inside)}"/>',

@@ -17,6 +17,7 @@ def speed(facts: Facts) -> str:
     report = facts.get("benchmark")
     if report is None:
         return section("speed", "Speed", paragraph("Not timed: the engine was not run on this machine."))
+    # What was timed and whether it pays, then both workloads.
     content = [
         paragraph(f"{machine(facts)}. Contestants take turns; a bar is the median, the ticks are higher percentiles.")
     ]
