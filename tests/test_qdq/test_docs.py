@@ -33,6 +33,11 @@ def test_readme_commands_are_make_targets() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+def test_readme_is_one_screen_and_a_half() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 120 and len(readme.split()) <= 900
+
+
 def test_every_module_that_a_command_names_exists() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages if page.is_file())
