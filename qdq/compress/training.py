@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from qdq.base.artifacts import write_json
+from qdq.base.screen import Screen
 from qdq.compress.best import STOPPED, KeepBest
 from qdq.compress.datasets import LengthGrouped, lengths_of
 from qdq.compress.method import Session
@@ -94,6 +95,18 @@ class LossTrainer(Trainer):
         save_model(self.model, str(folder / "model.safetensors"))
 
 
+class LossLines(TrainerCallback):
+    """Shows the loss on the screen, where the other lines of a run are."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the loss since the last line."""
+        if "loss" in kwargs["logs"]:
+            self._screen.row(f"step {state.global_step}", f"loss {float(kwargs['logs']['loss']):.4g}")
+
+
 def train(
     session: Session,
     module: nn.Module,
@@ -116,6 +129,9 @@ def train(
         module.train(False)
         return
     trainer = LossTrainer(module, session, folder, range_rate)
+    if session.recipe is not None:  # standard output is for the result of `qdq auto`
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(LossLines(session.screen))
     for callback in (*callbacks, *(session.recipe.callbacks() if session.recipe else ())):
         trainer.add_callback(callback)
     with without_dropout(module):

@@ -109,7 +109,9 @@ def test_several_teachers(run: Callable[..., Result], teacher: str, tiny_checkpo
 
 
 @pytest.mark.document_row("004/12")
-def test_evaluations_and_lines_of_the_loss(run: Callable[..., Result], teacher: str) -> None:
+def test_evaluations_and_lines_of_the_loss(
+    run: Callable[..., Result], teacher: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """eval_iter batches between evaluations, of which the best model is kept; logging_iter between lines."""
     evaluated: list[int] = []
 
@@ -120,6 +122,8 @@ def test_evaluations_and_lines_of_the_loss(run: Callable[..., Result], teacher: 
     training = TRAINING | {"train_iter": 6, "eval_iter": 2, "logging_iter": 3}
     config = {"Distillation": {"teacher_model_dir": teacher}, "TrainConfig": training}
     result = run(config, eval_callback=evaluate)
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("loss ") == 2  # standard output is for the result
     assert len(evaluated) == 6  # and the result at the end
     assert result.steps[0]["notes"]["best_step"] == 2
     history = json.loads((result.folder / "training/distill/checkpoint-6/trainer_state.json").read_text())[
