@@ -153,7 +153,7 @@ def compile(
     if progress is True:
         screen = Screen()
     else:
-        from qdq.api.progress import EventScreen
+        from qdq.api.events import EventScreen
 
         screen = EventScreen(progress or None)
     with logged_to(screen):

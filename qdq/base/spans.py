@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ANSWER_TOKENS = {"squad": 30, "cmrc": 50}  # longest answer; transformers' run_qa and PaddleNLP's compress_qa
 LIMIT = 0.5  # probability above which a token is marked as a start or an end
@@ -27,7 +27,7 @@ def best_run(start: NDArray[Any], end: NDArray[Any], longest: int) -> tuple[floa
     The exact maximum; run_qa looks among the 20 best starts and ends, which is the same but for rare ties.
     (-inf, 0, 0) when there is none.
     """
-    best, first, last = -np.inf, 0, 0
+    best, first, last = float("-inf"), 0, 0
     for length in range(min(longest, len(start))):
         scores = start[: len(start) - length] + end[length:]
         place = int(scores.argmax())
@@ -56,6 +56,8 @@ def paired(starts: Iterable[int], ends: Iterable[int]) -> list[tuple[int, int]]:
 
 def marked(probabilities: Any, limit: float = LIMIT) -> list[int]:
     """Positions of a row whose probability is above `limit`."""
+    import numpy as np  # here: the names of prompts need none, and the command line has them
+
     return np.flatnonzero(np.asarray(probabilities) > limit).tolist()
 
 

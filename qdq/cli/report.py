@@ -6,11 +6,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from engines.targets import TARGETS
-from qdq.api.work import open_work
 from qdq.base.artifacts import write_text
 from qdq.base.option import check, option
 from qdq.errors import ConfigError
-from qdq.pipeline.stages.report import CARD, PAGE, facts_of
 
 COMPARISON = "comparison.html"
 
@@ -33,6 +31,8 @@ class ReportOptions:
 
 def report(options: ReportOptions) -> str:
     """Write the page and return what was written. Raises WorkError for a folder that no compile made, ConfigError."""
+    from qdq.api.work import open_work
+    from qdq.pipeline.stages.report import CARD, PAGE, facts_of
     from qdq.report.card import render_card
     from qdq.report.comparison import render_comparison
     from qdq.report.page import render

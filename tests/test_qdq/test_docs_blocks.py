@@ -66,6 +66,7 @@ ELSEWHERE = {
         "tests/test_qdq/test_uie/test_page.py",
         "test_the_page_runs_from_annotation_to_extraction",
     ),
+    ("README.md", "import qdq"): ("tests/test_qdq/test_api/test_docs.py", "test_the_quickstart_runs"),
     ("docs/python.md", "import qdq"): ("tests/test_qdq/test_api/test_docs.py", "test_the_quickstart_runs"),
     ("docs/custom-model.md", "from safetensors.numpy import save_file"): (
         "tests/test_qdq/test_load/test_convert.py",
@@ -117,6 +118,8 @@ NOT_RUN = {
 # Blocks of make alone: `make -n` has to know target and variables
 MAKE = {
     ("README.md", "make engine"),
+    ("docs/README.zh-CN.md", "make engine"),
+    ("docs/README.zh-CN.md", "make engine MODEL=模型目录 CALIB=train.tsv EVAL=dev.tsv"),
     ("README.md", "make engine MODEL=path/or/hub-id CALIB=train.tsv EVAL=dev.tsv TARGET=onnxruntime"),
     ("calib_data/README.md", "make engine MODEL=… CALIB=my_texts.jsonl"),
     ("docs/tensorrt.md", "make engine TARGET=tensorrt MODEL=…"),
@@ -129,7 +132,7 @@ MAKE = {
 # short, and the exit codes that it may have (1: findings, 3: NVIDIA's compiler is not installed)
 HERE: dict[tuple[str, str], tuple[dict[str, str], list[str], set[int]]] = {
     ("docs/check.md", "qdq check model.onnx"): ({}, [], {0, 1, 3}),
-    ("docs/estimate.md", "qdq estimate build/my-bert/tensorrt/model.onnx --device t4"): ({}, [], {0}),
+    ("docs/estimate.md", "qdq estimate build/my-bert --device t4"): ({}, [], {0}),
     ("docs/performance.md", "qdq profile build/my-bert/openvino/model.xml"): ({}, [*QUICK[2:], "--rounds", "3"], {0}),
     ("docs/performance.md", "qdq bench --out build/my-bert --mode throughput --threads 1"): (
         {},

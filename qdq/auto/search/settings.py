@@ -21,7 +21,7 @@ def seconds(text: str) -> float:
     """Seconds of a duration as typed: 90, 90s, 30m, 1.5h. Raises ConfigError."""
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smh]?)\s*", text)
     if found is None or float(found[1]) <= 0:
-        raise ConfigError(f"--budget: '{text}' is no duration; write 30m, 90s or 1.5h")
+        raise ConfigError(f"--budget: expected a duration, such as 30m, 90s or 1.5h, found '{text}'")
     return float(found[1]) * UNITS[found[2]]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qdq.auto.search.settings import SearchSettings
 from qdq.base.option import flag
 from qdq.cli.arguments import COMMANDS, OWN_OPTIONS, WIDTH, build_parser, names, parse
 from qdq.cli.plans import PLAN_OPTIONS
@@ -103,7 +104,8 @@ def test_every_option_of_the_command_line_is_a_field() -> None:
     assert known == {field.name for field in fields(CompileOptions)} | set(PLAN_OPTIONS)
     for name, options in OWN_OPTIONS.items():
         known = {action.dest for action in commands[name]._actions} - {"help", "json"}
-        assert known == {field.name for field in fields(options)}, name
+        more = fields(SearchSettings) if name == "auto" else ()  # without a configuration file
+        assert known == {field.name for field in (*fields(options), *more)}, name
 
 
 def test_doctor(qdq: Qdq) -> None:
