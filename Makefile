@@ -10,8 +10,8 @@
 #|   make compare-compiled  our TensorRT graph and other tools' (ModelOpt, ONNX
 #|                   Runtime's) in NVIDIA's compiler: docs/tensorrt.md
 #|   make walkthrough DATA=…  fine-tune on MRPC, quantize dynamically, compare
-#|   make test       make lint, type and docs, then the tests (ARGS="-k name" chooses
-#|                   some; in WORKERS=2 processes, 0 for a debugger)
+#|   make test       make lint, type and docs, then the tests (ARGS="-k name"
+#|                   chooses some; in WORKERS=2 processes, 0 for a debugger)
 #|   make test-gpu   the tests that need an NVIDIA GPU and TensorRT
 #|   make lint       ruff check, ruff format --check, and who may import whom
 #|   make type       mypy --strict
