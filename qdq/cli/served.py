@@ -93,7 +93,7 @@ def _token_ids(model: Path, loaded: LoadedModel) -> Served:
         raise ConfigError(f"{model}: no engine of ours for the backend '{config.backend}'; check the text repository")
     threads = next((int(config.parameters[key].string_value) for key in THREADS if key in config.parameters), 0)
     # Triton's openvino backend has no parameter for it, so floats are what OpenVINO takes by default
-    hint = "bf16" if config.backend == "openvino" and has_bf16() else "f32"
+    hint = {"openvino": "bf16"}.get(config.backend, "f32") if has_bf16() else "f32"
     file = model / "1" / config.default_model_filename
     runner = TARGETS[config.backend].open(file, EngineOptions(threads, hint))
     fixed = config.input[0].dims[-1]

@@ -54,7 +54,7 @@ PRODUCERS = {
 # Variables of the generated script that hold no TensorRT object.
 OTHERS = frozenset(
     {"argparse", "os", "sys", "arguments", "options", "handle", "model", "path", "partial", "problem", "information"}
-    | {"RANGES"}
+    | {"RANGES", "profiles"}
 )
 # Names that some supported release lacks: used only behind a check of the version (`check_machine`, `set_portability`).
 GUARDED = ["HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY is missing in 10.0.1, 10.3.0, 10.7.0"]

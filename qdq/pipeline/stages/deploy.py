@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from engines.types import BuiltEngine
     from qdq.load.model import LoadedModel
 
+# Backend -> what makes a graph refuse ids that it would read from the end of its tables
+GUARDS = {"onnxruntime": refuse_negative_ids}
+
 
 def deploy(run: Run, stage: Stage) -> Sequence[Path]:
     """Stage 9: the Triton repository that takes text; one of token ids where that is asked for, or all there is.
@@ -125,8 +128,8 @@ def _deploy_raw(run: Run, stage: Stage, scratch: Path, folder: Path) -> Sequence
     raw = scratch / "raw"
     raw.mkdir()
     engine = served_engine(run, backend, raw)
-    if backend == "onnxruntime":
-        engine = refuse_negative_ids(engine, scratch / "guarded")
+    if guard := GUARDS.get(backend):
+        engine = guard(engine, scratch / "guarded")
     write_repository(engine, settings, samples, folder)
     reach = "" if TARGETS[backend].gpu or _float_note(run) else f", for {int8_sums().reach}"
     what = f"Triton repository for the {backend} backend, {len(names)} model(s), read back"
