@@ -54,7 +54,7 @@ PRODUCERS = {
 # Variables of the generated script that hold no TensorRT object.
 OTHERS = frozenset(
     {"argparse", "os", "sys", "arguments", "options", "handle", "model", "path", "partial", "problem", "information"}
-    | {"RANGES", "profiles"}
+    | {"RANGES"}
 )
 # Names that some supported release lacks: used only behind a check of the version (`check_machine`, `set_portability`).
 GUARDED = ["HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY is missing in 10.0.1, 10.3.0, 10.7.0"]
@@ -147,7 +147,8 @@ def test_generated_script_uses_only_names_of_every_release() -> None:
 def test_builder_uses_only_names_of_every_release() -> None:
     variables = {name: owner for name, owner in VARIABLES.items() if name != "logger"}  # there it is Python's
     others = {"logger", "logging", "tempfile", "settings", "shapes", "timings", "error", "path", "model"} | {
-        "profile_shapes"
+        "profile_shapes",
+        "profiles",
     }
     used = list(names_used(ast.parse((ENGINE / "plan.py").read_text(encoding="utf-8")), variables, others))
     assert missing_names(used) == GUARDED
