@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import squad
 import torch
 from command_line import parse, typed
 from compress_seq_cls import trains
@@ -25,7 +24,7 @@ from qdq.base.edge import run_script
 from qdq.compress import CompressionTrainer
 from qdq.load.model import load_model
 from qdq.tasks.answers import detect_scoring
-from qdq.tasks.extraction import Extraction, Window, windows
+from qdq.tasks.extraction import Extraction, Window, training_row, windows
 from qdq.text.data import Record
 
 # transformers/examples/research_projects/quantization-qdqbert: calibrate, fine-tune with fixed ranges, export.
@@ -76,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     trainer = CompressionTrainer(
         model=loaded.model,
         args=args,
-        train_dataset=[squad.labelled(part, train[part.sample], loaded.inputs) for part in train_windows] or None,
-        eval_dataset=[squad.labelled(part, dev[part.sample], loaded.inputs) for part in dev_windows],
+        train_dataset=[training_row(part, train[part.sample], loaded.inputs) for part in train_windows] or None,
+        eval_dataset=[training_row(part, dev[part.sample], loaded.inputs) for part in dev_windows],
         tokenizer=loaded.tokenizer,
     )
     return trainer.compress(custom_evaluate=lambda model, loader: answered(model, loader, problem)["f1"])

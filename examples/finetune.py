@@ -15,7 +15,6 @@ from typing import Any
 
 import compress_seq_cls
 import compress_token_cls
-import squad
 import torch
 import transformers
 from command_line import DataArguments, parse
@@ -35,7 +34,7 @@ from qdq.errors import DataError
 from qdq.load.kinds import TASKS, detect_task
 from qdq.load.model import LoadedModel, load_model
 from qdq.load.source import read_config, resolve
-from qdq.tasks.extraction import windows
+from qdq.tasks.extraction import training_row, windows
 from qdq.tasks.gold import NO_CONSENSUS
 from qdq.text.data import Record
 
@@ -108,7 +107,7 @@ def samples(loaded: LoadedModel, records: Sequence[Record], task: str, data: Dat
     cut = windows(
         loaded.tokenizer, records, longest, min(data.doc_stride, longest // 2), "token_type_ids" in loaded.inputs
     )
-    return [squad.labelled(part, records[part.sample], loaded.inputs) for part in cut]
+    return [training_row(part, records[part.sample], loaded.inputs) for part in cut]
 
 
 def optimizer(model: Any, args: FinetuneArguments) -> Any:

@@ -27,10 +27,6 @@ def check(
     """
     from export.lint import lint
     from export.lint.command import read_model
-    from qdq.pipeline.run import CANONICAL
+    from qdq.pipeline.folders import graph_in
 
-    file = Path(path).expanduser()
-    if file.is_dir():
-        lowered = [file / name / "model.onnx" for name in ("tensorrt", "tensorrt-rtx")]
-        file = next((graph for graph in lowered if graph.is_file()), file / CANONICAL)
-    return lint(read_model(file), target, sm, sequence).findings
+    return lint(read_model(graph_in(Path(path).expanduser())), target, sm, sequence).findings

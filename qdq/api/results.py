@@ -7,42 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from qdq.pipeline.verdict import INT8, verdict
-
-
-@dataclass(frozen=True)
-class NotInt8:
-    """One matrix multiplication that does not run in INT8, by its name in the graph, and the reason."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Multiplications that the built engine runs in INT8, read back from it: (in INT8, all).
-
-    `attention` counts matrix products, two a layer; where `compiler` names NVIDIA's, whose account of a TensorRT graph
-    this is, whole attentions, one a layer.
-    """
-
-    linears: tuple[int, int]
-    attention: tuple[int, int]
-    not_int8: tuple[NotInt8, ...]
-    compiler: str | None = None
-
-    @classmethod
-    def read(cls, build: Mapping[str, Any]) -> Self | None:
-        """From build.json; None where nothing is known."""
-        int8, compiled = build.get("int8"), build.get("compiled")
-        if compiled:  # NVIDIA's own account of a TensorRT graph outranks ours
-            linear, attention, found = compiled["linears"], compiled["attentions"], compiled
-        elif int8:
-            linear, attention, found = int8["encoder_linear"], int8["attention_matmul"], int8
-        else:
-            return None
-        reasons = tuple(NotInt8(entry["name"], entry["reason"]) for entry in found["not_int8"])
-        compiler = str(compiled["by"]) if compiled else None
-        return cls((linear[0], linear[1]), (attention[0], attention[1]), reasons, compiler)
+from qdq.report.facts import Coverage as Coverage
+from qdq.report.facts import NotInt8 as NotInt8
 
 
 @dataclass(frozen=True)

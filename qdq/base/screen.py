@@ -35,6 +35,7 @@ class Stage:
         self._log = log
         self._task = bar.add_task("", total=None)
         self._started = self._logged = time.perf_counter()
+        self._said = 0
         self._drawn = 0.0
         self.result = ""
 
@@ -45,9 +46,9 @@ class Stage:
     def progress(self, done: int, total: int) -> None:
         """Move the bar, and draw it when nothing else does; without a terminal, say so in a line now and then."""
         now = time.perf_counter()
-        if self._log is not None and done and now - self._logged > LOG_SECONDS:
+        if self._log is not None and self._said < done < total and now - self._logged > LOG_SECONDS:
             self._log(f"{100 * done / total:.0f} %, about {(now - self._started) * (total / done - 1):.0f} s left")
-            self._logged = now
+            self._logged, self._said = now, done
         due = time.perf_counter() - self._drawn > REDRAW_SECONDS
         self._bar.update(self._task, completed=done, total=total, refresh=due and not self._bar.live.auto_refresh)
         if due:

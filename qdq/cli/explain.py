@@ -15,7 +15,6 @@ from qdq.base.edge import DONE
 from qdq.base.option import option
 from qdq.errors import ConfigError
 
-SM = 75  # compute capability that TensorRT's part is about where the run does not say: a T4
 INDENT = 15
 
 
@@ -36,7 +35,7 @@ def explain(options: ExplainOptions, as_json: bool) -> tuple[str, int]:
 
     Raises ConfigError for a folder without a run in it, and for a name that fits nothing.
     """
-    from qdq.cli.folders import newest_run
+    from qdq.pipeline.folders import newest_run
     from qdq.pipeline.workdir import MANIFEST
 
     work = Path(options.out) if options.out else newest_run()
@@ -150,8 +149,11 @@ def _predicted(name: str, graph: Path) -> list[str]:
     """One line for each of the module's nodes, as the linter expects it to be built."""
     from export.lint import fusion_map
     from export.lint.command import read_model
+    from qdq.pipeline.workdir import MANIFEST
 
-    layers = [layer for layer in fusion_map(read_model(graph), SM, 128) if _is_of(layer.name, name)]
+    options = read_json(graph.parents[1] / MANIFEST)["options"]
+    mapped = fusion_map(read_model(graph), options["sm"], options["sequence"])
+    layers = [layer for layer in mapped if _is_of(layer.name, name)]
     return [
         f"{layer.kind.replace('_', ' ')}, {layer.precision}"
         + (f", with {' and '.join(layer.epilogue)}" if layer.epilogue else "")
@@ -175,13 +177,13 @@ def _kernels(work: Path) -> dict[str, list[str]]:
     """Node of the lowered graph -> the kernels that compute it. Raises ConfigError without a graph for TensorRT."""
     from engines.tensorrt_rtx import Compiler, Shapes
     from qdq.base.screen import Screen
-    from qdq.cli.folders import TENSORRT_GRAPHS, files_in
+    from qdq.pipeline.folders import lowered_in
     from qdq.pipeline.workdir import MANIFEST
 
-    (graph, *_) = files_in(work, TENSORRT_GRAPHS, "make one with 'qdq lower --target tensorrt'")
+    graph = lowered_in(work)
     options = read_json(work / MANIFEST)["options"]
     with Screen().stage("compile"), Compiler() as compiler:
-        compiled = compiler.compile(graph, (SM,), Shapes.fixed(options["batch"], options["sequence"]))
+        compiled = compiler.compile(graph, (options["sm"],), Shapes.fixed(options["batch"], options["sequence"]))
     found: dict[str, list[str]] = {}
     for kernel in compiled.kernels:
         moved = f"{_types(kernel.inputs)} -> {_types(kernel.outputs)}, {kernel.bytes / 1e6:.1f} MB"

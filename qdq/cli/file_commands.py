@@ -14,8 +14,8 @@ from qdq.base.artifacts import to_json
 from qdq.base.choices import PRECISION_HINTS
 from qdq.base.config import choice
 from qdq.base.option import option, values_for
-from qdq.cli.folders import CANONICAL_GRAPH, CPU_ENGINES, PLAN_LAYERS, TENSORRT_GRAPHS, files_in
 from qdq.errors import ConfigError
+from qdq.pipeline.folders import CPU_ENGINES, PLAN_LAYERS, files_in, graph_in, lowered_in
 
 if TYPE_CHECKING:
     from engines.profile.command import Subject
@@ -98,7 +98,7 @@ def _check(options: CheckOptions, _: bool) -> Answer:
     """Lint the Q/DQ of any ONNX file for TensorRT."""
     from export.lint import check_command
 
-    options = replace(options, file=str(_graph(options.file, CANONICAL_GRAPH)))
+    options = replace(options, file=str(graph_in(Path(options.file))))
     if options.compile:
         return _check_compiled(options)
     if options.shape is not None:
@@ -133,7 +133,7 @@ def _estimate(options: EstimateOptions, as_json: bool) -> Answer:
     """The time a lowered graph would take on an NVIDIA device, from the analytical model."""
     from engines.estimate import compiled_kernels, estimate, find_device, render_estimate
 
-    device, model = find_device(options.device), _graph(options.file)
+    device, model = find_device(options.device), lowered_in(Path(options.file))
     layers = _fusion_map(model, device.compute_capability, options.sequence)
     shape = options.batch, options.sequence
     kernels = None if options.predict else compiled_kernels(model, device, *shape)
@@ -166,12 +166,6 @@ def _profile(options: ProfileOptions, as_json: bool) -> Answer:
     with TemporaryDirectory(prefix="qdq-profile-") as scratch:
         subjects = _steps(options.file, options.engine or CPU_TARGETS[0], Path(scratch))
         return profile_command(subjects, settings, output, as_json), 0
-
-
-def _graph(file: str, *others: str) -> Path:
-    """The graph for TensorRT that a work directory has, or one of `others`; a file is itself."""
-    way_out = "make the graph with 'qdq lower --target tensorrt'"
-    return files_in(Path(file), (*TENSORRT_GRAPHS, *others), way_out)[0]
 
 
 def _engines(named: Sequence[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from qdq.base.artifacts import read_json
 
@@ -15,6 +15,47 @@ OF_TARGET = ("build", "accuracy", "disagreements", "benchmark", "passes", "estim
 INT8 = "int8"  # contestant of a benchmark: the run's own engine
 
 Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class NotInt8:
+    """One matrix multiplication that does not run in INT8, by its name in the graph, and the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Multiplications that the built engine runs in INT8, read back from it: (in INT8, all).
+
+    `attention` counts matrix products, two a layer; where `compiler` names NVIDIA's, whose account of a TensorRT graph
+    this is, whole attentions, one a layer.
+    """
+
+    linears: tuple[int, int]
+    attention: tuple[int, int]
+    not_int8: tuple[NotInt8, ...]
+    compiler: str | None = None
+
+    @classmethod
+    def read(cls, build: Json) -> Self | None:
+        """From build.json; None where nothing is known."""
+        int8, compiled = build.get("int8"), build.get("compiled")
+        if compiled:  # NVIDIA's own account of a TensorRT graph outranks ours
+            linear, attention, found = compiled["linears"], compiled["attentions"], compiled
+        elif int8:
+            linear, attention, found = int8["encoder_linear"], int8["attention_matmul"], int8
+        else:
+            return None
+        reasons = tuple(NotInt8(entry["name"], entry["reason"]) for entry in found["not_int8"])
+        compiler = str(compiled["by"]) if compiled else None
+        return cls((linear[0], linear[1]), (attention[0], attention[1]), reasons, compiler)
+
+    @property
+    def unit(self) -> str:
+        """Whatever `attention` counts."""
+        return "attentions" if self.compiler else "attention products"
 
 
 @dataclass(frozen=True)
@@ -63,33 +104,12 @@ class Facts:
     @cached_property
     def coverage(self) -> Coverage | None:
         """Multiplications in INT8: NVIDIA's account of a TensorRT graph where there is one, else the engine's own."""
-        build = self.get("build") or {}
-        if compiled := build.get("compiled"):
-            return Coverage(tuple(compiled["linears"]), tuple(compiled["attentions"]), "attentions", compiled)
-        if int8 := build.get("int8"):
-            pairs = tuple(int8["encoder_linear"]), tuple(int8["attention_matmul"])
-            return Coverage(*pairs, "attention products", int8)
-        return None
+        return Coverage.read(self.get("build") or {})
 
     @property
     def points(self) -> tuple[Json, ...]:
         """Every candidate of the placement."""
         return tuple((self.get("placement") or {}).get("points", ()))
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """(in INT8, all) of the encoder's linears and of its attention, and what is not, with reasons."""
-
-    linears: tuple[int, ...]
-    attention: tuple[int, ...]
-    unit: str  # of the latter
-    source: Json
-
-    @property
-    def not_int8(self) -> tuple[Json, ...]:
-        """Name and reason of every multiplication that is not INT8."""
-        return tuple(self.source.get("not_int8", ()))
 
 
 def read_facts(folder: Path, target: str, **known: Any) -> Facts:

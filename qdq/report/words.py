@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from qdq.report.facts import INT8, Facts
-from qdq.report.html import fixed, megabytes, number
+from qdq.report.html import fixed, megabytes
 
 WIDE = 0.5  # points: an interval that reaches beyond says little about a loss people care about
 
@@ -45,7 +45,7 @@ def coverage(facts: Facts) -> tuple[str, str]:
     if found is None:
         return "not known", "no engine was built here, and no compiler said what becomes of the graph"
     (linear, linears), (attention, attentions) = found.linears, found.attention
-    by = f", by {found.source['by']}" if "by" in found.source else ", read back from the engine"
+    by = f", by {found.compiler}" if found.compiler else ", read back from the engine"
     return f"{linear} of {linears}", f"encoder linears, and {attention} of {attentions} {found.unit}{by}"
 
 
@@ -106,7 +106,7 @@ def sentences(facts: Facts) -> Iterator[str]:
     figure, more = coverage(facts)
     yield f"{facts.name} ({facts.task}) for {facts.target}: {figure} {more}."
     if (found := facts.coverage) and found.not_int8:
-        reasons = Counter(str(entry["reason"]) for entry in found.not_int8)
+        reasons = Counter(entry.reason for entry in found.not_int8)
         said = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
         yield f"Not in INT8: {said}."
     report = facts.get("accuracy")
@@ -219,8 +219,3 @@ def interval_of(metric: Any) -> tuple[float, float] | None:
     """The interval of a metric's loss in points, None without one."""
     found = metric.get("drop_interval")
     return (found[0] + 0.0, found[1] + 0.0) if found else None
-
-
-def short_number(value: float | None) -> str:
-    """A latency in milliseconds, as the summary shows it."""
-    return number(value, 4)

@@ -27,7 +27,7 @@ from qdq.calibrate.treatments.settings import PLAIN, Treatments
 from qdq.errors import ConfigError
 from qdq.pipeline.options import CompileOptions
 from qdq.studies import pages
-from qdq.studies.accuracy_page import DECISIONS, EFFECTS, MEASURED
+from qdq.studies.accuracy_page import DECISIONS, EFFECTS, MEASURED, WHOLE
 from qdq.studies.models import CONLL, MRPC, SQUAD, Case, micro_batches, run_stages, scored_in_fp32
 from qdq.studies.study import add_places, exit_code, parser
 
@@ -49,10 +49,10 @@ class Way:
     target: str
     engines: tuple[str, ...]
 
-    def file(self, case: Case, engine: str) -> Path:
+    def file(self, case: Case, engine: str, folder: Path = MEASURED) -> Path:
         """The file of a figure."""
         name = engine.split()[0].strip(",").lower()
-        return MEASURED / f"{case.model}-{self.placement}-{self.target}-{name}.json"
+        return folder / f"{case.model}-{self.placement}-{self.target}-{name}.json"
 
 
 WAYS = (
@@ -60,6 +60,7 @@ WAYS = (
     Way("qdqbert", "tensorrt", (CHECKPOINT, GRAPH)),
     Way("auto", "tensorrt", (CHECKPOINT, GRAPH)),
 )
+JUDGED = Way("auto", "tensorrt", (GRAPH,))  # on every question of SQuAD, too, where 2000 leave the loss open
 # Every other named placement, on one model: presets for TensorRT are scored by fake quantization.
 NAMED = (
     Way("linear", "openvino", (OPENVINO,)),
@@ -68,8 +69,8 @@ NAMED = (
 )
 
 
-def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -> None:
-    """Write every figure of `ways` that is not there yet; each way is compiled in a work directory of its own.
+def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path, folder: Path = MEASURED) -> None:
+    """Write every figure of `ways` that is not in `folder` yet; each way is compiled in a work directory of its own.
 
     A figure has the points placed and the candidates of the twenty per layer (`kept`), every metric with its drop and
     the drop's 95 % interval by a paired bootstrap, the metric that decides (`main`), closeness to FP32 as output_mse
@@ -78,7 +79,7 @@ def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -
     from qdq.cli.contestants import contestants
     from qdq.tasks.closeness import compared, scored
 
-    missing = [way for way in ways if not all(way.file(case, engine).is_file() for engine in way.engines)]
+    missing = [way for way in ways if not all(way.file(case, engine, folder).is_file() for engine in way.engines)]
     if not missing:
         return
     # Floating-point answers once, then every way beside them.
@@ -105,7 +106,7 @@ def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path) -
                 "closeness": found.closeness,
                 "notes": list(evaluation.notes),
             }
-            sys.stderr.write(f"wrote {write_json(way.file(case, engine), figure)}\n")
+            sys.stderr.write(f"wrote {write_json(way.file(case, engine, folder), figure)}\n")
 
 
 def _kept(placement: Mapping[str, Any]) -> list[int]:
@@ -213,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError(f"{options.shared}: is not there; name the folder with models/ and data/ with --shared")
     for case in (MRPC, CONLL, SQUAD):
         measure_figures(case, (*WAYS, *(NAMED if case is MRPC else ())), options.shared, options.work)
+    measure_figures(replace(SQUAD, samples=None), (JUDGED,), options.shared, options.work, WHOLE)
     for case, only in ((MRPC, None), (SQUAD, ("default", "without value_centering"))):
         if not (EFFECTS / f"{case.model}.json").is_file():
             write_json(EFFECTS / f"{case.model}.json", measure_effects(case, options.shared, only))

@@ -13,6 +13,7 @@ Figure = Mapping[str, Any]  # content of one file that `qdq.studies.accuracy` wr
 
 MEASURED = RESULTS / "accuracy"
 EFFECTS, DECISIONS, COSTS = MEASURED / "effects", MEASURED / "decisions", RESULTS / "calibration"
+WHOLE = MEASURED / "whole"  # figures on all rows of data that the others take a part of
 HURTING = 12  # rows of the table of groups
 TIMED = ("predicted latency", "measured latency")
 COMPILED = ("kernels added, predicted", "MB added, predicted", "kernels, compiled", "MB, compiled")
@@ -27,7 +28,7 @@ LATENCY = {
 def page() -> str:
     """docs/accuracy.md from everything that is there."""
     figures, effects, costs = ([*load_results(folder).values()] for folder in (MEASURED, EFFECTS, COSTS))
-    return render(figures, effects, costs, load_results(DECISIONS))
+    return render(figures, effects, costs, load_results(DECISIONS), [*load_results(WHOLE).values()])
 
 
 def render(
@@ -35,8 +36,11 @@ def render(
     effects: Sequence[Mapping[str, Any]] = (),
     costs: Sequence[Mapping[str, Any]] = (),
     decisions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    whole: Sequence[Figure] = (),
 ) -> str:
-    """docs/accuracy.md from figures, reports of effects and of calibration costs, and decisions by file name."""
+    """docs/accuracy.md from figures, reports of effects and of calibration costs, and decisions by file name; `whole`
+    are figures on all rows.
+    """
     figures = sorted(figures, key=lambda f: (f["model"], f["engine"], -f["kept"][0], f["placement"]))
     parts = [_HEAD]
     if averages := _averages(figures):
@@ -45,6 +49,8 @@ def render(
         mine = [figure for figure in figures if figure["model"] == model]
         fp32 = ", ".join(f"{name} {values['fp32']:.4f}" for name, values in mine[0]["metrics"].items())
         parts.append(f"## {model}\n\nFP32 over {mine[0]['samples']} samples: {fp32}.\n\n{_table(mine)}")
+        for every in (figure for figure in whole if figure["model"] == model):
+            parts.append(f"On all {every['samples']} development rows:\n\n{_table([every])}")
     parts += [_effects(report) for report in effects]
     parts += [_cost(report) for report in costs]
     parts += [_sensitivity(name, report) for name, report in decisions.items() if "curve" not in report]

@@ -2,7 +2,7 @@
 
 The first target is loaded, over HTTP and gRPC: its text repository, and its raw one where `qdq deploy --raw-inputs`
 wrote it, with the engine itself before and after each load. Of every target 200 texts of its own task are asked, and
-every answer is compared with the engine's. For an idle machine, about three minutes for four models.
+every answer is compared with the engine's. For an idle machine.
 """
 
 from __future__ import annotations

@@ -243,16 +243,15 @@ def test_windows_hold_the_answer_they_are_labelled_with(
     """A model that points exactly at the labels is scored 1; windows without the answer are labelled (0, 0)."""
     import numpy as np
 
-    from qdq.tasks.extraction import Extraction, windows
+    from qdq.tasks.extraction import Extraction, training_row, windows
 
-    squad = example("squad")
     squad_file(tmp_path)
     records = example("task_data").read(str(tmp_path), "dev", data_arguments(example))
     cut = windows(load_tiny().tokenizer, records, 14, 4, typed=True)
     assert len(cut) > len(records)  # more windows than questions
     problem, kept = Extraction(records, cut, "squad", longest=10), []
     for number, window in enumerate(cut):
-        label = squad.labelled(window, records[window.sample], ["input_ids"])
+        label = training_row(window, records[window.sample], ["input_ids"])
         logits = np.full((2, len(window.offsets)), -9.0)
         logits[0, label["start_positions"]] = logits[1, label["end_positions"]] = 9.0
         kept.append(problem.keep(number, {"start_logits": logits[0], "end_logits": logits[1]}))

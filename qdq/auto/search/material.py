@@ -14,7 +14,7 @@ from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.compress.datasets import IGNORED_LABEL
 from qdq.errors import ConfigError, DataError
 from qdq.load.runner import TorchRunner
-from qdq.tasks.extraction import windows
+from qdq.tasks.extraction import training_row, windows
 from qdq.tasks.gold import gold_of, tags_of
 from qdq.tasks.loading import EvaluationSettings, evaluation_of
 from qdq.tasks.tagging import tagged_rows
@@ -128,13 +128,9 @@ def _classes(records: Sequence[Record], loaded: LoadedModel, settings: SearchSet
     gold = gold_of(records, loaded, required=True)
     if gold.values is None:
         raise DataError(f"{settings.train}: {gold.reason}; give labelled training text")
-    values: Any = gold.values
-    if not isinstance(values, list):  # truths of classes, or scores, as floats
-        values = values.astype(float)
-        values = (values[:, 0] if values.shape[1] == 1 and values.dtype != bool else values).tolist()
     return [
         {**tokenize(loaded.tokenizer, record, loaded.inputs, settings.sequence), "labels": value}
-        for record, value in zip(gold.records, values, strict=True)
+        for record, value in zip(gold.records, gold.trained, strict=True)
     ]
 
 
@@ -157,19 +153,7 @@ def _tags(records: Sequence[Record], loaded: LoadedModel, settings: SearchSettin
 def _answers(records: Sequence[Record], loaded: LoadedModel, settings: SearchSettings) -> list[Sample]:
     typed = has_types(loaded.tokenizer, loaded.inputs)
     found = windows(loaded.tokenizer, records, settings.sequence, min(OVERLAP, settings.sequence // 4), typed)
-    samples = []
-    for part in found:
-        answers = records[part.sample].answers
-        start = end = 0
-        if answers and answers[0][1] >= 0:
-            first, last = answers[0][1], answers[0][1] + len(answers[0][0])
-            inside = [index for index, at in enumerate(part.offsets) if at and at[1] > first and at[0] < last]
-            places = [at for at in part.offsets if at]
-            if inside and places[0][0] <= first and places[-1][1] >= last:  # the whole answer
-                start, end = inside[0], inside[-1]
-        tokens = {name: part.tokens[name] for name in loaded.inputs}
-        samples.append({**tokens, "start_positions": start, "end_positions": end})
-    return samples
+    return [training_row(part, records[part.sample], loaded.inputs) for part in found]
 
 
 def _prompted(records: Sequence[Record], loaded: LoadedModel, settings: SearchSettings) -> list[Sample]:

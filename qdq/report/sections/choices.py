@@ -98,7 +98,7 @@ def _percent(facts: Facts, report: Mapping[str, Any], tried: Mapping[str, Any]) 
 
     The search counts in encoder layers of the fully quantized model; the benchmark has the chosen placement's time.
     """
-    timed, depth = facts.get("benchmark"), facts.options.get("layers") or _depth(facts)
+    timed, depth = facts.get("benchmark"), _depth(facts)
     if timed is None or report["best"] is None or not depth:
         return None
     floats = [entry["latency_ms"]["p50"] for name, entry in timed["contestants"].items() if name.endswith("-fp32")]

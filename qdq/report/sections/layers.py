@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qdq.placing.units import kind_of, layer_of, part_of
-from qdq.report.facts import Facts
+from qdq.report.facts import Coverage, Facts
 from qdq.report.html import details, element, number, paragraph, section, table, text
 
 # Parts of a block in the order of the data, by what their names contain; first match counts.
@@ -67,7 +67,7 @@ def layers(facts: Facts) -> str:
         key,
         element("div", grid, class_="scroll"),
         _outside(points),
-        _not_int8(found.not_int8 if found else ()),
+        _not_int8(found),
     )
 
 
@@ -147,11 +147,13 @@ def _outside(points: Iterable[Mapping[str, Any]]) -> str:
     return details(f"{OUTSIDE}: {len(rows)} points", table(("point", "is", "reason"), rows)) if rows else ""
 
 
-def _not_int8(entries: Iterable[Mapping[str, Any]]) -> str:
+def _not_int8(found: Coverage | None) -> str:
     """Multiplications that the engine runs in floating point, grouped by reason."""
+    if found is None:
+        return paragraph("No engine was built here, so nothing has said which of these it runs in INT8.", class_="soft")
     reasons: dict[str, list[str]] = {}
-    for entry in entries:
-        reasons.setdefault(entry["reason"], []).append(entry["name"])
+    for entry in found.not_int8:
+        reasons.setdefault(entry.reason, []).append(entry.name)
     if not reasons:
         return paragraph("The engine runs every multiplication of the encoder in INT8.")
     rows = [

@@ -68,18 +68,22 @@ def _pictures(facts: Facts, calibration: Mapping[str, Any], seen: Mapping[str, A
 
 
 def _figure(index: int, name: str, amax: float, seen: Mapping[str, Any], edges: Sequence[float]) -> str:
-    beyond = share_beyond(amax, seen, edges)
     said = f"amax {number(amax, 4)}, scale {number(amax / 127)}; largest seen {number(seen['largest'], 4)}"
-    clipped = f"{beyond:.3%} beyond amax" if beyond else "nothing clipped"
+    clipped = clipped_words(amax, seen, edges)
     caption = element("figcaption", text(name), element("div", text(f"{said}; {clipped}"), class_="soft"))
     return element("figure", _histogram(amax, seen, edges), caption, id=anchor(index))
 
 
-def share_beyond(amax: float, seen: Mapping[str, Any], edges: Sequence[float]) -> float:
-    """Share of values in bins that lie wholly above amax."""
+def clipped_words(amax: float, seen: Mapping[str, Any], edges: Sequence[float]) -> str:
+    """The share of values beyond amax; where amax lies inside a bin, the most it can be."""
+    if seen["largest"] <= amax:
+        return "nothing clipped"
     total = sum(seen["counts"]) + seen["zeros"]
-    above = sum(count for place, count in enumerate(seen["counts"]) if edges[seen["first"] + place] >= amax)
-    return above / total if total else 0.0
+    # Bins wholly above amax, and those that reach above it.
+    bins = [(edges[seen["first"] + place], edges[seen["first"] + place + 1]) for place in range(len(seen["counts"]))]
+    above = sum(count for count, (low, _) in zip(seen["counts"], bins, strict=True) if low >= amax)
+    reaching = sum(count for count, (_, high) in zip(seen["counts"], bins, strict=True) if high > amax)
+    return f"{'' if above == reaching else 'less than '}{reaching / total:.3%} beyond amax"
 
 
 def _histogram(amax: float, seen: Mapping[str, Any], edges: Sequence[float]) -> str:

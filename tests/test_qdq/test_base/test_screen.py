@@ -50,12 +50,16 @@ def test_a_log_gets_a_line_now_and_then_with_what_is_left(monkeypatch: pytest.Mo
         for done in range(1, 5):
             now[0] += 0.6 * LOG_SECONDS
             stage.progress(done, 8)
+        for _ in range(3):  # rounds of a budget of time: nothing new to say
+            now[0] += 2 * LOG_SECONDS
+            stage.progress(4, 8)
+        stage.progress(8, 8)
         stage.say("128 texts")
     lines = [line.split(maxsplit=1) for line in err.getvalue().splitlines()]
     assert lines == [
         ["calibrate", f"25 %, about {3.6 * LOG_SECONDS:.0f} s left"],
         ["calibrate", f"50 %, about {2.4 * LOG_SECONDS:.0f} s left"],
-        ["calibrate", f"{2.4 * LOG_SECONDS:.1f} s  128 texts"],
+        ["calibrate", f"{8.4 * LOG_SECONDS:.1f} s  128 texts"],
     ]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from engines.tensorrt_rtx import missing
-from qdq.cli.folders import newest_run
 from qdq.errors import ConfigError
+from qdq.pipeline.folders import newest_run
 
 Qdq = Callable[..., Any]
 QUERY = "bert.encoder.layer.0.attention.self.query"

@@ -17,6 +17,7 @@ from qdq.pipeline.stages.report import command_of, facts_of
 from qdq.report.comparison import render_comparison
 from qdq.report.html import fixed, megabytes, number, text
 from qdq.report.page import render
+from qdq.report.sections.ranges import clipped_words
 
 ATTACK = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> \u202e & \x07"
 SEARCH = {
@@ -170,6 +171,20 @@ def test_what_was_not_measured_is_said(workplace: Path, gone: str) -> None:
         "*": "Not timed",
     }
     assert words.get(gone, "tiny-bert") in found.said and "a GPU is lacking" in found.said
+
+
+def test_nothing_is_said_to_be_int8_that_no_engine_has_confirmed(workplace: Path) -> None:
+    (workplace / "work" / "onnxruntime" / "build.json").unlink()
+    said = render(facts_of(workplace / "work", "onnxruntime"))
+    assert "runs every multiplication" not in said
+    assert "No engine was built here" in said
+
+
+def test_a_clip_inside_a_bin_is_no_promise_that_nothing_was_clipped() -> None:
+    seen = {"first": 0, "counts": [5, 5], "zeros": 0, "largest": 1.9}
+    assert clipped_words(2.0, seen, [0.0, 1.0, 2.0]) == "nothing clipped"
+    assert clipped_words(1.5, seen, [0.0, 1.0, 2.0]) == "less than 50.000% beyond amax"
+    assert clipped_words(1.0, seen, [0.0, 1.0, 2.0]) == "50.000% beyond amax"
 
 
 def test_a_search_and_a_sensitivity_study_are_drawn_in_the_readers_units(workplace: Path) -> None:

@@ -56,7 +56,7 @@ def here(launcher: str, folders: Sequence[Path], screen: Screen) -> None:
 
 
 def table(report: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """What must be the same after a kill: candidates, their training and their metric on both sides."""
+    """Facts that must be the same after a kill: candidates, their training and their metric on both sides."""
     return [
         (one["name"], one.get("steps"), one.get("best_step"), one["choosing"], one["judging"])
         for one in report["engines"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from qdq.errors import ConfigError
 
 TENSORRT_GRAPHS = ("tensorrt/model.onnx", "tensorrt-rtx/model.onnx")
-CANONICAL_GRAPH = "model.qdq.onnx"
 PLAN_LAYERS = ("tensorrt/layer_info.json",)
+WAY_TO_LOWER = "make the graph with 'qdq lower --target tensorrt'"
 CPU_ENGINES = ("openvino/model.xml", "onnxruntime/model.onnx")
 
 
@@ -26,6 +26,18 @@ def files_in(place: Path, names: Sequence[str], way_out: str) -> list[Path]:
     if not found:
         raise ConfigError(f"{place}: has no {' or '.join(names)}; {way_out}")
     return found
+
+
+def lowered_in(place: Path) -> Path:
+    """The graph for TensorRT in a work directory; a file is itself. Raises ConfigError as `files_in`."""
+    return files_in(place, TENSORRT_GRAPHS, WAY_TO_LOWER)[0]
+
+
+def graph_in(place: Path) -> Path:
+    """As `lowered_in`, or else the canonical graph."""
+    from qdq.pipeline.run import CANONICAL
+
+    return files_in(place, (*TENSORRT_GRAPHS, CANONICAL), WAY_TO_LOWER)[0]
 
 
 def newest_run(root: Path = Path("build")) -> Path:
