@@ -22,7 +22,7 @@ from task_data import read
 from qdq.base.config import choice
 from qdq.base.edge import run_script
 from qdq.compress import CompressionTrainer
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 from qdq.tasks.answers import detect_scoring
 from qdq.tasks.extraction import Extraction, Window, training_row, windows
 from qdq.text.data import Record

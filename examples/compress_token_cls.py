@@ -17,7 +17,7 @@ from task_data import read, with_tags
 
 from qdq.base.edge import run_script
 from qdq.compress import CompressionTrainer
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 from qdq.text.data import Record
 
 IGNORED = -100  # torch's cross-entropy and the evaluators skip it

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertPr
 
 from qdq.base.edge import run_script
 from qdq.compress import CompressionArguments, CompressionTrainer
-from qdq.load.source import resolve
+from qdq.loading.source import resolve
 
 TEXTS = ("a fine film", "a dull film", "great acting", "poor acting", "we loved it", "we hated it") * 8
 LABELS = (1, 0, 1, 0, 1, 0) * 8

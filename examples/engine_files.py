@@ -11,7 +11,7 @@ from qdq.base.artifacts import read_json
 from qdq.base.edge import Parser
 from qdq.compress.deploy import DEPLOYMENT, ENGINES
 from qdq.errors import ConfigError, DataError
-from qdq.load.source import read_config
+from qdq.loading.source import read_config
 from qdq.tasks.heads import Head, head_of
 
 TARGETS = ("openvino", "onnxruntime", "tensorrt")

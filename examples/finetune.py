@@ -31,9 +31,9 @@ from transformers import (
 from qdq.base.config import choice
 from qdq.base.edge import run_script
 from qdq.errors import DataError
-from qdq.load.kinds import TASKS, detect_task
-from qdq.load.model import LoadedModel, load_model
-from qdq.load.source import read_config, resolve
+from qdq.loading.kinds import TASKS, detect_task
+from qdq.loading.model import LoadedModel, load_model
+from qdq.loading.source import read_config, resolve
 from qdq.tasks.extraction import training_row, windows
 from qdq.tasks.gold import NO_CONSENSUS
 from qdq.text.data import Record

@@ -32,7 +32,7 @@ from transformers import (
 from qdq.base.artifacts import write_json, write_text
 from qdq.base.edge import Parser, run_script
 from qdq.errors import ConfigError
-from qdq.load.source import read_config, resolve
+from qdq.loading.source import read_config, resolve
 from qdq.tasks.labels import Classes
 
 

@@ -17,7 +17,7 @@ from qdq.calibrate.calibrate import calibrate
 from qdq.inject import inject
 from qdq.inject.quantizer import folded
 from qdq.inject.spec import named_spec
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 from qdq.text.data import bundled, read_records
 from qdq.text.encode import encode_batch
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from qdq.base.screen import Screen
 from qdq.errors import DataError
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 from qdq.tasks.gold import Gold, gold_of, tags_of
 from qdq.text.data import Record, TextSource, read_records
 from qdq.text.splits import split_path

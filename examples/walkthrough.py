@@ -32,9 +32,9 @@ from qdq.base.screen import Screen
 from qdq.base.versions import versions
 from qdq.calibrate.checkpoint import read_spec
 from qdq.compress.torch_dynamic import WEIGHTS, load_dynamic, quantize_dynamic, save_dynamic
-from qdq.load.model import LoadedModel, load_model
-from qdq.load.runner import TorchRunner
-from qdq.load.source import read_config, resolve
+from qdq.loading.model import LoadedModel, load_model
+from qdq.loading.runner import TorchRunner
+from qdq.loading.source import read_config, resolve
 from qdq.pipeline.compile import run_stage
 from qdq.tasks.gold import gold_of
 from qdq.text.encode import encode_batch

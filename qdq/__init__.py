@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import qdq.load  # noqa: F401  # first: Python binds the folder's name on its first import, and then `load` below stays
 from qdq.api.checking import check
 from qdq.api.compiling import Compiled, compile
 from qdq.api.engine import Engine, load

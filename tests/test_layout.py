@@ -39,7 +39,8 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["qdq.cli.main", "qdq.pipeline.compile", "qdq.pipeline.options", "qdq.load.source", "engines", "export"]
+    "module",
+    ["qdq.cli.main", "qdq.pipeline.compile", "qdq.pipeline.options", "qdq.loading.source", "engines", "export"],
 )
 def test_heavy_libraries_are_not_imported(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set({HEAVY}) & set(sys.modules)))"

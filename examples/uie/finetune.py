@@ -26,10 +26,10 @@ from qdq.base.artifacts import write_json
 from qdq.base.edge import run_script
 from qdq.compress import CompressionArguments, CompressionTrainer
 from qdq.errors import ConfigError
-from qdq.load.model import load_model
-from qdq.load.source import resolve
-from qdq.load.tokenizer import takes_types
-from qdq.load.uie import UIE
+from qdq.loading.model import load_model
+from qdq.loading.source import resolve
+from qdq.loading.tokenizer import takes_types
+from qdq.loading.uie import UIE
 from qdq.tasks.spans import SpanEvaluator
 from qdq.uie.rows import LABELS, MarksCollator, prompt_rows
 

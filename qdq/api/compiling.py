@@ -131,7 +131,7 @@ def compile(
     what is lacking, and everything before it was done.
     """
     from qdq.base.screen import Screen, logged_to
-    from qdq.load.source import short_name
+    from qdq.loading.source import short_name
     from qdq.pipeline.compile import compile_model
     from qdq.pipeline.options import CompileOptions
 

@@ -50,7 +50,7 @@ def embeddings(
 
 def prompt_text(engine: TokenEngine, name: str | None, text: str | None) -> str:
     """The text to put in front of every sentence: `text`, else the prompt `name`, else the default one."""
-    from qdq.load.pooling import read_chain
+    from qdq.loading.pooling import read_chain
 
     chain = read_chain(engine.path / "checkpoint")
     default, known = (chain.prompt, chain.texts) if chain else ("", {})

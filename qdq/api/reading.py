@@ -19,8 +19,8 @@ def read_configuration(checkpoint: Path, engine: type) -> PreTrainedConfig:
     """The configuration of a checkpoint; makes `engine` known to transformers' pipelines on the way."""
     from transformers import AutoConfig
 
-    import qdq.load.pruned  # noqa: F401  # AutoConfig then knows width-pruned models
-    from qdq.load.model import quiet_transformers
+    import qdq.loading.pruned  # noqa: F401  # AutoConfig then knows width-pruned models
+    from qdq.loading.model import quiet_transformers
 
     introduce(engine)
     with quiet_transformers():
@@ -45,9 +45,9 @@ def introduce(engine: type) -> None:
 
 def read_tokenizer(checkpoint: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, prepared as a compile prepares it. Raises ModelError for a damaged one."""
-    from qdq.load.model import quiet_transformers
-    from qdq.load.pooling import read_chain
-    from qdq.load.tokenizer import load_tokenizer
+    from qdq.loading.model import quiet_transformers
+    from qdq.loading.pooling import read_chain
+    from qdq.loading.tokenizer import load_tokenizer
 
     with quiet_transformers():
         tokenizer = load_tokenizer(checkpoint, config)

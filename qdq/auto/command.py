@@ -17,16 +17,16 @@ from qdq.auto.strategy import Result, run_strategies
 from qdq.base.screen import Screen
 from qdq.errors import ConfigError
 from qdq.inject.widths import blocks
-from qdq.load.kinds import Task, detect_task
-from qdq.load.model import load_model
-from qdq.load.source import read_config as read_model_config
+from qdq.loading.kinds import Task, detect_task
+from qdq.loading.model import load_model
+from qdq.loading.source import read_config as read_model_config
 
 
 @dataclass(frozen=True)
 class OfFile:
     """Facts that data need to know of an ONNX file's model, from the config.json and the tokenizer beside it.
 
-    The same names as `qdq.load.model.LoadedModel`; `model` has no weights.
+    The same names as `qdq.loading.model.LoadedModel`; `model` has no weights.
     """
 
     model: Any

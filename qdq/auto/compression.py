@@ -32,7 +32,7 @@ from qdq.compress.evaluators import CustomEvaluate, logits_of
 from qdq.compress.onnx_file import OnnxModule, read_graph
 from qdq.errors import ConfigError
 from qdq.inject.widths import blocks
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 
 HARDWARE = {"gpu": "tensorrt", "cpu": "openvino"}  # what the exported graph is lowered for
 PHONES = ("SD625", "SD710", "RK3288")

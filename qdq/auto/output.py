@@ -15,8 +15,8 @@ from qdq.errors import DeployError
 from qdq.inject import inject
 from qdq.inject.quantizer import folded
 from qdq.inject.spec import named_spec
-from qdq.load.model import load_model
-from qdq.load.source import is_checkpoint
+from qdq.loading.model import load_model
+from qdq.loading.source import is_checkpoint
 from qdq.pipeline.options import TARGETS
 from qdq.pipeline.stages.export import export_example
 

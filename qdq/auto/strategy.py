@@ -22,7 +22,7 @@ from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen
 from qdq.compress.method import CompressedModel, Session
 from qdq.errors import ConfigError
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 
 REPORT = "auto_compression.json"
 

@@ -26,10 +26,10 @@ from qdq.inject import Placement, inject, quantizers
 from qdq.inject.embedding import QuantEmbedding
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, treated, weight_amax
 from qdq.inject.spec import QuantSpec, spec_from_mapping
-from qdq.load.model import OURS, LoadedModel, load_model, quiet_transformers
-from qdq.load.own_class import record_class
-from qdq.load.pooling import SETTINGS, TRANSFORMER
-from qdq.load.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
+from qdq.loading.model import OURS, LoadedModel, load_model, quiet_transformers
+from qdq.loading.own_class import record_class
+from qdq.loading.pooling import SETTINGS, TRANSFORMER
+from qdq.loading.source import QUANT_SPEC, is_checkpoint, read_object, weight_files
 
 AMAX_SUFFIX = "_amax"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

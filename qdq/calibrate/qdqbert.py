@@ -43,9 +43,9 @@ from qdq.inject import inject, quantizers
 from qdq.inject.defaults import defaults
 from qdq.inject.quantizer import TensorQuantizer
 from qdq.inject.scale import scale_of
-from qdq.load.kinds import detect_task
-from qdq.load.model import QDQBERT, quiet_transformers
-from qdq.load.source import read_config, resolve
+from qdq.loading.kinds import detect_task
+from qdq.loading.model import QDQBERT, quiet_transformers
+from qdq.loading.source import read_config, resolve
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from engines.targets import TARGETS, EngineOptions, target_of
 from qdq.errors import ConfigError, ModelError
-from qdq.load.runner import TorchRunner
-from qdq.load.source import is_checkpoint
+from qdq.loading.runner import TorchRunner
+from qdq.loading.source import is_checkpoint
 from qdq.pipeline.workdir import MANIFEST
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def model_for(what: str) -> str:
 
 
 def _torch(name: str, threads: int, own: Own) -> TorchRunner:
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
 
     return TorchRunner(load_model(name, own.task, model_class=own.model_class).module(), threads)
 

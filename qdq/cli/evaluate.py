@@ -14,7 +14,7 @@ from qdq.base.choices import INFORMATION_EXTRACTION, PRECISION_HINTS
 from qdq.base.option import check, option, values_for
 from qdq.cli.contestants import Contestants, Own, contestants, model_for
 from qdq.errors import ConfigError
-from qdq.load.kinds import TASKS
+from qdq.loading.kinds import TASKS
 from qdq.pipeline.options import HEADER, LABEL_COLUMN, LABELS, MANY, MODEL_CLASS
 from qdq.text.data import TextSource
 from qdq.uie.prompts import LANGUAGES, kind_of, language_named
@@ -67,7 +67,7 @@ class EvaluateOptions:
 
 def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
     """Score every contestant; returns (and with `out` writes) the report. Raises QdqError."""
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.pipeline.run import prepare_torch
     from qdq.tasks.loading import EvaluationSettings, load_evaluation
 

@@ -76,7 +76,7 @@ def extract(options: ExtractOptions, screen: Screen) -> str:
 
 def open_extraction(options: ExtractOptions, schema: Any, screen: Screen) -> Extraction:
     """The model or engine with its tokenizer. Raises ModelError for one that is no UIE."""
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.pipeline.run import prepare_torch
     from qdq.uie.extract import Extraction, Reader
 

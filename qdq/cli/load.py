@@ -197,7 +197,7 @@ def rows_of(options: LoadOptions, model: ModelInfo) -> list[TextRow]:
     """Rows of the data in the form that the model takes."""
     from engines.client import TextRow
     from engines.client.texts import CHOICES, CONTEXT, TEXT_PAIR
-    from qdq.load.kinds import CHOICES as COUNT
+    from qdq.loading.kinds import CHOICES as COUNT
     from qdq.text.data import TextSource, bundled, read_records
     from qdq.text.encode import choice_records
 

@@ -168,7 +168,7 @@ def _workload(typed: Mapping[str, Any], settings: GpuBenchSettings, screen: Scre
 
 
 def _tokenized(typed: Mapping[str, Any], settings: GpuBenchSettings, screen: Screen) -> tuple[list[Feeds], str]:
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.pipeline.texts import Texts, evaluation_texts
     from qdq.text.workload import workload_of_shape
 

@@ -13,14 +13,14 @@ from qdq.base.choices import PLACEMENTS
 from qdq.base.option import check, option
 from qdq.cli.contestants import model_for
 from qdq.errors import ConfigError
-from qdq.load.kinds import CHOICES
-from qdq.load.source import is_checkpoint, resolve, short_name
+from qdq.loading.kinds import CHOICES
+from qdq.loading.source import is_checkpoint, resolve, short_name
 from qdq.pipeline.options import HEADER, LABEL_COLUMN, LABELS, MANY
 from qdq.text.data import Record, TextSource, bundled, read_records
 
 if TYPE_CHECKING:
     from qdq.base.screen import Screen
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 CALIBRATION_TEXTS = 128
 SHOWN = 15  # rows of each table on the screen
@@ -116,7 +116,7 @@ def _quantized(options: SensitivityOptions, place: Path, records: list[Record], 
     from qdq.calibrate.calibrate import calibrate, default_percentile
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.text.encode import calibration_batches
 
     # The rows that the study passes over calibrate; without such rows, those it compares on.

@@ -15,7 +15,7 @@ from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
     from engines.types import Runner
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 FORM, CONFIG = "text.json", "config.pbtxt"  # of a text model, in its version folder; of every model
 THREADS = ("intra_op_thread_count", "INFERENCE_NUM_THREADS")  # parameters of Triton's own CPU backends
@@ -55,7 +55,7 @@ def open_served(work: Path, name: str, text: bool) -> Served:
     Raises ConfigError when there is no such repository, ModelError and BuildError as loading does.
     """
     from qdq.calibrate.checkpoint import read_spec
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
 
     model = _folder(work, name, text)
     checkpoint = next(folder / "checkpoint" for folder in model.parents if (folder / "checkpoint").is_dir())

@@ -29,7 +29,7 @@ A `CompressedModel` is a model, and once it is quantized its QuantSpec and Calib
 
 from __future__ import annotations
 
-import qdq.load.pruned  # noqa: F401  # transformers' Auto classes then load what dynabert saves
+import qdq.loading.pruned  # noqa: F401  # transformers' Auto classes then load what dynabert saves
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.method import CompressedModel, CompressionResult, Method, Session
 from qdq.compress.torch_dynamic import DynamicModel, quantize_dynamic

@@ -26,7 +26,7 @@ from qdq.calibrate.treatments.settings import (
 )
 from qdq.compress.strategy import Strategies, parse_strategies
 from qdq.errors import ConfigError
-from qdq.load.kinds import TASKS
+from qdq.loading.kinds import TASKS
 from qdq.pipeline.options import TARGETS, CompileOptions
 
 logger = logging.getLogger(__name__)

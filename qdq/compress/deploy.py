@@ -28,7 +28,7 @@ from qdq.compress.engine_module import Scoring
 from qdq.compress.materials import of_checkpoint, of_file
 from qdq.compress.torch_dynamic import DESCRIPTION
 from qdq.errors import DeployError, Unavailable
-from qdq.load.source import QUANT_SPEC
+from qdq.loading.source import QUANT_SPEC
 from qdq.pipeline.compile import compile_model
 from qdq.pipeline.options import TARGETS, CompileOptions, candidates
 from qdq.pipeline.outcome import Outcome

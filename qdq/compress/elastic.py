@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from qdq.errors import ConfigError
 from qdq.inject.widths import PROJECTIONS, blocks
-from qdq.load.pruned import pruned_class, pruned_config
+from qdq.loading.pruned import pruned_class, pruned_config
 
 WIDTH_TOLERANCE = 0.01  # heads; 0.667 of 12 heads is meant as 8
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from qdq.load.own_class import forward_inputs, is_own
+from qdq.loading.own_class import forward_inputs, is_own
 
 if TYPE_CHECKING:
     from engines.types import Runner

@@ -36,11 +36,11 @@ from qdq.errors import ConfigError
 from qdq.inject import inject
 from qdq.inject.quantizer import folded
 from qdq.inject.spec import named_spec
-from qdq.load.kinds import detect_task
-from qdq.load.model import load_model
-from qdq.load.own_class import require_named
-from qdq.load.reference import open_reference
-from qdq.load.source import read_config
+from qdq.loading.kinds import detect_task
+from qdq.loading.model import load_model
+from qdq.loading.own_class import require_named
+from qdq.loading.reference import open_reference
+from qdq.loading.source import read_config
 from qdq.pipeline.options import CompileOptions, resolve
 from qdq.pipeline.run import FLOAT, prepare_torch
 from qdq.pipeline.stages.deploy import class_names

@@ -13,9 +13,9 @@ from qdq.base.screen import Screen
 from qdq.calibrate.checkpoint import TOKENIZER_FILES, write_quant_spec
 from qdq.compress.method import CompressedModel, CompressionResult, Session
 from qdq.errors import ModelError
-from qdq.load.kinds import detect_task
-from qdq.load.model import quiet_transformers
-from qdq.load.own_class import record_class
+from qdq.loading.kinds import detect_task
+from qdq.loading.model import quiet_transformers
+from qdq.loading.own_class import record_class
 
 
 def save(session: Session, made: CompressedModel, folder: Path) -> None:

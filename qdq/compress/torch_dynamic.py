@@ -23,9 +23,9 @@ from transformers import AutoConfig, PreTrainedModel
 from qdq.base.artifacts import atomic_path, write_json
 from qdq.errors import ConfigError, ModelError
 from qdq.inject.relative import model_class, relative_kind
-from qdq.load.kinds import TASKS, detect_task
-from qdq.load.model import quiet_transformers
-from qdq.load.source import read_object
+from qdq.loading.kinds import TASKS, detect_task
+from qdq.loading.model import quiet_transformers
+from qdq.loading.source import read_object
 
 WEIGHTS, DESCRIPTION = "dynamic.safetensors", "dynamic_quantization.json"
 STATE = "pytorch_model.bin"

@@ -27,8 +27,8 @@ from qdq.compress.ptq import Ptq
 from qdq.compress.qat import Qat
 from qdq.compress.training import fingerprint
 from qdq.errors import ConfigError, DataError
-from qdq.load.own_class import is_own, reference_to, require_encoder
-from qdq.load.tokenizer import longest_sequence
+from qdq.loading.own_class import is_own, reference_to, require_encoder
+from qdq.loading.tokenizer import longest_sequence
 from qdq.pipeline.options import CompileOptions
 
 # In the order they run; see `qdq.compress.strategy`.

@@ -15,10 +15,10 @@ from qdq.base.choices import REPOSITORY
 from qdq.base.screen import Screen, wrap
 from qdq.base.versions import SOURCE
 from qdq.errors import BuildError, PassError, QdqError, Unavailable, WorkError
-from qdq.load.kinds import detect_task
-from qdq.load.own_class import require_named
-from qdq.load.source import is_checkpoint, read_config, short_name
-from qdq.load.source import resolve as resolve_model
+from qdq.loading.kinds import detect_task
+from qdq.loading.own_class import require_named
+from qdq.loading.source import is_checkpoint, read_config, short_name
+from qdq.loading.source import resolve as resolve_model
 from qdq.pipeline.options import CompileOptions, candidates, resolve
 from qdq.pipeline.outcome import Outcome, artifacts, show
 from qdq.pipeline.recall import recalled

@@ -39,7 +39,7 @@ from qdq.calibrate.treatments.settings import (
     refuse_idle,
 )
 from qdq.errors import ConfigError
-from qdq.load.kinds import TASKS
+from qdq.loading.kinds import TASKS
 
 TARGETS = ("auto", *targets.TARGETS)
 TRITON_BACKENDS = tuple(dict.fromkeys(backend for target in targets.TARGETS.values() for backend in target.backends))

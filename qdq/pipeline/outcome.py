@@ -11,7 +11,7 @@ from engines.targets import TARGETS
 from qdq.base.artifacts import read_json
 from qdq.base.choices import RAW_REPOSITORY, REPOSITORY
 from qdq.base.option import value_text
-from qdq.load.source import DEFAULT_MODEL
+from qdq.loading.source import DEFAULT_MODEL
 from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.run import CANONICAL, FLOAT, Run
 from qdq.pipeline.verdict import verdict

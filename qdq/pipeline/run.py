@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from qdq.base.screen import Screen
 from qdq.base.versions import versions
-from qdq.load.source import is_checkpoint
+from qdq.loading.source import is_checkpoint
 from qdq.pipeline.options import CompileOptions
 from qdq.pipeline.texts import Texts, calibration_texts, evaluation_texts
 from qdq.pipeline.workdir import SEED, WorkDirectory
 
 if TYPE_CHECKING:
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 CANONICAL = "model.qdq.onnx"
 FLOAT = "model.fp32.onnx"
@@ -112,7 +112,7 @@ class Run:
 def load_float(run: Run) -> LoadedModel:
     """The floating-point model, from the checkpoint's original parameters. Raises ModelError."""
     from qdq.calibrate.checkpoint import read_spec
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
 
     prepare_torch(run.options.threads)
     task = read_spec(run.checkpoint)[1]["task"]

@@ -17,7 +17,7 @@ from qdq.tasks.loading import EvaluationSettings, evaluation_of
 from qdq.text.data import Record
 
 if TYPE_CHECKING:
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 # Calibration texts that the divergence is measured on, evenly spaced. A clipped residual damages few texts very much,
 # and a handful of texts may hold none of them.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from engines.types import Runner
     from qdq.base.types import Feeds
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 MEASURED = 6  # placements of the curve: the first, the best, and others evenly spaced by predicted cost
 ROUNDS = 10

@@ -142,7 +142,7 @@ def measure_effects(case: Case, shared: Path, only: Collection[str] | None = Non
     from qdq.calibrate.treatments.order import finish, prepare
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.runner import TorchRunner
     from qdq.pipeline.run import prepare_torch
     from qdq.tasks.closeness import scored
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from qdq.auto.search.settings import SearchSettings, seconds
 from qdq.base.artifacts import read_json, write_json, write_text
 from qdq.errors import ConfigError
-from qdq.load.source import is_checkpoint
+from qdq.loading.source import is_checkpoint
 from qdq.studies import pages
 from qdq.studies.auto_page import AUTO, FP32, HAND, INT8
 from qdq.studies.models import CONLL, MRPC, Case
@@ -177,7 +177,7 @@ def measure_race(places: Places, name: str) -> dict[str, Any]:
     from engines.targets import TARGETS, EngineOptions
     from qdq.auto.search.material import SIDES, read_judges, reference_scores
     from qdq.auto.search.race import Entry, race
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
 
     settings, record = places.settings(name), read_json(places.results / f"{name}.json")
     jobs, threads = Path(settings.save_dir) / "jobs", available_cores()

@@ -28,7 +28,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from qdq.calibrate.calibrate import collect, freeze_weights, settle
     from qdq.inject import inject
     from qdq.inject.spec import named_spec
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.pipeline.run import prepare_torch
 
     # The same model twice, floating-point and ready to calibrate, and one set of batches.

@@ -19,7 +19,7 @@ from typing import Any
 from engines.bench.machine import machine
 from qdq.base.artifacts import read_json, to_json, write_json
 from qdq.base.versions import versions
-from qdq.load.source import short_name
+from qdq.loading.source import short_name
 from qdq.studies.models import random_bert_base, run_stages
 from qdq.studies.peers.build import TASK, alone, export_plain
 from qdq.studies.peers.race import RANDOM
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace, earlier: Mapping[str, Any]) -> dict[str
 
 def _material(options: argparse.Namespace) -> tuple[Path, list[Any]]:
     """The checkpoint's folder, and the calibration texts as NNCF takes them, int64 [8, S]."""
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.pipeline.options import CompileOptions, resolve
     from qdq.pipeline.texts import calibration_texts
     from qdq.studies.models import batches

@@ -12,7 +12,7 @@ from qdq.base.artifacts import atomic_folder
 if TYPE_CHECKING:
     from qdq.base.types import Feeds
     from qdq.calibrate.rebatch import MicroBatches
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
     from qdq.tasks.closeness import Scored
     from qdq.tasks.evaluation import Evaluation
     from qdq.text.data import Record
@@ -55,7 +55,7 @@ def random_bert_base(folder: Path, classifier: bool = False) -> Path:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
-    from qdq.load.source import default_folder
+    from qdq.loading.source import default_folder
 
     if (folder / "config.json").is_file():
         return folder
@@ -99,8 +99,8 @@ def micro_batches(loaded: LoadedModel, calibration: str, samples: int, sequence:
 
 def scored_in_fp32(case: Case, shared: Path) -> tuple[LoadedModel, Evaluation, Scored]:
     """The floating-point model of a case, its development rows, and its own answers to them. Raises QdqError."""
-    from qdq.load.model import load_model
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.model import load_model
+    from qdq.loading.runner import TorchRunner
     from qdq.tasks.closeness import scored
     from qdq.tasks.loading import EvaluationSettings, load_evaluation
 

@@ -158,7 +158,7 @@ def _half_precision(out: Path, graph: Path) -> dict[str, Any]:
 def _texts(out: Path) -> tuple[Any, list[Any], list[int] | None]:
     """The model, batches of its evaluation text, and the labels when the text has them."""
     from qdq.calibrate.checkpoint import read_spec
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.pipeline.options import CompileOptions
     from qdq.pipeline.stages.load import VERIFY_BATCH
     from qdq.pipeline.texts import calibration_texts, evaluation_texts
@@ -188,7 +188,7 @@ def _metric(out: Path, fp16_body: Path) -> dict[str, Any] | None:
     from engines.compare import compare
     from export.passes import LowerOptions, lower
     from export.unoptimized import open_unoptimized, run
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.runner import TorchRunner
 
     loaded, feeds, labels = _texts(out)
     if labels is None:

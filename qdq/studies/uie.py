@@ -68,8 +68,8 @@ def _trained(encoder: Path, train: Path, folder: Path, recipe: Recipe) -> Path:
     from torch.nn.functional import binary_cross_entropy_with_logits
     from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
-    from qdq.load.model import quiet_transformers
-    from qdq.load.uie import UIE
+    from qdq.loading.model import quiet_transformers
+    from qdq.loading.uie import UIE
     from qdq.uie.rows import LABELS, MarksCollator, prompt_rows
 
     class Weighted(Trainer):

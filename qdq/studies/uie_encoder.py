@@ -26,8 +26,8 @@ def write_encoder(texts: Iterable[str], folder: Path, seed: int = 0) -> Path:
     import torch
     from transformers import AutoTokenizer, BertModel
 
-    from qdq.load.model import quiet_transformers
-    from qdq.load.source import resolve
+    from qdq.loading.model import quiet_transformers
+    from qdq.loading.source import resolve
 
     source, _ = resolve(None)
     with quiet_transformers():

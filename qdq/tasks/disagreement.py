@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.base.types import Feeds, Outputs
-from qdq.load.kinds import SENTENCE_EMBEDDING
+from qdq.loading.kinds import SENTENCE_EMBEDDING
 from qdq.tasks.evaluation import Evaluation, Runner, Scores
 from qdq.tasks.problems import Answer
 from qdq.text.data import Record

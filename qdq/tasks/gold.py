@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qdq.errors import DataError
-from qdq.load.kinds import CHOICES
+from qdq.loading.kinds import CHOICES
 from qdq.tasks.heads import head_of_model
 from qdq.tasks.labels import Classes, by_number, class_columns, class_indices, label_sets, numbers
 from qdq.tasks.schemes import gold_tags
 from qdq.text.data import Record
 
 if TYPE_CHECKING:
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 NO_CONSENSUS = "-"  # the gold label of cmnli, ocnli, mnli and snli rows their annotators disagreed on
 NO_CLASS = "-1"  # the same, and rows of a test split, where a file numbers named classes as the `datasets` package does

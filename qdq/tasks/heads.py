@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qdq.base.activations import ACTIVATIONS, softmax
 from qdq.base.choices import MULTI_LABEL, MULTI_LABEL_TYPE, REGRESSION, THRESHOLD_KEYS
 from qdq.errors import ModelError
-from qdq.load.own_class import is_own
+from qdq.loading.own_class import is_own
 
 Kind = Literal["classes", "multi-label", "scores", "marks"]  # marks: UIE's probabilities of starts and ends
 Values = NDArray[np.float64]

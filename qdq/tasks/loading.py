@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.base.config import choice
 from qdq.errors import ConfigError, DataError
-from qdq.load.kinds import CHOICES, SENTENCE_EMBEDDING
+from qdq.loading.kinds import CHOICES, SENTENCE_EMBEDDING
 from qdq.tasks.answers import SCORINGS, Scoring, detect_scoring
 from qdq.tasks.evaluation import Evaluation
 from qdq.tasks.extraction import Extraction, windows
@@ -27,7 +27,7 @@ from qdq.text.data import Record, TextSource, read_records
 from qdq.text.encode import TokenRow, batched, choice_records, has_types, tokenize
 
 if TYPE_CHECKING:
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 
 @dataclass(frozen=True)

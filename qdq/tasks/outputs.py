@@ -10,7 +10,7 @@ from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.tasks.heads import Head, head_of_model
 
 if TYPE_CHECKING:
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 _CLASSES = "logits are raw, one per class: the largest is the answer, a softmax over the classes gives probabilities"
 # By task, where it alone says it

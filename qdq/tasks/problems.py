@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.load.kinds import SENTENCE_EMBEDDING
+from qdq.loading.kinds import SENTENCE_EMBEDDING
 from qdq.tasks.heads import Head
 from qdq.tasks.metrics import Metric, binary, classification, correlation, multi_label
 from qdq.text.data import Record

@@ -144,7 +144,7 @@ def _check_reachable(spec: str, name: str) -> None:
     cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
     if Path(name).exists() or cached.is_dir():
         return
-    from qdq.load.hub import silence
+    from qdq.loading.hub import silence
 
     if reason := silence(name):
         raise DataError(

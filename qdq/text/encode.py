@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qdq.base.config import nearest
 from qdq.errors import ConfigError, DataError
-from qdq.load.pooling import PROMPT
+from qdq.loading.pooling import PROMPT
 from qdq.text.data import Record
 
 if TYPE_CHECKING:

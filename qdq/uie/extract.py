@@ -159,8 +159,8 @@ class Extraction:
 
         Raises ModelError for a checkpoint that is no UIE.
         """
-        from qdq.load.model import load_model
-        from qdq.load.runner import TorchRunner
+        from qdq.loading.model import load_model
+        from qdq.loading.runner import TorchRunner
 
         loaded = load_model(model, settings.pop("task", None))
         if loaded.task.name != INFORMATION_EXTRACTION:

@@ -73,7 +73,7 @@ def random_checkpoint(folder: Path, **config: Any) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-    from qdq.load.model import quiet_transformers
+    from qdq.loading.model import quiet_transformers
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = {word: index for index, word in enumerate([*special, *(f"w{word}" for word in range(WORDS))])}

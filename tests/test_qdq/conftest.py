@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import shutil
@@ -20,8 +19,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from qdq.cli.main import main
-from qdq.load.kinds import TASKS
-from qdq.load.model import LoadedModel, load_model, quiet_transformers
+from qdq.loading.kinds import TASKS
+from qdq.loading.model import LoadedModel, load_model, quiet_transformers
 
 SUBJECTS = ("the cat", "a small dog", "our teacher", "the old river", "my young brother", "every good engine")
 VERBS = ("finds", "likes", "sees", "never leaves", "slowly follows", "wants")
@@ -268,7 +267,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
         served = Hub(rows, names)
         monkeypatch.setattr(datasets, "load_dataset", served.load_dataset)
         # By its module: the attribute `load` of qdq is the function of that name
-        monkeypatch.setattr(importlib.import_module("qdq.load.hub"), "silence", lambda name: "")
+        monkeypatch.setattr("qdq.loading.hub.silence", lambda name: "")
         return served
 
     return serve

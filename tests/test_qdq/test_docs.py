@@ -108,7 +108,7 @@ def run_command(command: str) -> None:
 
 def own_model(folder: Path) -> None:
     """``my_model.py`` with a class of the user's own, and ``my-model``, a checkpoint of it."""
-    from qdq.load.own_class import import_class
+    from qdq.loading.own_class import import_class
 
     source = (Path(__file__).parent / "own_models.py").read_text(encoding="utf-8")
     (folder / "my_model.py").write_text(source.replace("MeanClassifier", "MyClassifier"), encoding="utf-8")

@@ -54,12 +54,12 @@ ELSEWHERE = {
         "tests/test_qdq/test_glue_examples.py",
         "test_the_printed_evaluation_and_the_saved_model",
     ),
-    ("docs/custom-model.md", "python -m qdq.load.convert best_models/TNEWS --out tnews"): (
-        "tests/test_qdq/test_load/test_convert.py",
+    ("docs/custom-model.md", "python -m qdq.loading.convert best_models/TNEWS --out tnews"): (
+        "tests/test_qdq/test_loading/test_convert.py",
         "test_the_command_says_what_it_wrote_and_refuses_in_one_line",
     ),
-    ("docs/uie.md", ".venv/bin/python -m qdq.load.convert uie-base-paddle --out uie-base"): (
-        "tests/test_qdq/test_load/test_convert.py",
+    ("docs/uie.md", ".venv/bin/python -m qdq.loading.convert uie-base-paddle --out uie-base"): (
+        "tests/test_qdq/test_loading/test_convert.py",
         "test_a_uie_computes_the_same",
     ),
     ("docs/uie.md", "from qdq.uie.extract import Extraction"): (
@@ -69,7 +69,7 @@ ELSEWHERE = {
     ("README.md", "import qdq"): ("tests/test_qdq/test_api/test_docs.py", "test_the_quickstart_runs"),
     ("docs/python.md", "import qdq"): ("tests/test_qdq/test_api/test_docs.py", "test_the_quickstart_runs"),
     ("docs/custom-model.md", "from safetensors.numpy import save_file"): (
-        "tests/test_qdq/test_load/test_convert.py",
+        "tests/test_qdq/test_loading/test_convert.py",
         "test_paddle_weights_in_safetensors_are_converted_and_named_where_they_are_not",
     ),
 }

@@ -25,7 +25,7 @@ import pytest
 import transformers
 
 from engines.triton.model_config import read_config
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 from qdq.text.data import Record
 from qdq.text.encode import encode_batch
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qdq.errors import ConfigError, DataError
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUICK = ("--disable_tqdm", "True", "--use_cpu", "True", "--max_seq_length", "32", "--max_steps", "2")

@@ -29,14 +29,14 @@ from qdq.base.artifacts import read_json, write_json
 from qdq.base.edge import run_script
 from qdq.base.screen import Screen
 from qdq.errors import DataError
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 from qdq.pipeline.compile import compile_model
 from qdq.pipeline.options import CompileOptions
 
 if TYPE_CHECKING:
     from engines.types import Runner
     from qdq.auto.search.material import Judges
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 JOB, RESULT, LOCK, SPENT = "job.json", "result.json", ".lock", "spent.json"
 ENGINE, TRAINED, OUTPUTS = "engine", "trained", "outputs.npz"
@@ -155,7 +155,7 @@ def _reference(job: Job) -> dict[str, Any]:
     from qdq.auto.search.material import SIDES, Kept, keep_outputs, read_judges, training_samples
     from qdq.auto.search.training import BATCH, measure_step, use_threads
     from qdq.inject.widths import blocks
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.runner import TorchRunner
 
     # Text that cannot be used is an error before anything is run.
     use_threads(_threads(job.settings))
@@ -274,7 +274,7 @@ def compile_options(job: Job, candidate: Candidate, checkpoint: Path | str) -> C
 def _runner(job: Job, outcome: Any) -> Runner:
     """The engine that was built; where this machine cannot build it, the fake-quantized model that it is of."""
     from qdq.calibrate.checkpoint import load_checkpoint
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.runner import TorchRunner
 
     work, target = Path(outcome.out), TARGETS[outcome.target]
     if not outcome.missing:

@@ -13,7 +13,7 @@ from qdq.base.artifacts import atomic_path
 from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.compress.datasets import IGNORED_LABEL
 from qdq.errors import ConfigError, DataError
-from qdq.load.runner import TorchRunner
+from qdq.loading.runner import TorchRunner
 from qdq.tasks.extraction import training_row, windows
 from qdq.tasks.gold import gold_of, tags_of
 from qdq.tasks.loading import EvaluationSettings, evaluation_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from engines.types import Runner
     from qdq.auto.search.settings import SearchSettings
     from qdq.base.types import Feeds, Outputs
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
     from qdq.tasks.evaluation import Evaluation, Scores
 
 SIDES = ("choosing", "judging")

@@ -46,7 +46,7 @@ def race(entries: Sequence[Entry], settings: SearchSettings, threads: int, progr
     from engines.bench.machine import machine
     from engines.bench.workload import check_workload, describe_workload
     from qdq.base.versions import versions
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.text.workload import full_rows
 
     # The batches, and one runner per engine, opened for their shape

@@ -9,7 +9,7 @@ from typing import Any
 
 from qdq.base.option import as_json, check, option
 from qdq.errors import ConfigError
-from qdq.load.kinds import TASKS
+from qdq.loading.kinds import TASKS
 from qdq.pipeline.options import HEADER, LABEL_COLUMN, LABELS, MANY, TARGETS
 from qdq.text.data import TextSource
 

@@ -26,7 +26,7 @@ from qdq.compress.datasets import Labels, LengthGrouped, lengths_of
 from qdq.compress.distillation import WidthDistillation
 from qdq.compress.elastic import make_elastic, sizes_at
 from qdq.inject.widths import blocks
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 from qdq.uie.rows import LABELS as MARKS
 from qdq.uie.rows import MarksCollator
 

@@ -11,7 +11,7 @@ from engines.targets import BASELINE, CPU_TARGETS, TARGETS
 from qdq.base.artifacts import read_json, write_json
 from qdq.base.screen import Stage
 from qdq.errors import Unavailable
-from qdq.load.runner import TorchRunner
+from qdq.loading.runner import TorchRunner
 from qdq.pipeline.run import FLOAT, Run
 from qdq.pipeline.stages.build import MEASURED, engine_options, open_engine
 from qdq.pipeline.stages.load import check_shape

@@ -12,7 +12,7 @@ from qdq.base.artifacts import read_json, write_json
 from qdq.base.packing import FULL
 from qdq.base.screen import Stage, wrap
 from qdq.errors import BuildError, ConfigError, QdqError, Unavailable
-from qdq.load.kinds import CHOICES
+from qdq.loading.kinds import CHOICES
 from qdq.pipeline.run import Run
 from qdq.pipeline.stages.compiled import compiled_proof, unproven
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qdq.calibrate.table import CalibrationTable
     from qdq.inject import Placement
     from qdq.inject.spec import QuantSpec
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 HISTOGRAMS = "histograms.json"
 SEEN = 16  # texts whose magnitudes are counted there: enough for a picture, a fraction of a second
@@ -72,7 +72,7 @@ def _take_over(run: Run, loaded: LoadedModel, spec: QuantSpec) -> bool:
     """Set the amax that a checkpoint of ours brings for its own spec, or QDQBERT's for any; True when it did."""
     from qdq.calibrate.checkpoint import import_qdqbert, load_amax, read_amax, table_amax
     from qdq.calibrate.treatments.share_skips import tie_skips
-    from qdq.load.source import is_checkpoint
+    from qdq.loading.source import is_checkpoint
 
     ours = is_checkpoint(loaded.folder)
     if ours and not run.keeps_spec:

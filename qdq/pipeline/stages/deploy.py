@@ -34,7 +34,7 @@ from qdq.pipeline.verdict import float_wins
 
 if TYPE_CHECKING:
     from engines.types import BuiltEngine
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 # Backend -> what makes a graph refuse ids that it would read from the end of its tables
 GUARDS = {"onnxruntime": refuse_negative_ids}

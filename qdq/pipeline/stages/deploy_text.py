@@ -12,14 +12,14 @@ from engines.targets import TARGETS
 from qdq.base.artifacts import read_json
 from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.errors import DeployError
-from qdq.load.pooling import PROMPT
+from qdq.loading.pooling import PROMPT
 from qdq.pipeline.run import Run
 
 if TYPE_CHECKING:
     from engines.serving.form import TextForm
     from engines.types import BuiltEngine
     from qdq.base.screen import Stage
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
     from qdq.text.data import Record
 
 CHARACTERS = 64  # of a text for each token the engine takes; a token of ordinary text has four

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from engines.interface import graph_files
 from qdq.base.screen import Stage
-from qdq.load.kinds import CHOICES
+from qdq.loading.kinds import CHOICES
 from qdq.pipeline.run import CANONICAL, FLOAT, Run, prepare_torch
 
 if TYPE_CHECKING:
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 
 def export(run: Run, stage: Stage) -> Sequence[Path]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engines.interface import interface
 from engines.packing import FILE, first_fit
 from qdq.base.artifacts import write_json
-from qdq.load.kinds import CHOICES
+from qdq.loading.kinds import CHOICES
 from qdq.pipeline.run import Run
 from qdq.pipeline.workdir import SEED
 

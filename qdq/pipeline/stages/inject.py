@@ -16,7 +16,7 @@ from qdq.pipeline.run import Run
 if TYPE_CHECKING:
     from qdq.inject import Placement
     from qdq.inject.spec import QuantSpec
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
     from qdq.placing.search import Decision
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from qdq.base.screen import Stage
 from qdq.errors import ConfigError, DataError, ModelError
-from qdq.load.kinds import CHOICES
+from qdq.loading.kinds import CHOICES
 from qdq.pipeline.run import Run, prepare_torch
 
 if TYPE_CHECKING:
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
     from qdq.tasks.evaluation import Evaluation
 
 VERIFY_BATCH = 32
@@ -20,7 +20,7 @@ VOCABULARY_TASKS = ("fill-mask", "language-modeling")  # tasks whose output has 
 
 def load(run: Run, stage: Stage) -> tuple[LoadedModel]:
     """Stage 1: the model. Refuses, before anything is written, a shape or labels this model cannot take."""
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
 
     prepare_torch(run.options.threads)
     options = run.options

@@ -12,7 +12,7 @@ from engines.interface import graph_files
 from engines.targets import CPU_TARGETS, TARGETS
 from qdq.base.screen import Stage
 from qdq.errors import ConfigError, Unavailable
-from qdq.load.kinds import CHOICES
+from qdq.loading.kinds import CHOICES
 from qdq.pipeline.run import CANONICAL, Run
 from qdq.pipeline.stages.forms import write_packing
 

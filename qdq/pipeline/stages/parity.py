@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engines.types import Runner
     from qdq.base.types import Feeds
     from qdq.inject.quantizer import TensorQuantizer
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
 
 TEXTS = 8  # enough for millions of codes per point; more only takes longer
 SIDES = ("the fake-quant module", "ONNX Runtime")
@@ -43,7 +43,7 @@ def write_parity(run: Run, loaded: LoadedModel) -> Path:
     from engines.compare import Reading
     from export.parity import point_parity
     from qdq.inject import quantizers
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.runner import TorchRunner
     from qdq.tasks.heads import head_of_model
 
     (feeds,) = feeds_of(run, loaded, run.evaluation.records[:TEXTS], TEXTS)

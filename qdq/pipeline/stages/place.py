@@ -16,7 +16,7 @@ from qdq.pipeline.stages.export import export_example
 if TYPE_CHECKING:
     from qdq.inject import Placement
     from qdq.inject.spec import QuantSpec
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
     from qdq.placing.latency import Timing
     from qdq.placing.search import Decision, Search
     from qdq.placing.units import Unit

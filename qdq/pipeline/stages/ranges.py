@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from qdq.base.screen import Stage
-from qdq.load.kinds import CHOICES
+from qdq.loading.kinds import CHOICES
 from qdq.pipeline.run import Run
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qdq.calibrate.table import CalibrationTable
     from qdq.calibrate.treatments.sweep import Score, Swept
     from qdq.inject.spec import QuantSpec
-    from qdq.load.model import EncoderModule, LoadedModel
+    from qdq.loading.model import EncoderModule, LoadedModel
     from qdq.text.data import Record
     from qdq.text.encode import Feed
 
@@ -115,7 +115,7 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
     With labels the task metric counts first and closeness to FP32 second; without, closeness alone.
     """
     from engines.compare import Reading, compare
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.runner import TorchRunner
     from qdq.tasks.gold import gold_of
     from qdq.tasks.heads import head_of_model
 
@@ -143,7 +143,7 @@ def scorer(run: Run, loaded: LoadedModel) -> tuple[Callable[[nn.Module], Score],
 def _floating(loaded: LoadedModel, feeds: list[Any], threads: int) -> list[Any]:
     """FP32 outputs of every feed, by the injected model with its quantizers disabled."""
     from qdq.inject import quantizers
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.runner import TorchRunner
 
     module = loaded.module()
     for point in quantizers(module).values():

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Stage
-from qdq.load.reference import Reference, open_reference, require_equal, require_same_tokens
-from qdq.load.runner import TorchRunner
+from qdq.loading.reference import Reference, open_reference, require_equal, require_same_tokens
+from qdq.loading.runner import TorchRunner
 from qdq.pipeline.run import Run
 from qdq.pipeline.stages.build import open_engine
 from qdq.pipeline.stages.load import evaluation_for
@@ -17,7 +17,7 @@ from qdq.tasks.closeness import compared
 from qdq.tasks.disagreement import KeptEmbeddings, disagreements, moved
 
 if TYPE_CHECKING:
-    from qdq.load.model import LoadedModel
+    from qdq.loading.model import LoadedModel
     from qdq.tasks.evaluation import Evaluation, Scores
 
 DIFFERING = "disagreements.json"

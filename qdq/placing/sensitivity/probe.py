@@ -22,7 +22,7 @@ from qdq.inject import base_path, quantizers
 from qdq.inject.families import family_of
 from qdq.inject.quantizer import TensorQuantizer, broadcast_mask
 from qdq.inject.scale import scale_of
-from qdq.load.model import EncoderModule
+from qdq.loading.model import EncoderModule
 from qdq.placing.units import layer_of
 from qdq.tasks.evaluation import Evaluation
 

@@ -53,7 +53,7 @@ def _write(folder: Path, auto: str, family: str, **options: Any) -> Path:
     import torch
     import transformers
 
-    from qdq.load.model import quiet_transformers
+    from qdq.loading.model import quiet_transformers
 
     values = {**SIZES, "vocab_size": 24, "max_position_embeddings": 32, "initializer_range": 0.4, **options}
     with torch.random.fork_rng(), quiet_transformers():

@@ -75,8 +75,8 @@ def outputs_of(folder: Path) -> Outputs:
 
 
 def _run(folder: Path) -> tuple[Any, Any, Outputs]:
-    from qdq.load.model import load_model
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.model import load_model
+    from qdq.loading.runner import TorchRunner
     from qdq.text.data import Record
     from qdq.text.encode import encode_batch
 
@@ -89,7 +89,7 @@ def _judged(folder: Path, whole: Outputs | None) -> Verdict:
     import numpy as np
 
     from qdq.errors import ModelError
-    from qdq.load.reference import open_reference, require_equal, require_same_tokens
+    from qdq.loading.reference import open_reference, require_equal, require_same_tokens
     from qdq.text.data import Record
     from qdq.text.encode import tokenize
 

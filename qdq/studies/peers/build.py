@@ -27,14 +27,14 @@ from engines.targets import TARGETS
 from qdq.base.artifacts import atomic_path
 from qdq.base.config import choice
 from qdq.errors import BuildError, ConfigError, Unavailable
-from qdq.load.kinds import TASKS
+from qdq.loading.kinds import TASKS
 from qdq.studies.models import batches, run_stages
 from qdq.studies.peers.tools import FLOAT, TOOLS, build_artifact
 
 if TYPE_CHECKING:
     from engines.types import Runner
     from qdq.base.types import Feeds
-    from qdq.load.model import EncoderModule, LoadedModel
+    from qdq.loading.model import EncoderModule, LoadedModel
     from qdq.text.data import Record
 
 Built = tuple[Opening, dict[str, float]]  # bytes of its weights, seconds to its first answer: build_s, compile_s
@@ -47,7 +47,7 @@ OUT = "qdq"  # our work directory
 TYPED = ("model", "calibration", "eval_data", "samples", "eval_samples", "threads", "precision_hint")
 CALLS = 3  # while memory is measured
 LIBRARIES = {
-    "torch": ("torch", "transformers.models.auto.modeling_auto", "qdq.load.model", "qdq.load.runner"),
+    "torch": ("torch", "transformers.models.auto.modeling_auto", "qdq.loading.model", "qdq.loading.runner"),
     "openvino": ("openvino", "engines.openvino"),
     "onnxruntime": ("onnxruntime", "engines.onnxruntime"),
 }
@@ -73,8 +73,8 @@ def prepare(options: Namespace) -> Material:
 
     Raises QdqError, before anything is built for what the model or this machine cannot take.
     """
-    from qdq.load.model import load_model
-    from qdq.load.source import resolve
+    from qdq.loading.model import load_model
+    from qdq.loading.source import resolve
     from qdq.pipeline import options as pipeline
     from qdq.pipeline.run import prepare_torch
     from qdq.pipeline.stages.load import check_shape
@@ -215,7 +215,7 @@ def open_peer(opening: Opening, shape: tuple[int, ...]) -> Runner:
     """Any contestant, for feeds of `shape` [batch, sequence]. Raises QdqError when it cannot be loaded."""
     if not opening.engine.startswith("torch"):
         return open_runner(opening, shape)
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.runner import TorchRunner
 
     return TorchRunner(_torch_module(opening), opening.threads)
 
@@ -224,7 +224,7 @@ def _torch_module(opening: Opening) -> EncoderModule:
     """The model in FP32, or with torch's dynamic quantization of every linear."""
     import torch
 
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
 
     module = load_model(opening.model).module()
     if opening.engine == "torch-dynamic":

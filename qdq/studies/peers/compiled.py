@@ -25,7 +25,7 @@ from qdq.base.artifacts import write_json
 from qdq.base.choices import CAPABILITIES
 from qdq.base.screen import Screen
 from qdq.errors import BuildError, QdqError
-from qdq.load.source import short_name
+from qdq.loading.source import short_name
 from qdq.pipeline.run import FLOAT as OWN_FLOAT
 from qdq.studies.models import batches, run_stages
 from qdq.studies.peers import build
@@ -135,7 +135,7 @@ def _share(verdicts: Mapping[str, object], good: object) -> tuple[int, int]:
 def _scorer(material: Material) -> Callable[[Path], dict[str, Any]]:
     """Return accuracy.json of a graph against torch FP32, whose answers to the texts are computed once."""
     from engines import compare as engines_compare
-    from qdq.load.runner import TorchRunner
+    from qdq.loading.runner import TorchRunner
     from qdq.tasks.gold import gold_of
 
     loaded = material.loaded

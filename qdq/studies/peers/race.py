@@ -29,7 +29,7 @@ from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen, Stage
 from qdq.base.types import Feeds
 from qdq.base.versions import versions
-from qdq.load.source import short_name
+from qdq.loading.source import short_name
 from qdq.studies.models import random_bert_base
 from qdq.studies.peers import build
 from qdq.studies.peers.build import OURS, TORCH, Built, Material, open_peer

@@ -27,7 +27,7 @@ class TableCase:
 
     Attributes:
         name: of the checkpoint, in the shared models, or fine-tuned here where `finetuning` says how.
-        task: as `qdq.load.kinds` names it.
+        task: as `qdq.loading.kinds` names it.
         data: the data set as the documents call it.
         sequence: tokens; texts are cut there, contexts windowed.
         rows: of the development data that score the engines, None for all.

@@ -64,7 +64,7 @@ def write_encoder(folder: Path, model: str, tokens: Sequence[str], layers: int |
     import torch
     from transformers import BertTokenizer
 
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
 
     # The table of embeddings: rows of tokens that the model knows, and random ones with the same mean and spread.
     loaded = load_model(model)

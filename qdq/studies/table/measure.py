@@ -159,7 +159,7 @@ def strategy_of(notes: dict[str, Any]) -> str:
 def score(places: Places, case: TableCase, run: Run) -> dict[str, Any]:
     """The metric of every engine on the development data, and the difference to FP32 with its interval."""
     del run
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.tasks.loading import EvaluationSettings, load_evaluation
 
     # The development data, and every engine on them
@@ -199,7 +199,7 @@ def time(places: Places, case: TableCase, run: Run) -> dict[str, Any]:
     """benchmark.json of the four engines in one interleaved run, on full rows of the development texts."""
     del run
     from engines.bench import BenchSettings, Contestant, bench
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.text.data import TextSource, read_records
     from qdq.text.workload import full_rows
 

@@ -11,7 +11,7 @@ import pytest
 
 from engines.serving.answers import answer, outputs_of, runs_of
 from engines.serving.tokens import Text, Tokenizer
-from qdq.load.kinds import TASKS
+from qdq.loading.kinds import TASKS
 
 QA = "question-answering"
 

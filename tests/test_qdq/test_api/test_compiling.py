@@ -102,7 +102,7 @@ def test_check_takes_a_file_or_a_work_directory(compiled: Path) -> None:
 def test_the_package_is_light_and_its_load_is_a_function() -> None:
     code = (
         "import sys, qdq; assert not {'torch', 'transformers', 'onnx', 'numpy'} & set(sys.modules), sys.modules;"
-        "import qdq.load.source, qdq.load.kinds; assert callable(qdq.load), qdq.load;"
+        "import qdq.loading.source, qdq.loading.kinds; assert callable(qdq.load), qdq.load;"
         "assert all(hasattr(qdq, name) for name in qdq.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from qdq.auto.compression import AutoCompression
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 Rows = list[dict[str, torch.Tensor]]
 

@@ -16,7 +16,7 @@ from qdq.auto.config import Global
 from qdq.auto.inputs.data import read_rows
 from qdq.base.screen import Screen
 from qdq.errors import ConfigError, DataError
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 
 pytestmark = pytest.mark.usefixtures("light_collections")  # a training ends with a full one
 

@@ -19,7 +19,7 @@ from qdq.auto.strategy import REPORT
 from qdq.base.screen import Screen
 from qdq.calibrate.checkpoint import load_checkpoint
 from qdq.errors import ConfigError
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 
 pytestmark = pytest.mark.usefixtures("light_collections")  # a training ends with a full one
 

@@ -24,7 +24,7 @@ from qdq.errors import ConfigError
 from qdq.inject import inject, quantizers
 from qdq.inject.quantizer import TensorQuantizer
 from qdq.inject.spec import QuantSpec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 pytestmark = pytest.mark.usefixtures("light_collections")  # a training ends with a full one
 

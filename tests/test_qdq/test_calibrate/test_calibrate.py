@@ -25,7 +25,7 @@ from qdq.errors import CalibrationError, ConfigError
 from qdq.inject import inject, quantizers
 from qdq.inject.quantizer import QuantLinear
 from qdq.inject.spec import QuantSpec, named_spec
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 from qdq.text.data import Record
 from qdq.text.encode import calibration_batches, encode_batch
 

@@ -19,7 +19,7 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.errors import DataError
 from qdq.inject import inject
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 from qdq.text.data import Record
 from qdq.text.encode import encode_batch
 

@@ -23,8 +23,8 @@ from qdq.calibrate.table import CalibrationTable
 from qdq.errors import CalibrationError, DeployError, ModelError
 from qdq.inject import inject, quantizers
 from qdq.inject.spec import QuantSpec, named_spec
-from qdq.load.model import LoadedModel, load_model, quiet_transformers
-from qdq.load.source import QUANT_SPEC, is_checkpoint
+from qdq.loading.model import LoadedModel, load_model, quiet_transformers
+from qdq.loading.source import QUANT_SPEC, is_checkpoint
 from qdq.text.data import Record
 from qdq.text.encode import encode_batch
 

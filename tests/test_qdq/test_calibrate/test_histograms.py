@@ -13,7 +13,7 @@ from qdq.calibrate.calibrate import calibrate
 from qdq.calibrate.histograms import histograms
 from qdq.inject import inject, quantizers
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 
 def test_counts_are_those_of_the_values(load_tiny: Callable[..., LoadedModel], encode: Callable[..., Any]) -> None:

@@ -20,7 +20,7 @@ from qdq.calibrate.checkpoint import import_qdqbert, load_checkpoint, read_amax,
 from qdq.errors import CalibrationError, ModelError
 from qdq.inject import inject, quantizers
 from qdq.inject.spec import QuantSpec, named_spec
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 
 Checkpoint = Callable[..., Path]
 

@@ -19,8 +19,8 @@ from qdq.errors import CalibrationError, ModelError
 from qdq.inject import inject, quantizers
 from qdq.inject.scale import scale_of
 from qdq.inject.spec import named_spec
-from qdq.load.kinds import detect_task
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.kinds import detect_task
+from qdq.loading.model import LoadedModel, load_model
 
 LoadTiny = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]

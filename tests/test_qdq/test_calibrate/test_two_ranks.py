@@ -85,7 +85,7 @@ def test_fsdp_takes_the_step_one_process_takes(two: Any, worker: ModuleType, che
 
 def test_finetuning_runs_under_torchrun(two: Any, folder: Path, checkpoint: Path) -> None:
     """The same flags on two processes (DDP through Trainer); the folder is written once and loads again."""
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
 
     found = json.loads((folder / "finetuned" / "eval_results.json").read_text(encoding="utf-8"))
     assert 0 <= found["acc_and_f1"] <= 1

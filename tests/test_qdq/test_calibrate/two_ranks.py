@@ -20,7 +20,7 @@ from qdq.compress.arguments import CompressionArguments
 from qdq.compress.trainer import CompressionTrainer
 from qdq.inject import inject
 from qdq.inject.spec import named_spec
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 
 ALGORITHMS = ("max", "percentile", "mse", "avg")
 

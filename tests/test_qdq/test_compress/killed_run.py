@@ -18,7 +18,7 @@ from qdq.compress.arguments import CompressionArguments
 from qdq.compress.method import CompressionResult
 from qdq.compress.trainer import CompressionTrainer
 from qdq.compress.training import LossTrainer
-from qdq.load.model import load_model
+from qdq.loading.model import load_model
 
 STEPS = 6  # of each of the two trainings
 TEXTS = ("the cat finds a warm meal .", "our teacher sees the new city", "the old river wants this long road !") * 6

@@ -16,7 +16,7 @@ from qdq.compress.torch_dynamic import WEIGHTS, load_dynamic
 from qdq.compress.trainer import CompressionTrainer
 from qdq.errors import ModelError
 from qdq.inject.embedding import QuantEmbedding
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 Load = Callable[..., LoadedModel]
 

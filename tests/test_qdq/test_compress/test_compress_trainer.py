@@ -25,7 +25,7 @@ from qdq.compress.evaluators import answer_scores, builtin_evaluator
 from qdq.compress.strategy import METHODS as STRATEGY_METHODS
 from qdq.compress.trainer import METHODS, CompressionTrainer
 from qdq.errors import ConfigError, DataError
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 Load = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]

@@ -22,7 +22,7 @@ from qdq.compress.method import CompressionResult
 from qdq.compress.trainer import CompressionTrainer
 from qdq.compress.training import newest_checkpoint
 from qdq.errors import ConfigError, DataError
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 
 ROOT = Path(__file__).resolve().parents[3]
 Load = Callable[..., LoadedModel]

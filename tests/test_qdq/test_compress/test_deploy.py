@@ -26,8 +26,8 @@ from qdq.errors import ConfigError, ModelError
 from qdq.inject import inject
 from qdq.inject.quantizer import folded
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel
-from qdq.load.own_class import import_class
+from qdq.loading.model import LoadedModel
+from qdq.loading.own_class import import_class
 
 Load = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, Tensor]]

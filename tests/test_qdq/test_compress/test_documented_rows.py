@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.trainer import CompressionTrainer
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 Load = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]

@@ -14,7 +14,7 @@ from qdq.inject import QuantSpec, inject, quantizers
 from qdq.inject.pair import FakeQuantize
 from qdq.inject.quantizer import TensorQuantizer
 from qdq.inject.scale import scale_of
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 HIGH = 127
 

@@ -17,7 +17,7 @@ from qdq.compress.trainer import CompressionTrainer
 from qdq.errors import ConfigError, DataError
 from qdq.inject import QuantSpec, inject
 from qdq.inject.quantizer import folded
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 Load = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from qdq.compress.paddlenlp import OFA, CompressionArguments, PdArgumentParser, Trainer
 from qdq.errors import ConfigError, DataError
-from qdq.load.model import LoadedModel
-from qdq.load.own_class import import_class
+from qdq.loading.model import LoadedModel
+from qdq.loading.own_class import import_class
 
 Load = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, Tensor]]

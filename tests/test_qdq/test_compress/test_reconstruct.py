@@ -16,8 +16,8 @@ from qdq.compress import reconstruct as module
 from qdq.compress.elastic import extract, size_at
 from qdq.compress.reconstruct import reconstruct, solve
 from qdq.inject.widths import blocks
-from qdq.load.model import LoadedModel
-from qdq.load.pruned import PRUNABLE
+from qdq.loading.model import LoadedModel
+from qdq.loading.pruned import PRUNABLE
 
 Load = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]

@@ -17,7 +17,7 @@ from qdq.errors import ModelError
 from qdq.inject import inject
 from qdq.inject.attention import IMPLEMENTATION, MASKED_SCORE, additive_mask, attention_forward, register
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 
 def owner(**quantizers: Any) -> Any:

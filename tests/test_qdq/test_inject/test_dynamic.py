@@ -25,7 +25,7 @@ from qdq.errors import ConfigError
 from qdq.inject import inject
 from qdq.inject.quantizer import folded
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 from qdq.pipeline.options import CompileOptions
 
 

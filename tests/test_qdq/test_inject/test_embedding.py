@@ -22,7 +22,7 @@ from qdq.calibrate.checkpoint import load_checkpoint, write_checkpoint
 from qdq.inject import QuantSpec, inject, quantizers
 from qdq.inject.quantizer import folded
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 TABLES = named_spec("linear", linear=False, embedding_tables=True)
 LoadTiny = Callable[..., LoadedModel]

@@ -26,8 +26,8 @@ from qdq.inject import inject, quantizers
 from qdq.inject.families import FAMILIES, family_of
 from qdq.inject.scale import scale_of
 from qdq.inject.spec import PLACEMENTS, named_spec
-from qdq.load.kinds import TASKS
-from qdq.load.model import LoadedModel
+from qdq.loading.kinds import TASKS
+from qdq.loading.model import LoadedModel
 
 LoadTiny = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]

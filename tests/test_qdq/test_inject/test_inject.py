@@ -25,7 +25,7 @@ from qdq.inject.families import FAMILIES
 from qdq.inject.placement import Placement
 from qdq.inject.quantizer import TensorQuantizer
 from qdq.inject.spec import PLACEMENTS, named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 LoadTiny = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]

@@ -24,8 +24,8 @@ from export.to_onnx import export_onnx
 from export.unoptimized import open_unoptimized, run
 from qdq.inject import QuantSpec, inject
 from qdq.inject.families import FAMILIES
-from qdq.load.kinds import TASKS
-from qdq.load.model import load_model
+from qdq.loading.kinds import TASKS
+from qdq.loading.model import load_model
 
 CASES = {  # every family, every task
     "bert": "information-extraction",

@@ -14,7 +14,7 @@ from qdq.calibrate.calibrate import calibrate
 from qdq.inject import inject, quantizers
 from qdq.inject.quantizer import TensorQuantizer
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 LoadTiny = Callable[..., LoadedModel]
 

@@ -19,8 +19,8 @@ from qdq.calibrate.calibrate import freeze_weights
 from qdq.inject import QuantSpec, inject, quantizers
 from qdq.inject.families import FAMILIES
 from qdq.inject.quantizer import floating_parameters, folded
-from qdq.load.model import LoadedModel
-from qdq.load.pooling import Pooling
+from qdq.loading.model import LoadedModel
+from qdq.loading.pooling import Pooling
 from qdq.pipeline.stages.export import export_example
 
 LoadTiny = Callable[..., LoadedModel]

@@ -20,7 +20,7 @@ from qdq.inject import inject, quantizers
 from qdq.inject.quantizer import folded
 from qdq.inject.relative import FAMILIES, KINDS, TABLE, NoPositions, relative_class
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 
 Checkpoint = Callable[..., Path]
 Encode = Callable[..., dict[str, torch.Tensor]]

@@ -27,7 +27,7 @@ from qdq.inject import inject, quantizers
 from qdq.inject.quantizer import folded
 from qdq.inject.spec import PLACEMENTS, named_spec
 from qdq.inject.statistics import MaxCalibrator
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 DEFAULTS = """\
 >>> import pytorch_quantization.nn as quant_nn

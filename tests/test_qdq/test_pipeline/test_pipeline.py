@@ -100,7 +100,7 @@ def test_both_targets_give_the_same_answers(compiled: Path, sentences: tuple[str
     """One graph, two codings (s8, u8 with zero-point 128): the same values but for the order of float sums."""
     from engines.onnxruntime import OnnxRuntimeRunner, OnnxRuntimeSettings
     from engines.openvino import OpenVINORunner, OpenVINOSettings
-    from qdq.load.model import load_model
+    from qdq.loading.model import load_model
     from qdq.text.data import Record
     from qdq.text.encode import encode_batch
 

@@ -13,7 +13,7 @@ import pytest
 from export.lint.limits import int8_attention_limits
 from qdq.inject import decided, inject
 from qdq.inject.spec import QuantSpec, named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 from qdq.placing import base_spec
 from qdq.placing.attention import fitting
 

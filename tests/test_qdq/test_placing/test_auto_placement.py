@@ -21,8 +21,8 @@ from qdq.errors import DeployError
 from qdq.inject import inject, quantizers
 from qdq.inject.quantizer import folded
 from qdq.inject.spec import named_spec, spec_from_mapping
-from qdq.load.model import LoadedModel
-from qdq.load.runner import TorchRunner
+from qdq.loading.model import LoadedModel
+from qdq.loading.runner import TorchRunner
 from qdq.pipeline.run import CANONICAL
 from qdq.pipeline.stages.export import export_example
 from qdq.placing import base_spec

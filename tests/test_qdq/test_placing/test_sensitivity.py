@@ -15,7 +15,7 @@ from qdq.calibrate.algorithms import algorithm_named
 from qdq.calibrate.calibrate import calibrate
 from qdq.inject import inject, quantizers
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 from qdq.placing.sensitivity.probe import Probe, Trial, compare, decibels
 from qdq.placing.sensitivity.report import Journal, study
 from qdq.placing.units import groups, kind_of, layer_of, part_of

@@ -18,7 +18,7 @@ from engines.triton.server.leftovers import SHARED, processes
 from qdq.base.choices import INFORMATION_EXTRACTION
 from qdq.cli.judge import Judge
 from qdq.errors import Unavailable
-from qdq.load.kinds import TASKS
+from qdq.loading.kinds import TASKS
 
 from ..conftest import SMALL, CheckpointFactory, english, run_qdq
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qdq.load import model, reference
+from qdq.loading import model, reference
 from qdq.studies.fuzz import __main__ as study
 from qdq.studies.fuzz import judge
 from qdq.studies.fuzz.checkpoints import write_classifier, write_embedder

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from qdq.errors import ConfigError, DataError, ParityError
-from qdq.load.model import LoadedModel, load_model
-from qdq.load.runner import TorchRunner
+from qdq.loading.model import LoadedModel, load_model
+from qdq.loading.runner import TorchRunner
 from qdq.tasks.evaluation import Evaluation
 from qdq.tasks.extraction import best_span, windows
 from qdq.tasks.loading import EvaluationSettings, evaluation_of, load_evaluation

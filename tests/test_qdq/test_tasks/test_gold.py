@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qdq.errors import DataError
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 from qdq.tasks.gold import ORDERS, gold_of, with_consensus
 from qdq.tasks.loading import EvaluationSettings, load_evaluation
 from qdq.text.data import Record, TextSource, read_records

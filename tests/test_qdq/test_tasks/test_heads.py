@@ -16,8 +16,8 @@ from engines.compare import Reading, compare, relate
 from qdq.compress.datasets import Batches
 from qdq.compress.evaluators import label_set_metrics
 from qdq.errors import DataError, ModelError
-from qdq.load.model import load_model
-from qdq.load.runner import TorchRunner
+from qdq.loading.model import load_model
+from qdq.loading.runner import TorchRunner
 from qdq.tasks.heads import Head, head_of
 from qdq.tasks.loading import EvaluationSettings, load_evaluation
 from qdq.tasks.metrics import binary, correlation, multi_label

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from qdq.load.kinds import TASKS
-from qdq.load.model import load_model
+from qdq.loading.kinds import TASKS
+from qdq.loading.model import load_model
 from qdq.tasks.outputs import said_of
 
 Checkpoint = Callable[..., Path]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qdq.errors import ConfigError, DataError
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 from qdq.tasks.loading import EvaluationSettings, load_evaluation
 from qdq.uie.prompts import kind_of
 

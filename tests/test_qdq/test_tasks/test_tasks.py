@@ -14,8 +14,8 @@ from qdq.errors import ConfigError, ModelError
 from qdq.inject import inject, quantizers
 from qdq.inject.families import FAMILIES
 from qdq.inject.spec import named_spec
-from qdq.load.kinds import TASKS, detect_task, task_named
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.kinds import TASKS, detect_task, task_named
+from qdq.loading.model import LoadedModel, load_model
 
 LoadTiny = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]

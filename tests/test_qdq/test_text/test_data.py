@@ -1,7 +1,6 @@
 """Reading text: every format, column detection, the limit, and the optional datasets package."""
 
 import csv
-import importlib
 import json
 import logging
 import subprocess
@@ -262,7 +261,7 @@ class FakeDatasets(types.ModuleType):
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "datasets", FakeDatasets("datasets"))
     answers = {"nobody/nothing": "", "nobody/there": "no answer"}
-    monkeypatch.setattr(importlib.import_module("qdq.load.hub"), "silence", answers.get)  # qdq.load is a function, too
+    monkeypatch.setattr("qdq.loading.hub.silence", answers.get)
     write(tmp_path / "both" / "dataset_dict.json", "{}")
     write(tmp_path / "one" / "state.json", "{}")
     return tmp_path

@@ -82,7 +82,7 @@ def test_the_page_runs_from_annotation_to_extraction(
 
 def run(words: list[str], qdq: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a command of the page, made short; returns its name."""
-    if words[:3] == [".venv/bin/python", "-m", "qdq.load.convert"]:
+    if words[:3] == [".venv/bin/python", "-m", "qdq.loading.convert"]:
         return "convert"  # test_convert.py types it
     name = Path(words[1]).stem
     changed, more = SHORT[name]

@@ -21,8 +21,8 @@ from qdq.auto.search.material import (
 from qdq.auto.search.settings import SearchSettings
 from qdq.compress.datasets import IGNORED_LABEL
 from qdq.errors import ConfigError, DataError
-from qdq.load.model import LoadedModel
-from qdq.load.runner import TorchRunner
+from qdq.loading.model import LoadedModel
+from qdq.loading.runner import TorchRunner
 
 Load = Callable[..., LoadedModel]
 TAGS = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}

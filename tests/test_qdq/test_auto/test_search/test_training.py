@@ -15,7 +15,7 @@ from qdq.auto.search.settings import SearchSettings
 from qdq.auto.search.training import Start, measure_step, train
 from qdq.compress import dynabert
 from qdq.inject.widths import blocks
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 
 
 @pytest.fixture

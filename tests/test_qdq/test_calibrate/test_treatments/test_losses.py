@@ -17,7 +17,7 @@ from qdq.calibrate.treatments.losses import EVERY, loss_of
 from qdq.calibrate.treatments.observe import observe
 from qdq.inject import inject
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 
 @given(st.integers(0, 2**16), st.integers(1, 3), st.integers(8, 48))

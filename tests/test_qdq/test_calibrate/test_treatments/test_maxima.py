@@ -14,7 +14,7 @@ from qdq.calibrate.treatments import order
 from qdq.calibrate.treatments.settings import Treatments
 from qdq.inject import inject
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 
 LoadTiny = Callable[..., LoadedModel]
 Encode = Callable[..., dict[str, torch.Tensor]]

@@ -26,7 +26,7 @@ from qdq.inject.blocks import Residual
 from qdq.inject.families import FAMILIES
 from qdq.inject.quantizer import TensorQuantizer, folded
 from qdq.inject.spec import QuantSpec, named_spec
-from qdq.load.model import LoadedModel
+from qdq.loading.model import LoadedModel
 from qdq.pipeline.stages.export import export_example
 
 Load = Callable[..., LoadedModel]

@@ -27,7 +27,7 @@ from qdq.cli.main import main
 from qdq.errors import CalibrationError, ConfigError, ParityError
 from qdq.inject import inject, quantizers
 from qdq.inject.spec import named_spec
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 from qdq.text.data import Record
 from qdq.text.encode import calibration_batches
 

@@ -29,7 +29,7 @@ from qdq.inject.blocks import Residual, ResidualOutput
 from qdq.inject.families import FAMILIES
 from qdq.inject.quantizer import QuantLinear, TensorQuantizer, folded, weight_amax
 from qdq.inject.spec import QuantSpec, named_spec
-from qdq.load.model import LoadedModel, load_model
+from qdq.loading.model import LoadedModel, load_model
 from qdq.text.data import Record
 from qdq.text.encode import calibration_batches
 

@@ -1,1 +1,0 @@
-"""Checkpoints of other libraries as transformers checkpoints: ``python -m qdq.load.convert FOLDER --out NEW``."""
