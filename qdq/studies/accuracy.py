@@ -49,8 +49,8 @@ class Way:
     target: str
     engines: tuple[str, ...]
 
-    def file(self, case: Case, engine: str, folder: Path = MEASURED) -> Path:
-        """The file of a figure."""
+    def file(self, case: Case, engine: str, folder: Path) -> Path:
+        """The file of a figure in `folder`."""
         name = engine.split()[0].strip(",").lower()
         return folder / f"{case.model}-{self.placement}-{self.target}-{name}.json"
 
@@ -69,7 +69,7 @@ NAMED = (
 )
 
 
-def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path, folder: Path = MEASURED) -> None:
+def measure_figures(case: Case, ways: Sequence[Way], shared: Path, work: Path, folder: Path) -> None:
     """Write every figure of `ways` that is not in `folder` yet; each way is compiled in a work directory of its own.
 
     A figure has the points placed and the candidates of the twenty per layer (`kept`), every metric with its drop and
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.shared.is_dir():
         raise ConfigError(f"{options.shared}: is not there; name the folder with models/ and data/ with --shared")
     for case in (MRPC, CONLL, SQUAD):
-        measure_figures(case, (*WAYS, *(NAMED if case is MRPC else ())), options.shared, options.work)
+        measure_figures(case, (*WAYS, *(NAMED if case is MRPC else ())), options.shared, options.work, MEASURED)
     measure_figures(replace(SQUAD, samples=None), (JUDGED,), options.shared, options.work, WHOLE)
     for case, only in ((MRPC, None), (SQUAD, ("default", "without value_centering"))):
         if not (EFFECTS / f"{case.model}.json").is_file():

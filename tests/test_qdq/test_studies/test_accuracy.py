@@ -32,13 +32,11 @@ TINY = Case("tiny", "train.jsonl", "dev.jsonl", sequence=32)
 
 
 @pytest.mark.slow
-def test_a_way_is_compiled_and_each_of_its_engines_scored(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(accuracy, "MEASURED", tmp_path / "measured")
+def test_a_way_is_compiled_and_each_of_its_engines_scored(shared: Path, tmp_path: Path) -> None:
+    measured = tmp_path / "measured"
     ways = [Way("linear+qk", "openvino", (CHECKPOINT, GRAPH, OPENVINO))]
-    accuracy.measure_figures(TINY, ways, shared, tmp_path / "work")
-    figures = load_results(tmp_path / "measured")
+    accuracy.measure_figures(TINY, ways, shared, tmp_path / "work", measured)
+    figures = load_results(measured)
     engines = ("onnx", "openvino", "torch")
     assert list(figures) == [f"tiny-linear+qk-openvino-{engine}" for engine in engines]
     assert len({figure["metrics"]["accuracy"]["fp32"] for figure in figures.values()}) == 1
@@ -50,7 +48,7 @@ def test_a_way_is_compiled_and_each_of_its_engines_scored(
         )
         assert 0 < figure["closeness"]["output_mse"] < 1e-3 and figure["closeness"]["agreement"] > 0.8
     assert "| linear+qk | OpenVINO engine | 14/20 | accuracy |" in render(list(figures.values()))
-    accuracy.measure_figures(TINY, ways, shared, tmp_path / "none")  # all there: nothing runs
+    accuracy.measure_figures(TINY, ways, shared, tmp_path / "none", measured)  # all there: nothing runs
     assert not (tmp_path / "none").exists()
 
 

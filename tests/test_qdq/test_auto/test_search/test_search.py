@@ -88,7 +88,9 @@ def test_a_search_trains_builds_races_and_deploys(found: tuple[SearchSettings, d
     assert best.resolve() == Path(report["deployed"]).resolve()
     for made in ("model.xml", "accuracy.json", "benchmark.json", "model_repository"):
         assert (best / "openvino" / made).exists()
-    assert not (settings.folder / "jobs" / "ptq" / "engine" / "openvino" / "benchmark.json").exists()
+    # Which of the tiny models wins is the race's to say: the others have no benchmark of their own.
+    finished = {path.parents[1].resolve() for path in settings.folder.glob("jobs/*/engine/openvino/benchmark.json")}
+    assert finished == {best.resolve()}
     assert (settings.folder / "report.md").is_file() and (settings.folder / "pareto.png").is_file()
 
 
