@@ -27,7 +27,8 @@ FLOAT_TIME = 3.0  # FP32 over INT8 on a CPU with VNNI (README.md)
 # steps shared with another width (docs/compression.md), of MRPC's none; a first training here has several times more.
 LOSS = 3.0
 LEAST_LOSS = 2.0  # a student that lost nothing says little about a much narrower one
-SPREAD = 0.3  # points; the width of the step from "surely within" to "surely beyond" the allowed drop
+SPREAD = 0.3  # points; the least width of the step from "surely within" to "surely beyond" the allowed drop
+LOGISTIC = math.sqrt(3) / math.pi  # width of the logistic step whose standard deviation is 1
 REGAINED = 0.5  # share of the loss by quantization that another way of quantizing is expected to take back
 
 
@@ -92,12 +93,14 @@ def expected_time(candidate: Candidate) -> float:
 class Tried:
     """Outcome of a candidate on the rows that choose, in points lost against the FP32 model.
 
-    `float_drop` is that of its floating-point model, None where that is the FP32 model itself.
+    `float_drop` is that of its floating-point model, None where that is the FP32 model itself; `error` the standard
+    error of `drop`, by which few rows may be wrong.
     """
 
     candidate: Candidate
     drop: float
     float_drop: float | None = None
+    error: float = 0.0
 
     @property
     def by_quantization(self) -> float:
@@ -126,6 +129,10 @@ def expected_drop(candidate: Candidate, tried: Sequence[Tried]) -> float:
     return by_pruning + (1 - regained) * quantized
 
 
-def chance(expected: float, max_drop: float) -> float:
-    """Probability that a candidate expected to lose so many points stays within the allowed drop."""
-    return 1 / (1 + math.exp(min(50.0, (expected - max_drop) / SPREAD)))
+def chance(expected: float, max_drop: float, tried: Sequence[Tried] = ()) -> float:
+    """Probability that a candidate expected to lose so many points stays within the allowed drop.
+
+    The fewer rows choose, the larger the errors of what was `tried`, and the less is ruled out by them.
+    """
+    spread = max([SPREAD, *(LOGISTIC * one.error for one in tried)])
+    return 1 / (1 + math.exp(min(50.0, (expected - max_drop) / spread)))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+Z95 = 1.96  # standard errors from the middle to an end of a 95 % interval
 TIE = 0.02  # engines whose speed differs by no more are equally fast: a race of other rounds may turn them around
 
 
@@ -64,3 +65,9 @@ def pareto(raced: Sequence[Raced]) -> list[str]:
 def lost(result: Mapping[str, Any], side: str) -> float:
     """Points that a job's engine has lost against FP32 on one side's rows."""
     return 0.0 - float(result[side]["difference_points"])
+
+
+def error(result: Mapping[str, Any], side: str) -> float:
+    """Standard error of those points, from their 95 % interval."""
+    found = result[side]
+    return float(found["high_points"] - found["low_points"]) / (2 * Z95)

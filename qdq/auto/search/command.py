@@ -12,7 +12,7 @@ from typing import Any
 
 from engines.cores import available_cores
 from qdq.auto.search.candidates import BASE, Candidate, Tried, everything
-from qdq.auto.search.choice import Choice, Raced, choose, lost, pareto
+from qdq.auto.search.choice import Choice, Raced, choose, error, lost, pareto
 from qdq.auto.search.job import ENGINE, JOB, RESULT, Job, compile_options, folder_of, read_job, spent
 from qdq.auto.search.launch import launch
 from qdq.auto.search.plan import Costs, Planned, Situation, next_candidate, plan
@@ -133,7 +133,12 @@ class State:
         """Candidates that were tried, as decisions see them."""
         whole = float(self.reference["choosing"]["value"])
         return [
-            Tried(one, lost(found, "choosing"), 100 * (whole - found["float"]) if "float" in found else None)
+            Tried(
+                one,
+                lost(found, "choosing"),
+                100 * (whole - found["float"]) if "float" in found else None,
+                error(found, "choosing"),
+            )
             for one, found in self.finished()
         ]
 

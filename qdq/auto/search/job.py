@@ -257,7 +257,7 @@ def compile_options(job: Job, candidate: Candidate, checkpoint: Path | str) -> C
         out=str(job.folder / ENGINE),
         # What training has learned is not measured anew
         calibration=None if candidate.quantization == QAT else settings.train,
-        eval_data=settings.dev,
+        eval_data=settings.test or settings.dev,
         text_columns=settings.text_columns,
         label_column=settings.label_column,
         header=settings.header,

@@ -32,29 +32,37 @@ if TYPE_CHECKING:
 
 SIDES = ("choosing", "judging")
 SCORING_BATCH = 32
-FEWEST = 20  # rows of development data: ten choose, ten judge
+FEWEST = 20  # rows of a file that chooses or judges; without a test file ten choose, ten judge
 OVERLAP = 64  # tokens that neighbouring windows of a question's context share
 Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The development rows: those that choose among candidates and steps, and those that nothing is chosen by."""
+    """Labelled rows: those that choose among candidates and steps, and those that nothing is chosen by."""
 
     choosing: Evaluation
     judging: Evaluation
 
 
 def read_judges(settings: SearchSettings, loaded: LoadedModel) -> Judges:
-    """Odd rows of the development data choose, even ones judge. Raises DataError for rows without labels."""
-    records, _ = read_records(settings.source(settings.dev))
-    if len(records) < FEWEST:
-        raise DataError(f"{settings.dev}: has {len(records)} rows; half of them choose and half judge, give {FEWEST}")
+    """The development rows choose and those of `test` judge; without these, odd rows choose and even ones judge.
+
+    Raises DataError for rows without labels, and for few of them.
+    """
+    places = (settings.dev, settings.test or settings.dev)
+    rows = [read_records(settings.source(place))[0] for place in dict.fromkeys(places)]
+    for place, records in zip(places, rows, strict=False):
+        if len(records) < FEWEST:
+            raise DataError(f"{place}: has {len(records)} rows to choose and judge by; give at least {FEWEST}")
+    parts = rows if settings.test else [rows[0][0::2], rows[0][1::2]]
     how = EvaluationSettings(settings.sequence, SCORING_BATCH, required=True)
-    sides = [evaluation_of(sorted_rows(records[first::2]), loaded, how, settings.dev) for first in (0, 1)]
-    for side in sides:
+    sides = []
+    for place, records in zip(places, parts, strict=True):
+        side = evaluation_of(sorted_rows(records), loaded, how, place)
         if not side.labelled:
-            raise DataError(f"{settings.dev}: {side.reason}; a search chooses by a metric, give labelled rows")
+            raise DataError(f"{place}: {side.reason}; a search chooses by a metric, give labelled rows")
+        sides.append(side)
     return Judges(*sides)
 
 

@@ -62,20 +62,24 @@ def notes(report: Report) -> list[str]:
         if raced["measured"]
         else f"estimated for {raced['device']} at {shape}, no GPU here"
     )
-    # Rows that judged
-    counts = (report["fp32"][side]["samples"] for side in ("choosing", "judging"))
     judged = lost(chosen, "judging")
     kept = f"{report['chosen']} is kept: {report['why']}"
     absent = [] if raced["measured"] else ["this machine cannot build it; its folder has what a GPU machine needs"]
     return [
         f"{kept}. On the judging rows, which chose nothing, it loses {judged:.2f} points",
-        "{} development rows choose (odd ones), {} judge (even ones); {}, points against FP32".format(
-            *counts, report["metric"]
-        ),
+        f"{_sides(report)}; {report['metric']}, points against FP32",
         f"speed-up: over the whole model's INT8 engine, {where}",
         f"{report['spent_s']:.0f} s of {report['settings']['budget']:.0f} s were spent on jobs",
         *absent,
     ]
+
+
+def _sides(report: Report) -> str:
+    """Which rows choose and which judge."""
+    choosing, judging = (report["fp32"][side]["samples"] for side in ("choosing", "judging"))
+    if test := report["settings"].get("test"):
+        return f"all {choosing} development rows choose, {judging} rows of {Path(test).name} judge"
+    return f"{choosing} development rows choose (odd ones), {judging} judge (even ones)"
 
 
 def grouped(not_tried: Mapping[str, str]) -> list[tuple[str, list[str]]]:

@@ -31,7 +31,10 @@ class SearchSettings:
 
     model: str = option(MISSING, "fine-tuned checkpoint: hub id or folder", metavar="ID")
     train: str = option(MISSING, "training text, from which students learn and ranges are calibrated", metavar="DATA")
-    dev: str = option(MISSING, "labelled development text: odd rows choose, even rows judge", metavar="DATA")
+    dev: str = option(
+        MISSING, "labelled development text, which chooses: all of it with --test, else the odd rows", metavar="DATA"
+    )
+    test: str = option("", "labelled text that only judges (default: even rows of --dev)", metavar="DATA")
     task: str | None = option(None, " (default: from the checkpoint's architecture)", choices=TASKS)
     text_columns: tuple[str, ...] = option((), " (default: detected)", metavar="A[,B]")
     label_column: str | None = option(None, LABEL_COLUMN)
@@ -61,6 +64,8 @@ class SearchSettings:
                 raise ConfigError(f"--{name}: is empty; name a file, a folder or datasets:NAME:SPLIT")
         if self.train == self.dev:
             raise ConfigError("--train and --dev are the same; text that trained cannot choose or judge")
+        if self.test in (self.train, self.dev):
+            raise ConfigError("--test names text that trains or chooses; give other text, or leave --test out")
 
     @property
     def folder(self) -> Path:
@@ -74,7 +79,8 @@ class SearchSettings:
     @property
     def absolute(self) -> SearchSettings:
         """The same with whole paths, for a process that starts elsewhere."""
-        places = {name: Path(getattr(self, name)).expanduser() for name in ("model", "train", "dev")}
+        named = {name: getattr(self, name) for name in ("model", "train", "dev", "test")}
+        places = {name: Path(one).expanduser() for name, one in named.items() if one}
         found: dict[str, Any] = {name: str(one.resolve()) for name, one in places.items() if one.exists()}
         return replace(self, **{**found, "save_dir": str(self.folder.resolve())})
 

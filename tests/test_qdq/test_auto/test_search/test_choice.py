@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from qdq.auto.search.choice import Raced, choose, lost, pareto
+import pytest
+
+from qdq.auto.search.choice import Raced, choose, error, lost, pareto
 
 ENGINES = [
     Raced("ptq", 0.1, 1.0),
@@ -40,3 +42,7 @@ def test_the_front_has_no_engine_that_another_beats() -> None:
 def test_a_gain_is_a_negative_loss() -> None:
     assert lost({"judging": {"difference_points": 0.25}}, "judging") == -0.25
     assert str(lost({"judging": {"difference_points": 0.0}}, "judging")) == "0.0"
+
+
+def test_the_standard_error_is_read_from_the_interval() -> None:
+    assert error({"choosing": {"low_points": -1.0, "high_points": 2.92}}, "choosing") == pytest.approx(1.0)

@@ -58,6 +58,19 @@ def test_every_row_is_on_one_side(settings: SearchSettings, load_tiny: Load) -> 
     assert not ids[0] & ids[1]
 
 
+def test_rows_of_a_test_file_judge_and_all_of_dev_chooses(settings: SearchSettings, load_tiny: Load) -> None:
+    dev, test = Path(settings.dev), Path(settings.dev).with_name("test.tsv")
+    lines = dev.read_text(encoding="utf-8").splitlines()
+    test.write_text("\n".join([lines[0], *reversed(lines[2:])]), encoding="utf-8")
+    named = replace(settings, test=str(test))
+    judges = read_judges(named, load_tiny())
+    assert (judges.choosing.samples, judges.judging.samples) == (26, 25)
+    assert judges.judging.source == str(test)
+    test.write_text("\n".join(lines[:6]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"test\.tsv: has 5 rows"):
+        read_judges(named, load_tiny())
+
+
 def test_data_without_labels_or_with_few_rows_are_refused(settings: SearchSettings, load_tiny: Load) -> None:
     dev = Path(settings.dev)
     lines = dev.read_text(encoding="utf-8").splitlines()

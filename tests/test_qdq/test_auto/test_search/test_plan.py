@@ -89,6 +89,18 @@ def test_after_a_failure_narrower_ones_are_hopeless_and_a_wider_one_is_tried() -
     assert found is not None and found.candidate.width > Fraction(2, 3)
 
 
+def test_few_rows_rule_little_out() -> None:
+    """A loss that 204 rows measured, give or take 1.5 points, says less than the same one measured on thousands."""
+    noisy = Situation([Tried(BASE, 0.1, error=0.5), Tried(TWO_THIRDS, 2.1, 2.0, error=1.5)], 0.5, COSTS, 700.0)
+    sure = replace(noisy, tried=[replace(one, error=0.0) for one in noisy.tried])
+    five_sixths = Candidate(Fraction(5, 6))
+    assert isinstance(plan(five_sixths, noisy), Planned)
+    reason = plan(Candidate(Fraction(7, 12)), sure)
+    assert isinstance(reason, str) and reason.startswith("expected to lose")
+    assert isinstance(plan(Candidate(Fraction(7, 12)), noisy), Planned)
+    assert chance(1.5, 0.5) < chance(1.5, 0.5, noisy.tried) < 0.5
+
+
 def test_other_quantizations_need_a_loss_to_win_back() -> None:
     lossless = plan(Candidate(quantization="qat"), replace(START, tried=[Tried(BASE, 0.6)]))
     assert isinstance(lossless, Planned)  # FP32 is all there is within the drop

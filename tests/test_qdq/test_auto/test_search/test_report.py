@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qdq.auto.search.race import interval
-from qdq.auto.search.report import grouped, markdown, show, write_report
+from qdq.auto.search.report import grouped, markdown, notes, show, write_report
 from qdq.base.artifacts import read_json
 from qdq.base.screen import Screen
 
@@ -67,6 +67,8 @@ def test_the_table_fits_80_columns_and_says_everything(capsys: pytest.CaptureFix
     assert "204 development rows choose (odd ones), 204 judge (even ones)" in flat
     assert "width 1/2, ptq and 1 more: no time left" in flat
     assert REPORT["deployed"] in flat
+    named = {**REPORT, "settings": {**REPORT["settings"], "test": "data/test.tsv"}}
+    assert any(note.startswith("all 204 development rows choose, 204 rows of test.tsv judge") for note in notes(named))
 
 
 def test_the_page_names_every_candidate_with_its_reason(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_no_durations(text: str) -> None:
         ({"budget": 0.0}, "--budget"),
         ({"max_drop": -1.0}, "--max-drop"),
         ({"dev": "train.tsv"}, "cannot choose or judge"),
+        ({"test": "dev.tsv"}, "--test names text that trains or chooses"),
         ({"train": ""}, "--train: is empty"),
     ],
 )
