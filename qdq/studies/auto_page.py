@@ -101,7 +101,7 @@ def _measured(results: Mapping[str, Record]) -> str:
         f"Batch {race['batch']} × sequence {race['sequence']}, full rows, the four engines of a model interleaved in "
         f"one run of {race['rounds']} rounds on {race['threads']} threads of {race['machine']['cpu']}; ratios are "
         f"medians of per-round ratios with 95 % intervals. {packages}. Metric and points lost, with paired 95 % "
-        f"intervals, on the rows of the development data that chose nothing: {counts}. "
+        f"intervals, on rows that chose nothing: {counts}. "
         f"{search['settings']['budget'] / 60:.0f} minutes each for the search and by hand. T4: an estimate."
     )
 
