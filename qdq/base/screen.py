@@ -69,7 +69,7 @@ class Screen:
 
     def row(self, name: str, text: str, indent: int = 0) -> None:
         """Print a name and its text; further lines stand below the text, `indent` columns in."""
-        self.line(wrap(f"  {name:<{NAME}}{text}", NAME + 2 + indent))
+        self.line(wrap(f"  {name + ' ':<{NAME}}{text}", NAME + 2 + indent))
 
     def warn(self, text: str) -> None:
         """Print a warning, once."""
@@ -86,7 +86,7 @@ class Screen:
         """
         started = time.perf_counter()
         columns = (
-            TextColumn(f"  {name:<{NAME}}", markup=False),
+            TextColumn(f"  {name + ' ':<{NAME}}", markup=False),
             BarColumn(bar_width=40),
             TimeElapsedColumn(),
             TextColumn("left"),

@@ -34,12 +34,14 @@ def test_stage_lines() -> None:
             stage.say("[bold]result[/bold] " + "word " * 20)
         screen.skipped("verify")
         screen.row("target", "openvino")
+        screen.row("width-7of12+ptq", "1130.0 s")
     lines = err.getvalue().splitlines()
     assert all(len(line) <= WIDTH for line in lines)
     assert lines[0].startswith("  build         0.0 s  [bold]result[/bold] word")  # text, not markup
     assert lines[1].startswith(" " * 23 + "word")
-    assert lines[-2].split() == ["verify", "up", "to", "date"]
-    assert lines[-1] == "  target      openvino"
+    assert lines[-1] == "  width-7of12+ptq 1130.0 s"  # a long name does not run into its text
+    assert lines[-2] == "  target      openvino"
+    assert lines[-3].split() == ["verify", "up", "to", "date"]
 
 
 def test_a_log_gets_a_line_now_and_then_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
