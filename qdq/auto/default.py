@@ -71,17 +71,23 @@ def default_configuration(given: Configuration, heads: int, target_speedup: floa
 
 def trial(step: Step, before: CompressedModel) -> CompressedModel:
     """The calibrated model where it is close to `before`; else the best of a search, or a trained one."""
-    section = QuantPost(batch_size=step.materials.rows.batch_size, batch_nums=TRIAL_BATCHES)
-    made = calibrated(step, section, before, algo_list=list(TRIAL))
-    moved = output_distance(before.model, made.model, step.session)
-    how = "kept" if moved < KEPT else "searched" if moved < SEARCHED else "trained"
-    step.session.screen.row("trial", f"outputs moved by {moved:.4f}: {how}")
+    known = None if step.finished is None else step.finished.part("trial")
+    made = before
+    if known is None or known["decision"] == "kept":
+        section = QuantPost(batch_size=step.materials.rows.batch_size, batch_nums=TRIAL_BATCHES)
+        made = calibrated(step, section, before, algo_list=list(TRIAL))
+        moved = output_distance(before.model, made.model, step.session)
+        known = {"moved": moved, "decision": "kept" if moved < KEPT else "searched" if moved < SEARCHED else "trained"}
+        if step.finished is not None:
+            step.finished.keep("trial", known)
+    how = known["decision"]
+    step.session.screen.row("trial", f"outputs moved by {known['moved']:.4f}: {how}")
     if how == "searched":
         searching = replace(step.configuration, quant_post=QuantPost(), search=HyperParameterOptimization())
         made = ptq(replace(step, configuration=searching), before)
     if how == "trained":
         made = qat(replace(step, configuration=replace(step.configuration, quant_aware=QuantAware())), before)
-    return replace(made, notes={**made.notes, "trial": {"moved": moved, "decision": how}})
+    return replace(made, notes={**made.notes, "trial": known})
 
 
 @torch.no_grad()

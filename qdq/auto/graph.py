@@ -15,7 +15,9 @@ from qdq.auto.output import copy_texts
 from qdq.auto.session import Materials, arguments, check_origin
 from qdq.auto.steps import SEARCHED, draw, ptq_arguments
 from qdq.auto.strategy import REPORT, Result
-from qdq.base.artifacts import write_json
+from qdq.auto.training.finished import Finished, inputs_of
+from qdq.base.artifacts import atomic_path, sha256_file, sweep_partials, write_json
+from qdq.base.lock import hold
 from qdq.base.screen import Screen
 from qdq.compress import CompressionTrainer
 from qdq.compress.evaluators import CustomEvaluate, Score, evaluator_on
@@ -43,28 +45,41 @@ def run_graph(configuration: Configuration, file: File, screen: Screen) -> Resul
     Raises ConfigError for steps that train and keys that need a module, before anything is evaluated.
     """
     section = _checked(configuration, file.source)
+    with hold(file.save_dir, "another qdq auto"):
+        sweep_partials(file.save_dir)
+        return _run(configuration, section, file, screen)
+
+
+def _run(configuration: Configuration, section: QuantPost, file: File, screen: Screen) -> Result:
     module = OnnxModule(read_graph(Path(file.source.name)))
     materials = Materials(module, file.tokenizer, file.rows, file.save_dir)  # type: ignore[arg-type]  # only called
     with screen.stage("evaluate") as stage:
         baseline = float(score_file(file, module))
         stage.say(f"{baseline:.4f} before compression")
     check_origin(configuration, baseline)
+    inputs = inputs_of(configuration, file.rows, sha256_file(Path(file.source.name)), baseline)
+    finished = Finished(file.save_dir, inputs)
     # Every setting, and the best of them
     search = configuration.search
     settings = [section] if search is None else list(draw(section, search, 42))
-    rows, best = [], (-float("inf"), Path(), module)
+    rows, best = [], (-float("inf"), Path())
     for number, drawn in enumerate(settings):
-        folder = file.save_dir / "training" / f"trial-{number}"
-        made = _quantized(configuration, materials, drawn, file, folder)
-        rows.append({"metric": made[0], **{name: getattr(drawn, name) for name in SEARCHED}})
-        best = max(best, made, key=lambda one: one[0])  # of equals the one drawn first
+        name = f"trial-{number}"
+        known = finished.part(name)
+        if known is None or not (file.save_dir / known["file"]).is_file():
+            metric, made = _quantized(configuration, materials, drawn, file, file.save_dir / "training" / name)
+            known = {"metric": metric, "file": made.relative_to(file.save_dir).as_posix()}
+            finished.keep(name, known)
+        rows.append({"metric": known["metric"], **{name: getattr(drawn, name) for name in SEARCHED}})
+        found = known["metric"], file.save_dir / known["file"]
+        best = max(best, found, key=lambda one: one[0])  # of equals the one drawn first
     # The result under its input's name
-    file.save_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(best[1], file.save_dir / Path(file.source.name).name)
+    with atomic_path(file.save_dir / Path(file.source.name).name) as partial:
+        shutil.copyfile(best[1], partial)
     if file.source.files is not None:
         copy_texts(file.source.files, file.save_dir)
     steps = ({"step": "ptq", "metric": best[0], "notes": {"search": rows}},)
-    result = Result(baseline, best[0], file.save_dir, steps, best[2])
+    result = Result(baseline, best[0], file.save_dir, steps, OnnxModule(read_graph(best[1])))
     write_json(file.save_dir / REPORT, result.as_json())
     screen.row("result", f"{result.metric:.4f}, {result.baseline:.4f} before: {result.folder}")
     return result
@@ -82,8 +97,8 @@ def score_file(file: File, module: OnnxModule | None = None) -> float:
 
 def _quantized(
     configuration: Configuration, materials: Materials, section: QuantPost, file: File, folder: Path
-) -> tuple[float, Path, OnnxModule]:
-    """Metric, place and module of the file quantized by one setting."""
+) -> tuple[float, Path]:
+    """Metric and place of the file quantized by one setting."""
     placement = "ft1" if "product" in {OPERATORS[name] for name in section.quantize_op_types} else "linear"
     args = arguments(
         configuration,
@@ -107,7 +122,7 @@ def _quantized(
         return Score.of(rows.metric[1](module, batches), rows.metric[0])
 
     result = trainer.compress(decided if file.evaluate or rows.metric else None)
-    return float(result.best.metric or 0.0), result.folders[result.best.name] / "model.onnx", result.best.model
+    return float(result.best.metric or 0.0), result.folders[result.best.name] / "model.onnx"
 
 
 def _checked(configuration: Configuration, source: Source) -> QuantPost:

@@ -12,6 +12,7 @@ from typing import Any
 from qdq.auto.config import Configuration, HyperParameterOptimization, QuantPost
 from qdq.auto.config.quantization import algorithm_of
 from qdq.auto.session import Materials, arguments
+from qdq.auto.training.finished import Finished
 from qdq.compress.best import KeepBest
 from qdq.compress.distillation import WidthTraining
 from qdq.compress.dynabert import DynaBert
@@ -33,13 +34,15 @@ CALIBRATED: Mapping[str, Any] = {"algo_list": ["mse"], "batch_num_list": [8]}
 class Step:
     """One step with everything it needs but the model.
 
-    `session` has the recipe of a step that trains; `last` is the quantization step of several.
+    `session` has the recipe of a step that trains; `last` is the quantization step of several; `finished` has what an
+    earlier run, which was killed, has done of it.
     """
 
     configuration: Configuration
     materials: Materials
     session: Session
     last: bool = False
+    finished: Finished | None = None
 
     def with_arguments(self, spec: QuantSpec | None = None, **options: Any) -> Session:
         """The session with other arguments, and points to quantize."""
@@ -113,15 +116,30 @@ def ptq(step: Step, before: CompressedModel) -> CompressedModel:
     search = step.configuration.search
     if search is None:
         return calibrated(step, section, before)
-    best: CompressedModel | None = None
-    rows = []
-    for drawn in draw(section, search, step.session.args.seed):
-        made = calibrated(step, drawn, before)
-        rows.append({"metric": made.metric, **{name: getattr(drawn, name) for name in SEARCHED}})
-        if best is None or (made.metric or 0.0) > (best.metric or 0.0):  # of equals the one drawn first
-            best = made
+    settings = list(draw(section, search, step.session.args.seed))
+    rows: list[dict[str, Any]] = []
+    best: tuple[float, QuantPost, CompressedModel | None] | None = None
+    for number, drawn in enumerate(settings):
+        metric, made = tried(step, f"setting {number}", lambda drawn=drawn: calibrated(step, drawn, before))  # type: ignore[misc]
+        rows.append({"metric": metric, **{name: getattr(drawn, name) for name in SEARCHED}})
+        if best is None or metric > best[0]:  # of equals the one drawn first
+            best = (metric, drawn, made)
     assert best is not None  # at least one is drawn
-    return replace(best, notes={**best.notes, "search": rows})
+    made = best[2] or calibrated(step, best[1], before)
+    return replace(made, notes={**made.notes, "search": rows})
+
+
+def tried(step: Step, name: str, make: Callable[[], CompressedModel]) -> tuple[float, CompressedModel | None]:
+    """The metric of a model, and the model itself unless an earlier run has tried it."""
+    known = None if step.finished is None else step.finished.part(name)
+    if known is not None:
+        step.session.screen.row(name, f"{known:.4f}, finished earlier")
+        return float(known), None
+    made = make()
+    metric = float(made.metric or 0.0)
+    if step.finished is not None:
+        step.finished.keep(name, metric)
+    return metric, made
 
 
 SEARCHED = ("algo", "hist_percent", "batch_nums", "bias_correction", "weight_quantize_type")

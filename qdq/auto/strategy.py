@@ -17,10 +17,13 @@ from qdq.auto.output import write_model
 from qdq.auto.session import Materials, check_origin, open_session
 from qdq.auto.steps import Step, check
 from qdq.auto.training.distance import Distance, Taught
+from qdq.auto.training.finished import Finished, inputs_of
 from qdq.auto.training.recipe import TrainingRecipe
-from qdq.base.artifacts import write_json
+from qdq.base.artifacts import sweep_partials, write_json
+from qdq.base.lock import hold
 from qdq.base.screen import Screen
 from qdq.compress.method import CompressedModel, Session
+from qdq.compress.training import fingerprint
 from qdq.errors import ConfigError
 from qdq.loading.model import load_model
 
@@ -47,23 +50,40 @@ def run_strategies(
 ) -> Result:
     """Run every configured step, or `steps`; the final model and auto_compression.json lie in ``save_dir``.
 
-    Trainings that were killed continue. Raises ConfigError, DataError and ModelError, before any training, for
-    everything that cannot work: widths, nodes, teachers, an origin_metric that the given model does not have.
+    A run that was killed continues where it was. Raises ConfigError, DataError and ModelError, before any training,
+    for everything that cannot work: widths, nodes, teachers, an origin_metric that the given model does not have; and
+    WorkError while another run works in the folder.
     """
     session = open_session(configuration, materials, screen or Screen())
     check(Step(configuration, materials, session))
+    if not session.trainer.is_world_process_zero():  # the first process holds the folder for all
+        return _run(configuration, materials, session, steps)
+    with hold(materials.save_dir, "another qdq auto"):
+        sweep_partials(materials.save_dir)
+        return _run(configuration, materials, session, steps)
+
+
+def _run(configuration: Configuration, materials: Materials, session: Session, steps: Sequence[str]) -> Result:
     loss = _loss(configuration, session) if configuration.trains else None
     with session.screen.stage("evaluate") as stage:
         session.baseline = float(session.evaluate(session.model))
         stage.say(f"{session.baseline:.4f} before compression")
     check_origin(configuration, session.baseline)
+    inputs = inputs_of(configuration, materials.rows, fingerprint(session.model), session.baseline)
+    finished = Finished(materials.save_dir, inputs, shared=session.trainer.args.world_size > 1)
     # The steps, each from the model of the one before
     made = CompressedModel("", session.model, metric=session.baseline)
-    rows = []
-    for number, name in enumerate(steps or configuration.strategies):
+    rows, names = [], tuple(steps or configuration.strategies)
+    for number, name in enumerate(names):
         last = number > 0 and name != "distill"
         recipe = None if loss is None else TrainingRecipe(configuration.training, loss, session.baseline, last)
-        made = ALL_STEPS[name](Step(configuration, materials, replace(session, recipe=recipe), last), made)
+        step = Step(configuration, materials, replace(session, recipe=recipe), last, finished)
+        kept = finished.model(name, made, session.model.device)
+        if kept is not None:
+            session.screen.row(name, f"{kept.metric:.4f}, finished earlier")
+        made = kept or ALL_STEPS[name](step, made)
+        if kept is None and number + 1 < len(names):
+            finished.keep_model(name, made, session)
         rows.append({"step": name, "name": made.name, "metric": made.metric, "notes": dict(made.notes)})
     # The result
     result = Result(session.baseline, float(made.metric or 0.0), materials.save_dir, tuple(rows), made.model)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from qdq.base.artifacts import atomic_path
 from qdq.compress.best import KeepBest
+from qdq.compress.datasets import digest_of
 from qdq.compress.distillation import WidthDistillation, WidthTraining
 from qdq.compress.elastic import Size, extract, make_elastic, sizes_at
 from qdq.compress.importance import Importance, measure_importance, rewire, weight_norms
@@ -85,7 +86,8 @@ class DynaBert(Method):
         count = -(-IMPORTANCE_SAMPLES // session.train.batch_size)
         batches = list(itertools.islice(session.train, count))
         with session.screen.stage("importance") as stage:
-            path = session.output / "training" / f"importance-{fingerprint(student)}-blocks.safetensors"
+            kind = f"{fingerprint(student)}-{digest_of(session.train.dataset)[:16]}"
+            path = session.output / "training" / f"importance-{kind}-blocks.safetensors"
             if self._by_norm:
                 importance = weight_norms(student)
             elif path.is_file():  # of a run that was interrupted

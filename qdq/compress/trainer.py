@@ -14,7 +14,7 @@ from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen
 from qdq.compress.arguments import CompressionArguments
 from qdq.compress.callbacks import bound
-from qdq.compress.datasets import SPAN_COLUMNS, Batches, Labels, check_labels, named
+from qdq.compress.datasets import SPAN_COLUMNS, Batches, Labels, check_labels, digest_of, named
 from qdq.compress.dynabert import DynaBert
 from qdq.compress.dynamic import Dynamic
 from qdq.compress.embeddings import Embeddings
@@ -167,9 +167,10 @@ class CompressionTrainer(Trainer):
     def _baseline(self, session: Session, custom: bool) -> float:
         """Metric of the given model; a run that continues reads the built-in evaluator's from the earlier one."""
         record = session.output / "training" / "baseline.json"
-        key = f"{fingerprint(session.model)} on {len(session.eval.dataset)}"
+        rows = digest_of(session.eval.dataset)
+        key = f"{fingerprint(session.model)} on {rows}"
         earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        if not custom and earlier.get("of") == key:
+        if rows and not custom and earlier.get("of") == key:
             return float(earlier["metric"])
         metric = session.evaluate(session.model)
         if not custom and self.is_world_process_zero():

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from qdq.base.artifacts import write_json
 from qdq.base.screen import Screen
 from qdq.compress.best import STOPPED, KeepBest
-from qdq.compress.datasets import LengthGrouped, lengths_of
+from qdq.compress.datasets import LengthGrouped, digest_of, lengths_of
 from qdq.compress.method import Session
 from qdq.errors import ConfigError
 
@@ -171,7 +171,8 @@ def _claim(session: Session, folder: Path, deciding: dict[str, Any]) -> None:
     values = {name: str(getattr(session.args, name)) for name in DECIDING}
     assert session.train is not None
     values |= {name: str(value) for name, value in (session.recipe.deciding if session.recipe else {}).items()}
-    values |= {"samples": str(len(session.train.dataset)), **{key: str(value) for key, value in deciding.items()}}
+    values |= {"training data": digest_of(session.train.dataset), "evaluation data": digest_of(session.eval.dataset)}
+    values |= {key: str(value) for key, value in deciding.items()}
     record = folder / "training.json"
     if newest_checkpoint(folder) is not None and record.is_file():
         earlier = json.loads(record.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from qdq.calibrate.checkpoint import load_checkpoint
 from qdq.calibrate.treatments import rounding
 from qdq.calibrate.treatments.order import treatment_tensors
 from qdq.compress.arguments import CompressionArguments
-from qdq.compress.datasets import Batches, LengthGrouped
+from qdq.compress.datasets import Batches, LengthGrouped, digest_of
 from qdq.compress.evaluators import answer_scores, builtin_evaluator
 from qdq.compress.strategy import METHODS as STRATEGY_METHODS
 from qdq.compress.trainer import METHODS, CompressionTrainer
@@ -228,3 +229,33 @@ def test_answers_are_scored_by_the_official_rules(load_tiny: Load) -> None:
     assert found["f1"] == pytest.approx((1 + 2 / 3 + 1) / 3)
     with pytest.raises(ConfigError, match="pass tokenizer"):
         builtin_evaluator(load_tiny("bert", "question-answering").model)
+
+
+def test_other_data_are_noticed() -> None:
+    """By their number and some rows; rows that differ whenever they are read say nothing."""
+    rows = [
+        {"input_ids": [1, 2, number], "labels": torch.tensor(number), "spans": [[1], [2, 3]]} for number in range(9)
+    ]
+    assert digest_of(rows) == digest_of([dict(row) for row in rows]) != ""
+    assert len({digest_of(rows), digest_of(rows[:8]), digest_of(rows[::-1])}) == 3
+
+    class Random(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            return {"input_ids": torch.rand(3)}
+
+    assert digest_of(None) == digest_of(Random(range(4))) == ""
+
+
+def test_the_metric_before_is_that_of_these_rows(tmp_path: Path) -> None:
+    """A run that continues reads it from the earlier one; as many other rows are scored anew."""
+    metrics = iter((0.5, 0.7))
+    session = SimpleNamespace(
+        output=tmp_path, model=nn.Linear(1, 1), evaluate=lambda model: next(metrics), eval=SimpleNamespace(dataset=None)
+    )
+    owner: Any = SimpleNamespace(is_world_process_zero=lambda: True)
+
+    def before(*numbers: int) -> float:
+        session.eval.dataset = [{"input_ids": [number]} for number in numbers]
+        return CompressionTrainer._baseline(owner, session, custom=False)  # type: ignore[arg-type]
+
+    assert [before(1, 2), before(1, 2), before(1, 3)] == [0.5, 0.5, 0.7]
