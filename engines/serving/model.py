@@ -52,28 +52,33 @@ class TextModel:
                 run(self._runner, self._form, [sample] * size, self._most)  # type: ignore[list-item]  # no fault in it
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Responses in order."""
+        """Responses in order; None for a request that is refused, which is told so before the engine runs."""
         asked = self._admitted([self._read(request) for request in requests])
         encoded = self._encode(asked)
+        self._refuse(requests, encoded)
         fitting = [samples for samples in encoded if not isinstance(samples, Fault)]
         try:
             rows = [one for samples in fitting for sample in samples for one in runs_of(sample)]
             outputs = iter(run(self._runner, self._form, rows, self._most))
         except QdqError as error:
-            self._metrics.failed(len(requests))
-            return [self._error(error) for _ in requests]
-        found = []
+            self._metrics.failed(len(fitting))
+            return [None if isinstance(samples, Fault) else self._error(error) for samples in encoded]
+        found: list[Any] = []
         for request, wish, samples in zip(requests, asked, encoded, strict=True):
-            if isinstance(samples, Fault):
-                found.append(self._error(samples))
-            elif isinstance(wish, Asked):  # always: what could not be read has no samples
-                found.append(
-                    self._response(
-                        request, wish, samples, [[next(outputs) for _ in runs_of(sample)] for sample in samples]
-                    )
-                )
+            if isinstance(samples, Fault) or isinstance(wish, Fault):
+                found.append(None)
+            else:
+                results = [[next(outputs) for _ in runs_of(sample)] for sample in samples]
+                found.append(self._response(request, wish, samples, results))
         self._metrics.count(encoded)
         return found
+
+    def _refuse(self, requests: Sequence[Any], encoded: Sequence[Sequence[Sequence[Tokens]] | Fault]) -> None:
+        """Tell those whose request has a fault what it is."""
+        final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        for request, samples in zip(requests, encoded, strict=True):
+            if isinstance(samples, Fault):
+                request.get_response_sender().send(self._error(samples), final)
 
     def _admitted(self, asked: list[Asked | Fault]) -> list[Asked | Fault]:
         """The same without as many of the last ones as wait beyond the limit of the queue.
@@ -136,10 +141,11 @@ def _stacked(answers: Sequence[Answer], name: str, kind: str) -> Any:
     """One output of all rows [rows, …]; rows of unequal length are padded with zeros, TOKENS says how long they are."""
     if kind == STRING:
         return np.array([[answer[name].encode("utf-8")] for answer in answers], dtype=object)
-    values = [np.atleast_1d(np.asarray(answer[name], dtype=NUMPY[kind])) for answer in answers]
-    longest = max(len(value) for value in values)
-    padded = [np.pad(value, [(0, longest - len(value)), *[(0, 0)] * (value.ndim - 1)]) for value in values]
-    return np.ascontiguousarray(np.stack(padded))
+    values = [np.atleast_1d(answer[name]) for answer in answers]
+    found = np.zeros((len(values), max(map(len, values)), *values[0].shape[1:]), NUMPY[kind])
+    for row, value in zip(found, values, strict=True):
+        row[: len(value)] = value
+    return found
 
 
 def configuration(args: Mapping[str, str]) -> Mapping[str, Any]:
