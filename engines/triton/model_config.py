@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.targets import TARGETS
+from engines.triton.ids import PARAMETERS
 from engines.triton.interface import LABELS_FILE, data_type, dims, label_output
 from engines.triton.settings import PLATFORMS, TritonSettings
 from engines.triton.warmup import WarmupSample
@@ -63,7 +64,7 @@ def build_config(
     instances = add_instances(config, settings.instances, gpu)
     if resource is not None and not gpu:
         instances.rate_limiter.resources.add(name=resource, count=1, **{"global": True})
-    for key, value in parameters(settings).items():
+    for key, value in {**parameters(settings), **table_parameters(settings)}.items():
         config.parameters[key].string_value = value
     for sample in samples:
         _add_warmup(pb2, config, sample)
@@ -102,6 +103,11 @@ def parameters(settings: TritonSettings) -> dict[str, str]:
         threads = {} if settings.threads is None else {"INFERENCE_NUM_THREADS": str(total)}
         return {"NUM_STREAMS": str(settings.instances), **threads}
     return {} if settings.threads is None else {"intra_op_thread_count": str(settings.threads)}
+
+
+def table_parameters(settings: TritonSettings) -> dict[str, str]:
+    """Parameters that say which ids the model has, for who checks them in front of the graph."""
+    return {PARAMETERS[name]: str(rows) for name, rows in settings.tables.items()}
 
 
 def render(config: Any, about: Sequence[str] = ()) -> str:

@@ -25,6 +25,7 @@ from qdq.errors import DeployError
 
 GRAPHS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes with a CUDA graph, beside the largest
 TEMPLATE, MODEL = Path(__file__).with_name("packed_template.py"), "model.py"
+IDS = Path(__file__).with_name("ids.py")
 
 
 def plan_model(name: str) -> str:
@@ -77,7 +78,7 @@ def add_profiles(config: Any, engine: BuiltEngine, settings: TritonSettings) -> 
 
 def plan_config(engine: BuiltEngine, settings: TritonSettings) -> Any:
     """Configuration of the plan's own model: its first axes are rows and texts, or the batch another model formed."""
-    inner = replace(settings, name=plan_model(settings.name), backend="tensorrt", labels=(), cache=False)
+    inner = replace(settings, name=plan_model(settings.name), backend="tensorrt", labels=(), cache=False, tables={})
     plan = build_config(engine, inner, next(iter(served_files(engine, "tensorrt"))), [])
     plan.max_batch_size = 0
     plan.ClearField("dynamic_batching")
@@ -143,7 +144,7 @@ def padded(engine: BuiltEngine, form: Packing) -> BuiltEngine:
 def _files(engine: BuiltEngine, settings: TritonSettings) -> dict[str, dict[str, Path]]:
     """Files in the version folder of both models."""
     beside = engine.files[0].with_name(packing.FILE)
-    front = {MODEL: TEMPLATE, Path(packing.__file__).name: Path(packing.__file__), packing.FILE: beside}
+    front = {MODEL: TEMPLATE, Path(packing.__file__).name: Path(packing.__file__), IDS.name: IDS, packing.FILE: beside}
     return {settings.name: front, plan_model(settings.name): served_files(engine, settings.backend)}
 
 

@@ -1,12 +1,13 @@
 """Triton model (python backend) in front of a TensorRT plan whose batch is not padded.
 
 Takes padded batches of any client, packs the texts of all requests that Triton hands over together, calls the plan
-once, and answers each request in its own shape. Beside it lie packing.py and packing.json.
+once, and answers each request in its own shape. Beside it lie packing.py, packing.json and ids.py.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ class TritonPythonModel:
         self.triton = importlib.import_module("triton_python_backend_utils")
         folder = Path(__file__).resolve().parent
         sys.path.insert(0, str(folder))
-        packing = importlib.import_module("packing")
+        packing, self.ids = importlib.import_module("packing"), importlib.import_module("ids")
         self.refused = packing.PackingError
         self.packing = packing.Packing.read(folder / packing.FILE)
+        self.tables = self.ids.tables_of(json.loads(args["model_config"]))
         self.plan = PLAN.format(name=args["model_name"])
         types = ("token_type_ids",) if "token_type_ids" in self.packing.inputs else ()
         self.inputs = ("input_ids", "attention_mask", *types)
@@ -34,10 +36,13 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request, in order; one that does not fit gets an error of its own."""
         batches = [self.read(request) for request in requests]
+        reasons = [self.ids.refusal(batch, self.tables) for batch in batches]
+        fitting = [batch for batch, reason in zip(batches, reasons, strict=True) if reason is None]
         answers: list[Any] = []
-        for group in self.groups([batch["input_ids"].shape for batch in batches]):
-            answers += self.answer([batches[index] for index in group])
-        return answers
+        for group in self.groups([batch["input_ids"].shape for batch in fitting]):
+            answers += self.answer([fitting[index] for index in group])
+        found = iter(answers)
+        return [next(found) if reason is None else self.refusal(reason) for reason in reasons]
 
     def read(self, request: Any) -> dict[str, Any]:
         """The arrays of one request."""
@@ -64,7 +69,7 @@ class TritonPythonModel:
         except self.refused as problem:
             if len(batches) > 1:
                 return [self.answer([batch])[0] for batch in batches]
-            return [self.triton.InferenceResponse(error=self.triton.TritonError(str(problem)))]
+            return [self.refusal(str(problem))]
         except RuntimeError as problem:
             error = self.triton.TritonError(f"{self.plan}: {problem}")
             return [self.triton.InferenceResponse(error=error) for _ in batches]
@@ -101,6 +106,11 @@ class TritonPythonModel:
             raise RuntimeError(response.error().message())
         found = {name: triton.get_output_tensor_by_name(response, name) for name in self.packing.outputs}
         return {name: tensor.as_numpy() for name, tensor in found.items()}
+
+    def refusal(self, reason: str) -> Any:
+        """The answer to a request that is itself at fault, 400 of HTTP."""
+        error = self.triton.TritonError
+        return self.triton.InferenceResponse(error=error(reason, error.INVALID_ARG))
 
     def response(self, outputs: dict[str, Any]) -> Any:
         """One request's answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from engines.targets import TARGETS
@@ -49,6 +49,7 @@ class TritonSettings:
     threads: int | None = None  # CPU threads per instance; None leaves the runtime's default
     labels: tuple[str, ...] = ()  # class names of a [B,C] classification output, in class order
     buckets: tuple[int, ...] = ()
+    tables: Mapping[str, int] = field(default_factory=dict)  # rows of input_ids' and token_type_ids' tables
     about: tuple[str, ...] = ()  # sentences on the meaning of inputs and outputs, for whoever writes a client
 
     def __post_init__(self) -> None:

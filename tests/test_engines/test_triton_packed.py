@@ -21,9 +21,11 @@ from qdq.errors import DeployError
 
 from .test_packing import ROWS, echo
 
-SETTINGS = TritonSettings("tiny", "tensorrt", max_batch_size=8)
+VOCABULARY = 1000
+SETTINGS = TritonSettings("tiny", "tensorrt", max_batch_size=8, tables={"input_ids": VOCABULARY})
 FEEDS = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.array([[1, 1, 1]])}
 pytest.importorskip("tritonclient.grpc")
+MessageToDict = pytest.importorskip("google.protobuf.json_format").MessageToDict
 
 
 @pytest.fixture
@@ -50,7 +52,12 @@ def test_clients_see_a_padded_batch(repository: Path) -> None:
     assert all(tensor.allow_ragged_batch for tensor in front.input)
     assert {tensor.name: list(tensor.dims) for tensor in front.output} == {"ids": [-1], "first_id": [1]}
     assert len(front.model_warmup) == 2 and front.HasField("dynamic_batching")
-    assert sorted(path.name for path in (repository / "tiny" / "1").iterdir()) == ["model.py", FILE, "packing.py"]
+    assert sorted(path.name for path in (repository / "tiny" / "1").iterdir()) == [
+        "ids.py",
+        "model.py",
+        FILE,
+        "packing.py",
+    ]
 
 
 def test_the_plan_takes_rows_as_they_are(repository: Path) -> None:
@@ -84,9 +91,14 @@ class Triton(SimpleNamespace):
     def PreferredMemory(*_: Any) -> None:  # noqa: N802
         return None
 
-    @staticmethod
-    def TritonError(message: str) -> Any:  # noqa: N802
-        return SimpleNamespace(message=lambda: message)
+    class TritonError:
+        INVALID_ARG = 400
+
+        def __init__(self, message: str, code: int = 500) -> None:
+            self.code, self._message = code, message
+
+        def message(self) -> str:
+            return self._message
 
     @staticmethod
     def InferenceResponse(output_tensors: Any = (), error: Any = None) -> Any:  # noqa: N802
@@ -120,9 +132,11 @@ def front(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[A
     space: dict[str, Any] = {"__name__": "model", "__file__": str(file)}
     exec(compile(file.read_text(encoding="utf-8"), file.name, "exec"), space)
     model = space["TritonPythonModel"]()
-    model.initialize({"model_name": "tiny"})
+    config = MessageToDict(read_config(file.parents[1] / "config.pbtxt"), preserving_proto_field_name=True)
+    model.initialize({"model_name": "tiny", "model_config": json.dumps(config)})
     yield model, triton
-    sys.modules.pop("packing", None)
+    for name in ("packing", "ids"):
+        sys.modules.pop(name, None)
 
 
 def request(*lengths: int, width: int) -> dict[str, Any]:
@@ -149,9 +163,21 @@ def test_more_texts_than_the_plan_takes_become_several_calls(front: tuple[Any, T
 
 
 def test_a_request_that_does_not_fit_spoils_no_other(front: tuple[Any, Triton]) -> None:
-    model, _ = front
+    model, triton = front
     good, bad = model.execute([request(3, width=4), request(17, width=20)])
     assert not good.has_error() and "text 0 has 17 tokens, a row holds 16" in bad.error().message()
+    assert bad.error().code == triton.TritonError.INVALID_ARG
+
+
+@pytest.mark.parametrize("wrong", [-1, VOCABULARY])
+def test_an_id_without_a_row_fails_alone(front: tuple[Any, Triton], wrong: int) -> None:
+    model, triton = front
+    requests = [request(3, 2, width=4) for _ in range(3)]
+    requests[1]["input_ids"][1, 0] = wrong
+    first, bad, last = model.execute(requests)
+    assert not first.has_error() and not last.has_error() and len(triton.calls) == 1
+    assert bad.error().message() == f"input_ids holds {wrong} at [1, 0]; the model has 0 to {VOCABULARY - 1}"
+    assert bad.error().code == triton.TritonError.INVALID_ARG
 
 
 def test_what_triton_says_of_the_plan_reaches_the_client(front: tuple[Any, Triton]) -> None:

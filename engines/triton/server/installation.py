@@ -20,7 +20,7 @@ PACKAGE = "nvidia-pytriton"
 PINS = f"{PACKAGE}==0.7.0 {NUMPY}"
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
-STAND_IN = Path(__file__).with_name("stand_in_template.py")
+STAND_IN, IDS = Path(__file__).with_name("stand_in_template.py"), Path(__file__).parents[1] / "ids.py"
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Installation:
         for name in sorted({backend for target in TARGETS.values() if not target.gpu for backend in target.backends}):
             (folder / name).mkdir()
             shutil.copyfile(STAND_IN, folder / name / "model.py")
+            shutil.copyfile(IDS, folder / name / IDS.name)
         return folder
 
 

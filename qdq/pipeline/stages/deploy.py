@@ -118,6 +118,7 @@ def _deploy_raw(run: Run, stage: Stage, scratch: Path, folder: Path) -> Sequence
         cache=options.response_cache,
         labels=class_names(loaded),
         buckets=options.buckets,
+        tables=tables_of(loaded),
         about=said_of(loaded),
     )
     names = [bucket_model(run.name, width) for width in options.buckets] or [run.name]
@@ -147,6 +148,13 @@ def class_names(loaded: LoadedModel) -> tuple[str, ...]:
 
     classifies = loaded.task.name == "text-classification" and head_of_model(loaded.model).kind != "scores"
     return loaded.labels if classifies else ()
+
+
+def tables_of(loaded: LoadedModel) -> dict[str, int]:
+    """Rows of the tables that the ids of a model's inputs are looked up in."""
+    config = loaded.model.config
+    rows = {"input_ids": config.vocab_size, "token_type_ids": getattr(config, "type_vocab_size", None)}
+    return {name: int(count) for name, count in rows.items() if name in loaded.inputs and count}
 
 
 def backend_of(run: Run) -> str | None:
