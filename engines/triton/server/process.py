@@ -17,10 +17,11 @@ from pathlib import Path
 
 from engines.triton.server.installation import Installation, find
 from engines.triton.server.leftovers import PREFIX, clean, note, sweep
+from engines.triton.server.patience import Patience
 from engines.triton.server.trial import Trial, trials
 from qdq.errors import DeployError
 
-READY_SECONDS = 120.0
+READY_SECONDS = 120.0  # that no model answers in, and the server does not work in either
 STOP_SECONDS = 30.0  # requests in flight are answered in that time, then the server goes
 NOISE = ("NVML", "DCGM", "CudaDriver", "pinned system memory")  # said by every server without a GPU
 CACHE_BYTES = 64 * 1024**2
@@ -77,14 +78,17 @@ class Server:
         return f"http://{self.host}:{self.ports.metrics}/metrics"
 
     def wait_ready(self, repository: Path, seconds: float = READY_SECONDS) -> None:
-        """Return when every model has answered its own warm-up request. Raises DeployError with the server's reason."""
-        until = time.monotonic() + seconds
+        """Return when every model has answered its own warm-up request.
+
+        Raises DeployError with the server's reason, or when nothing of it moved for `seconds`.
+        """
+        patience = Patience(self.process.pid, seconds)
         waiting = list(trials(repository))
         self.tried = tuple(waiting)
         while waiting:
             if self.process.poll() is not None:
                 raise DeployError(f"tritonserver ended with {self.process.returncode}: {self._says()}")
-            if time.monotonic() > until:
+            if patience.is_over():
                 raise DeployError(f"{waiting[0].model} did not answer within {seconds:.0f} s: {self._says()}")
             try:
                 waiting[0].ask(self.http)
@@ -94,6 +98,7 @@ class Server:
                 time.sleep(0.1)
             else:
                 waiting.pop(0)
+                patience.renew()
 
     def stop(self, seconds: float = STOP_SECONDS) -> int:
         """Let requests in flight be answered, then end the server; returns its exit code."""
@@ -142,6 +147,7 @@ def _start(installation: Installation, repository: Path, options: ServerOptions,
     log = options.log or folder / "server.log"
     command = [str(installation.binary), f"--model-repository={repository.resolve()}", *_where(options.host, ports)]
     command += [f"--backend-config=python,shm-region-prefix-name={prefix}", f"--exit-timeout-secs={STOP_SECONDS:.0f}"]
+    command.append(f"--backend-config=python,stub-timeout-seconds={READY_SECONDS:.0f}")  # 30 by default
     if backends := installation.backends(folder / "backends"):
         command.append(f"--backend-directory={backends}")
     if installation.caches:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
-from engines.client import LoadSettings, Refused, TextRow, connect, feeds_of, parse_address, run_load
+from engines.client import LoadSettings, Refused, TextRow, connect, cpu_seconds, feeds_of, parse_address, run_load
 from engines.triton.server import Server
 from qdq.cli.judge import Judge
 
-from .conftest import CLASSIFIER, described
+from .conftest import CLASSIFIER, HANGS, described
 
 LONG = " ".join(["a"] * 600)  # 602 tokens
-SOON = 5.0  # seconds for one refusal, on a machine that is busy
+CHEAP = 3.0  # CPU seconds of the server for a refusal; 1 MB of text takes as long to tokenize
 
 
 def ask(server: Server, body: Any, path: str = "infer", model: str = CLASSIFIER) -> tuple[int, Any]:
@@ -26,10 +26,19 @@ def ask(server: Server, body: Any, path: str = "infer", model: str = CLASSIFIER)
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(f"{server.http}/v2/models/{model}/{path}", data)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=HANGS) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
+
+
+@contextlib.contextmanager
+def cheaply(server: Server) -> Iterator[None]:
+    """What is asked in it costs the server little, however busy the machine is."""
+    before = cpu_seconds(server.process.pid)
+    yield
+    after = cpu_seconds(server.process.pid)
+    assert before is not None and after is not None and after - before < CHEAP
 
 
 def tensor(name: str, data: list[Any], shape: list[int] | None = None, datatype: str = "BYTES") -> dict[str, Any]:
@@ -68,10 +77,9 @@ def tensor(name: str, data: list[Any], shape: list[int] | None = None, datatype:
     ],
 )
 def test_a_request_of_the_wrong_form_is_refused(zoo: Server, inputs: list[dict[str, Any]], said: str) -> None:
-    started = time.perf_counter()
-    status, answer = ask(zoo, {"inputs": inputs})
+    with cheaply(zoo):
+        status, answer = ask(zoo, {"inputs": inputs})
     assert status == 400 and said.lower() in answer["error"].lower(), answer
-    assert time.perf_counter() - started < SOON
 
 
 @pytest.mark.parametrize("body", [b"no json", b"", b"[]", b'{"inputs": 3}', b'{"inputs": [{"name": "TEXT"}]}'])
@@ -96,11 +104,9 @@ def test_what_is_no_request_is_refused(zoo: Server, body: bytes) -> None:
 def test_a_text_that_cannot_be_answered_is_refused_in_words(zoo: Server, text: str, said: str) -> None:
     for url in (zoo.http, f"grpc://{zoo.grpc}"):
         model = described(url, CLASSIFIER)
-        started = time.perf_counter()
-        with connect(parse_address(url), timeout=20) as client, pytest.raises(Refused, match=said) as refused:
+        with connect(parse_address(url), HANGS) as client, cheaply(zoo), pytest.raises(Refused, match=said) as refused:
             client.infer(model, feeds_of(model, TextRow(text)), ("LABEL",))
         assert refused.value.status == 400
-        assert time.perf_counter() - started < SOON
 
 
 @pytest.mark.parametrize("text", ["cat 👋🏽 dog", "cat\0dog", "\ufeffcat", "ﬁ İ ß", "cat" * 50, "\u202ecat", "日本"])
@@ -122,7 +128,7 @@ def test_bytes_that_are_no_text_are_refused(zoo: Server) -> None:
         f"{zoo.http}/v2/models/{CLASSIFIER}/infer", text + raw, {"Inference-Header-Content-Length": str(len(text))}
     )
     with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(request, timeout=20)
+        urllib.request.urlopen(request, timeout=HANGS)
     assert error.value.code == 400 and b"UTF-8" in error.value.read()
 
 
@@ -141,7 +147,7 @@ def test_a_bad_row_fails_alone(zoo: Server, rows: Mapping[str, list[TextRow]], j
     good = rows[CLASSIFIER]
     bad = [TextRow(""), TextRow(LONG), TextRow("x" * 100_000), TextRow(" ")]
     feeds = [feeds_of(model, row) for row in (*good, *bad * 9)]
-    settings = LoadSettings(16, 60.0, requests=3 * len(feeds))
+    settings = LoadSettings(16, 600.0, HANGS, 3 * len(feeds))
     calls = run_load(parse_address(zoo.http), model, feeds, settings, Judge.outputs(model))
     assert len(calls) == 3 * len(feeds)
     for call in calls:

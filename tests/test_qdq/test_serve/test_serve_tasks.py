@@ -17,7 +17,7 @@ from qdq.tasks.extraction import best_span, windows
 from qdq.text.data import Record
 from qdq.uie.extract import Found, Reader
 
-from .conftest import CLASSIFIER, SERVED, described
+from .conftest import CLASSIFIER, HANGS, SERVED, described
 
 Qdq = Callable[..., Any]
 
@@ -32,7 +32,7 @@ def test_the_server_answers_as_the_engine_does(
         model = described(url, task)
         feeds = [feeds_of(model, row) for row in rows[task]]
         calls = run_load(
-            parse_address(url), model, feeds, LoadSettings(8, 60.0, requests=len(feeds)), Judge.outputs(model)
+            parse_address(url), model, feeds, LoadSettings(8, 600.0, HANGS, len(feeds)), Judge.outputs(model)
         )
         assert [call.message for call in calls if call.outputs is None] == []
         assert sorted(call.row for call in calls) == list(range(len(feeds)))
