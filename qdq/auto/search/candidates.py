@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,9 +27,10 @@ FLOAT_TIME = 3.0  # FP32 over INT8 on a CPU with VNNI (README.md)
 # Points lost by distilled students are modelled as LOSS x (share cut away)^2. 2/3 of CoNLL's model lost 0.6 after 500
 # steps shared with another width (docs/compression.md), of MRPC's none; a first training here has several times more.
 LOSS = 3.0
+LOSS_ERROR = 6.0  # standard error of LOSS from model to model: MRPC and CoNLL lost 0 to 26 times the square
 LEAST_LOSS = 2.0  # a student that lost nothing says little about a much narrower one
-SPREAD = 0.3  # points; the least width of the step from "surely within" to "surely beyond" the allowed drop
-LOGISTIC = math.sqrt(3) / math.pi  # width of the logistic step whose standard deviation is 1
+TRAINING_ERROR = 0.2  # points by which another training of the same student would lose more or less
+SPREAD = 0.3  # points; the width of the step from "surely within" to "surely beyond" the allowed drop
 REGAINED = 0.5  # share of the loss by quantization that another way of quantizing is expected to take back
 
 
@@ -111,7 +113,8 @@ class Tried:
 def expected_drop(candidate: Candidate, tried: Sequence[Tried]) -> float:
     """Points the candidate is expected to lose, from those that were tried.
 
-    Pruning costs `LOSS` times the square of what is cut, with LOSS fitted on the pruned candidates once there are any.
+    Pruning costs a factor times the square of what is cut: `LOSS`, and the factors of the candidates that were pruned,
+    each weighted by how well it is known. Losses that few rows measured therefore change little.
     Quantization costs what it cost at this width, else on the whole model; another way of quantizing is expected to
     regain a part of it.
     """
@@ -121,18 +124,23 @@ def expected_drop(candidate: Candidate, tried: Sequence[Tried]) -> float:
     if candidate.width in pruned:
         by_pruning = pruned[candidate.width].float_drop or 0.0
     else:
-        losses = [(one.float_drop or 0.0) / float(1 - width) ** 2 for width, one in pruned.items()]
-        by_pruning = cut**2 * (max(LEAST_LOSS, sum(losses) / len(losses)) if losses else LOSS)
+        by_pruning = cut**2 * max(LEAST_LOSS, _factor(list(pruned.values())))
     alike = same or [one for one in tried if one.candidate.width == WHOLE]
     quantized = min((max(0.0, one.by_quantization) for one in alike), default=0.0)
     regained = REGAINED if same and candidate.quantization != PTQ else 0.0
     return by_pruning + (1 - regained) * quantized
 
 
-def chance(expected: float, max_drop: float, tried: Sequence[Tried] = ()) -> float:
-    """Probability that a candidate expected to lose so many points stays within the allowed drop.
+def _factor(pruned: Sequence[Tried]) -> float:
+    """Points lost over the square of what is cut: `LOSS` and what was seen, weighted by their inverse variances."""
+    factors, weights = [LOSS], [LOSS_ERROR**-2]
+    for one in pruned:
+        square = float(1 - one.candidate.width) ** 2
+        factors.append((one.float_drop or 0.0) / square)
+        weights.append((math.hypot(one.error, TRAINING_ERROR) / square) ** -2)
+    return sum(map(operator.mul, factors, weights)) / sum(weights)
 
-    The fewer rows choose, the larger the errors of what was `tried`, and the less is ruled out by them.
-    """
-    spread = max([SPREAD, *(LOGISTIC * one.error for one in tried)])
-    return 1 / (1 + math.exp(min(50.0, (expected - max_drop) / spread)))
+
+def chance(expected: float, max_drop: float) -> float:
+    """Probability that a candidate expected to lose so many points stays within the allowed drop."""
+    return 1 / (1 + math.exp(min(50.0, (expected - max_drop) / SPREAD)))

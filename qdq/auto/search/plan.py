@@ -132,7 +132,7 @@ def _gain(candidate: Candidate, now: Situation) -> float:
 
 
 def _chance(candidate: Candidate, now: Situation) -> float:
-    return chance(expected_drop(candidate, now.tried), now.max_drop, now.tried)
+    return chance(expected_drop(candidate, now.tried), now.max_drop)
 
 
 def plan(candidate: Candidate, now: Situation, share: float = FIRST_SHARE) -> Planned | str:
@@ -172,7 +172,7 @@ def _needless(candidate: Candidate, now: Situation) -> str:
         if plain.by_quantization < WORTH_REGAINING:
             return f"ptq of the same model loses {plain.by_quantization:+.2f} points itself: nothing to win back"
     expected = expected_drop(candidate, now.tried)
-    if chance(expected, now.max_drop, now.tried) < HOPELESS:
+    if chance(expected, now.max_drop) < HOPELESS:
         return f"expected to lose {expected:.2f} points, by what others lost"
     return ""
 
