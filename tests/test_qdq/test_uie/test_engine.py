@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
+from engines.tensorrt_rtx import missing
 from qdq.errors import ConfigError, ModelError
 
 SUBJECTS = ("the cat", "our teacher", "the old river", "a small dog")
@@ -62,6 +64,37 @@ def test_an_engine_is_verified_by_span_f1(target: str, compiled_uie: Path) -> No
     assert accuracy["metric"]["name"] == "f1" and set(accuracy["metrics"]) == {"f1", "precision", "recall"}
     assert accuracy["agreement_unit"] == "prompt" and accuracy["agreement_of"] == 22 and accuracy["cosine_mean"] > 0.98
     assert "UIE's heads" in accuracy["reference"]["library"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+@pytest.mark.parametrize(("target", "file"), [("tensorrt", "build_engine.py"), ("tensorrt-rtx", "model.rtx")])
+def test_nvidia_targets_have_both_outputs_and_a_compiled_proof(
+    target: str,
+    file: str,
+    compiled_uie: Path,
+    tiny_checkpoint: Callable[..., Path],
+    qdq: Callable[..., Any],
+    small: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lowered graph ends in two probabilities per token, without a pooler, and its linears are compiled to INT8."""
+    monkeypatch.chdir(compiled_uie)
+    model = tiny_checkpoint("ernie", "information-extraction", use_task_id=True)
+    ran = qdq(
+        *("compile", "--model", model, "--calibration", "prompts.txt", "--eval-data", "prompts.txt"),
+        *("--out", tmp_path / "work", "--target", target, *small[2:], "--samples", "8"),
+    )
+    assert ran.code in (0, 3), ran.err  # 3: what only a GPU runs
+    folder = tmp_path / "work" / target
+    assert (folder / file).is_file()
+    graph = onnx.load(folder / "model.onnx").graph
+    assert [output.name for output in graph.output] == ["start_prob", "end_prob"]
+    assert [len(output.type.tensor_type.shape.dim) for output in graph.output] == [2, 2]
+    assert not any("pooler" in node.name for node in graph.node)
+    proof = json.loads((folder / "build.json").read_text(encoding="utf-8"))["compiled"]
+    assert proof["linears"] == [12, 12] and proof["attentions"][1] == 2
 
 
 @pytest.mark.slow

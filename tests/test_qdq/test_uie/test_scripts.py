@@ -165,12 +165,14 @@ def test_finetune_export_and_evaluate(
 
 @pytest.mark.document_row("000/6", "004/1")
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ptq", "dynabert+qat+embeddings"])
+@pytest.mark.parametrize(
+    "strategy", ["ptq", "qat", "dynabert", "embeddings", "dynamic", "dynabert+ptq", "dynabert+qat+embeddings"]
+)
 def test_compress(
     strategy: str, script: Callable[[str], Any], tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = str(prompts(tmp_path))
-    uie = tiny_checkpoint("ernie", "information-extraction")
+    uie = tiny_checkpoint("ernie", "information-extraction", num_hidden_layers=1)
     result = script("finetune").main(
         [
             *("--model_name_or_path", str(uie), "--train_path", data, "--dev_path", data, "--max_seq_length", "32"),
@@ -179,11 +181,18 @@ def test_compress(
         ]
     )
     assert 0 <= result.best.metric <= 1 and set(result.best.metric.metrics) == {"f1", "precision", "recall"}
+    # What lies there is a UIE of this size, with quantizers where the strategy puts some
     from qdq.calibrate.checkpoint import load_checkpoint
+    from qdq.loading.model import load_model
 
-    loaded, _, _ = load_checkpoint(next(iter(result.folders.values())))
-    assert loaded.task.name == "information-extraction"
+    folder = next(folder for name, folder in result.folders.items() if not name.endswith("torch"))
+    loaded, spec = (load_model(str(folder)), None) if strategy == "dynabert" else load_checkpoint(folder)[:2]
+    assert loaded.task.name == "information-extraction" and loaded.outputs == ("start_prob", "end_prob")
     assert loaded.model.config.model_type == ("pruned-ernie" if "dynabert" in strategy else "ernie")
+    assert loaded.model.linear_start.out_features == 1
+    if spec is not None:
+        assert spec.linear == (strategy != "embeddings") and spec.dynamic == (strategy == "dynamic")
+        assert spec.embedding_tables == ("embeddings" in strategy)
 
 
 def test_finetune_refuses(script: Callable[[str], Any], tmp_path: Path) -> None:
