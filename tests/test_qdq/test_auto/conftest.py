@@ -37,7 +37,7 @@ def rows(load_tiny: Callable[..., LoadedModel], encode: Callable[..., Any]) -> C
 def compressing(tiny_checkpoint: Callable[..., Any], rows: Callable[..., Rows], tmp_path: Any) -> Callable[..., Any]:
     """`compressing(config, **options)`: an AutoCompression of the tiny classifier on 24 rows, in batches of 4."""
 
-    def make(config: dict[str, Any], labelled: bool = True, **options: Any) -> AutoCompression:
+    def make(config: dict[str, Any] | None, labelled: bool = True, **options: Any) -> AutoCompression:
         loader = DataLoader(rows(labelled=labelled), batch_size=4, collate_fn=default_data_collator)  # type: ignore[arg-type]
         given: dict[str, Any] = {"save_dir": str(tmp_path / "out"), **options}
         return AutoCompression(str(tiny_checkpoint()), loader, config=config, **given)

@@ -12,14 +12,18 @@ import onnx
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader
+from transformers import default_data_collator
 
 from qdq.auto.command import evaluate_file, run_file
 from qdq.auto.compression import AutoCompression
+from qdq.auto.inputs.texts import NoText
 from qdq.auto.strategy import REPORT
 from qdq.base.screen import Screen
 from qdq.calibrate.checkpoint import load_checkpoint
 from qdq.errors import ConfigError
 from qdq.loading.model import load_model
+from qdq.text.data import read_records
 
 pytestmark = pytest.mark.usefixtures("light_collections")  # a training ends with a full one
 
@@ -208,3 +212,56 @@ def batches(data: list[dict[str, torch.Tensor]]) -> Any:
 def test_wrong_arguments(options: dict[str, Any], message: str, compressing: Compressing) -> None:
     with pytest.raises(ConfigError, match=message):
         compressing({"QuantPost": None}, **options)
+
+
+@pytest.mark.parametrize("hardware", ["gpu", "cpu"])
+def test_nothing_configured_is_a_search_by_measurement(
+    hardware: str,
+    compressing: Compressing,
+    rows: Callable[..., Any],
+    tiny_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loaders' rows as text, the shape and the target that were asked for; the checkpoint of the best engine."""
+    made = compressing({"QuantPost": {"batch_nums": 1}}, save_dir=str(tmp_path / "engine" / "checkpoint"))
+    made.compress()  # stands for what the search deploys
+    asked: list[Any] = []
+
+    def search(settings: Any, screen: Screen) -> dict[str, Any]:
+        asked.append(settings)
+        side = {"judging": {"value": 0.75}}
+        engine = {"name": "width 1/2, ptq", "judging": {"value": 0.5}, "ratio": {"value": 1.5}}
+        about = {"fp32": side, "engines": [engine], "chosen": "width 1/2, ptq", "why": "the fastest"}
+        return about | {"deployed": str(tmp_path / "engine")}
+
+    monkeypatch.setattr("qdq.auto.compression.search", search)
+    evaluation = DataLoader(rows(36)[24:] + rows(36)[:12], 4, collate_fn=default_data_collator)
+    options = {"eval_dataloader": evaluation, "deploy_hardware": hardware, "input_shapes": [4, 16], "budget": "2m"}
+    ac = compressing(None, max_drop=1.5, **options)
+    result = ac.compress()
+    (settings,) = asked
+    settings.validate()
+    assert (settings.target, settings.batch, settings.sequence) == (ac.backend, 4, 16)
+    assert (settings.budget, settings.max_drop, settings.model) == (120.0, 1.5, str(tiny_checkpoint()))
+    records, _ = read_records(settings.source(settings.dev))
+    assert len(records) == 24 and {record.label for record in records} <= {"0", "1"}
+    assert (result.baseline, result.metric) == (0.75, 0.5) and result.steps[0]["name"] == "width 1/2, ptq"
+    assert load_checkpoint(tmp_path / "out")[1].linear and (tmp_path / "out" / "tokenizer.json").is_file()
+    assert ac.export_onnx(deploy_backend="openvino").is_file()
+
+
+def test_reasons_for_the_rule_instead_of_a_search(compressing: Compressing, rows: Callable[..., Any]) -> None:
+    def reason(config: Any = None, labelled: bool = True, **options: Any) -> str:
+        data = options.pop("dev", None)
+        loader = None if data is None else DataLoader(data, 4, collate_fn=default_data_collator)
+        with pytest.raises(NoText) as error:
+            compressing(config, labelled=labelled, eval_dataloader=loader, **options)._search()
+        return str(error.value)
+
+    assert reason({"TrainConfig": SHORT}) == "TrainConfig is given, and a search trains in its own way"
+    assert reason() == "3 rows are fewer than the 20 that choose and judge"  # every tenth of 24
+    assert reason(dev=rows(8)) == "8 rows are fewer than the 20 that choose and judge"
+    assert reason(target_speedup=1.1) == "target_speedup is given"
+    assert reason(dev=rows(24), eval_callback=lambda model, loader: 0.5) == "eval_callback is a metric of the caller's"
+    assert reason(dev=rows(24), labelled=False) == "train row 0 has no class"
