@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from qdq.base.alike import alike
 from qdq.base.interrupt import Interrupts
 from qdq.errors import ConfigError, QdqError, Unavailable
 
 DONE, FAILED, USAGE, AS_FAR_AS_POSSIBLE, INTERRUPTED = 0, 1, 2, 3, 130
 WIDTH = 80
-SUGGESTED, ALIKE = 3, 0.75  # most options that a message about a misspelled one names, and difflib's least likeness
+MISSING = "the following arguments are required"  # argparse's words
 
 
 class Format(argparse.RawDescriptionHelpFormatter):
@@ -32,9 +32,17 @@ class Parser(argparse.ArgumentParser):
     """argparse with the project's error form: one message, the nearest valid word, exit code 2."""
 
     list_all = "--help"  # the option whose help has every option
+    first = "--name value"  # how a word is written that stands without an option's name
+    elsewhere: Mapping[str, Sequence[str]] = {}  # options as other tools call them
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": Format, "allow_abbrev": False, **settings})
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, which reports what is missing before what it does not know."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse; a word that nothing takes is answered with the nearest option."""
@@ -45,6 +53,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage; `run_program` prints the one message."""
+        if message.startswith(MISSING):  # what is missing may be there under another name
+            flags = [word for word in self._words if word.startswith("--")]
+            if strange := [word for word in flags if word.partition("=")[0] not in self._option_string_actions]:
+                self.unknown(strange)
         raise ConfigError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
@@ -52,12 +64,11 @@ class Parser(argparse.ArgumentParser):
         word = words[0].partition("=")[0]
         if not word.startswith("-"):
             raise ConfigError(
-                f"unexpected argument '{word}'; options are written --name value, see '{self.prog} --help'"
+                f"unexpected argument '{word}'; options are written {self.first}, see '{self.prog} --help'"
             )
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        begun = [option for option in options if option.startswith(word)]
-        alike = [f"'{option}'" for option in begun or difflib.get_close_matches(word, options, SUGGESTED, ALIKE)]
-        hint = f"did you mean {' or '.join(alike[:SUGGESTED])}? " if alike else ""
+        found = [f"'{option}'" for option in alike(word, options, self.elsewhere)]
+        hint = f"did you mean {' or '.join(found)}? " if found else ""
         raise ConfigError(f"unknown option {word}; {hint}'{self.prog} {self.list_all}' lists all")
 
 

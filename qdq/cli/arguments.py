@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
 from qdq.auto.search.settings import SearchSettings
-from qdq.base.config import nearest
+from qdq.base.alike import alike
 from qdq.base.edge import WIDTH, Parser
 from qdq.base.option import flag, help_of
 from qdq.base.versions import __version__
@@ -77,6 +77,33 @@ ABOUT_PLANS = (
 
 HELP_ALL = "--help-all"
 
+# Commands and options -> what other tools call them.
+COMMANDS_ELSEWHERE = {
+    "compile": ("quantize", "quantise", "convert", "optimize", "optimise", "run"),
+    "check": ("lint", "validate"),
+    "verify": ("test", "validate"),
+    "evaluate": ("test", "score"),
+    "bench": ("time",),
+    "query": ("infer", "predict", "ask"),
+    "auto": ("compress",),
+    "explain": ("why", "show"),
+    "doctor": ("env", "info"),
+}
+OPTIONS_ELSEWHERE = {
+    "model": ("model-name-or-path", "model-dir", "model-path", "checkpoint", "pretrained"),
+    "sequence": ("max-length", "max-len", "max-seq-length", "max-seq-len"),
+    "batch": ("batch-size", "max-batch-size", "bs"),
+    "calibration": ("data", "dataset", "train", "train-file", "train-data"),
+    "data": ("dataset",),
+    "eval-data": ("dev", "dev-file", "test", "test-file", "validation-file"),
+    "samples": ("num-calib-samples", "calib-size"),
+    "target": ("backend", "runtime", "engine", "provider", "device"),
+    "device": ("gpu",),
+    "sm": ("gpu",),
+    "out": ("dir", "work-dir", "workdir", "folder", "output", "output-dir"),
+    "output": ("dir", "folder", "out", "output-dir"),
+}
+
 FIRST_STEPS = """\
 Checkpoint in, measured INT8 engine and Triton model repository out.
 
@@ -112,14 +139,18 @@ class Commands(Parser):
         """As `Parser.error`; a command that does not exist is answered with the nearest one."""
         if message.startswith("argument COMMAND: invalid choice"):
             word = message.split("'")[1]
-            raise ConfigError(f"unknown command '{word}'; {nearest(word, COMMANDS)}")
+            found = [f"'{name}'" for name in alike(word, COMMANDS, COMMANDS_ELSEWHERE)]
+            hint = f"did you mean {' or '.join(found)}? " if found else ""
+            raise ConfigError(f"unknown command '{word}'; {hint}'qdq --help' lists all")
         super().error(message)
 
 
 def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], str]:
     """Return command, typed options by field name, and the text that answers no command. Raises ConfigError."""
     parser, commands = build_parser(everything=HELP_ALL in arguments)
-    if arguments[:1] == ["auto"]:  # PaddleSlim's documents write --config_path
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    elif arguments[:1] == ["auto"]:  # PaddleSlim's documents write --config_path
         arguments = [_dashed(word) for word in arguments]
     parsed, extra = parser.parse_known_args(arguments)
     typed: dict[str, Any] = {
@@ -171,7 +202,9 @@ def build_parser(everything: bool = True) -> tuple[Commands, dict[str, Parser]]:
             epilog=_epilog(everything) if staged else None,
             argument_default=argparse.SUPPRESS,
         )
+        command.elsewhere = OPTIONS_ELSEWHERE
         if staged:
+            command.first = "--name value, such as --model my-bert"
             command.add_argument(HELP_ALL, action="help", help="show every option and exit")
             command.list_all = HELP_ALL
         if name in OWN_OPTIONS:

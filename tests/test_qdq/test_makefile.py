@@ -52,6 +52,21 @@ def test_a_hostile_model_name_arrives_as_typed(tree: Path) -> None:
     assert {path.name for path in tree.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("CALIBRATION=x", "did you mean CALIB? "),
+        ("BATCH_SIZE=8", "did you mean BATCH? "),
+        ("BENCH=5", "did you mean BENCH_SECONDS? "),
+        ("EPOCHS=3", ""),
+    ],
+)
+def test_a_variable_that_nothing_takes_is_refused(tree: Path, typed: str, meant: str) -> None:
+    done = make(tree, "engine", typed)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"unknown variable {typed.partition('=')[0]}; {meant}'make help' lists all" in done.stderr
+
+
 def test_only_what_was_set_is_passed(tree: Path) -> None:
     assert make(tree, "engine").stdout.splitlines() == ["<compile>"]
 

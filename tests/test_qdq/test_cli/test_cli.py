@@ -15,7 +15,16 @@ import pytest
 
 from qdq.auto.search.settings import SearchSettings
 from qdq.base.option import flag
-from qdq.cli.arguments import COMMANDS, OWN_OPTIONS, WIDTH, build_parser, names, parse
+from qdq.cli.arguments import (
+    COMMANDS,
+    COMMANDS_ELSEWHERE,
+    OPTIONS_ELSEWHERE,
+    OWN_OPTIONS,
+    WIDTH,
+    build_parser,
+    names,
+    parse,
+)
 from qdq.cli.plans import PLAN_OPTIONS
 from qdq.errors import ConfigError
 from qdq.pipeline.options import CompileOptions
@@ -62,6 +71,19 @@ def test_help_names_commands_and_exit_codes(qdq: Qdq) -> None:
     assert all(f"    {command} " in out or f"    {command}\n" in out for command in COMMANDS)
     assert "0 done, 1 failed, 2 usage, 3 done as far as this machine can" in out
     assert qdq("--version").out.startswith("qdq ")
+
+
+def test_help_is_a_command_too(qdq: Qdq) -> None:
+    assert qdq("help").out == qdq("--help").out
+    assert qdq("help", "verify").out == qdq("verify", "--help").out
+
+
+def test_every_name_of_another_tool_leads_to_a_name_here() -> None:
+    _, commands = build_parser()
+    options = {option.lstrip("-") for command in commands.values() for option in command._option_string_actions}
+    assert set(COMMANDS_ELSEWHERE) <= set(COMMANDS)
+    assert not {other for others in COMMANDS_ELSEWHERE.values() for other in others} & set(COMMANDS)
+    assert set(OPTIONS_ELSEWHERE) <= options
 
 
 def test_no_command_prints_the_five_things_people_do(qdq: Qdq) -> None:
@@ -123,10 +145,22 @@ def test_doctor(qdq: Qdq) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["comple"], "unknown command 'comple'; did you mean 'compile'?"),
+        (["comple"], "unknown command 'comple'; did you mean 'compile'? 'qdq --help' lists all"),
+        (["comp"], "did you mean 'compile'?"),
+        (["exp"], "did you mean 'export' or 'explain'?"),
+        (["quantize"], "unknown command 'quantize'; did you mean 'compile'?"),
+        (["frobnicate"], "unknown command 'frobnicate'; 'qdq --help' lists all"),
+        (["compile", "--bench-sec", "5"], "did you mean '--bench-seconds'?"),
+        (["compile", "--batch_size", "8"], "did you mean '--batch' or '--batch-size-list'?"),
+        (["compile", "--max-length", "8"], "did you mean '--sequence'?"),
+        (
+            ["evaluate", "x", "--dataset", "y"],
+            "unknown option --dataset; did you mean '--data'?",
+        ),  # not: --data missing
+        (["evaluate", "x"], "the following arguments are required: --data; see 'qdq evaluate --help'"),
         (
             ["compile", "--modell", "x"],
-            "unknown option --modell; did you mean '--model' or '--mode' or '--model-class'?",
+            "unknown option --modell; did you mean '--model' or '--mode'?",
         ),
         (
             ["compile", "--bach=3"],
