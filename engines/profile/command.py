@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,15 +53,22 @@ class Subject:
     static: bool = False
 
 
-def profile_command(subjects: Sequence[Subject], settings: ProfileSettings, output: Path | None, as_json: bool) -> str:
+def profile_command(
+    subjects: Sequence[Subject],
+    settings: ProfileSettings,
+    output: Path | None,
+    as_json: bool,
+    progress: Callable[[int, int], None],
+) -> str:
     """Profile every subject and return the text to print; `output` gets profile.json, layers.json and profile.png.
 
-    Raises BuildError when an engine cannot be loaded or run.
+    `progress` gets finished and all rounds. Raises BuildError when an engine cannot be loaded or run.
     """
     profilers = [_open(subject, settings) for subject in subjects]
     feeds = [token_feeds(subject.file, settings.batch, settings.sequence) for subject in subjects]
     # Engines take turns, so that a busy moment of the machine meets all of them; the first round is the warm-up.
-    for _ in range(settings.rounds + 1):
+    for number in range(settings.rounds + 1):
+        progress(number, settings.rounds + 1)
         for profiler, batch in zip(profilers, feeds, strict=True):
             profiler.run(batch)
     profiles = {

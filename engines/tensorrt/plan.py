@@ -14,6 +14,7 @@ from typing import Any
 
 from engines.tensorrt.settings import TensorRTSettings, profile_shapes
 from engines.types import TensorInfo
+from qdq.base.notice import NOTICE
 from qdq.errors import BuildError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def build_plan(model: Path, inputs: Sequence[TensorInfo], settings: TensorRTSett
     from polygraphy.backend.trt import EngineBytesFromNetwork, EngineFromBytes
     from polygraphy.exception import PolygraphyException
 
-    logger.info("building with TensorRT %s; this takes some minutes", trt.__version__)
+    logger.log(NOTICE, "building with TensorRT %s; this takes some minutes", trt.__version__)
     try:
         # Timings go through a file of their own, not over the old ones: polygraphy would merge both without asking
         # whether the old ones fit this GPU. What was read of the old file is in there again.

@@ -26,7 +26,7 @@ class EventScreen(Screen):
             self.warnings.append(text)
 
     @contextmanager
-    def stage(self, name: str, undisturbed: bool = False) -> Iterator[Stage]:
+    def stage(self, name: str, undisturbed: bool = False, lasting: float | None = None) -> Iterator[Stage]:
         """Report the beginning, every step and the result of a stage."""
         stage = _ReportedStage(name, self._callback)
         yield stage
@@ -47,9 +47,9 @@ class _ReportedStage(Stage):
         self._started = time.perf_counter()
         self._report()
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: float, total: float) -> None:
         """Report one step."""
-        self._done, self._total = done, total
+        self._done, self._total = int(done), int(total)
         self._report()
 
     def close(self) -> None:

@@ -80,7 +80,9 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> dict[str, Any]:
         entries |= contestants(what, threads, options.precision_hint, own)
     prepare_torch(threads)
     named = options.model or model_for(options.what[0])
-    loaded = load_model(named, options.task, model_class=options.model_class)
+    with screen.stage("load") as stage:
+        loaded = load_model(named, options.task, model_class=options.model_class)
+        stage.say(f"{loaded.name}, {loaded.task.name}")
     settings = EvaluationSettings(**values_for(EvaluationSettings, options), required=True)
     if options.sequence > loaded.max_sequence:
         raise ConfigError(

@@ -82,7 +82,9 @@ def open_extraction(options: ExtractOptions, schema: Any, screen: Screen) -> Ext
 
     threads = options.threads or available_cores()
     prepare_torch(threads)
-    loaded = load_model(options.model or model_for(options.what))
+    with screen.stage("load") as stage:
+        loaded = load_model(options.model or model_for(options.what))
+        stage.say(loaded.name)
     if loaded.task.name != INFORMATION_EXTRACTION:
         raise ModelError(
             f"{options.what}: is a model for {loaded.task.name}; give a UIE checkpoint, or an engine of one"

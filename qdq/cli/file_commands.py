@@ -132,11 +132,18 @@ def _check_compiled(options: CheckOptions) -> Answer:
 def _estimate(options: EstimateOptions, as_json: bool) -> Answer:
     """The time a lowered graph would take on an NVIDIA device, from the analytical model."""
     from engines.estimate import compiled_kernels, estimate, find_device, render_estimate
+    from engines.tensorrt_rtx import missing
+    from qdq.base.screen import Screen
 
     device, model = find_device(options.device), lowered_in(Path(options.file))
     layers = _fusion_map(model, device.compute_capability, options.sequence)
     shape = options.batch, options.sequence
-    kernels = None if options.predict else compiled_kernels(model, device, *shape)
+    if options.predict or missing():
+        kernels = None if options.predict else compiled_kernels(model, device, *shape)  # says why there are none
+    else:
+        with Screen().stage("compile") as stage:
+            kernels = compiled_kernels(model, device, *shape)
+            stage.say(kernels.about)
     report = estimate(layers, device.name, *shape, kernels)
     return (to_json(report) if as_json else render_estimate(report)), 0
 
@@ -157,15 +164,16 @@ def _inspect(options: InspectOptions, as_json: bool) -> Answer:
 def _profile(options: ProfileOptions, as_json: bool) -> Answer:
     """Per-layer times of CPU engines by their own counters; with `steps`, after every pass of the lowering."""
     from engines.profile.command import ProfileSettings, profile_command, subjects_of
+    from qdq.base.screen import Screen
 
     settings = ProfileSettings(**values_for(ProfileSettings, options))
     output = Path(options.output) if options.output else None
-    if not options.steps:
-        subjects = subjects_of(_engines(options.file), options.engine, settings.static)
-        return profile_command(subjects, settings, output, as_json), 0
-    with TemporaryDirectory(prefix="qdq-profile-") as scratch:
-        subjects = _steps(options.file, options.engine or CPU_TARGETS[0], Path(scratch))
-        return profile_command(subjects, settings, output, as_json), 0
+    with TemporaryDirectory(prefix="qdq-profile-") as scratch, Screen().stage("profile", undisturbed=True) as stage:
+        if options.steps:
+            subjects = _steps(options.file, options.engine or CPU_TARGETS[0], Path(scratch))
+        else:
+            subjects = subjects_of(_engines(options.file), options.engine, settings.static)
+        return profile_command(subjects, settings, output, as_json, stage.progress), 0
 
 
 def _engines(named: Sequence[str]) -> tuple[str, ...]:

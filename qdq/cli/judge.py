@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,11 +73,15 @@ class Judge:
             f"{self.tolerance:.2g} of the answers' own spread over texts (another text's: 1.4)"
         )
 
-    def prepare(self, rows: Sequence[TextRow]) -> None:
-        """Run every row alone and in batches of all kinds."""
+    def prepare(self, rows: Sequence[TextRow], progress: Callable[[int, int], None] = lambda *_: None) -> None:
+        """Run every row alone and in batches of all kinds; `progress` gets finished and all kinds."""
         self._rows = [self._encode(row) for row in rows]
-        alone = self._in_batches([[number] for number in range(len(rows))])
-        runs = [alone, self._in_batches(self._sorted()), *(self._in_batches(self._mixed(n)) for n in range(SHUFFLES))]
+        kinds = [[[number] for number in range(len(rows))], self._sorted(), *map(self._mixed, range(SHUFFLES))]
+        runs = []
+        for number, batches in enumerate(kinds):
+            progress(number, len(kinds))
+            runs.append(self._in_batches(batches))
+        alone = runs[0]
         self._expected = list(zip(*runs, strict=True))
         self._spread = {name: _spread(name, [answer[name] for answer in alone]) for name in (alone[0] if alone else ())}
         apart = (self._distance(run, known[0]) for known in self._expected for run in known[1:])

@@ -17,7 +17,7 @@ from qdq.errors import ConfigError
 if TYPE_CHECKING:
     from engines.client import Address, Call, Client, ModelInfo, TextRow
     from qdq.base.screen import Screen
-    from qdq.cli.judge import Judge
+    from qdq.cli.judge import Direct, Judge
 
 DIRECT_SECONDS = 1.0  # of direct calls of the engine before and after a load, to compare its CPU time with
 SHOWN = 3  # messages of one load, most frequent first
@@ -132,8 +132,8 @@ def _load(
     settings = LoadSettings(clients, options.seconds, options.timeout, options.requests)
     wanted = small_outputs(model) if judge is None else judge.outputs(model)
     parameters = {"truncation": options.truncation} if takes_text(model) else {}
-    beside = [judge.direct(seconds)] if judge is not None and seconds else []
-    with screen.stage("load", undisturbed=True) as stage:
+    beside = [_direct(judge, seconds, screen)] if judge is not None and seconds else []
+    with screen.stage("load", undisturbed=True, lasting=options.seconds) as stage:
         before, cpu = client.statistics(model.name), None if process is None else cpu_seconds(process)
         calls = run_load(address, model, feeds, settings, wanted, parameters)
         spent = None if process is None or cpu is None else (cpu_seconds(process) or 0.0) - cpu
@@ -154,9 +154,16 @@ def _load(
         report["check"] = checked = _checked(judge, calls)
         report["messages"] += checked.pop("messages")
         if seconds:
-            beside.append(judge.direct(seconds))
+            beside.append(_direct(judge, seconds, screen))
             report["direct_cpu_ms_per_text"] = fmean(one.cpu_ms_per_text for one in beside)
     return report
+
+
+def _direct(judge: Judge, seconds: float, screen: Screen) -> Direct:
+    """The engine by itself for so many seconds."""
+    with screen.stage("engine", undisturbed=True, lasting=seconds) as stage:
+        stage.say("its own time for these texts")
+        return judge.direct(seconds)
 
 
 def _checked(judge: Judge, calls: Sequence[Call]) -> dict[str, Any]:
@@ -188,7 +195,7 @@ def _judge(options: LoadOptions, model: ModelInfo, rows: Sequence[TextRow], scre
         return None
     with screen.stage("engine") as stage:
         judge = Judge(Path(options.check), model.name, takes_text(model))
-        judge.prepare(rows)
+        judge.prepare(rows, stage.progress)
         stage.say(f"its own answers to {len(rows)} texts")
     return judge
 

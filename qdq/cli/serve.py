@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,13 +50,17 @@ def serve(options: ServeOptions) -> Iterator[str]:
     or when the server is lost: its process has ended, or a model does not answer any more.
     """
     from engines.triton.server import Ports, ServerOptions, running
+    from qdq.base.screen import Screen
 
     check(options)
     repository = repository_of(options)
     ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
     log = Path(options.log) if options.log else None
     try:
-        with running(repository, ServerOptions(options.host, ports, log)) as server:
+        with ExitStack() as stack:
+            with Screen().stage("start") as stage:
+                server = stack.enter_context(running(repository, ServerOptions(options.host, ports, log)))
+                stage.say("the server, its models loaded and tried")
             yield f"serving {repository}, Ctrl-C ends it"
             yield f"ready {server.http} grpc {server.ports.grpc} metrics {server.ports.metrics}"
             yield from (f"  {trial.curl(server.http)}" for trial in server.tried)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
+from qdq.base.notice import NOTICE
 from qdq.errors import ModelError
+
+logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 REACH_SECONDS = 3.5  # leaves room for start-up within the five
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # config, weights, vocabularies, sentencepiece
 PICKLED = ("pytorch_model*.bin",)
+SAID_BYTES = 500_000  # less is 0 MB
 
 
 def download(name: str, allow_pickle: bool = False) -> Path:
@@ -40,13 +46,27 @@ def download(name: str, allow_pickle: bool = False) -> Path:
     files = _listing(name)
     if not _weights(files, allow_pickle):
         raise ModelError(_no_weights(name, files))
+    logger.log(NOTICE, "%s", _announced(name, {file: size for file, size in files.items() if _fits(file, wanted)}))
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (_http_error(), OSError) as error:
         raise ModelError(f"model '{name}': cannot be downloaded from the hub ({_reason(error)})") from error
 
 
-def _weights(files: list[str], allow_pickle: bool) -> bool:
+def _announced(name: str, files: Mapping[str, int | None]) -> str:
+    """What is about to be downloaded, and how much that is where the hub says so."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    size = sum(size or 0 for size in files.values())
+    much = f", {size / 1e6:.0f} MB" if size >= SAID_BYTES else ""
+    return f"downloading {name} from the hub: {len(files)} files{much}, kept in {HF_HUB_CACHE}"
+
+
+def _fits(file: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(file, pattern) for pattern in patterns)
+
+
+def _weights(files: Iterable[str], allow_pickle: bool) -> bool:
     return any(file.endswith(".safetensors") or (allow_pickle and _pickled(file)) for file in files)
 
 
@@ -54,7 +74,7 @@ def _pickled(file: str) -> bool:
     return file.startswith("pytorch_model") and file.endswith(".bin")
 
 
-def _no_weights(name: str, files: list[str]) -> str:
+def _no_weights(name: str, files: Iterable[str]) -> str:
     if any(map(_pickled, files)):
         return (
             f"model '{name}': has weights stored as pickle only, which can run code when read; use a safetensors "
@@ -88,16 +108,17 @@ def _answer(ask: Callable[[], Answer]) -> Answer | Exception:
     return outcome[0] if outcome else TimeoutError(f"no answer within {REACH_SECONDS:g} s")
 
 
-def _listing(name: str) -> list[str]:
-    """The model's file names. Raises ModelError."""
+def _listing(name: str) -> dict[str, int | None]:
+    """The model's files, with their bytes where the hub says so. Raises ModelError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    def ask() -> list[str]:
-        return [sibling.rfilename for sibling in HfApi().model_info(name, timeout=REACH_SECONDS).siblings or []]
+    def ask() -> dict[str, int | None]:
+        found = HfApi().model_info(name, timeout=REACH_SECONDS, files_metadata=True).siblings or []
+        return {sibling.rfilename: sibling.size for sibling in found}
 
     answer = _answer(ask)
-    if isinstance(answer, list):
+    if isinstance(answer, dict):
         return answer
     # The three ways of not getting an answer, each with its way out
     if isinstance(answer, RepositoryNotFoundError) and not isinstance(answer, GatedRepoError):

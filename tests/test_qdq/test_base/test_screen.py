@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
+import time
 
 import pytest
 
+from qdq.base.notice import NOTICE
 from qdq.base.screen import LOG_SECONDS, WIDTH, Screen, logged_to, wrap
 
 LONG = "/a/path/that/nobody/may/break/" + "x" * 90
@@ -37,7 +40,7 @@ def test_stage_lines() -> None:
         screen.row("width-7of12+ptq", "1130.0 s")
     lines = err.getvalue().splitlines()
     assert all(len(line) <= WIDTH for line in lines)
-    assert lines[0].startswith("  build         0.0 s  [bold]result[/bold] word")  # text, not markup
+    assert re.match(r"  build        [ \d]\d\.\d s  \[bold\]result\[/bold\] word", lines[0])  # text, not markup
     assert lines[1].startswith(" " * 23 + "word")
     assert lines[-1] == "  width-7of12+ptq 1130.0 s"  # a long name does not run into its text
     assert lines[-2] == "  target      openvino"
@@ -79,6 +82,35 @@ def test_a_failing_stage_shows_no_result() -> None:
     with contextlib.redirect_stderr(err), pytest.raises(ValueError, match="broken"), Screen().stage("build"):
         raise ValueError("broken")
     assert err.getvalue() == ""
+
+
+def test_a_stage_that_says_nothing_of_itself_says_in_a_log_that_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdq.base.screen.LOG_SECONDS", 0.01)
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), Screen().stage("build"):
+        while err.getvalue().count("\n") < 2:
+            time.sleep(0.01)
+    assert all(line.startswith("  build       0 s so far") for line in err.getvalue().splitlines()[:2])
+
+
+def test_a_stage_of_a_known_time_moves_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdq.base.screen.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("qdq.base.screen.CLOCK_SECONDS", 0.01)
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), Screen().stage("load", undisturbed=True, lasting=1000.0):
+        while not err.getvalue():
+            time.sleep(0.01)
+    assert " s left" in err.getvalue().splitlines()[0]
+
+
+def test_a_notice_is_shown_and_is_no_warning() -> None:
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        screen = Screen()
+        with logged_to(screen):
+            logging.getLogger("qdq.loading.hub").log(NOTICE, "downloading %s", "org/name")
+    logging.getLogger("qdq.loading.hub").log(NOTICE, "not shown")
+    assert (err.getvalue(), screen.warnings) == ("  downloading org/name\n", [])
 
 
 def test_warnings_are_shown_once_and_kept() -> None:

@@ -16,6 +16,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from qdq.base.notice import NOTICE
+from qdq.loading.hub import download
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 CHILD = """
@@ -80,7 +86,7 @@ def hub(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, list[s
                 rows = [{"type": "file", "path": f, "size": len(c), "oid": "0" * 40} for f, c in files.items()]
                 self.reply(200, json.dumps(rows).encode(), {})
             else:
-                siblings = [{"rfilename": file} for file in files]
+                siblings = [{"rfilename": file, "size": len(content)} for file, content in files.items()]
                 self.reply(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(), {})
 
         def file(self) -> None:
@@ -173,6 +179,24 @@ def test_download_takes_what_is_needed_and_later_runs_need_no_hub(tmp_path: Path
         assert sorted(served) == WANTED  # no pickle
     ((again, _),) = ask(tmp_path, endpoint, "org/model")
     assert again == WANTED
+
+
+def test_a_download_says_how_much_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def snapshot(name: str, local_files_only: bool = False, **_: object) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError(name)
+        return "folder"
+
+    files = {"config.json": 570, "model.safetensors": 90_868_370, "pytorch_model.bin": 90_888_945}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("qdq.loading.hub._listing", lambda name: files)
+    caplog.set_level(NOTICE, "qdq.loading.hub")
+    assert download("org/name") == Path("folder")
+    monkeypatch.setattr("qdq.loading.hub._listing", lambda name: dict.fromkeys(files))  # a mirror that says no sizes
+    download("org/name", allow_pickle=True)
+    sized, unsized = (message.partition(", kept in ")[0] for message in caplog.messages)
+    assert sized == "downloading org/name from the hub: 2 files, 91 MB"  # not the pickle
+    assert unsized == "downloading org/name from the hub: 3 files"
 
 
 def test_a_cache_without_weights_is_completed(tmp_path: Path) -> None:
