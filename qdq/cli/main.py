@@ -95,7 +95,7 @@ def _work(command: str, typed: dict[str, Any], as_json: bool, screen: Screen) ->
     if command == "query":
         from qdq.cli.query import QueryOptions, query
 
-        return query(QueryOptions(**typed), as_json)
+        return query(QueryOptions(**typed), as_json, screen)
     if command == "load":
         from qdq.cli.load import LoadOptions, load
 
@@ -108,19 +108,24 @@ def _work(command: str, typed: dict[str, Any], as_json: bool, screen: Screen) ->
 
     if "calibrator" in typed:
         typed["calibrator"] = spelled_today(typed["calibrator"])
+
+    def proven(outcome: Outcome) -> None:
+        """Print what the user waits for, before the rest is made of it."""
+        if not as_json:
+            print(_measured(command, outcome), end="", flush=True)
+
     if command == "compile":
-        outcome = compile_model(CompileOptions(**typed), screen)
+        outcome = compile_model(CompileOptions(**typed), screen, proven)
     else:
-        outcome = run_stage(command, typed, screen)
-    return to_json(outcome.as_json()) if as_json else _results(command, outcome), outcome.exit_code
+        outcome = run_stage(command, typed, screen, proven)
+    return to_json(outcome.as_json()) if as_json else _places(command, outcome), outcome.exit_code
 
 
-def _results(command: str, outcome: Outcome) -> str:
-    """Return results and artifact paths as text."""
+def _measured(command: str, outcome: Outcome) -> str:
+    """Return the results as text: coverage, accuracy, speed."""
     from engines.bench import render_table
     from engines.compare import relate
     from qdq.pipeline.outcome import build_text
-    from qdq.pipeline.verdict import verdict_text
 
     reports = outcome.as_json()
     parts = []
@@ -135,11 +140,15 @@ def _results(command: str, outcome: Outcome) -> str:
         from qdq.pipeline.stages.shapes import render_shapes
 
         parts.append(render_shapes(read_json(Path(outcome.out) / outcome.target / "shapes.json")))
-    parts.append("\n".join(outcome.artifacts) + "\n")
-    # Last, so that it is not overlooked.
-    if command in ("compile", "bench"):
-        parts.append(verdict_text(reports))
-    return "".join(f"\n{part}" for part in parts if part)
+    return "".join(f"\n{part}" for part in parts)
+
+
+def _places(command: str, outcome: Outcome) -> str:
+    """Return where everything lies, and when INT8 does not win, what follows: last, so that it is not overlooked."""
+    from qdq.pipeline.verdict import verdict_text
+
+    verdict = verdict_text(outcome.as_json()) if command in ("compile", "bench") else ""
+    return "".join(f"\n{part}" for part in ("\n".join(outcome.artifacts) + "\n", verdict) if part)
 
 
 if __name__ == "__main__":

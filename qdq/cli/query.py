@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from qdq.base.artifacts import to_json
@@ -13,6 +14,7 @@ from qdq.errors import ConfigError
 
 if TYPE_CHECKING:
     from engines.client import ModelInfo, TextRow
+    from qdq.base.screen import Screen
 
 SERVER = "http://HOST:PORT or grpc://HOST:PORT of a Triton server"
 MODEL = "name of the model (default: the one that takes text)"
@@ -47,7 +49,7 @@ class QueryOptions:
     timeout: float = option(60.0, TIMEOUT, metavar="S", positive=True)
 
 
-def query(options: QueryOptions, as_json: bool) -> tuple[str, int]:
+def query(options: QueryOptions, as_json: bool, screen: Screen) -> tuple[str, int]:
     """The answers as text or JSON, and the exit code: 1 when a text was refused. Raises QdqError."""
     from engines.client import choose_model, connect, parse_address
 
@@ -55,7 +57,12 @@ def query(options: QueryOptions, as_json: bool) -> tuple[str, int]:
     address, rows = parse_address(options.url), rows_of(options)
     with connect(address, options.timeout) as client:
         model = choose_model(client, options.model)
-    found = _ask(options, model, rows)
+    if options.file is None:
+        found = _ask(options, model, rows, lambda *_: None)
+    else:
+        with screen.stage("query") as stage:
+            found = _ask(options, model, rows, stage.progress)
+            stage.say(f"{len(rows)} texts to {model.name}")
     code = int(any("error" in answer for answer in found))
     return (to_json(found) if as_json else _text(rows, found)), code
 
@@ -83,8 +90,10 @@ def file_rows(path: str, columns: tuple[str, ...], samples: int | None, choices:
     return [TextRow(record.text, record.pair, choices) for record in records]
 
 
-def _ask(options: QueryOptions, model: ModelInfo, rows: Sequence[TextRow]) -> list[dict[str, Any]]:
-    """The answer of every row, or its error with the status."""
+def _ask(
+    options: QueryOptions, model: ModelInfo, rows: Sequence[TextRow], progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    """The answer of every row, or its error with the status; `progress` gets answered and all rows."""
     from engines.client import Refused, answer_of, connect, feeds_of, parse_address, small_outputs
 
     feeds = [feeds_of(model, row) for row in rows]
@@ -93,21 +102,24 @@ def _ask(options: QueryOptions, model: ModelInfo, rows: Sequence[TextRow]) -> li
     if options.dimensions is not None:
         parameters["dimensions"] = options.dimensions
 
-    # Every client takes each AT_ONCE-th row, and the answers get back into order.
-    def ask(start: int) -> list[tuple[int, dict[str, Any]]]:
-        found: list[tuple[int, dict[str, Any]]] = []
+    # Every client takes each AT_ONCE-th row; the answers are counted as they come.
+    found: dict[int, dict[str, Any]] = {}
+    lock = Lock()
+
+    def ask(start: int) -> None:
         with connect(parse_address(options.url), options.timeout) as client:
             for number in range(start, len(feeds), AT_ONCE):
                 try:
                     answer = answer_of(client.infer(model, feeds[number], wanted, parameters))
                 except Refused as error:
                     answer = {"error": str(error), "status": error.status}
-                found.append((number, answer))
-        return found
+                with lock:
+                    found[number] = answer
+                    progress(len(found), len(feeds))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = dict(pair for part in pool.map(ask, range(min(AT_ONCE, len(feeds)))) for pair in part)
-    return [answers[number] for number in range(len(feeds))]
+        list(pool.map(ask, range(min(AT_ONCE, len(feeds)))))
+    return [found[number] for number in range(len(feeds))]
 
 
 def _text(rows: Sequence[TextRow], answers: Sequence[dict[str, Any]]) -> str:

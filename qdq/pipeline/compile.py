@@ -31,28 +31,38 @@ from qdq.pipeline.stages.load import load
 from qdq.pipeline.stages.race import REPORT as RACED
 from qdq.pipeline.stages.race import settled
 from qdq.pipeline.stages.shapes import bench_shapes
-from qdq.pipeline.steps import BUILDING, PROVING, RACE, SHARED, STEPS, VARIANTS, VARYING, Step, report_step
+from qdq.pipeline.steps import BUILDING, PROVING, RACE, SERVING, SHARED, STEPS, VARIANTS, VARYING, Step, report_step
 from qdq.pipeline.workdir import MANIFEST, WorkDirectory
 
+Told = Callable[[Outcome], None]
 
-def compile_model(options: CompileOptions, screen: Screen, proving: Sequence[Step] = PROVING) -> Outcome:
+
+def _untold(_: Outcome) -> None:
+    """Nobody waits for the result."""
+
+
+def compile_model(
+    options: CompileOptions, screen: Screen, proven: Told = _untold, *, engine_only: bool = False
+) -> Outcome:
     """Run every stage that is not up to date. Raises QdqError; Unavailable becomes exit code 3.
 
-    `proving`: the steps behind the engine, () for an engine that is neither verified, timed nor deployed.
+    `proven`: told the result once it stands, before the repository and the page are made of it.
+    `engine_only`: the engine is neither verified, timed nor deployed.
     """
     options.validate()
     check_weights("compile", vars(options))
     source, name = resolve_model(options.model, options.allow_pickle)
     with WorkDirectory(Path(options.out or Path("build") / name)) as work:
         run = _begin_with_model(options, work, screen, source, name)
-        return _finish(run, lambda: _all(run, proving))
+        proving, serving = ((), ()) if engine_only else (PROVING, SERVING)
+        return _finish(run, lambda run: _all(run, proving), serving, proven)
 
 
-def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
+def run_stage(name: str, typed: Mapping[str, Any], screen: Screen, proven: Told = _untold) -> Outcome:
     """Run one stage from the previous stage's files, whether or not it is up to date.
 
-    `typed`: CompileOptions by field name; everything else is as in the earlier run. Raises QdqError when there is no
-    such run, or its files are missing.
+    `typed`: CompileOptions by field name; everything else is as in the earlier run. `proven`: told the result before
+    the page is made of it. Raises QdqError when there is no such run, or its files are missing.
     """
     CompileOptions(**typed).validate()
     check_weights(name, typed)
@@ -71,7 +81,7 @@ def run_stage(name: str, typed: Mapping[str, Any], screen: Screen) -> Outcome:
         else:
             run = begin(Run(options, work, screen, work.manifest["model"]["name"]))
         run = settled(run) if run.rivals else run
-        return _finish(run, lambda: _single(run, name))
+        return _finish(run, lambda run: _single(run, name), (), proven)
 
 
 def _begin_with_model(options: CompileOptions, work: WorkDirectory, screen: Screen, source: Path, name: str) -> Run:
@@ -110,17 +120,10 @@ def _architectures(folder: Path) -> list[str]:
 
 
 def _all(run: Run, proving: Sequence[Step]) -> Run:
-    """Run every stage, of the last ones `proving`; returns the run for the target it ends with."""
-    for step in SHARED:
-        run_step(run, step)
-    if run.rivals:
-        run = _fastest(run)
-    else:
-        for step in BUILDING:
-            run_step(run, step)
-    for step in proving:
-        run_step(run, step)
-    return run
+    """Run every stage to the engine, and those `proving` it; returns the run for the target it ends with."""
+    run = _stepped(run, SHARED)
+    run = _fastest(run) if run.rivals else _stepped(run, BUILDING)
+    return _stepped(run, proving)
 
 
 def _fastest(run: Run) -> Run:
@@ -132,8 +135,7 @@ def _fastest(run: Run) -> Run:
     for target in run.rivals:
         run.screen.row(target, "")
         try:
-            for step in BUILDING:
-                run_step(run.aimed_at(target), step)
+            _stepped(run.aimed_at(target), BUILDING)
         except (BuildError, PassError) as error:  # Unavailable is a BuildError
             failed[target] = error
     able = tuple(target for target in run.rivals if target not in failed)
@@ -198,7 +200,7 @@ def _outdated(run: Run) -> list[str]:
     """Recorded stages of this target whose inputs have changed since, or come from such a stage."""
     found: list[str] = []
     raced = (RACE,) if len(run.rivals) > 1 else ()
-    for step in (*SHARED[1:], *BUILDING, *raced, *PROVING):
+    for step in (*SHARED[1:], *BUILDING, *raced, *PROVING, *SERVING):
         record = run.record(step.name)
         if record not in run.work.manifest["stages"]:
             continue
@@ -209,26 +211,45 @@ def _outdated(run: Run) -> list[str]:
     return found
 
 
-def _finish(run: Run, work: Callable[[], Run]) -> Outcome:
-    """Do the work, which returns the run for the target it ends with, and say what is there now.
+def _finish(run: Run, work: Callable[[Run], Run], behind: Sequence[Step], proven: Told) -> Outcome:
+    """Do the work, tell its result, then do what is made of it: the steps `behind`, and the page.
 
-    A target this machine lacks something for is an outcome, not a failure.
+    `work` returns the run for the target it ends with. A target this machine lacks something for is an outcome, not a
+    failure.
     """
-    code, missing = 0, ""
-    try:
-        run = work()
-    except Unavailable as error:
-        run = settled(run) if run.rivals else run
-        code, missing = 3, str(error)
-        run.screen.line(f"\n{error}")
+    run, missing = _attempted(run, work)
+    proven(_outcome(run, missing))
+    if not missing:
+        run, missing = _attempted(run, lambda run: _stepped(run, behind))
     run.note()
     run.work.write_manifest()
     if missing or (run.target / "build.json").is_file():  # before that there is nothing to show
         run_step(run, report_step(missing))
     _warn_other_targets(run)
+    return _outcome(run, missing)
+
+
+def _attempted(run: Run, work: Callable[[Run], Run]) -> tuple[Run, str]:
+    """The run after the work, and what this machine lacks for it, which the screen shows."""
+    try:
+        return work(run), ""
+    except Unavailable as error:
+        run.screen.line(f"\n{error}")
+        return settled(run) if run.rivals else run, str(error)
+
+
+def _stepped(run: Run, steps: Sequence[Step]) -> Run:
+    for step in steps:
+        run_step(run, step)
+    return run
+
+
+def _outcome(run: Run, missing: str) -> Outcome:
+    """What is there now."""
     found, serves = artifacts(run), ""
     if str(run.target / REPOSITORY) in found:
         serves = "fp32" if serves_float(run, run.options.target) else "int8"
+    code = 3 if missing else 0
     return Outcome(code, str(run.work.path), run.options.target, found, missing, run.screen.warnings, serves)
 
 

@@ -205,10 +205,10 @@ RACE = Step("race", _race_inputs, (("race", race.race),))  # between the engines
 PROVING = (
     Step("verify", _verify_inputs, (("verify", verify.verify),)),
     Step("bench", _bench_inputs, (("bench", bench.bench),)),
-    Step("deploy", _deploy_inputs, (("deploy", deploy.deploy),)),
 )
+SERVING = (Step("deploy", _deploy_inputs, (("deploy", deploy.deploy),)),)
 
-STEPS = (*SHARED, *BUILDING, *PROVING)
+STEPS = (*SHARED, *BUILDING, *PROVING, *SERVING)
 VARIANTS = Step("variants", _variants_inputs, (("variants", variants.variants),))  # on request only
 
 

@@ -129,7 +129,7 @@ def measure_hand(places: Places, name: str) -> dict[str, Any]:
     best = read_json(output / "compression.json")["candidates"][0]
     checkpoint, work = output / best["folder"], places.work / name / "hand-engine"
     options = CompileOptions(model=str(checkpoint), out=str(work), target=TARGET, eval_data=settings.dev)
-    compile_model(options, Screen(), proving=())
+    compile_model(options, Screen(), engine_only=True)
     return {
         "command": " ".join(["python", *words]),
         "candidate": best["name"],
@@ -222,7 +222,7 @@ def measure_t4(places: Places, name: str) -> dict[str, Any]:
         # A quantized checkpoint keeps its points and ranges.
         text = None if is_checkpoint(Path(checkpoint)) else settings.train
         options = CompileOptions(model=checkpoint, out=str(work), target=GPU, calibration=text, eval_data=settings.dev)
-        compile_model(options, Screen(), proving=())
+        compile_model(options, Screen(), engine_only=True)
         estimates = estimate_of(work / GPU / "model.onnx", settings, DEVICE)
         found[key] = estimates["lowered"]
         if key == INT8:

@@ -194,7 +194,7 @@ def _candidate(job: Job, candidate: Candidate, screen: Screen) -> dict[str, Any]
     loaded = load_model(job.settings.model, job.settings.task)
     judges = read_judges(job.settings, loaded)
     checkpoint, about = _checkpoint(job, candidate, loaded, judges)
-    outcome = compile_model(compile_options(job, candidate, checkpoint), screen, proving=())
+    outcome = compile_model(compile_options(job, candidate, checkpoint), screen, engine_only=True)
     runner, missing = _runner(job, outcome), outcome.missing
     reference = reference_scores(folder_of(job.settings.folder, None) / OUTPUTS, judges)
     found: dict[str, Any] = {"target": outcome.target, "missing": missing, "checkpoint": str(checkpoint), **about}
