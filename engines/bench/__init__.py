@@ -5,7 +5,7 @@ Read in this order: `workload` (what is fed), `interleave` (what is timed when),
 """
 
 from engines.bench.interleave import CROPPED, BenchSettings, Contestant, both_forms
-from engines.bench.report import bench, best_form, best_speedup
+from engines.bench.report import bench, best_form, best_speedup, is_base
 from engines.bench.streams import InFlight
 from engines.bench.table import render_table
 
@@ -18,5 +18,6 @@ __all__ = [
     "best_form",
     "best_speedup",
     "both_forms",
+    "is_base",
     "render_table",
 ]

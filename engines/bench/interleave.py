@@ -15,7 +15,8 @@
   that gets fewer samples runs every 2nd, 4th, 8th… round. Powers of two nest: whenever a slow contestant runs, all
   faster ones run in the same round, so each of its samples can be paired for a speedup. Rounds go on until the next
   one would not fit or `samples` is reached.
-* Everyone gets at least three samples, even when that exceeds the budget (the report says so).
+* Everyone gets at least three samples, even when that exceeds the budget (the report says so); only a **spare**
+  contestant, which nothing is decided by, is left out where the budget has no room for its warm-up and three samples.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Contestant:
     engine: str  # openvino | onnxruntime | tensorrt | torch
     run: Runner
     cropped: bool = False  # it gets the round's batch cropped to its longest text, as a client without packing sends it
+    spare: bool = False  # left out where a budget has no room for it
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Race:
         short = [cropped(feeds) for feeds in workload] if any(one.cropped for one in contestants) else []
         self.feeds = {one.name: short if one.cropped else workload for one in contestants}
         self.runners = {contestant.name: contestant.run for contestant in contestants}
+        self.spare = [contestant.name for contestant in contestants if contestant.spare]
         self.budget_ns = math.inf if settings.budget_s is None else settings.budget_s * 1e9
         self.warm: dict[str, list[int]] = {name: [] for name in self.runners}  # nanoseconds of the warm-up calls
         self.samples: dict[str, dict[int, int]] = {name: {} for name in self.runners}  # round -> nanoseconds
@@ -125,14 +128,30 @@ class Race:
 
     def warm_up(self) -> None:
         share = WARMUP_SHARE * self.budget_ns / len(self.runners)
+        self._warm(tuple(name for name in self.runners if name not in self.spare), share)
+        for name in self.spare:
+            if self._has_room():
+                self._warm((name,), share)
+            else:
+                for known in (self.runners, self.feeds, self.warm, self.samples, self.every):
+                    known.pop(name)  # type: ignore[attr-defined]
+
+    def _warm(self, names: Sequence[str], share: float) -> None:
         for turn in range(self.settings.warmup):
-            for name, spent in self.warm.items():
+            for name in names:
+                spent = self.warm[name]
                 if turn and sum(spent) + min(spent) > share:
                     continue
                 duration, outputs = self._time(name, turn)
                 check_outputs(name, outputs)
                 spent.append(duration)
             self._show(turn + 1)
+
+    def _has_room(self) -> bool:
+        """True when one more contestant, as slow as the slowest so far, fits beside everyone's fewest samples."""
+        costs = [min(spent) for spent in self.warm.values() if spent]
+        needed = MIN_SAMPLES * sum(costs) + (1 + MIN_SAMPLES) * max(costs, default=0)
+        return self.elapsed() + needed <= self.budget_ns
 
     def count(self) -> None:
         remaining = self.budget_ns - self.elapsed()

@@ -58,7 +58,7 @@ def bench(
         "elapsed_s": elapsed_s,
         "rounds": race.rounds,
         "workload": describe_workload(workload),
-        "contestants": {c.name: _entry(c, race) for c in contestants},
+        "contestants": {c.name: _entry(c, race) for c in contestants if c.name in race.samples},
         "machine": machine(),
         "versions": dict(versions),
     }
@@ -96,8 +96,13 @@ def is_base(name: str) -> bool:
 
 
 def forms_of(entries: Mapping[str, Any], name: str) -> list[str]:
-    """Names under which the contestant `name` ran: fed padded batches, and cropped ones where it was."""
+    """Names under which the contestant `name` ran: fed padded batches, cropped ones, or both."""
     return [form for form in (name, name + CROPPED) if form in entries]
+
+
+def contestants_of(entries: Mapping[str, Any]) -> list[str]:
+    """Names of those that ran in any form, in their order."""
+    return list(dict.fromkeys(name.removesuffix(CROPPED) for name in entries))
 
 
 def best_form(entries: Mapping[str, Any], name: str) -> str:
@@ -107,7 +112,7 @@ def best_form(entries: Mapping[str, Any], name: str) -> str:
 
 def best_speedup(entries: Mapping[str, Any], name: str, base: str) -> float | None:
     """Paired speedup of a contestant's better form over the better form of the FP32 contestant `base`, if it ran."""
-    if base not in entries:
+    if not forms_of(entries, base):
         return None
     speedup: float = entries[best_form(entries, name)]["speedup"][best_form(entries, base)]
     return speedup

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engines.bench.interleave import CROPPED, MIN_SAMPLES
-from engines.bench.report import BASE_SUFFIX, best_form, best_speedup
+from engines.bench.report import BASE_SUFFIX, best_form, best_speedup, contestants_of, forms_of
 from qdq.base.screen import WIDTH
 
 NAME_WIDTH = 18
@@ -31,8 +31,7 @@ def render_table(report: Mapping[str, Any]) -> str:
     lines += [_line(report["contestants"], name) for name in report["contestants"]]
     if texts:
         lines += ["", _row("own lengths", ("samples", "padded", "cropped", "seq/s", *_OVER))]
-        names = [name for name in texts["contestants"] if not name.endswith(CROPPED)]
-        lines += [_line_of_forms(texts["contestants"], name) for name in names]
+        lines += [_line_of_forms(texts["contestants"], name) for name in contestants_of(texts["contestants"])]
     return "\n".join([*lines, *(textwrap.fill(note, WIDTH) for note in _notes(report))]) + "\n"
 
 
@@ -46,15 +45,15 @@ def _line(entries: Mapping[str, Any], name: str) -> str:
 
 
 def _line_of_forms(entries: Mapping[str, Any], name: str) -> str:
-    forms = [entries[form] for form in (name, name + CROPPED)]
-    cells = ["/".join(str(entry["samples"]) for entry in forms)]
-    cells += [_number(entry["latency_ms"]["p50"]) for entry in forms]
+    forms = [entries.get(form) for form in (name, name + CROPPED)]
+    cells = ["/".join(str(entry["samples"]) if entry else MISSING for entry in forms)]
+    cells += [_number(entry["latency_ms"]["p50"] if entry else None) for entry in forms]
     rate = entries[best_form(entries, name)]["sequences_per_s"]
     return _row(name, [*cells, _number(rate), *_speedups(entries, name)])
 
 
 def _speedups(entries: Mapping[str, Any], name: str) -> list[str]:
-    bases = (ORT_BASE, f"{entries[name]['engine']}{BASE_SUFFIX}")
+    bases = (ORT_BASE, f"{entries[forms_of(entries, name)[0]]['engine']}{BASE_SUFFIX}")
     found = (best_speedup(entries, name, base) for base in bases)
     return [MISSING if speedup is None else f"{speedup:.2f}" for speedup in found]
 
@@ -87,6 +86,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         )
     if any(entry["latency_ms"]["p99"] is None for entry in report["contestants"].values()):
         notes.append("p99 needs 100 samples: run the benchmark without a time budget for it")
+    if texts and any(len(forms_of(texts["contestants"], name)) < 2 for name in contestants_of(texts["contestants"])):
+        notes.append("-: the time budget had no room for it, and no ratio needs it")
     parts = [part for part in (report, texts) if part]
     if any(part["budget_exceeded"] for part in parts):
         taken, budget = (sum(part[key] for part in parts) for key in ("elapsed_s", "budget_s"))

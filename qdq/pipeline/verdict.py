@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.bench import CROPPED, best_speedup
-from engines.bench.report import BASE_SUFFIX
+from engines.bench import best_speedup
+from engines.bench.report import BASE_SUFFIX, contestants_of
 from engines.instructions import int8_sums
 from engines.interface import graph_files
 from engines.targets import TARGETS
@@ -55,14 +55,14 @@ def float_wins(report: Mapping[str, Any], runtime: str) -> bool:
     texts = report.get("texts", report)["contestants"]
     own = f"{runtime}{BASE_SUFFIX}"
     timed = (name for name, entry in texts.items() if entry["engine"] == runtime and name.startswith(INT8))
-    int8 = next((name for name in timed if not name.endswith(CROPPED)), None)
+    int8 = next(iter(contestants_of(dict.fromkeys(timed))), None)
     speedup = best_speedup(texts, int8, own) if int8 else None
     return speedup is not None and speedup <= 1
 
 
 def _over_floats(entries: Mapping[str, Any], name: str) -> dict[str, float]:
     """Speedups of one contestant over every FP32 contestant."""
-    floats = [base for base in entries if base.endswith(BASE_SUFFIX)]
+    floats = [base for base in contestants_of(entries) if base.endswith(BASE_SUFFIX)]
     found = {base: best_speedup(entries, name, base) for base in floats}
     return {base: speedup for base, speedup in found.items() if speedup is not None}
 

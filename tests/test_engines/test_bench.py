@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,21 @@ def test_a_slow_contestant_does_not_eat_the_budget() -> None:
     assert min(entries["openvino-fp32"]["samples"], entries["onnxruntime-fp32"]["samples"]) >= 25
     assert MIN_SAMPLES <= entries["torch-fp32"]["samples"] < 8
     assert entries["int8"]["speedup"]["torch-fp32"] == pytest.approx(100)
+
+
+def test_a_spare_contestant_is_timed_only_where_the_budget_has_room() -> None:
+    """Room: a warm-up and three samples of one as slow as the slowest, beside everyone else's three."""
+    for budget_s, there in ((5.0, False), (9.0, True), (None, True)):
+        track = Track()
+        costs = {"int8": 100, "ort-fp32": 1000, "torch-fp32": 1000}
+        entries = [track.contestant(name, cost) for name, cost in costs.items()]
+        entries[2] = replace(entries[2], spare=True)
+        report = run_bench(track, entries, BenchSettings(batch=2, sequence=4, budget_s=budget_s, samples=5, warmup=1))
+        timed = report["contestants"]
+        assert list(timed) == list(costs) if there else ["int8", "ort-fp32"]
+        assert timed["int8"]["speedup"].keys() == {name for name in timed if name.endswith("-fp32")}
+        assert not report["budget_exceeded"]
+        assert any(name == "torch-fp32" for name, _ in track.calls) is there
 
 
 def test_a_sampled_contestant_still_sees_every_batch_and_every_rival_beside_it() -> None:

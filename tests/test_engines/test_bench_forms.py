@@ -73,6 +73,19 @@ def test_contestants_are_compared_by_their_better_forms() -> None:
     assert (best_form(timed, "int8"), best_form(timed, "a-fp32")) == ("int8", bases[1])
     assert best_speedup(timed, "int8", "a-fp32") == 3  # of the padded form over the cropped one
     assert best_speedup(timed, "int8", "b-fp32") is None
+    del timed[bases[0]]  # the budget had no room for it
+    assert best_speedup(timed, "int8", "a-fp32") == 3
+
+
+def test_a_form_that_was_not_timed_is_a_dash() -> None:
+    track = Track()
+    forms = [("int8", 20), (f"int8{CROPPED}", 12), (f"openvino-fp32{CROPPED}", 24)]
+    report = run_bench(track, [track.contestant(name, cost, "openvino") for name, cost in forms], fixed(samples=3))
+    lines = render_table(report | {"texts": report}).splitlines()
+    block = [line.split() for line in lines[lines.index("") + 1 :]]
+    assert block[1] == ["int8", "3/3", "20.0", "12.0", "166.7", "-", "2.00"]
+    assert block[2] == ["openvino-fp32", "-/3", "-", "24.0", "83.3", "-", "1.00"]
+    assert "-: the time budget had no room for it, and no ratio needs it" in lines
 
 
 def test_a_second_block_shows_both_forms_of_texts_of_their_own_lengths() -> None:
