@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -133,12 +132,12 @@ def expected_drop(candidate: Candidate, tried: Sequence[Tried]) -> float:
 
 def _factor(pruned: Sequence[Tried]) -> float:
     """Points lost over the square of what is cut: `LOSS` and what was seen, weighted by their inverse variances."""
-    factors, weights = [LOSS], [LOSS_ERROR**-2]
+    factors, weights = [LOSS], [1 / LOSS_ERROR**2]
     for one in pruned:
         square = float(1 - one.candidate.width) ** 2
         factors.append((one.float_drop or 0.0) / square)
-        weights.append((math.hypot(one.error, TRAINING_ERROR) / square) ** -2)
-    return sum(map(operator.mul, factors, weights)) / sum(weights)
+        weights.append(square**2 / (one.error**2 + TRAINING_ERROR**2))
+    return sum(factor * weight for factor, weight in zip(factors, weights, strict=True)) / sum(weights)
 
 
 def chance(expected: float, max_drop: float) -> float:

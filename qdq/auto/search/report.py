@@ -75,7 +75,7 @@ def notes(report: Report) -> list[str]:
 
 
 def _sides(report: Report) -> str:
-    """Which rows choose and which judge."""
+    """Numbers of rows that choose and that judge, and where they are from."""
     choosing, judging = (report["fp32"][side]["samples"] for side in ("choosing", "judging"))
     if test := report["settings"].get("test"):
         return f"all {choosing} development rows choose, {judging} rows of {Path(test).name} judge"
