@@ -38,6 +38,8 @@ class TextModel:
         self._most = max(1, int(config["max_batch_size"]))
         self._inputs = [item.name for item in inputs_of(self._form)]
         self._outputs = outputs_of(self._form)
+        self._all = {output.name for output in self._outputs}
+        self._large = {output.name for output in self._outputs if output.on_request}
         self._metrics = Metrics(self._triton, name)
         self._backlog = Backlog(self._triton, name, self._form.queue_size)
         if not isinstance(self._runner, PlanRunner):  # a plan's model may not be there yet, and warms up itself
@@ -117,7 +119,7 @@ class TextModel:
     ) -> Any:
         """Answers to one request: the outputs it names."""
         named = set(request.requested_output_names())
-        large = named != {output.name for output in self._outputs}  # named among some, not sent along with all
+        large = named != self._all and bool(named & self._large)  # named among some, not sent along with all
         answers = [
             answer(self._form, sample, own, asked.dimensions, large) for sample, own in zip(samples, rows, strict=True)
         ]

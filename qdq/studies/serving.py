@@ -1,8 +1,8 @@
 """Measure real servers for docs/triton.md: ``python -m qdq.studies.serving build/<model>/<target> …``.
 
 The first target is loaded, over HTTP and gRPC: its text repository, and its raw one where `qdq deploy --raw-inputs`
-wrote it, with the engine itself before and after each load. Of every target 200 texts of its own task are asked, and
-every answer is compared with the engine's. For an idle machine.
+wrote it, with the engine itself before and after each load, and a server without an engine in its place. Of every
+target 200 texts of its own task are asked, and every answer is compared with the engine's. For an idle machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qdq.base.artifacts import read_json, write_json
 from qdq.base.choices import RAW_REPOSITORY, REPOSITORY
 from qdq.errors import ConfigError
+from qdq.studies.serving_floor import floors
 from qdq.studies.study import RESULTS, exit_code, parser
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def measure(target: Path, data: str | None, settings: Settings, loaded: bool) ->
                 clients = settings.clients if form == "text" else settings.raw_clients
                 options = replace(options, clients=clients, seconds=settings.seconds, samples=TEXTS)
                 report["loads"] += list(_loads(server, options, form, judge))
+    if loaded:
+        report["floors"] = list(floors(target / REPOSITORY, name, report["loads"], settings.seconds))
     return report
 
 

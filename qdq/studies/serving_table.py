@@ -47,6 +47,7 @@ def _section(report: Mapping[str, Any]) -> str:
     headers = ["repository", "over", "clients", "texts/s", "p50 ms", "p90 ms", "p99 ms", "mean batch"]
     headers += ["CPU ms per text", "× the engine", "answers right"]
     rows = [_row(load, run) for load in report["loads"] for run in load["runs"]]
+    rows += [_floor(floor) for floor in report.get("floors", ())]
     first = report["loads"][0]
     machine = first["machine"]
     return (
@@ -54,8 +55,25 @@ def _section(report: Mapping[str, Any]) -> str:
         f"{first['texts']} bundled texts of their own lengths, clients on the same machine; every answer is compared "
         "with that of the engine the repository holds. *× the engine*: CPU time per text, tokenizer and server "
         "included, over that of this engine by itself on batches of 16 texts sorted by length, which ran before and "
-        f"after each load. {report['server']}; {machine['cpu']}, {machine['cores']} cores."
+        f"after each load. *No engine*: a model that waits as long as the engine takes and does nothing, which is "
+        "what the server and its python backend cost by themselves, on top of the engine. "
+        f"{report['server']}; {machine['cpu']}, {machine['cores']} cores."
     )
+
+
+def _floor(floor: Mapping[str, Any]) -> list[str]:
+    cpu = floor["cpu_ms_per_text"]
+    return [
+        "no engine",
+        floor["over"],
+        str(floor["clients"]),
+        f"{floor['texts_per_s']:.0f}",
+        *(fixed(floor["latency_ms"][name], 0) for name in ("p50", "p90", "p99")),
+        fixed(floor["batches"]["mean_batch"], 1),
+        fixed(cpu, 1),
+        fixed(cpu / floor["direct_cpu_ms_per_text"] if cpu else None, 2),
+        "–",
+    ]
 
 
 def _row(load: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:

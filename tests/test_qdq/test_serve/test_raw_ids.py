@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.client import LoadSettings, parse_address, run_load
+from engines.client import LoadSettings, Refused, connect, parse_address, run_load
 from engines.triton.model_config import read_config
 from qdq.base.choices import RAW_REPOSITORY
 
@@ -21,6 +21,10 @@ GOOD = {
     "attention_mask": np.array([[1, 1, 1, 1, 1, 0]]),
     "token_type_ids": np.zeros((1, 6), np.int64),
 }
+_WRONG = (
+    ({name: array for name, array in GOOD.items() if name != "attention_mask"}, "expected 3 inputs but got 2"),
+    ({name: array[0] for name, array in GOOD.items()}, "shape"),
+)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -36,6 +40,10 @@ def test_ids_without_a_row_fail_alone(deployed: Callable[[str], Path], tmp_path:
     bad = [("input_ids", -1), ("input_ids", words), ("token_type_ids", -1), ("token_type_ids", types)]
     feeds = [GOOD] * 12 + [_with(name, value) for name, value in bad]
     with serving(tmp_path / "raw") as server:
+        for wrong, said in _WRONG:
+            with connect(parse_address(server.http), HANGS) as client, pytest.raises(Refused, match=said) as refused:
+                client.infer(described(server.http, CLASSIFIER), wrong, ("logits",))
+            assert refused.value.status == 400
         for url in (server.http, f"grpc://{server.grpc}"):
             address, model = parse_address(url), described(url, CLASSIFIER)
             (alone,) = run_load(address, model, [GOOD], LoadSettings(1, HANGS, HANGS, 1), ("logits",))

@@ -36,6 +36,13 @@ def test_every_load_has_a_row() -> None:
     assert "68 bundled texts of their own lengths" in text and "**m, openvino, under load**" in text
 
 
+def test_a_server_without_an_engine_has_a_row() -> None:
+    (run,) = load("text", "HTTP")["runs"]
+    floor = {**run, "over": "HTTP", "cpu_ms_per_text": 0.604}
+    text = serving_tables({"m": report(loads=[load("text", "HTTP")], floors=[floor])})
+    assert "| no engine | HTTP | 16 | 71 | 219 | 271 | – | 9.1 | 0.6 | 0.10 | – |" in text
+
+
 def test_every_task_has_a_row_for_each_protocol() -> None:
     text = serving_tables({"a": report(), "b": report(model="n", task="another", loads=[load("text", "HTTP")])})
     assert "| m, openvino | a-task | mrpc/dev.tsv | gRPC | 199 of 200 | 190 | 0.016 |" in text
