@@ -155,9 +155,13 @@ def test_the_configurations_of_the_examples(file: Path) -> None:
 
 @pytest.mark.document_row("004/12", "004/13", "004/15")
 def test_the_documents_afqmc_example(
-    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Callable[[str], Any],
+    qdq: Callable[..., Any],
+    small: Sequence[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The printed blocks as they are, behind a Global, on AFQMC cut to what a test can train."""
+    """The printed blocks as they are, behind a Global, on AFQMC cut to what a test can train; then its engine."""
     from .test_config import PRINTED
 
     data = CONFIGS.parents[3] / "shared" / "data" / "afqmc"
@@ -177,6 +181,16 @@ def test_the_documents_afqmc_example(
     assert [row["step"] for row in result.steps] == ["qat"] and (tmp_path / "save_afqmc" / "quant_spec.json").is_file()
     found = script("run")(["--config_path=./afqmc.yaml", "--eval"])
     assert found["accuracy"] == pytest.approx(result.baseline)
+    # The engine of it, in the accuracy of the same rows
+    ran = qdq(
+        *("compile", "--model", "save_afqmc", "--eval-data", "afqmc/dev.json", "--out", "work", "--json"),
+        *("--target", "onnxruntime", *small),
+    )
+    assert ran.code == 0, ran.err
+    outcome = json.loads(ran.out)
+    assert outcome["build"]["int8"]["encoder_linear"] == [12, 12]
+    metric = outcome["accuracy"]["metric"]
+    assert metric["name"] == "accuracy" and metric["int8"] == pytest.approx(result.metric, abs=0.05)
     # The metric of another model stops it
     text = (tmp_path / "afqmc.yaml").read_text().replace("0.7403", "0.9")
     (tmp_path / "afqmc.yaml").write_text(text)
@@ -234,6 +248,33 @@ def test_run_uie(
     assert next(iter(script("run_uie")(["--config_path=./configs/uie.yaml", "--eval"]))) == "f1"
     with pytest.raises(ConfigError, match="is a model for information-extraction, not for text-classification"):
         script("run")(["--config_path=./configs/uie.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "steps"),
+    [
+        ({"Distillation": {"loss": "soft_label"}}, ["distill"]),
+        ({"Prune": {"pruned_ratio": 0.5}, "Distillation": None, "QuantPost": {"batch_nums": 1}}, ["prune", "ptq"]),
+        ({"QuantPost": None, "HyperParameterOptimization": {"max_quant_count": 2, "batch_num": [1, 2]}}, ["ptq"]),
+    ],
+    ids=["distillation", "pruning", "search"],
+)
+def test_every_section_on_prompts(
+    sections: dict[str, Any], steps: list[str], tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """UIE's two probabilities are distilled, pruned and searched for by span F1."""
+    row = {"prompt": "dog", "content": "a small dog finds the city", "result_list": []}
+    rows = [row, {**row, "result_list": [{"text": "dog", "start": 8, "end": 11}]}] * 2
+    (tmp_path / "data.txt").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    model = str(tiny_checkpoint("ernie", "information-extraction", num_hidden_layers=1))
+    file = str(tmp_path / "data.txt")
+    section = {"model_dir": model, "batch_size": 2, "max_seq_length": 32, "train_data": file, "dev_data": file}
+    content: dict[str, Any] = {"Global": section, **sections}
+    content["TrainConfig"] = {"train_iter": 2, "eval_iter": 2, "learning_rate": 1e-3}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    result = run_file(tmp_path / "run.yaml", tmp_path / "out", Screen())
+    assert [step["step"] for step in result.steps] == steps and 0 <= result.metric <= 1
+    assert load_model(str(tmp_path / "out")).outputs == ("start_prob", "end_prob")
 
 
 def test_the_hub(hub: Any, tiny_checkpoint: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,8 @@ WRONG: list[tuple[str, str]] = [
     ("QuantPost: {onnx_format: false}", "onnx_format: engines are built from QuantizeLinear"),
     ("QuantPost: {recon_level: region-wise}", "region-wise is not built here"),
     ("QuantPost: {regions: []}", "regions: belongs to recon_level region-wise"),
+    ("QuantPost: {region_weights_names: []}", "region_weights_names: belongs to recon_level region-wise"),
+    ("QuantPost: {simulate_activation_quant: true}", "simulate_activation_quant: AdaRound looks at inputs in floating"),
     ("QuantPost: {epochs: 3}", "epochs and lr are those of recon_level"),
     ("QuantPost: {algo: KL, hist_percent: 0.9}", "hist_percent: is of algo hist"),
     ("QuantPost: {hist_percent: 99.9}", "hist_percent: 99.9 is outside (0, 1]"),
@@ -241,3 +244,23 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_a_search_over_the_former_name() -> None:
     found: Configuration = read_config({"Quantization": {"weight_bits": 4}, "HyperParameterOptimization": None})
     assert isinstance(found.quant_post, QuantPost) and found.quant_post.weight_bits == 4 and found.quant_aware is None
+
+
+def test_every_key_of_the_document_is_typed_in_a_test() -> None:
+    """Keys of all sections, and those that are refused or renamed: none is read without a test that writes it."""
+    from dataclasses import fields
+
+    from qdq.auto import config
+    from qdq.auto.config.distillation import FORMER
+    from qdq.auto.config.quantization import QUANT_POST_REFUSED
+    from qdq.auto.config.sections import PRUNE_REFUSED
+    from qdq.auto.config.training import TRAIN_REFUSED, OptimizerBuilder
+
+    sections = ("Global", "TrainConfig", "Distillation", "MultiTeacherDistillation", "TransformerPrune")
+    sections += ("QuantAware", "QuantPost", "HyperParameterOptimization")
+    keys = {field.name for name in sections for field in fields(getattr(config, name))}
+    keys |= {field.name for field in fields(OptimizerBuilder)}
+    keys |= {*FORMER, *QUANT_POST_REFUSED, *PRUNE_REFUSED, *TRAIN_REFUSED, "prune_algo", "merge_feed"}
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")))
+    written = set(re.findall(r"(\w+)(?:\"\])?[\"']?\s*(?:=|:)", text))
+    assert sorted(keys - written) == []
