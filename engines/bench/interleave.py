@@ -134,7 +134,7 @@ class Race:
                 self._warm((name,), share)
             else:
                 for known in (self.runners, self.feeds, self.warm, self.samples, self.every):
-                    known.pop(name)  # type: ignore[attr-defined]
+                    known.pop(name)
 
     def _warm(self, names: Sequence[str], share: float) -> None:
         for turn in range(self.settings.warmup):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from qdq.report.facts import Facts
+from qdq.report.facts import INT8, Facts
 from qdq.report.html import element, fixed, megabytes, number, paragraph, section, table, text
 from qdq.report.page import document, menu, shown
-from qdq.report.sections.speed import bars
 from qdq.report.words import closeness, cost, coverage, gain, machine, tiles
 
+FLOAT = "-fp32"  # in the name of an FP32 contestant
+DIGEST = 12  # characters of a hash that are shown
 OWN = ("out", "timing_cache")  # options that always differ, or tell nothing
 
 
@@ -24,13 +25,13 @@ def render_comparison(one: Facts, two: Facts) -> str:
         menu((("figures", "Figures"), ("speed", "Speed"), ("points", "Points"), ("options", "Options"))),
     )
     summaries = "".join(
-        element("h2", text(f"{letter}: {facts.folder} ({facts.target})")) + shown(tiles(facts))
+        element("div", element("h2", text(f"{letter}: {facts.folder} ({facts.target})")), shown(tiles(facts)))
         for letter, facts in sides
     )
     return document(
         f"{one.name} and {two.name}",
         head,
-        summaries,
+        element("div", summaries, class_="pair"),
         _figures(one, two),
         _speed(sides),
         _points(one, two),
@@ -85,20 +86,48 @@ _READ: Sequence[tuple[str, Callable[[Facts], str]]] = (
 
 
 def _speed(sides: Sequence[tuple[str, Facts]]) -> str:
-    """Bars of both on one scale."""
+    """Times of both, each in percent of the fastest FP32 of its own run: a busy machine slows down both."""
     content = []
     for title, part in (("Full rows", ""), ("Texts as they are", "texts")):
-        entries = {
-            f"{name} · {letter}": entry for letter, facts in sides for name, entry in _contestants(facts, part).items()
-        }
-        content += [element("h3", title), bars(entries)] if entries else []
+        rows = [row for letter, facts in sides for row in _shares(letter, _contestants(facts, part))]
+        content += [element("h3", title), _share_bars(rows)] if rows else []
     said = [f"{letter}: {machine(facts)}." for letter, facts in sides]
     machines = [facts.get("benchmark") for _, facts in sides]
     if all(machines) and machines[0]["machine"]["cpu"] != machines[1]["machine"]["cpu"]:  # type: ignore[index]
         said.append("They were timed on different machines: compare ratios, not milliseconds.")
     elif all(machines):
-        said.append("They were timed in two runs: compare ratios first, milliseconds with care.")
+        said.append("They were timed in two runs: compare ratios, milliseconds only with care.")
+    if content:
+        said.append("A bar is the median of a batch in percent of the fastest FP32 of the same run: shorter is faster.")
     return section("speed", "Speed", paragraph(*said), *content)
+
+
+def _shares(letter: str, entries: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """Contestant and side, percent of the fastest FP32's time, and the times in words."""
+    times = {name: entry["latency_ms"]["p50"] for name, entry in entries.items()}
+    fastest = min((name for name in times if FLOAT in name), key=lambda name: times[name], default=None)
+    for name, entry in entries.items() if fastest else ():
+        percent = 100 * times[name] / times[str(fastest)]
+        said = f"{percent:.1f} % of {fastest}: {number(times[name], 4)} ms, {entry['samples']} samples"
+        yield f"{name} · {letter}", percent, said
+
+
+def _share_bars(rows: Sequence[tuple[str, float, str]]) -> str:
+    """Bars on one scale: the contestants, the fastest first, A above B."""
+    longest = max(percent for _, percent, _ in rows)
+    best: dict[str, float] = {}
+    for name, percent, _ in rows:
+        best[name[:-1]] = min(percent, best.get(name[:-1], percent))
+    shown = []
+    for name, percent, said in sorted(rows, key=lambda row: (best[row[0][:-1]], row[0])):
+        mine = name.startswith(INT8)
+        bar = element("i", style=f"width:{100 * percent / longest:.2f}%")
+        shown += [
+            element("div", f"<b>{text(name)}</b>" if mine else text(name)),
+            element("div", bar, class_="bar int8" if mine else "bar", title=f"{name}: {said}"),
+            element("div", text(said), class_="v"),
+        ]
+    return element("div", *shown, class_="bars")
 
 
 def _contestants(facts: Facts, part: str) -> Mapping[str, Any]:
@@ -151,6 +180,11 @@ def _options(one: Facts, two: Facts) -> str:
     ):
         for name in dict.fromkeys((*left, *right)):
             if left.get(name) != right.get(name) and name not in OWN:
-                rows.append((kind, text(name), text(left.get(name, "–")), text(right.get(name, "–"))))
+                rows.append((kind, text(name), *(text(_short(side.get(name, "–"))) for side in (left, right))))
     content = table(("", "name", "A", "B"), rows) if rows else paragraph("Options and versions are the same.")
     return section("options", "Options and versions that differ", content)
+
+
+def _short(value: Any) -> Any:
+    """The value; of a hash its beginning."""
+    return f"{value[:DIGEST]}…" if isinstance(value, str) and len(value) == 64 else value

@@ -44,10 +44,14 @@ def disagreements(evaluation: Evaluation, floating: Scores, engine: Scores) -> d
     Each has the text, its label where there is one, and both answers. A task whose answers are numbers, or that gives
     none, has no such texts: ``of`` is then 0.
     """
-    pairs = zip(evaluation.problem.records, floating.answers, engine.answers, strict=False)
-    said = [(record, *_said(one, two)) for record, one, two in pairs if KINDS & one.keys()]
-    different = [(record, one, two) for record, one, two in said if one != two]
-    texts = [{**_text(record), "fp32": one, "int8": two} for record, one, two in different[:SHOWN]]
+    problem = evaluation.problem
+    pairs = zip(range(len(problem.records)), floating.answers, engine.answers, strict=False)
+    said = [(place, *_said(one, two)) for place, one, two in pairs if KINDS & one.keys()]
+    different = [(place, one, two) for place, one, two in said if one != two]
+    texts = [
+        {**_text(problem.records[place], problem.right(place)), "fp32": one, "int8": two}
+        for place, one, two in different[:SHOWN]
+    ]
     return {"count": len(different), "of": len(said), "texts": texts}
 
 
@@ -89,6 +93,7 @@ def _words(answer: Answer) -> str:
     return str(answer.get("label", answer.get("answer"))) or NOTHING
 
 
-def _text(record: Record) -> dict[str, Any]:
-    found = {"text": record.text[:LONGEST], "pair": record.pair and record.pair[:LONGEST], "label": record.label}
+def _text(record: Record, right: str | None) -> dict[str, Any]:
+    label = record.label if right is None else right
+    found = {"text": record.text[:LONGEST], "pair": record.pair and record.pair[:LONGEST], "label": label}
     return {name: value for name, value in found.items() if value is not None}

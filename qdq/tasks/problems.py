@@ -47,6 +47,10 @@ class Problem(ABC):
         """The text of every sample, in the order of the answers."""
         return self._records
 
+    def right(self, sample: int) -> str | None:
+        """The right answer in the words of the answers; None where it has no other words than the record's."""
+        return None
+
     @abstractmethod
     def keep(self, row: int, outputs: RowOutputs) -> Any:
         """Return the part of a row's outputs that the answer needs."""
@@ -75,6 +79,10 @@ class Classification(Problem):
     ) -> None:
         super().__init__(records, reason)
         self._names, self._gold = names, np.array(gold or [], dtype=np.int64)
+
+    def right(self, sample: int) -> str | None:
+        """The class by its name, where the data have its number."""
+        return str(self._names[self._gold[sample]]) if self._names and sample < len(self._gold) else None
 
     def keep(self, row: int, outputs: RowOutputs) -> NDArray[np.float64]:
         """The logits."""

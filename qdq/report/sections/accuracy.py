@@ -90,7 +90,7 @@ def _texts(facts: Facts) -> str:
         return paragraph("Texts with other answers were not kept by this compile.", class_="soft")
     content = ""
     if found["of"]:
-        content += element("h3", text(f"{found['count']} of {found['of']} answers are others than FP32's"))
+        content += element("h3", text(f"{found['count']} of {found['of']} answers differ from FP32's"))
         content += _answers(found["texts"], found["count"]) if found["count"] else ""
     if found["moved"]:
         rows = [
@@ -116,6 +116,6 @@ def _answers(texts: Sequence[Mapping[str, Any]], count: int) -> str:
             )
         )
     head = ("text", "FP32 says", "INT8 says", *(("label",) if labelled else ()))
-    shown = table(head, rows)
+    shown = element("div", table(head, rows), class_="texts")
     more = paragraph(f"{count - len(texts)} more are not kept.", class_="soft") if count > len(texts) else ""
     return details(f"the first {len(texts)}", shown, more, open_=len(texts) <= 8)

@@ -11,6 +11,7 @@ from qdq.report.html import details, element, number, paragraph, section, table,
 from qdq.report.words import interval_of
 
 SHOWN = 15
+DIVERGENCES = {"kl": "Kullback-Leibler divergence from FP32's"}  # in words that are not a key's
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 600, 300, 56, 44, 14
 
 
@@ -23,7 +24,7 @@ def sensitivity(facts: Facts) -> str:
     content = [
         paragraph(
             f"Over {report['samples']} samples of {report['source']}. Everything quantized moves the answers by "
-            f"{number(whole['divergence'])} ({report['divergence']}).",
+            f"{number(whole['divergence'])} ({DIVERGENCES.get(report['divergence'], report['divergence'])}).",
             "" if floating["metric"] is None else f"The metric: {floating['metric']:.4f} to {whole['metric']:.4f}.",
             "A bar is what quantizing this alone does.",
         )
@@ -153,6 +154,7 @@ def _plot(
         ends = [at(mine, bound)[1] for bound in final]
         caps = "".join(f"M{x - 5:.1f} {end:.1f}h10" for end in ends)
         marks.append(f'<path class="whisker" d="M{x:.1f} {ends[0]:.1f}V{ends[1]:.1f}{caps}"/>')
+        marks.append(f'<circle class="dot final" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
         marks.append(f'<text class="strong" x="{x + 9:.1f}" y="{ends[1] + 4:.1f}">chosen, on evaluation rows</text>')
     return f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="trade-off">{"".join(marks)}</svg>'
 

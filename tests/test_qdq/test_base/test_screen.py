@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from qdq.base.notice import NOTICE
 from qdq.base.screen import LOG_SECONDS, WIDTH, Screen, logged_to, wrap
 
+END = "end of the screen"
 LONG = "/a/path/that/nobody/may/break/" + "x" * 90
 
 
@@ -75,6 +78,36 @@ def test_colours_are_left_out_when_they_are_not_wanted(monkeypatch: pytest.Monke
         with contextlib.redirect_stderr(err):
             Screen().warn("3 rows skipped")
         assert ("\x1b[33m" in err.getvalue()) is coloured, name
+
+
+@pytest.mark.parametrize(("name", "coloured"), [("NO_COLOR", False), ("TERM", True)])
+def test_a_terminal_shows_a_bar_and_no_colour_where_none_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool
+) -> None:
+    for variable in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv(name, "xterm-256color")
+    reader, writer = os.openpty()
+    with os.fdopen(writer, "w") as terminal, contextlib.redirect_stderr(terminal), ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_everything, reader)  # beside it: a terminal holds 4 kB
+        screen = Screen()
+        screen.warn("3 rows skipped")
+        with screen.stage("build") as stage:
+            stage.progress(1, 2)
+        terminal.write(END)
+        terminal.flush()
+        shown = reading.result()
+    os.close(reader)
+    assert b"\x1b[?25l" in shown and "━".encode() in shown  # a bar that is drawn anew
+    assert bool(re.search(rb"\x1b\[[0-9;]+m", shown)) is coloured
+
+
+def _everything(reader: int) -> bytes:
+    shown = b""
+    while not shown.endswith(END.encode()):
+        shown += os.read(reader, 4096)
+    return shown
 
 
 def test_a_failing_stage_shows_no_result() -> None:

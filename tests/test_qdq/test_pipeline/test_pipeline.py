@@ -123,7 +123,7 @@ def test_what_is_printed(compiled: Path, target: str) -> None:
     assert settings == ["model", "target", "placement", "calibration", "evaluation", "benchmark", "also", "out"]
     assert err[1].split() == ["target", f"{target},", "1", "thread,", "precision", "hint", "f32"]
     stages = [words[0] for line in err[err.index("") :] if (words := line.split()) and words[0] in STAGES]
-    assert tuple(stages) == STAGES
+    assert tuple(dict.fromkeys(stages)) == STAGES  # a slow one says in between that it works
     out = (compiled / f"{target}.out").read_text().splitlines()
     last = out.index(f"work/{target}/model_repository")
     assert out[last + 1 : last + 2] in ([], [""])  # nothing more, or that INT8 is not faster here

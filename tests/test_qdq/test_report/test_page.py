@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qdq.pipeline.stages.report import command_of, facts_of
+from qdq.placing.units import layer_of
 from qdq.report.comparison import render_comparison
 from qdq.report.html import fixed, megabytes, number, text
 from qdq.report.page import render
@@ -238,6 +239,30 @@ def test_a_tensorrt_graph_has_kernels_and_an_estimate(workplace: Path) -> None:
     found = Reader(render(facts_of(Path("work"), "tensorrt")))
     for said in ("111.5 MB, 9 kernels", "141.0 MB, 12 kernels", "6 of 6", "0 of 1 attentions", "not fused"):
         assert said in found.said
+
+
+def test_a_page_of_twelve_layers_is_far_below_three_megabytes(workplace: Path) -> None:
+    """BERT-base's has 243 points: those of the tiny model's one layer stand for every layer here."""
+    work, depth = workplace / "work", 12
+    names = [point["name"] for point in read(work, "placement")["points"]]
+    assert max(layer for name in names if (layer := layer_of(name)) is not None) == 0
+    for name in ("placement", "calibration", "histograms"):
+        said = read(work, name)
+        if name == "placement":
+            said["points"] = [
+                dict(point, name=other) for point in said["points"] for other in copies(point["name"], depth)
+            ]
+        for key in {"activations", "weights", "points"} & (said.keys() if name != "placement" else set()):
+            said[key] = {other: value for point, value in said[key].items() for other in copies(point, depth)}
+        (work / f"{name}.json").write_text(json.dumps(said), encoding="utf-8")
+    page = render(facts_of(work, "openvino"))
+    assert Reader(page).tags.count("figure") == len(read(work, "histograms")["points"]) >= 8 * depth
+    assert len(page.encode()) < 1_000_000
+
+
+def copies(name: str, depth: int) -> list[str]:
+    """A point's name in every layer."""
+    return [name.replace(".layer.0.", f".layer.{layer}.") for layer in range(depth if ".layer.0." in name else 1)]
 
 
 def test_two_compiles_stand_side_by_side(compiled: Path, workplace: Path, qdq: Callable[..., Any]) -> None:

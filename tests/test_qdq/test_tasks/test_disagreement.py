@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from qdq.tasks.disagreement import LONGEST, SHOWN, KeptEmbeddings, disagreements, moved
+from qdq.tasks.problems import Classification
 from qdq.text.data import Record
 
 
 def evaluation(count: int, rows: tuple[int, ...] = ()) -> Any:
     records = [Record(f"text {index}", label=str(index)) for index in range(count)]
-    problem = SimpleNamespace(records=records)
+    problem = SimpleNamespace(records=records, right=lambda place: None)
     return SimpleNamespace(problem=problem, batches=(({}, rows),))
 
 
@@ -71,3 +72,15 @@ def test_embeddings_that_move_most_come_first() -> None:
     assert found[0] == {"text": "text 0", "cosine": pytest.approx(0.6)} and len(found) == 3
     assert moved(evaluation(3), *[KeptEmbeddings(lambda feeds: {"logits": one})] * 2) == []
     assert LONGEST >= 100
+
+
+def test_a_label_is_in_the_words_of_the_answers() -> None:
+    """Data have numbers, a model has names: a reader is not to translate."""
+    records = [Record("text 0", label="0"), Record("text 1", label="1")]
+    numbered = SimpleNamespace(problem=Classification(records, ("no", "yes"), (0, 1)), batches=())
+    found = disagreements(numbered, scores({"label": "no"}, {"label": "no"}), scores({"label": "no"}, {"label": "yes"}))
+    assert found["texts"] == [{"text": "text 1", "label": "yes", "fp32": "no", "int8": "yes"}]
+    assert (
+        Classification(records, (), (0, 1)).right(0) is None
+        and Classification(records, ("no", "yes"), None).right(0) is None
+    )
