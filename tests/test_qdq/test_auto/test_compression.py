@@ -153,7 +153,7 @@ def test_loaders_that_are_none_of_torchs(
 
 
 def test_an_onnx_file_is_quantized_under_its_name(
-    compressing: Compressing, rows: Callable[..., Any], tmp_path: Path
+    compressing: Compressing, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ac = compressing({"QuantPost": {"batch_nums": 1}})
     folder = tmp_path / "graph"
@@ -175,6 +175,9 @@ def test_an_onnx_file_is_quantized_under_its_name(
     assert "QuantizeLinear" in {node.op_type for node in quantized.node}
     assert (tmp_path / "out" / "config.json").is_file()  # its text files lie beside it
     assert made.export_onnx(deploy_backend="onnxruntime").is_file()
+    with monkeypatch.context() as patch:  # started again, no setting is tried again
+        patch.setattr("qdq.auto.graph._quantized", None)
+        assert made.compress().as_json() == result.as_json()
     # The same by a configuration file, whose data are read with the config.json and the tokenizer beside the graph
     (tmp_path / "dev.tsv").write_text("label\tsentence\n0\tthe cat finds the blue house\n1\ta small dog\n")
     options = {"model_dir": str(folder), "dev_data": str(tmp_path / "dev.tsv"), **given}
