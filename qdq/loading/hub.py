@@ -54,7 +54,7 @@ def download(name: str, allow_pickle: bool = False) -> Path:
 
 
 def _announced(name: str, files: Mapping[str, int | None]) -> str:
-    """What is about to be downloaded, and how much that is where the hub says so."""
+    """Line about a download that is to begin, with its size where the hub says so."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     size = sum(size or 0 for size in files.values())

@@ -245,7 +245,7 @@ def _stepped(run: Run, steps: Sequence[Step]) -> Run:
 
 
 def _outcome(run: Run, missing: str) -> Outcome:
-    """What is there now."""
+    """Return what is there now."""
     found, serves = artifacts(run), ""
     if str(run.target / REPOSITORY) in found:
         serves = "fp32" if serves_float(run, run.options.target) else "int8"

@@ -1,4 +1,4 @@
-"""Promises of config.pbtxt on the real server: metrics that count, a time limit of the queue that refuses.
+"""Promises of config.pbtxt on the real server: metrics that count, a time limit of the queue that refuses."""
 
 from __future__ import annotations
 
