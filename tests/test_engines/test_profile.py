@@ -129,7 +129,14 @@ def test_the_picture_has_a_bar_per_engine(tmp_path: Path) -> None:
 def test_the_command_writes_what_it_prints(encoder: Path, tmp_path: Path) -> None:
     settings = ProfileSettings(batch=2, sequence=16, threads=1, rounds=1)
     files = [f"ov={encoder.with_suffix('.xml')}", f"ort={encoder}"]
-    text = profile_command(subjects_of(files, None, False), settings, tmp_path / "out", as_json=True)
+    rounds: list[tuple[int, int]] = []
+    subjects = subjects_of(files, None, False)
+
+    def progress(done: int, of: int) -> None:
+        rounds.append((done, of))
+
+    text = profile_command(subjects, settings, tmp_path / "out", as_json=True, progress=progress)
+    assert rounds == [(0, 2), (1, 2)]
     report = json.loads((tmp_path / "out" / "profile.json").read_text(encoding="utf-8"))
     assert json.loads(text) == report
     assert [(entry["label"], entry["engine"]) for entry in report["profiles"]] == [
