@@ -22,7 +22,9 @@ def alike(word: str, valid: Iterable[str], elsewhere: Mapping[str, Sequence[str]
 
     `elsewhere`: one of `valid` -> its names in other tools, all without dashes in front.
     """
-    names = {_bare(name): name for name in valid}
+    names: dict[str, str] = {}
+    for name in valid:
+        names.setdefault(_bare(name), name)  # of several spellings the first
     asked = _bare(word)
     if asked in names:
         return [names[asked]]

@@ -54,9 +54,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage; `run_program` prints the one message."""
         if message.startswith(MISSING):  # what is missing may be there under another name
-            flags = [word for word in self._words if word.startswith("--")]
-            if strange := [word for word in flags if word.partition("=")[0] not in self._option_string_actions]:
-                self.unknown(strange)
+            flags = [word.partition("=")[0] for word in self._words if word.startswith("--")]
+            strange = (flag for flag in flags if flag not in self._option_string_actions)
+            if named := next((flag for flag in strange if self._alike(flag)), None):
+                self.unknown([named])
         raise ConfigError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'")
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
@@ -66,10 +67,14 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(
                 f"unexpected argument '{word}'; options are written {self.first}, see '{self.prog} --help'"
             )
-        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        found = [f"'{option}'" for option in alike(word, options, self.elsewhere)]
+        found = [f"'{option}'" for option in self._alike(word)]
         hint = f"did you mean {' or '.join(found)}? " if found else ""
         raise ConfigError(f"unknown option {word}; {hint}'{self.prog} {self.list_all}' lists all")
+
+    def _alike(self, word: str) -> list[str]:
+        """Options that an unknown one may stand for."""
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        return alike(word, options, self.elsewhere)
 
 
 def run_script(script: Callable[[], Any]) -> int:
