@@ -28,19 +28,29 @@ def test_the_printed_request_is_answered_and_a_signal_ends_it_in_order(repositor
     words = [sys.executable, "-m", "qdq.cli.main", "serve", str(repository)]
     words += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as owner:
-        assert owner.stdout is not None
-        lines = [owner.stdout.readline().strip() for _ in range(3)]
-        (line,) = [line for line in lines if line.startswith("curl ")]
-        (ready,) = [line for line in lines if line.startswith("ready ")]
-        server = local_server(parse_address(ready.split()[1]))
-        command = Path(f"/proc/{server}/cmdline").read_text(encoding="utf-8")
-        STARTED.append(command.partition("shm-region-prefix-name=")[2].partition("\0")[0])
-        ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=HANGS)
-        assert json.loads(ran.stdout)["model_name"] == CLASSIFIER and json.loads(ran.stdout)["LABEL"]
-        owner.send_signal(ending)
-        said, _ = owner.communicate(timeout=HANGS)
+        try:
+            ready, line = _promised(owner)
+            server = local_server(parse_address(ready.split()[1]))
+            command = Path(f"/proc/{server}/cmdline").read_text(encoding="utf-8")
+            STARTED.append(command.partition("shm-region-prefix-name=")[2].partition("\0")[0])
+            ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=HANGS)
+            assert json.loads(ran.stdout)["model_name"] == CLASSIFIER and json.loads(ran.stdout)["LABEL"]
+            owner.send_signal(ending)
+            said, _ = owner.communicate(timeout=HANGS)
+        except BaseException:
+            owner.terminate()  # a failure is told, not waited for
+            raise
     assert "the server has ended; requests in flight were answered" in said
     assert owner.returncode == 0
+
+
+def _promised(owner: subprocess.Popen[str]) -> tuple[str, str]:
+    """Lines about the ready server and of the request that works; they are printed last."""
+    assert owner.stdout is not None
+    found: dict[str, str] = {}
+    while "curl" not in found and (line := owner.stdout.readline()):
+        found[line.split()[0] if line.split() else ""] = line.strip()
+    return found["ready"], found["curl"]
 
 
 def test_a_model_that_answers_no_more_ends_the_server(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
