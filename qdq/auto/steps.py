@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from qdq.auto.config import Configuration, HyperParameterOptimization, QuantPost
@@ -120,7 +121,7 @@ def ptq(step: Step, before: CompressedModel) -> CompressedModel:
     rows: list[dict[str, Any]] = []
     best: tuple[float, QuantPost, CompressedModel | None] | None = None
     for number, drawn in enumerate(settings):
-        metric, made = tried(step, f"setting {number}", lambda drawn=drawn: calibrated(step, drawn, before))  # type: ignore[misc]
+        metric, made = tried(step, f"setting {number}", partial(calibrated, step, drawn, before))
         rows.append({"metric": metric, **{name: getattr(drawn, name) for name in SEARCHED}})
         if best is None or metric > best[0]:  # of equals the one drawn first
             best = (metric, drawn, made)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
@@ -46,24 +45,22 @@ def download(name: str, allow_pickle: bool = False) -> Path:
     files = _listing(name)
     if not _weights(files, allow_pickle):
         raise ModelError(_no_weights(name, files))
-    logger.log(NOTICE, "%s", _announced(name, {file: size for file, size in files.items() if _fits(file, wanted)}))
+    logger.log(NOTICE, "%s", _announced(name, files, wanted))
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (_http_error(), OSError) as error:
         raise ModelError(f"model '{name}': cannot be downloaded from the hub ({_reason(error)})") from error
 
 
-def _announced(name: str, files: Mapping[str, int | None]) -> str:
+def _announced(name: str, files: Mapping[str, int | None], wanted: Sequence[str]) -> str:
     """Line about a download that is to begin, with its size where the hub says so."""
     from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented there
 
-    size = sum(size or 0 for size in files.values())
+    chosen = list(filter_repo_objects(files, allow_patterns=list(wanted)))
+    size = sum(files[file] or 0 for file in chosen)
     much = f", {size / 1e6:.0f} MB" if size >= SAID_BYTES else ""
-    return f"downloading {name} from the hub: {len(files)} files{much}, kept in {HF_HUB_CACHE}"
-
-
-def _fits(file: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(file, pattern) for pattern in patterns)
+    return f"downloading {name} from the hub: {len(chosen)} files{much}, kept in {HF_HUB_CACHE}"
 
 
 def _weights(files: Iterable[str], allow_pickle: bool) -> bool:

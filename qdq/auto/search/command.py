@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from qdq.auto.search.race import Entry, estimated, race
 from qdq.auto.search.report import show, write_report
 from qdq.auto.search.settings import SearchSettings
 from qdq.base.artifacts import atomic_path, read_json, write_json
+from qdq.base.lock import hold
 from qdq.base.screen import Screen
-from qdq.errors import BuildError, ConfigError, WorkError
+from qdq.errors import BuildError, ConfigError
 from qdq.pipeline.compile import compile_model
 
 SETTINGS, RACE, REPORT, BEST = "search.json", "race.json", "report.json", "best"
@@ -38,7 +38,7 @@ def search(settings: SearchSettings, screen: Screen) -> dict[str, Any]:
     started by hand, and what the base engine's making raises.
     """
     settings.validate()
-    with _held(settings.folder):
+    with hold(settings.folder, "another search"):
         _claim(settings)
         state = State(settings)
         # The given model, and its INT8 engine
@@ -51,20 +51,6 @@ def search(settings: SearchSettings, screen: Screen) -> dict[str, Any]:
                 screen.row("next", f"{one.candidate.name}: {one.why}")
             _run(state, planned, screen)
         return _finish(state, screen)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel releases however the process ends. Raises WorkError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkError(
-                f"{folder}: another search is working here; wait for it, or choose another folder"
-            ) from None
-        yield
 
 
 def _claim(settings: SearchSettings) -> None:

@@ -232,12 +232,14 @@ def test_answers_are_scored_by_the_official_rules(load_tiny: Load) -> None:
 
 
 def test_other_data_are_noticed() -> None:
-    """By their number and some rows; rows that differ whenever they are read say nothing."""
+    """By every row, one corrected label among many included; rows that differ whenever they are read say nothing."""
     rows = [
         {"input_ids": [1, 2, number], "labels": torch.tensor(number), "spans": [[1], [2, 3]]} for number in range(9)
     ]
     assert digest_of(rows) == digest_of([dict(row) for row in rows]) != ""
     assert len({digest_of(rows), digest_of(rows[:8]), digest_of(rows[::-1])}) == 3
+    many = [{"input_ids": [number], "labels": 0} for number in range(1000)]
+    assert digest_of(many) != digest_of([*many[:503], {**many[503], "labels": 1}, *many[504:]])
 
     class Random(list[Any]):
         def __getitem__(self, index: Any) -> Any:

@@ -91,8 +91,11 @@ def repository(deployed: Callable[[str], Path], tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def rows() -> Mapping[str, list[TextRow]]:
-    """Rows of text for every task, of different lengths."""
-    texts = list(english())
+    """More than 200 rows of text for every task, of different lengths: sentences, and both halves of each."""
+    whole = list(english())
+    words = [text.split() for text in whole]
+    halves = [part for one in words for part in (one[: len(one) // 2], one[len(one) // 2 :])]
+    texts = [*whole, *(" ".join(part) for part in halves)]
     pairs = [TextRow(text, texts[(number + 7) % len(texts)]) for number, text in enumerate(texts)]
     short = [TextRow(" ".join(row.text.split()[:6]), " ".join((row.pair or "").split()[:12])) for row in pairs]
     plain = [TextRow(text) for text in texts]

@@ -34,7 +34,7 @@ def ask(server: Server, body: Any, path: str = "infer", model: str = CLASSIFIER)
 
 @contextlib.contextmanager
 def cheaply(server: Server) -> Iterator[None]:
-    """What is asked in it costs the server little, however busy the machine is."""
+    """Refuse whatever is asked within a little of the server's CPU time, however busy the machine is."""
     before = cpu_seconds(server.process.pid)
     yield
     after = cpu_seconds(server.process.pid)
