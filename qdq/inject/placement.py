@@ -72,6 +72,18 @@ ZONE_REASONS = {
 }
 
 
+# Why a placement leaves an operand float: what INT8 would cost or bring there, measured in docs/performance.md and
+# docs/tensorrt.md. The placement that quantizes it is named, so that the reason is also the way out.
+OPERAND_REASONS = {
+    "q": "its product with k would be INT8 only if both were, as in linear+qk",
+    "k": "its product with q would be INT8 only if both were, as in linear+qk",
+    "a": "in steps of 1/127 small softmax probabilities become 0: on a CPU twice the error for little speed; see ft1",
+    "v": "its product with the softmax would be INT8 only if both operands were, as in ft1",
+    "local": "the sum is computed in float, so INT8 codes would only add a rounding here; see qdqbert",
+    "residual": "the sum is computed in float; codes pay where TensorRT's linears read the same tensor, as in fused",
+}
+
+
 def decide(candidate: Candidate, spec: QuantSpec) -> Point:
     """Place or decline one candidate. An explicit enable wins over everything, then the disables, then the kinds."""
     placed, reason = _decision(candidate, spec)
@@ -108,4 +120,4 @@ def _by_kind(candidate: Candidate, spec: QuantSpec) -> tuple[bool, str]:
     what = f"{candidate.kind} operand {candidate.operand}"
     if candidate.operand in wanted:
         return True, f"{spec.placement}: {what}"
-    return False, f"{spec.placement} leaves {what} float"
+    return False, f"{spec.placement} leaves {what} float: {OPERAND_REASONS[candidate.operand]}"
