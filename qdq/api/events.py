@@ -26,7 +26,9 @@ class EventScreen(Screen):
             self.warnings.append(text)
 
     @contextmanager
-    def stage(self, name: str, undisturbed: bool = False, lasting: float | None = None) -> Iterator[Stage]:
+    def stage(
+        self, name: str, undisturbed: bool = False, lasting: float | None = None, brief: bool = False
+    ) -> Iterator[Stage]:
         """Report the beginning, every step and the result of a stage."""
         stage = _ReportedStage(name, self._callback)
         yield stage

@@ -19,6 +19,7 @@ WIDTH = 80
 NAME = 12  # columns of a stage's or setting's name
 REDRAW_SECONDS = 0.5
 LOG_SECONDS = 10.0  # between the lines that stand for a bar where nothing can be redrawn, such as in a log
+SHORT_SECONDS = 2.0  # a command that is done by then says nothing of its progress
 CLOCK_SECONDS = 1.0  # between the steps of a stage that lasts a known time
 
 
@@ -92,11 +93,14 @@ class Screen:
             self.console.print(wrap(f"warning: {text}", 2), markup=False, style="yellow")
 
     @contextmanager
-    def stage(self, name: str, undisturbed: bool = False, lasting: float | None = None) -> Iterator[Stage]:
+    def stage(
+        self, name: str, undisturbed: bool = False, lasting: float | None = None, brief: bool = False
+    ) -> Iterator[Stage]:
         """Show a bar while the block runs and one line when it is done.
 
         `undisturbed` draws only when the block reports progress: the thread that draws otherwise would wake up inside
         what a benchmark times. `lasting`: the seconds the block takes, where they are known; it reports nothing then.
+        `brief`: the line is left out of a block that took less than two seconds.
         """
         started = time.perf_counter()
         columns = (
@@ -114,7 +118,8 @@ class Screen:
             with _ticking(every, partial(stage.tick, lasting), idle=undisturbed and lasting is None):
                 yield stage
         elapsed = time.perf_counter() - started
-        self.row(name, f"{elapsed:5.1f} s  {stage.result}", 9)
+        if not brief or elapsed >= SHORT_SECONDS:
+            self.row(name, f"{elapsed:5.1f} s  {stage.result}", 9)
 
     def skipped(self, name: str) -> None:
         """One line for a stage whose files are still valid."""

@@ -97,20 +97,22 @@ def run_file_command(command: str, typed: Mapping[str, Any], as_json: bool) -> A
 def _check(options: CheckOptions, _: bool) -> Answer:
     """Lint the Q/DQ of any ONNX file for TensorRT."""
     from export.lint import check_command
+    from qdq.base.screen import Screen
 
     options = replace(options, file=str(graph_in(Path(options.file))))
     if options.compile:
         return _check_compiled(options)
     if options.shape is not None:
         raise ConfigError("--shape: only --compile needs sizes; the linter takes --sequence")
-    return check_command(
-        Path(options.file),
-        options.target,
-        options.sm,
-        options.format,
-        strict=options.strict,
-        sequence=options.sequence,
-    )
+    with Screen().stage("check", brief=True):
+        return check_command(
+            Path(options.file),
+            options.target,
+            options.sm,
+            options.format,
+            strict=options.strict,
+            sequence=options.sequence,
+        )
 
 
 def _check_compiled(options: CheckOptions) -> Answer:
@@ -151,14 +153,16 @@ def _estimate(options: EstimateOptions, as_json: bool) -> Answer:
 def _inspect(options: InspectOptions, as_json: bool) -> Answer:
     """A built plan's layers against the fusion map of the graph it was built from."""
     from engines.tensorrt import inspect_command
+    from qdq.base.screen import Screen
 
     (layer_info, *_) = files_in(Path(options.file), PLAN_LAYERS, "a plan that was built on a GPU leaves it")
     if not layer_info.is_file() or layer_info.suffix != ".json":
         what = "is no JSON file" if layer_info.is_file() else "is not a file"
         raise ConfigError(f"{layer_info}: {what}; give the layer_info.json that a build leaves beside its plan")
     model = Path(options.model) if options.model else layer_info.with_name("model.onnx")
-    layers = _fusion_map(model, options.sm, options.sequence)
-    return inspect_command(layer_info, layers, "json" if as_json else "text")
+    with Screen().stage("inspect", brief=True):
+        layers = _fusion_map(model, options.sm, options.sequence)
+        return inspect_command(layer_info, layers, "json" if as_json else "text")
 
 
 def _profile(options: ProfileOptions, as_json: bool) -> Answer:

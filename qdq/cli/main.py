@@ -44,9 +44,11 @@ def _run(arguments: list[str]) -> int:
 
         text, code = explain(ExplainOptions(**typed), as_json)
     elif command == "report":
+        from qdq.base.screen import Screen
         from qdq.cli.report import ReportOptions, report
 
-        text, code = report(ReportOptions(**typed)), DONE
+        with Screen().stage(command, brief=True):
+            text, code = report(ReportOptions(**typed)), DONE
     elif command in FILE_COMMANDS:
         text, code = run_file_command(command, typed, as_json)
     else:
@@ -63,8 +65,10 @@ def _run(arguments: list[str]) -> int:
 def _doctor(as_json: bool) -> str:
     from engines.doctor import doctor, render
     from qdq.base.artifacts import to_json
+    from qdq.base.screen import Screen
 
-    report = doctor(Path())
+    with Screen().stage("doctor", brief=True):
+        report = doctor(Path())
     return to_json(report) if as_json else render(report)
 
 

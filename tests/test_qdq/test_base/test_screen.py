@@ -158,3 +158,15 @@ def test_warnings_are_shown_once_and_kept() -> None:
         logging.getLogger("qdq.text.data").info("not shown")
     assert err.getvalue() == "warning: 3 rows skipped\n"
     assert screen.warnings == ["3 rows skipped"]
+
+
+def test_a_brief_stage_is_silent_unless_it_took_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        with Screen().stage("check", brief=True):
+            pass
+        assert err.getvalue() == ""
+        monkeypatch.setattr("qdq.base.screen.SHORT_SECONDS", 0.0)
+        with Screen().stage("check", brief=True):
+            pass
+    assert err.getvalue().startswith("  check")
