@@ -271,6 +271,7 @@ PINS := pyproject.toml constraints.txt requirements-demo.txt requirements-serve.
 TORCH := $(shell grep -o 'torch==[0-9.]*' pyproject.toml) $${TORCH_INDEX:+--index-url="$$TORCH_INDEX"}
 # Builds run in .venv itself, so their tools come first: seqeval's source archive asks setuptools-scm for its version.
 BUILD_TOOLS := setuptools setuptools-scm
+DISK_MB := 2600
 PIP = $(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS)
 
 setup: $(STAMP)
@@ -282,8 +283,10 @@ else
 $(STAMP): $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is missing or older than 3.11; name another one: make setup PYTHON=python3.11"; exit 1; }
+	@[ -e $(VENV)/bin ] || $(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free >> 20; \
+	  sys.exit(f"{free} MB are free here and $(VENV) takes $(DISK_MB): free some space" if free < $(DISK_MB) else 0)'
 	@if [ -e $(STARTED) ] || ! $(VENV)/bin/python -c '' 2>/dev/null; then \
-	  echo "[1/4] creating $(VENV): 800 MB to download, 2.6 GB on disk; with 100 Mbit/s about two minutes"; \
+	  echo "[1/4] creating $(VENV): 800 MB to download, $(DISK_MB) MB on disk; with 100 Mbit/s about two minutes"; \
 	  rm -rf $(VENV)/bin $(VENV) && mkdir $(VENV) && touch $(STARTED) && $(PYTHON) -m venv $(VENV) || \
 	    { echo "cannot create $(VENV); if python's venv module is missing, on Debian: apt install python3-venv"; exit 1; } \
 	fi

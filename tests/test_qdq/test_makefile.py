@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import textwrap
 from dataclasses import fields
 from pathlib import Path
@@ -108,3 +109,16 @@ def test_help_of_the_variables_is_that_of_the_options() -> None:
         lines += textwrap.wrap(help_of(declared[option]), 80, **form)
     expected = "\n".join(lines)
     assert f"details):\n{expected}\n#|\n#| Variables of setup" in makefile, f"should be:\n{expected}"
+
+
+def test_a_set_up_that_does_not_fit_the_disk_says_so_before_it_installs_anything(tmp_path: Path, tree: Path) -> None:
+    shutil.rmtree(tree / ".venv")
+    full = tmp_path / "full/sitecustomize.py"  # imported by every python that starts
+    full.parent.mkdir()
+    full.write_text(
+        "import shutil\nfree = shutil._ntuple_diskusage(9, 9, 287 << 20)\nshutil.disk_usage = lambda _: free\n"
+    )
+    told = make(tree, "setup", f"PYTHON={sys.executable}", PYTHONPATH=str(full.parent))
+    assert told.returncode == 2
+    assert re.match(r"287 MB are free here and \.venv takes \d+: free some space\n", told.stderr)
+    assert not (tree / ".venv").exists()
