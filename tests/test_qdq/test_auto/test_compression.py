@@ -15,10 +15,13 @@ import yaml
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
+import qdq
 from qdq.auto.command import evaluate_file, run_file
 from qdq.auto.compression import AutoCompression
 from qdq.auto.inputs.texts import NoText
+from qdq.auto.search.job import run
 from qdq.auto.strategy import REPORT
+from qdq.base.artifacts import read_json
 from qdq.base.screen import Screen
 from qdq.calibrate.checkpoint import load_checkpoint
 from qdq.errors import ConfigError
@@ -215,6 +218,36 @@ def batches(data: list[dict[str, torch.Tensor]]) -> Any:
 def test_wrong_arguments(options: dict[str, Any], message: str, compressing: Compressing) -> None:
     with pytest.raises(ConfigError, match=message):
         compressing({"QuantPost": None}, **options)
+
+
+@pytest.mark.slow
+def test_rows_of_a_loader_end_as_the_fastest_engine(
+    compressing: Compressing, rows: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search itself, from loaders of token ids to a checkpoint, with real trainings, engines and race."""
+    pytest.importorskip("openvino")
+    # Jobs in this process, which has imported everything
+    monkeypatch.setattr(
+        "qdq.auto.search.command.launch", lambda _, folders, screen: [run(folder, screen) for folder in folders]
+    )
+    evaluation = DataLoader(rows(36), 4, collate_fn=default_data_collator)
+    options = {"eval_dataloader": evaluation, "deploy_hardware": "cpu", "input_shapes": [4, 16]}
+    ac = compressing(None, max_drop=100.0, budget="1h", **options)
+    result = ac.compress()
+    report = read_json(tmp_path / "out" / "search" / "report.json")
+    (step,) = result.steps
+    chosen = next(one for one in report["engines"] if one["name"] == step["name"])
+    assert (result.baseline, result.metric) == (report["fp32"]["judging"]["value"], chosen["judging"]["value"])
+    assert len(report["engines"]) > 1, "no other candidate was built and raced"
+    assert step["notes"]["faster"] == chosen["ratio"]
+    assert report["fp32"]["choosing"]["samples"] + report["fp32"]["judging"]["samples"] == 36
+    # The checkpoint is that of the engine
+    engine = qdq.load(step["notes"]["engine"])
+    texts = ["the cat sees a dog", "a river"]
+    tokens = {name: value[:, :16] for name, value in engine.tokenizer(texts, padding=True, return_tensors="pt").items()}
+    with torch.no_grad():
+        float_logits = load_checkpoint(tmp_path / "out")[0].model(**tokens).logits
+    assert torch.allclose(torch.as_tensor(engine(**tokens).logits), float_logits, atol=0.05)
 
 
 @pytest.mark.parametrize("hardware", ["gpu", "cpu"])
