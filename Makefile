@@ -1,8 +1,8 @@
 #| QDQ compiler: checkpoint in, measured INT8 engine and Triton repository out.
 #|
 #|   make engine     compile MODEL for this machine; everything lands in build/
-#|   make serve      make engine, then a real Triton server on it, which takes
-#|                   text: docs/triton.md
+#|   make serve      a real Triton server, which takes text, on what was compiled
+#|                   last; with MODEL=…, or before anything was, engine first
 #|   make bench      time that engine against FP32, without a time budget
 #|   make bench-t4   INT8, FP16 and FP32 TensorRT plans side by side on the GPU
 #|   make bench-peers  our CPU engines and other tools (NNCF, ONNX Runtime's
@@ -107,6 +107,10 @@ OTHERS := PYTHON PIP_FLAGS WORKERS ARGS SHARED PEERS PEERS_MODELS PEERS_SHAPES P
 UNKNOWN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 UNKNOWN := $(firstword $(filter-out $(TYPED) $(OTHERS),$(UNKNOWN)))
 MEANT := $(filter $(UNKNOWN)%,$(TYPED)) $(foreach name,$(TYPED),$(if $(filter $(name)%,$(UNKNOWN)),$(name)))
+# A misspelled one, such as MODLE; quotes of the shell are no letters of a name.
+LIKE = $(shell $(PYTHON) -c 'import sys, difflib; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' \
+  '$(UNKNOWN)' $(TYPED))
+MEANT := $(or $(strip $(MEANT)),$(if $(UNKNOWN),$(if $(findstring ',$(UNKNOWN)),,$(LIKE))))
 $(if $(UNKNOWN),$(error unknown variable $(UNKNOWN); $(if $(strip $(MEANT)),did you mean $(strip $(MEANT))? )'make help' lists all))
 # The shell reads it from the environment, inside quotes: $(call flags,BATCH=batch) is ${BATCH:+--batch="$BATCH"}.
 flags = $(foreach pair,$(1),$${$(call variable,$(pair)):+--$(call option,$(pair))="$$$(call variable,$(pair))"})
@@ -126,7 +130,10 @@ engine: setup
 	exit $$code
 
 .PHONY: serve
-serve: engine
+serve: setup
+	@set -- $(call flags,$(filter-out OUT=out,$(ENGINE_OPTIONS))); \
+	  if [ $$# -gt 0 ] || ! ls -d -- "$${OUT:-build}"/*/model_repository "$${OUT:-build}"/*/*/model_repository \
+	  2>/dev/null | grep -q .; then $(MAKE) --no-print-directory engine; fi
 	@$(VENV)/bin/qdq serve $${OUT:+"$$OUT"}
 
 bench: engine

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from qdq.base.choices import RAW_REPOSITORY, REPOSITORY
 from qdq.base.option import check, option
 from qdq.errors import ConfigError, DeployError
+from qdq.pipeline.folders import worked_in
 
 if TYPE_CHECKING:
     from engines.triton.server import Server
@@ -28,7 +29,7 @@ class ServeOptions:
 
     what: str | None = option(
         None,
-        "model repository, or work directory of a run (default: what was deployed last below build/)",
+        "model repository, or work directory of a run (default: the last run below build/ that has one)",
         metavar="WHAT",
         positional=True,
     )
@@ -70,7 +71,10 @@ def serve(options: ServeOptions) -> Iterator[str]:
 
 
 def repository_of(options: ServeOptions) -> Path:
-    """The repository to serve. Raises ConfigError where there is none."""
+    """The repository to serve: of the run that was worked in last, as `qdq explain` takes it, and there the newest one.
+
+    Raises ConfigError where there is none.
+    """
     name = RAW_REPOSITORY if options.raw else REPOSITORY
     where = Path(options.what) if options.what else BUILD
     if any(where.glob(CONFIG)):
@@ -79,10 +83,10 @@ def repository_of(options: ServeOptions) -> Path:
     found = [path for path in (*where.glob(name), *where.glob(pattern)) if any(path.glob(CONFIG))]
     if not found:
         raise ConfigError(
-            f"{where}: no {name} there; give the folder that qdq deploy wrote, or run make engine first"
+            f"{where.resolve()}: no {name} there; give the folder that qdq deploy wrote, or run make engine first"
             + (", with --raw-inputs" if options.raw else "")
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(found, key=lambda path: (worked_in(path.parents[1]), path.stat().st_mtime))
 
 
 def _wait(server: Server, watch: int) -> None:

@@ -44,7 +44,15 @@ def newest_run(root: Path = Path("build")) -> Path:
     """The work directory below `root` that was worked in last. Raises ConfigError when there is none."""
     from qdq.pipeline.workdir import MANIFEST
 
-    runs = sorted(root.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    runs = sorted((path.parent for path in root.glob(f"*/{MANIFEST}")), key=worked_in)
     if not runs:
-        raise ConfigError(f"no work directory below {root}/; name one with --out, or run 'qdq compile' first")
-    return runs[-1].parent
+        raise ConfigError(f"no work directory below {root.resolve()}; name one with --out, or run 'qdq compile' first")
+    return runs[-1]
+
+
+def worked_in(folder: Path) -> float:
+    """When the last run in a work directory began, in seconds since 1970; 0 for a folder that is none."""
+    from qdq.pipeline.workdir import MANIFEST
+
+    manifest = folder / MANIFEST
+    return manifest.stat().st_mtime if manifest.is_file() else 0.0

@@ -59,6 +59,8 @@ def test_a_hostile_model_name_arrives_as_typed(tree: Path) -> None:
         ("CALIBRATION=x", "did you mean CALIB? "),
         ("BATCH_SIZE=8", "did you mean BATCH? "),
         ("BENCH=5", "did you mean BENCH_SECONDS? "),
+        ("MODLE=x", "did you mean MODEL? "),
+        ("MODE';exit;'=x", ""),
         ("EPOCHS=3", ""),
     ],
 )
@@ -122,3 +124,15 @@ def test_a_set_up_that_does_not_fit_the_disk_says_so_before_it_installs_anything
     assert told.returncode == 2
     assert re.match(r"287 MB are free here and \.venv takes \d+: free some space\n", told.stderr)
     assert not (tree / ".venv").exists()
+
+
+def test_serving_takes_what_is_there_and_compiles_what_is_asked_for_or_missing(tree: Path) -> None:
+    def ran(*words: str) -> list[str]:
+        return [line for line in make(tree, "serve", *words).stdout.splitlines() if not line.startswith("<--")]
+
+    assert ran() == ["<compile>", "<serve>"], "nothing is there"
+    (tree / "build/mine/openvino/model_repository").mkdir(parents=True)
+    assert ran() == ["<serve>"]
+    assert ran("OUT=build/mine") == ["<serve>", "<build/mine>"]
+    assert ran("OUT=build/other") == ["<compile>", "<serve>", "<build/other>"]
+    assert ran("MODEL=other") == ran("TARGET=onnxruntime") == ["<compile>", "<serve>"]
