@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from qdq.base.option import option
 from qdq.errors import ConfigError
 
 INDENT = 15
+LINEAR = ("linear input", "linear weight")  # kinds of points
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class ExplainOptions:
     """Options of `qdq explain`."""
 
     name: str = option(
-        "", "layer, linear or point, or part of its name: layer.0, query, …input_quantizer (default: all)", "", "NAME",
+        "", "layer, linear, node or point, or part of its name: layer.0, query, MatMul_1 (default: all)", "", "NAME",
         positional=True,
     )  # fmt: skip
     out: str | None = option(None, "work directory (default: the newest below build/)", metavar="DIR")
@@ -37,37 +36,18 @@ def explain(options: ExplainOptions, as_json: bool) -> tuple[str, int]:
     """
     from qdq.pipeline.folders import newest_run
     from qdq.pipeline.workdir import MANIFEST
+    from qdq.placing.names import owners
 
     work = Path(options.out) if options.out else newest_run()
     if not (work / MANIFEST).is_file() or not (work / "placement.json").is_file():
         raise ConfigError(f"{work}: no placement.json; give the work directory of 'qdq compile' or 'qdq inject'")
     points = read_json(work / "placement.json")["points"]
-    owners = _owners(options.name, points, work)
+    meant = owners(options.name, points, work)
     kernels = _kernels(work) if options.compile else {}
-    found = [_owner(name, owners[name], work, kernels) for name in owners]
-    report = {"work": str(work), "owners": found}
+    found = [_owner(name, members, work, kernels) for name, members in meant.items()]
+    asked = read_json(work / MANIFEST)["options"]
+    report = {"work": str(work), "model": asked.get("model"), "owners": found}
     return to_json(report) if as_json else render(report), DONE
-
-
-def _owners(asked: str, points: Sequence[Mapping[str, Any]], work: Path) -> dict[str, list[Mapping[str, Any]]]:
-    """Module -> its points among those that `asked` is a part of."""
-    named = asked.removesuffix(".")
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for point in points:
-        # "layer.1" is not "layer.10": a name ends where the next part begins.
-        if not named or f".{named}." in f".{point['name']}." or named in point["name"].rpartition(".")[2]:
-            found.setdefault(point["name"].rpartition(".")[0], []).append(point)
-    if not found:
-        parts = {part for point in points for part in _parts(point["name"])}
-        alike = " or ".join(f"'{part}'" for part in get_close_matches(named, parts)) or "'layer.0'"
-        raise ConfigError(f"{work}: nothing is called '{asked}'; did you mean {alike}? placement.json has every name")
-    return found
-
-
-def _parts(name: str) -> Iterable[str]:
-    """Words that a point may be asked for by: its name, its module's, and the last parts of it."""
-    words = name.split(".")
-    return (name, ".".join(words[:-1]), words[-2], words[-1], *map(".".join, pairwise(words)))
 
 
 def _owner(
@@ -78,6 +58,7 @@ def _owner(
 
     calibration = _read(work / "calibration.json")
     sensitivity = {row["name"]: row for row in _read(work / "sensitivity" / "sensitivity.json").get("points", ())}
+    placed = [_point(point, calibration, sensitivity) for point in points]
     treatments = [
         {"treatment": kind} | {key: value for key, value in entry.items() if key != "point"}
         for kind, entries in calibration.get("treatments", {}).items()
@@ -87,9 +68,13 @@ def _owner(
     return {
         "name": name,
         "layer": layer_of(f"{name}."),
-        "points": [_point(point, calibration, sensitivity) for point in points],
+        "points": placed,
         "treatments": treatments,
-        "targets": {target: _target(name, work / target, kernels) for target in TARGETS if (work / target).is_dir()},
+        "targets": {
+            target: _target(name, work / target, kernels) | _engine(name, placed, work / target)
+            for target in TARGETS
+            if (work / target).is_dir()
+        },
     }
 
 
@@ -133,6 +118,27 @@ def _target(name: str, folder: Path, kernels: Mapping[str, Sequence[str]]) -> di
             "compiled_layer": _compiled_layer(name, folder),
         }
     return found
+
+
+def _engine(name: str, points: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """What the engine itself says of the module's multiplications, a line each; {} where nothing is built of it."""
+    from qdq.placing.names import PRODUCTS
+    from qdq.placing.units import kind_of
+
+    int8 = _read(folder / "build.json").get("int8")
+    if not int8:
+        return {}
+    placed = {kind_of(point["name"]): point["int8"] for point in points}
+    # What it names it says itself; of the others it says INT8, where their operands are
+    said = {item["name"]: f"runs in float: {item['reason']}" for item in int8["not_int8"]}
+    said |= dict.fromkeys(int8["inferred"], "runs in INT8, concluded from a fused block that reports one precision")
+    mine = {node.rpartition(".")[2]: text for node, text in said.items() if node.rpartition(".")[0] == name}
+    for node, operands in {**PRODUCTS, "": LINEAR}.items():
+        if node and not placed.keys() & {*operands, *LINEAR}:
+            mine.pop(node, None)  # the other product of an attention
+        elif all(placed.get(operand) for operand in operands) and (node not in mine if node else not mine):
+            mine[node] = "runs in INT8, as the engine reports it"
+    return {"engine": [f"{node} {text}".strip() for node, text in sorted(mine.items())]}
 
 
 def _is_of(node: str, owner: str) -> bool:
@@ -208,7 +214,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def render(report: Mapping[str, Any]) -> str:
     """The report as text, 80 columns wide."""
-    lines = [f"{report['work']}"]
+    lines = [_row("work directory", report["work"])[2:], _row("model", report["model"] or "bundled")[2:]]
     for owner in report["owners"]:
         lines += ["", owner["name"]]
         lines += [line for point in owner["points"] for line in _point_lines(point)]
@@ -238,7 +244,7 @@ def _point_lines(point: Mapping[str, Any]) -> list[str]:
 
 def _target_lines(target: str, found: Mapping[str, Any]) -> list[str]:
     """Lines of one target: prediction, kernels, the compiled layer, the passes."""
-    lines = [*found.get("predicted", ()), *found.get("kernels", ())]
+    lines = [*found.get("engine", ()), *found.get("predicted", ()), *found.get("kernels", ())]
     if layer := found.get("compiled_layer"):
         int8, floating = layer["int8"], layer["float"]
         lines.append(
@@ -247,7 +253,7 @@ def _target_lines(target: str, found: Mapping[str, Any]) -> list[str]:
             f"{floating['megabytes']:.0f} MB"
         )
     if found["changed_by"]:
-        lines.append(f"changed by {', '.join(found['changed_by'])}")
+        lines.append(f"changed by the passes {', '.join(found['changed_by'])}")
     lines += [f"{name} left it: {reason}" for name, reason in found["declined"].items()]
     return [_row(target if not index else "", line) for index, line in enumerate(lines)]
 

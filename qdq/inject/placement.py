@@ -75,12 +75,14 @@ ZONE_REASONS = {
 # Why a placement leaves an operand float: what INT8 would cost or bring there, measured in docs/performance.md and
 # docs/tensorrt.md. The placement that quantizes it is named, so that the reason is also the way out.
 OPERAND_REASONS = {
-    "q": "its product with k would be INT8 only if both were, as in linear+qk",
-    "k": "its product with q would be INT8 only if both were, as in linear+qk",
-    "a": "in steps of 1/127 small softmax probabilities become 0: on a CPU twice the error for little speed; see ft1",
-    "v": "its product with the softmax would be INT8 only if both operands were, as in ft1",
-    "local": "the sum is computed in float, so INT8 codes would only add a rounding here; see qdqbert",
-    "residual": "the sum is computed in float; codes pay where TensorRT's linears read the same tensor, as in fused",
+    "q": "its product with k would be INT8 only if both were, as with --placement linear+qk",
+    "k": "its product with q would be INT8 only if both were, as with --placement linear+qk",
+    "a": "in steps of 1/127 small softmax probabilities become 0, on a CPU twice the error for little speed; "
+    "--placement ft1 quantizes it",
+    "v": "its product with the softmax would be INT8 only if both operands were, as with --placement ft1",
+    "local": "the sum is computed in float, so INT8 would only round once more here; --placement qdqbert quantizes it",
+    "residual": "the sum is computed in float, and INT8 pays where TensorRT's linears read the same tensor, as with "
+    "--placement fused",
 }
 
 

@@ -118,10 +118,12 @@ def int8_text(build: Mapping[str, Any]) -> str:
 
 
 def _reasons(not_int8: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Two lines for every reason, with the first name it holds for."""
+    """Two lines for every reason, with the first name it holds for, and where there is more about them."""
     reasons: dict[str, list[str]] = {}
     for item in not_int8:
         reasons.setdefault(item["reason"], []).append(item["name"])
     for reason, names in reasons.items():
         yield f"  {len(names)} not: {reason}"
-        yield f"    {names[0]}" + (f" and {len(names) - 1} more, see build.json" if len(names) > 1 else "")
+        yield f"    {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    if reasons:
+        yield "  'qdq explain' and one of these names, or layer.0, say more"

@@ -36,7 +36,7 @@ class Recipe:
     rate: float = 1.5e-4
 
 
-SETS: Mapping[str, Recipe] = {"product": Recipe(128, 12), "fund_manager": Recipe(384, 16, batch=8)}
+SETS: Mapping[str, Recipe] = {"product": Recipe(128, 60), "fund_manager": Recipe(384, 60, batch=8)}
 
 
 def measured(name: str, data: Path, work: Path, recipe: Recipe) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,41 @@ def test_kernels_are_those_of_the_compiler(qdq: Qdq, workplace: Path) -> None:
     assert any("int8" in kernel and "->" in kernel for kernel in query["targets"]["tensorrt"]["kernels"])
 
 
+def test_names_of_a_graph_are_known_and_the_engine_has_the_last_word(qdq: Qdq, workplace: Path) -> None:
+    attention = "bert.encoder.layer.0.attention.self"
+    (owner,) = explained(qdq, f"{attention}.MatMul_1")
+    assert owner["name"] == attention
+    assert [point["kind"] for point in owner["points"]] == ["matmul a", "matmul v"]
+    build = json.loads(Path("work/openvino/build.json").read_text())["int8"]
+    floats = {item["name"]: item["reason"] for item in build["not_int8"]}
+    assert owner["targets"]["openvino"]["engine"] == [f"MatMul_1 runs in float: {floats[f'{attention}.MatMul_1']}"]
+    # The first product has its points in INT8; whether it runs so is the engine's to say
+    (owner,) = explained(qdq, f"{attention}.MatMul")
+    assert all(point["int8"] for point in owner["points"])
+    (said,) = owner["targets"]["onnxruntime"]["engine"]
+    assert said.startswith("MatMul runs in float: ")
+    (query,) = explained(qdq, f"{QUERY}.Gemm")
+    assert query["name"] == QUERY and query["targets"]["openvino"]["engine"] == [
+        "runs in INT8, as the engine reports it"
+    ]
+    (head,) = explained(qdq, "classifier.Gemm")
+    assert head["targets"]["openvino"]["engine"] == [f"Gemm runs in float: {floats['classifier.Gemm']}"]
+    assert [owner["name"] for owner in explained(qdq, "MatMul_1")] == [attention]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("encoder.layers.0", "'encoder.layer.0'"),
+        ("attention.self.qeury", "'attention.self.query'"),
+        ("layer0", "'layer.0'"),
+        ("something", "'bert.encoder.layer.0' or 'bert.embeddings.word_embeddings'"),
+    ],
+)
+def test_a_name_that_is_none_gets_one_that_is(qdq: Qdq, workplace: Path, typed: str, meant: str) -> None:
+    assert f"nothing is called '{typed}'; did you mean {meant}" in qdq("explain", typed, "--out", "work").err
+
+
 def test_what_sensitivity_measured_is_shown(qdq: Qdq, workplace: Path) -> None:
     row = {"name": f"{QUERY}.input_quantizer", "damage": 0.25, "gain": 0.125, "metric_damage_points": 1.5}
     Path("work/sensitivity").mkdir()
@@ -81,12 +118,16 @@ def test_one_message_for_a_name_or_folder_that_is_not_there(qdq: Qdq, workplace:
 
 
 def test_the_newest_run_is_meant_when_none_is_named(qdq: Qdq, workplace: Path) -> None:
-    with pytest.raises(ConfigError, match="no work directory below build/"):
+    with pytest.raises(ConfigError, match=r"no work directory below .*/build; name one"):
         newest_run()
     Path("build").mkdir()
     Path("work").rename("build/tiny-bert")
     assert newest_run() == Path("build/tiny-bert")
-    assert qdq("explain", "query").out.startswith("build/tiny-bert\n")
+    assert qdq("explain", "query").out.startswith("work directory  build/tiny-bert\n")
+    Path("build/other").mkdir()
+    shutil.copy("build/tiny-bert/manifest.json", "build/other")
+    os.utime("build/other/manifest.json", (1, 1))
+    assert newest_run() == Path("build/tiny-bert")
 
 
 @pytest.mark.parametrize("command", ["check", "estimate"])
