@@ -68,6 +68,7 @@ def layers(facts: Facts) -> str:
         element("div", grid, class_="scroll"),
         _outside(points),
         _not_int8(found),
+        _float_points(points),
     )
 
 
@@ -151,17 +152,32 @@ def _not_int8(found: Coverage | None) -> str:
     """Multiplications that the engine runs in floating point, grouped by reason."""
     if found is None:
         return paragraph("No engine was built here, so nothing has said which of these it runs in INT8.", class_="soft")
-    reasons: dict[str, list[str]] = {}
-    for entry in found.not_int8:
-        reasons.setdefault(entry.reason, []).append(entry.name)
-    if not reasons:
+    if not found.not_int8:
         return paragraph("The engine runs every multiplication of the encoder in INT8.")
+    named = [(entry.name, entry.reason) for entry in found.not_int8]
+    return _by_reason("Multiplications that the engine runs in floating point, and why", named)
+
+
+def _float_points(points: Iterable[Mapping[str, Any]]) -> str:
+    """Points inside layers that have no quantizer, grouped by reason: what hovering tells, to be read and searched."""
+    named = [
+        (point["name"], point["reason"])
+        for point in points
+        if not point["placed"] and layer_of(point["name"]) is not None
+    ]
+    return _by_reason("Points of the layers that are left in floating point, and why", named) if named else ""
+
+
+def _by_reason(title: str, named: Iterable[tuple[str, str]]) -> str:
+    """Names and their reasons as a table with a row for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in named:
+        reasons.setdefault(reason, []).append(name)
     rows = [
         (str(len(names)), text(reason), element("span", text(_named(names)), class_="mono"))
         for reason, names in reasons.items()
     ]
-    title = element("h3", "Multiplications that the engine runs in floating point, and why")
-    return title + table(("", "reason", "where"), rows, (0,))
+    return element("h3", title) + table(("", "reason", "where"), rows, (0,))
 
 
 def _named(names: list[str]) -> str:

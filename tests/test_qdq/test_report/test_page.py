@@ -109,6 +109,16 @@ def test_every_point_has_a_cell_with_its_state_and_reason(page: tuple[Path, Read
             assert point["name"] in found.said
 
 
+def test_reasons_of_float_points_are_read_without_a_mouse(page: tuple[Path, Reader]) -> None:
+    folder, found = page
+    points = read(folder.parent, "placement")["points"]
+    said = " ".join(found.said.split())
+    floats = [point for point in points if not point["placed"] and layer_of(point["name"]) is not None]
+    assert floats
+    for point in floats:
+        assert " ".join(point["reason"].split()) in said and re.sub(r"\.\d+\.", ".*.", point["name"]) in said
+
+
 def test_every_point_with_a_range_has_its_distribution(page: tuple[Path, Reader]) -> None:
     folder, found = page
     seen = read(folder.parent, "histograms")
