@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import Any
 
@@ -33,7 +33,9 @@ def strategy(record: Record, key: str) -> str:
     if key == AUTO:
         chosen = next(one for one in record["search"]["engines"] if one["name"] == record["search"]["chosen"])
         width = f", width {chosen['width']}" if chosen["width"] != "1" else ""
-        return f"automatic: {chosen['strategy']}{width}"
+        way = chosen["name"].rpartition(", ")[2]
+        variant = f" ({way})" if way.startswith("ptq-") else ""
+        return f"automatic: {chosen['strategy']}{width}{variant}"
     return {FP32: "none, FP32", INT8: "ptq, whole model", HAND: "by hand: dynabert+ptq, width 3/4"}[key]
 
 
@@ -68,7 +70,7 @@ def _speeds(record: Record, key: str) -> list[str]:
 
 
 def _average(records: list[Record], key: str) -> list[str]:
-    """Means over the models; of speed-ups and times too."""
+    """Means over the models; of speed-ups too, and of times where all are from one machine."""
     entries = [record["race"]["engines"][key] for record in records]
     t4 = [record["t4"]["estimate_ms"] for record in records]
     lost = mean(0.0 - one["judging"].get("difference_points", 0.0) for one in entries)
@@ -79,13 +81,18 @@ def _average(records: list[Record], key: str) -> list[str]:
         {AUTO: "automatic", HAND: "by hand", FP32: "none, FP32", INT8: "ptq, whole model"}[key],
         f"{mean(one['judging']['value'] for one in entries):.4f}",
         "–" if key == FP32 else f"{lost:+.2f}",
-        f"{mean(one['p50_ms'] for one in entries):.1f}",
+        f"{mean(one['p50_ms'] for one in entries):.1f}" if len(_machines(records)) == 1 else "–",
         f"{mean(ratio / over for ratio, over in zip(ratios, floats, strict=True)):.2f}",
         f"{mean(ratios):.2f}",
         f"{mean(one[key] for one in t4):.2f}",
         f"{mean(one[FP32] / one[key] for one in t4):.2f}",
         f"{mean(one[INT8] / one[key] for one in t4):.2f}",
     ]
+
+
+def _machines(records: Iterable[Record]) -> list[str]:
+    """Processors that the races ran on, in the order of the records."""
+    return list(dict.fromkeys(record["race"]["machine"]["cpu"] for record in records))
 
 
 def _measured(results: Mapping[str, Record]) -> str:
@@ -96,14 +103,21 @@ def _measured(results: Mapping[str, Record]) -> str:
         f"{record['search']['fp32']['judging']['samples']} judge ({record['search']['metric']})"
         for name, record in results.items()
     )
+    machines = _machines(results.values())
+    where = machines[0] if len(machines) == 1 else "one machine"
+    each = "" if len(machines) == 1 else f" ({', '.join(_where(*item) for item in results.items())})"
     packages = named(race["versions"], ("openvino", "onnxruntime", "torch"))
     return (
         f"Batch {race['batch']} × sequence {race['sequence']}, full rows, the four engines of a model interleaved in "
-        f"one run of {race['rounds']} rounds on {race['threads']} threads of {race['machine']['cpu']}; ratios are "
+        f"one run of {race['rounds']} rounds on {race['threads']} threads of {where}{each}; ratios are "
         f"medians of per-round ratios with 95 % intervals. {packages}. Metric and points lost, with paired 95 % "
         f"intervals, on rows that chose nothing: {counts}. "
         f"{search['settings']['budget'] / 60:.0f} minutes each for the search and by hand. T4: an estimate."
     )
+
+
+def _where(name: str, record: Record) -> str:
+    return f"{name}: {record['race']['machine']['cpu']}"
 
 
 def _chosen(results: Mapping[str, Record]) -> list[str]:
