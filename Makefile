@@ -13,6 +13,7 @@
 #|   make test       make lint, type and docs, then the tests (ARGS="-k name"
 #|                   chooses some; in WORKERS=2 processes, 0 for a debugger)
 #|   make test-gpu   the tests that need an NVIDIA GPU and TensorRT
+#|   make test-avx2  the tests as on a CPU without AVX-512, on one that has it
 #|   make lint       ruff check, ruff format --check, and who may import whom
 #|   make type       mypy --strict
 #|   make setup      create .venv (the targets above do so when needed)
@@ -81,7 +82,7 @@
 #| missing, for example a GPU); `.venv/bin/qdq` returns these codes itself.
 
 .DEFAULT_GOAL := help
-.PHONY: profile docs help setup accuracy engine bench bench-t4 prove test lint type clean distclean lock results test-gpu bench-peers compare-compiled
+.PHONY: profile docs help setup accuracy engine bench bench-t4 prove test lint type clean distclean lock results test-avx2 test-gpu bench-peers compare-compiled
 
 VENV := .venv
 PYTHON ?= python3
@@ -245,6 +246,10 @@ auto: setup
 WORKERS ?= 2
 test: lint type docs
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Instructions are hidden from every program of the tests, not emulated; see tests/without_avx512/run.
+test-avx2: setup
+	@tests/without_avx512/run $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: setup
 	@$(VENV)/bin/python -m pytest -m gpu -rs $(ARGS)

@@ -56,6 +56,7 @@ def _owner(
     """One module: its points, the treatments that changed it, and what each target makes of it."""
     from qdq.placing.units import layer_of
 
+    # Its points, and what was done to them
     calibration = _read(work / "calibration.json")
     sensitivity = {row["name"]: row for row in _read(work / "sensitivity" / "sensitivity.json").get("points", ())}
     placed = [_point(point, calibration, sensitivity) for point in points]
@@ -65,16 +66,18 @@ def _owner(
         for entry in entries
         if _belongs(entry["point"], name)
     ]
+    # What each target makes of it
+    targets = {
+        target: _target(name, work / target, kernels) | _engine(name, placed, work / target)
+        for target in TARGETS
+        if (work / target).is_dir()
+    }
     return {
         "name": name,
         "layer": layer_of(f"{name}."),
         "points": placed,
         "treatments": treatments,
-        "targets": {
-            target: _target(name, work / target, kernels) | _engine(name, placed, work / target)
-            for target in TARGETS
-            if (work / target).is_dir()
-        },
+        "targets": targets,
     }
 
 
@@ -121,7 +124,7 @@ def _target(name: str, folder: Path, kernels: Mapping[str, Sequence[str]]) -> di
 
 
 def _engine(name: str, points: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    """What the engine itself says of the module's multiplications, a line each; {} where nothing is built of it."""
+    """Lines on what the engine itself says of the module's multiplications; {} where nothing is built of it."""
     from qdq.placing.names import PRODUCTS
     from qdq.placing.units import kind_of
 

@@ -51,7 +51,7 @@ def newest_run(root: Path = Path("build")) -> Path:
 
 
 def worked_in(folder: Path) -> float:
-    """When the last run in a work directory began, in seconds since 1970; 0 for a folder that is none."""
+    """Time of the last run in a work directory, in seconds since 1970; 0 for a folder that is none."""
     from qdq.pipeline.workdir import MANIFEST
 
     manifest = folder / MANIFEST

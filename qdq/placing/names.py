@@ -1,4 +1,4 @@
-"""What a name stands for that a user types: a layer, a module, a point, or a node of the graph, whole or in part."""
+"""Names as users type them: a layer, a module, a point, or a node of the graph, whole or in part."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _parts(name: str) -> Iterable[str]:
 
 
 def _outermost(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a model has at its outside, as far as points go: its first layer, and modules outside of layers."""
+    """Names to begin with where none is alike: its first layer, and modules outside of layers."""
     modules = dict.fromkeys(point["name"].rpartition(".")[0] for point in points if layer_of(point["name"]) is None)
     inside = next((point["name"] for point in points if layer_of(point["name"]) is not None), "")
     layer = re.match(r".*?\.\d+(?=\.)", inside)
