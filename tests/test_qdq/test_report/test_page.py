@@ -116,7 +116,8 @@ def test_reasons_of_float_points_are_read_without_a_mouse(page: tuple[Path, Read
     floats = [point for point in points if not point["placed"] and layer_of(point["name"]) is not None]
     assert floats
     for point in floats:
-        assert " ".join(point["reason"].split()) in said and re.sub(r"\.\d+\.", ".*.", point["name"]) in said
+        starred = re.sub(r"\.\d+\.", ".*.", point["name"])  # where several layers have it
+        assert " ".join(point["reason"].split()) in said and (starred in said or point["name"] in said)
 
 
 def test_every_point_with_a_range_has_its_distribution(page: tuple[Path, Reader]) -> None:
@@ -152,7 +153,7 @@ def test_texts_that_try_to_break_out_stay_text(workplace: Path) -> None:
     page = render(facts_of(folder.parent, "openvino"))
     reader = Reader(page)
     assert "script" not in reader.tags and "img" not in reader.tags
-    assert reader.said.count("<script>alert(1)</script>") == 6
+    assert reader.said.count("<script>alert(1)</script>") == 7
     assert "\u202e" not in page and "\x07" not in page  # no text may turn its neighbours around
 
 
