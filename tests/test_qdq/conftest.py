@@ -34,9 +34,14 @@ CheckpointFactory = Callable[..., Path]
 Batch = dict[str, torch.Tensor]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tiny models are slower on more threads, and a sum's order then stays the same."""
+    """Tiny models are slower on more threads, and a sum's order then stays the same; a compile before set its own."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_for_shared_fixtures() -> None:
     torch.set_num_threads(1)
 
 
