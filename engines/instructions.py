@@ -7,7 +7,8 @@ Engines for such a CPU are therefore built so that no pair can (`engines.onnxrun
 
 Sources: Intel's Software Developer's Manual (PMADDUBSW, VPDPBUSD, TDPBUSD) and Arm's reference manual (UDOT, SMMLA) for
 the instructions; flags as Linux spells them in /proc/cpuinfo. Run for this repository: AVX-512 VNNI and AVX2 on
-hardware (tests/without_avx512 hides the former), SSE emulated. OpenVINO saturates on both of these, ONNX Runtime with AVX2.
+hardware (tests/without_avx512 hides the former), SSE emulated. OpenVINO saturates on both of these, ONNX Runtime
+with AVX2.
 """
 
 from __future__ import annotations

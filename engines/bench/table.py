@@ -92,8 +92,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     if any(part["budget_exceeded"] for part in parts):
         taken, budget = (sum(part[key] for part in parts) for key in ("elapsed_s", "budget_s"))
         notes.append(
-            f"took {taken:.1f} s, over the {budget:.1f} s it had of the time budget; every contestant is timed at least "
-            f"{MIN_SAMPLES} times"
+            f"took {taken:.1f} s, over the {budget:.1f} s it had of the time budget; every contestant is timed at "
+            f"least {MIN_SAMPLES} times"
         )
     return notes
 
