@@ -25,6 +25,8 @@ from .conftest import CLASSIFIER, HANGS, STARTED, serving
 def test_the_printed_request_is_answered_and_a_signal_ends_it_in_order(repository: Path, ending: int) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # the tests run in the background, and children inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     words = [sys.executable, "-m", "qdq.cli.main", "serve", str(repository)]
     words += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as owner:
