@@ -125,21 +125,22 @@ def _target(name: str, folder: Path, kernels: Mapping[str, Sequence[str]]) -> di
 
 def _engine(name: str, points: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
     """Lines on what the engine itself says of the module's multiplications; {} where nothing is built of it."""
-    from qdq.placing.names import PRODUCTS
-    from qdq.placing.units import kind_of
+    from qdq.placing.names import products
+    from qdq.placing.units import kind_of, layer_of
 
     int8 = _read(folder / "build.json").get("int8")
     if not int8:
         return {}
+    inside = layer_of(f"{name}.") is not None  # an engine's INT8 is counted in the layers alone
     placed = {kind_of(point["name"]): point["int8"] for point in points}
     # What it names it says itself; of the others it says INT8, where their operands are
     said = {item["name"]: f"runs in float: {item['reason']}" for item in int8["not_int8"]}
     said |= dict.fromkeys(int8["inferred"], "runs in INT8, concluded from a fused block that reports one precision")
     mine = {node.rpartition(".")[2]: text for node, text in said.items() if node.rpartition(".")[0] == name}
-    for node, operands in {**PRODUCTS, "": LINEAR}.items():
+    for node, operands in {**products(folder.parent), "": LINEAR}.items():
         if node and not placed.keys() & {*operands, *LINEAR}:
             mine.pop(node, None)  # the other product of an attention
-        elif all(placed.get(operand) for operand in operands) and (node not in mine if node else not mine):
+        elif inside and all(placed.get(operand) for operand in operands) and (node not in mine if node else not mine):
             mine[node] = "runs in INT8, as the engine reports it"
     return {"engine": [f"{node} {text}".strip() for node, text in sorted(mine.items())]}
 

@@ -8,20 +8,21 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from qdq.base.artifacts import read_json
 from qdq.errors import ConfigError
 from qdq.placing.units import kind_of, layer_of
 
 SUGGESTED = 4  # modules where no name is alike
 # A node of a graph, as build.json and the print of a compile name it: its module, and an ONNX operator with a number.
 NODE = re.compile(r"^(?:(?P<module>.+)\.)?(?P<operator>[A-Z][A-Za-z]*(?:_\d+)?)$")
-# The products of an attention block, and the kinds of the points on their operands.
-PRODUCTS: Mapping[str, tuple[str, ...]] = {"MatMul": ("matmul q", "matmul k"), "MatMul_1": ("matmul a", "matmul v")}
+# The second product of an attention block by the kind of its relative positions, whose own products come before it.
+SECOND: Mapping[str, str] = {"relative_key": "MatMul_2", "relative_key_query": "MatMul_3"}
 
 
 def owners(asked: str, points: Sequence[Mapping[str, Any]], work: Path) -> dict[str, list[Mapping[str, Any]]]:
     """Module -> its points among those that `asked` is a part of. Raises ConfigError, naming what is alike."""
     named = asked.removesuffix(".")
-    found = _named(named, points) or _of_node(named, points)
+    found = _named(named, points) or _of_node(named, points, products(work))
     if not found:
         parts = dict.fromkeys(part for point in points for part in _parts(point["name"]))
         alike = get_close_matches(named, parts) or _outermost(points)
@@ -30,6 +31,13 @@ def owners(asked: str, points: Sequence[Mapping[str, Any]], work: Path) -> dict[
             "every name"
         )
     return found
+
+
+def products(work: Path) -> dict[str, tuple[str, ...]]:
+    """Products of an attention block in a work directory's graph, and the kinds of the points on their operands."""
+    config = work / "checkpoint" / "config.json"
+    positions = read_json(config).get("position_embedding_type") if config.is_file() else None
+    return {"MatMul": ("matmul q", "matmul k"), SECOND.get(str(positions), "MatMul_1"): ("matmul a", "matmul v")}
 
 
 def _named(named: str, points: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -42,13 +50,15 @@ def _named(named: str, points: Sequence[Mapping[str, Any]]) -> dict[str, list[Ma
     return found
 
 
-def _of_node(named: str, points: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def _of_node(
+    named: str, points: Sequence[Mapping[str, Any]], products: Mapping[str, tuple[str, ...]]
+) -> dict[str, list[Mapping[str, Any]]]:
     """Module -> the points on the operands of a node of the graph, such as ``…attention.self.MatMul_1``."""
     node = NODE.match(named)
     if node is None:
         return {}
     found = _named(node["module"] or "", points)
-    kinds = PRODUCTS.get(node["operator"], ())
+    kinds = products.get(node["operator"], ())
     of_product = {
         module: chosen
         for module, members in found.items()

@@ -87,6 +87,29 @@ def test_names_of_a_graph_are_known_and_the_engine_has_the_last_word(qdq: Qdq, w
     assert [owner["name"] for owner in explained(qdq, "MatMul_1")] == [attention]
 
 
+@pytest.mark.parametrize(("kind", "second"), [("relative_key", "MatMul_2"), ("relative_key_query", "MatMul_3")])
+def test_products_of_relative_positions_are_no_products_of_the_softmax(
+    qdq: Qdq, workplace: Path, kind: str, second: str
+) -> None:
+    config = Path("work/checkpoint/config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"position_embedding_type": kind}))
+    (owner,) = explained(qdq, f"bert.encoder.layer.0.attention.self.{second}")
+    assert [point["kind"] for point in owner["points"]] == ["matmul a", "matmul v"]
+    owner, *_ = explained(qdq, "bert.encoder.layer.0.attention.self.MatMul_1")
+    assert len(owner["points"]) == 4, "the whole block, as no point is on its operands"
+
+
+def test_nothing_outside_the_layers_is_said_to_run_in_int8(qdq: Qdq, workplace: Path) -> None:
+    placement, build = (json.loads(Path(f"work/{name}.json").read_text()) for name in ("placement", "openvino/build"))
+    for point in placement["points"]:
+        point["placed"] |= point["name"].startswith("classifier")
+    build["int8"]["not_int8"] = []
+    Path("work/placement.json").write_text(json.dumps(placement))
+    Path("work/openvino/build.json").write_text(json.dumps(build))
+    (head,) = explained(qdq, "classifier")
+    assert head["targets"]["openvino"]["engine"] == []
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
